@@ -1,0 +1,55 @@
+# The front door. `make` lists what there is; every target sets up .venv by itself when environment.yml has changed.
+
+ROOT    := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
+VENV    := $(ROOT)/.venv
+PY      := $(VENV)/bin/python
+STAMP   := $(VENV)/.stamp
+PROFILE ?= laptop
+# a folder of parameter files of one's own, relative to where make is called
+PARAMS  ?=
+CHOSEN  := $(if $(PARAMS),$(abspath $(PARAMS)),$(PROFILE))
+CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
+SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
+
+.PHONY: help paper test lab sync dry report clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 10
+	@echo; echo "Variables: PROFILE=smoke|laptop, PARAMS=path/to/folder, CORES=n"
+
+paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
+	@$(SNAKEMAKE) --quiet rules host reason progress
+	@echo "done: tables and figures in $(ROOT)/figures/$(notdir $(CHOSEN))"
+
+test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
+	@cd $(ROOT) && $(PY) -m pytest tests
+	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@cd $(ROOT) && $(PY) -m jupyter lab notebooks
+
+sync: $(STAMP)  ## make every .ipynb and .py, and the table of exhibits in README.md, say the same
+	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
+	@$(PY) -m faithful_sae.exhibits
+
+dry: $(STAMP)  ## show what `make paper` would do, and why
+	@$(SNAKEMAKE) --dry-run --quiet rules
+
+report: $(STAMP)  ## an HTML report of the last `make paper`: steps, times, results
+	@$(SNAKEMAKE) --report $(ROOT)/artifacts/report-$(notdir $(CHOSEN)).html
+	@echo "written: $(ROOT)/artifacts/report-$(notdir $(CHOSEN)).html"
+
+clean:  ## delete what a profile computed (its figures stay)
+	rm -rf "$(ROOT)/artifacts/$(notdir $(CHOSEN))"
+
+# pip alone reads the one source of versions: the `pip:` list of environment.yml. Torch first and alone, so that whatever
+# depends on it takes that build.
+$(STAMP): $(ROOT)/environment.yml $(ROOT)/lib/pyproject.toml
+	@echo "setting up $(VENV) (some minutes, once)"
+	@python3 -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version)'
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) $(ROOT)/workflow/requirements.py $(ROOT)/environment.yml > $(VENV)/requirements.txt
+	@cd $(ROOT) && grep '^torch==' $(VENV)/requirements.txt | xargs $(PY) -m pip install --quiet --disable-pip-version-check
+	@cd $(ROOT) && $(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(PY) -m pip check
+	@touch $@

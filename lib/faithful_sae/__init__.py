@@ -1,0 +1,16 @@
+"""Companion to FaithfulSAE: sparse autoencoders trained on text the language model itself wrote.
+
+The names below are loaded when first used, so that reading a parameter file does not wait for torch.
+"""
+
+import importlib
+
+PUBLIC = {"TopKSAE": "sae", "load_sae": "sae", "match_features": "matching", "shared_feature_ratio": "sfr",
+         "fake_feature_ratio": "ffr", "fidelity": "faithfulness", "train_saes": "train", "load_model": "models"}
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name):
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f"faithful_sae.{PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'faithful_sae' has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""The list of exhibits (params/exhibits.yaml) and the two ways to write one: save_table and save_figure.
+
+Files go to figures/<profile>/, each with its provenance beside it. Everything written says which profile it is from.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import yaml
+
+from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
+
+EXHIBITS_FILE = ROOT / "params" / "exhibits.yaml"
+SUFFIXES = {"table": ("csv", "md", "tex"), "figure": ("csv", "pdf", "png")}
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One entry of params/exhibits.yaml."""
+    id: str
+    title: str
+    kind: str
+    scope: str
+    paper: str
+    notebook: str
+    numbers: dict | None = None
+
+    def stem(self, run_name=None) -> str:
+        """File name without suffix; a model's exhibit carries the run's name."""
+        return f"{self.id}_{run_name}" if self.scope == "model" else self.id
+
+    def files(self, run_name=None) -> list[str]:
+        """File names it consists of, provenance apart."""
+        return [f"{self.stem(run_name)}.{suffix}" for suffix in SUFFIXES[self.kind]]
+
+
+@functools.cache
+def _listed():
+    return yaml.safe_load(EXHIBITS_FILE.read_text(encoding="utf-8"))
+
+
+def exhibits() -> dict[str, Exhibit]:
+    """All exhibits by id, in the order of the list."""
+    return {entry["id"]: Exhibit(**entry) for entry in _listed()["exhibits"]}
+
+
+def paper_models() -> dict[str, str]:
+    """The paper's language models: key -> its spelling."""
+    return _listed()["models"]
+
+
+def notebook_exhibits(run, notebook) -> list[Exhibit]:
+    """The exhibits one notebook writes for a run; the embedded model's own is left out where nothing is embedded."""
+    return [e for e in exhibits().values() if e.notebook == notebook and (run.embedded or e.id != "lm_training")]
+
+
+def profile_note(runs) -> str:
+    """The sentence that every exhibit carries, so that no laptop number is taken for the paper's."""
+    r = runs[0]
+    what = ("small language models of software documentation, trained on the spot; not the paper's models"
+            if r.embedded else ", ".join(sorted({run.label for run in runs})))
+    return f"Profile {r.profile}: {what}. SAE recipe: {r.sae.recipe}."
+
+
+def save_table(runs, exhibit_id, table, digits=4, inputs=()):
+    """Write a table as csv (all digits), md and tex (rounded to `digits`), and return it for display.
+
+    Args:
+        runs: the Run it belongs to (scope model) or the list of them (scope profile). inputs: files it was made from.
+    """
+    exhibit, runs, stem = _place(runs, exhibit_id)
+    note, folder = profile_note(runs), runs[0].figures
+    write_csv(folder / f"{stem}.csv", table)
+    rounded = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v))
+    rounded.columns = [str(c).replace("_", " ") for c in table.columns]
+    with atomic_path(folder / f"{stem}.md") as tmp:
+        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{rounded.to_markdown(index=False, disable_numparse=True)}\n",
+                       encoding="utf-8")
+    with atomic_path(folder / f"{stem}.tex") as tmp:
+        tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
+                                        label=f"tab:{stem}"), encoding="utf-8")
+    _provenance(runs, stem, inputs)
+    return table
+
+
+def save_figure(runs, exhibit_id, data, draw, inputs=()):
+    """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
+
+    Args:
+        data: DataFrame. draw: function of the DataFrame read back from the csv, returning a matplotlib Figure.
+
+    Returns:
+        path of the png, for display.
+    """
+    exhibit, runs, stem = _place(runs, exhibit_id)
+    folder = runs[0].figures
+    write_csv(folder / f"{stem}.csv", data)
+    figure = draw(pd.read_csv(folder / f"{stem}.csv", keep_default_na=False, na_values=[""]))
+    bottom = figure.get_tightbbox().y0 - 0.06   # inches, below everything drawn
+    figure.text(0.005, bottom / figure.get_figheight(), profile_note(runs), fontsize=5.5, color="0.35", va="top")
+    for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):  # same data, same bytes
+        with atomic_path(folder / f"{stem}.{suffix}") as tmp, matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(tmp, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.06, metadata=undated)
+    _provenance(runs, stem, inputs)
+    return str(folder / f"{stem}.png")
+
+
+def _place(runs, exhibit_id):
+    runs = runs if isinstance(runs, list) else [runs]
+    exhibit = exhibits()[exhibit_id]
+    return exhibit, runs, exhibit.stem(runs[0].name)
+
+
+def _provenance(runs, stem, inputs):
+    write_provenance(runs[0].figures / f"{stem}.provenance.json",
+                     parameters={run.name: run.settings("label", "model", "revision", "layer", "sae") for run in runs},
+                     inputs={str(Path(path).relative_to(ROOT)): file_hash(path) for path in inputs})
+
+
+def readme_table(profile="laptop") -> str:
+    """The README's table of exhibits, with a link to each file of the committed profile."""
+    lines = ["| exhibit | paper | made by | files |", "|---|---|---|---|"]
+    for exhibit in exhibits().values():
+        names = [None] if exhibit.scope == "profile" else sorted(p.stem for p in (ROOT / "params" / profile).glob("*.yaml"))
+        suffix = "md" if exhibit.kind == "table" else "png"
+        links = " ".join(f"[{name or exhibit.id}](figures/{profile}/{exhibit.stem(name)}.{suffix})" for name in names)
+        lines.append(f"| {exhibit.title} | {exhibit.paper} | {exhibit.notebook} | {links} |")
+    return "\n".join(lines)
+
+
+def write_readme_table():
+    """Put the table between its two markers in README.md."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- exhibits -->\n")
+    after = rest.split("<!-- /exhibits -->")[1]
+    readme.write_text(f"{before}<!-- exhibits -->\n{readme_table()}\n<!-- /exhibits -->{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme_table()

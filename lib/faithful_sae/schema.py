@@ -1,0 +1,223 @@
+"""The keys of a parameter file, as frozen dataclasses. No key has a default: what a run does is what its YAML says.
+
+One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06 on one language model; a profile is a folder of them.
+The commented `params/laptop/*.yaml` give every key's meaning, unit and section of the paper.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from faithful_sae.provenance import ROOT
+
+ROLES = ("faithful", "faithful-other", "pile", "fineweb", "openwebtext", "tinystories", "alpaca", "open-instruct", "flan")
+TASK_ROLES = ("sst2", "cola", "yelp", "agnews")
+DOCUMENTATION_KINDS = ("docstrings", "doctests", "source", "headers", "topics")
+DOCUMENTATION_TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
+
+
+class ParamsError(ValueError):
+    """A parameter file cannot be used; the message names file, key and remedy."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A language model trained on the spot on the documentation of installed packages (`model: embedded`)."""
+    corpus: str                 # name of the corpus it is trained on
+    architecture: typing.Literal["gpt_neox", "llama"]
+    vocab_size: int
+    d_model: int
+    d_mlp: int
+    n_layers: int
+    n_heads: int
+    context: int                # tokens
+    train_tokens: int           # distinct tokens read from the corpus
+    steps: int
+    batch_rows: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The faithful dataset (paper 3.1)."""
+    tokens: int
+    max_new_tokens: int
+    batch_rows: int
+    temperature: float
+    top_p: float
+    first_token: typing.Literal["bos", "flat"]
+    shard_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text from one of four places: `faithful`, `path`, `hub`, `documentation`; the other keys say how to read it."""
+    role: str | None = None
+    faithful: str | None = None
+    path: str | None = None
+    hub: str | None = None
+    documentation: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    text_key: str | None = None
+    packages: tuple[str, ...] = ()
+    max_characters: int | None = None
+
+
+@dataclass(frozen=True)
+class SAE:
+    """TopK SAEs, one per corpus and seed (paper 3.2, Table 5)."""
+    train_on: tuple[str, ...]
+    d_sae: int
+    k: int
+    lr: float
+    tokens: int
+    max_epochs: int
+    batch_tokens: int
+    buffer_tokens: int
+    lm_batch_rows: int
+    include_bos: bool
+    recipe: typing.Literal["default", "authors"]
+    seeds: tuple[int, ...]
+    data_seed: int
+
+
+@dataclass(frozen=True)
+class SFR:
+    """Shared feature ratio (paper 3.4)."""
+    threshold: float
+    dead_below: float
+
+
+@dataclass(frozen=True)
+class FFR:
+    """Fake feature ratio (paper 3.5)."""
+    tokens: int
+    frequency: float
+    activation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The fidelity matrices (paper 4.3, Figure 5, Appendix B)."""
+    corpora: tuple[str, ...]
+    rows: int
+    rows_from: typing.Literal["heldout", "train"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled corpus: `train` and `test` files, a Hub dataset, or one made from documentation."""
+    role: str | None = None
+    train: str | None = None
+    test: str | None = None
+    hub: str | None = None
+    documentation: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    text_key: str | None = None
+    label_key: str | None = None
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Linear probes (paper 3.6)."""
+    tasks: dict[str, Task]
+    max_train: int
+    max_test: int
+    max_tokens: int
+    include_bos: bool
+    inverse_regularisation: float
+    max_iter: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One language model's run: everything in its YAML, and where its results go."""
+    label: str
+    beside: str | None
+    model: str
+    revision: str | None
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"]
+    device: typing.Literal["auto", "cpu", "cuda"]
+    threads: int
+    layer: int
+    sequence_length: int
+    corpus_tokens: int
+    heldout: float
+    embedded: Embedded | None
+    generate: Generate
+    corpora: dict[str, Corpus]
+    sae: SAE
+    sfr: SFR
+    ffr: FFR
+    fidelity: Fidelity
+    probing: Probing
+    file: Path = dataclasses.field(metadata={"internal": True})
+
+    @property
+    def profile(self) -> str:
+        return self.file.parent.name
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @property
+    def artifacts(self) -> Path:
+        return ROOT / "artifacts" / self.profile / self.name
+
+    @property
+    def figures(self) -> Path:
+        return ROOT / "figures" / self.profile
+
+    def resolve(self, path) -> Path:
+        """A path of the YAML, relative to the YAML's folder."""
+        return (self.file.parent / Path(path).expanduser()).resolve()
+
+    def settings(self, *keys) -> dict:
+        """The named top-level values as plain data, for a hash or for provenance."""
+        return {key: plain(getattr(self, key)) for key in keys}
+
+
+MODEL_KEYS = ("model", "revision", "dtype", "device", "threads", "embedded")
+STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the notebooks that name its key
+    "01_generate_faithful": ("label", "sequence_length", "corpus_tokens", "heldout", "generate"),
+    "02_train_sae": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "sae"),
+    "03_sfr": ("label", "threads", "sfr"),
+    "04_ffr": ("label", "layer", "sequence_length", "ffr"),
+    "05_fidelity_matrix": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "fidelity"),
+    "06_probing": ("label", "layer", "probing"),
+    "07_paper": ("label", "beside", "sae", "sfr", "ffr", "corpora", "probing", "layer", "sequence_length"),
+}
+
+
+def stage_settings(run, stage) -> dict:
+    """The part of a run's parameters that one notebook depends on, with only the corpora it reads."""
+    keys = STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
+    settings = run.settings(*keys)
+    corpora = {"01_generate_faithful": (run.embedded.corpus,) if run.embedded else (),
+               "02_train_sae": run.sae.train_on, "05_fidelity_matrix": run.fidelity.corpora}.get(stage)
+    if corpora is not None:
+        settings["corpora"] = {name: plain(run.corpora[name]) for name in corpora}
+    return settings
+
+
+def plain(value):
+    """A parameter value as JSON-serialisable data."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,69 @@
+"""The shared feature ratio (paper 3.4): how much of its dictionary an SAE owes to its seed.
+
+    SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from faithful_sae.matching import match_features
+
+CRITERIA = ("decoder", "encoder+decoder")
+
+
+def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> float:
+    """SFR of two SAEs, a fraction 0-1.
+
+    Args:
+        threshold: least cosine of a shared latent. The paper says >= 0.7; the authors' code has > 0.7.
+        criterion: "decoder" (the paper's), or "encoder+decoder": both sides are matched on their own, and a latent is shared
+            if both matchings pair the same two latents and both cosines reach the threshold (Paulo and Belrose 2025).
+
+    Raises:
+        ValueError: different sizes, unknown criterion.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
+    decoder = match_features(sae_a.W_dec, sae_b.W_dec)
+    encoder = match_features(sae_a.W_enc.T, sae_b.W_enc.T) if criterion == "encoder+decoder" else None
+    return float(shared(decoder, encoder, threshold).mean())
+
+
+def shared(decoder, encoder, threshold):
+    """bool [F]: which latents of the first SAE are shared, by the decoder matching or (encoder not None) by both."""
+    result = decoder.cosine >= threshold
+    if encoder is not None:
+        result &= (encoder.cosine >= threshold) & (encoder.permutation == decoder.permutation)
+    return result
+
+
+def compare_seeds(saes, threshold, dead_below):
+    """Match all pairs of seeds of one corpus.
+
+    Args:
+        saes: {seed: TopKSAE}, each with `.firing`. threshold: cosine. dead_below: a latent that fires on a share of tokens
+            at or below it is dead (0: it never fired over the last tenth of the training).
+
+    Returns:
+        (rows, latents). rows, one per pair: sfr (the paper's, over all latents), sfr_encoder_decoder, sfr_strict (the
+        authors' > instead of >=), sfr_alive (over latents alive in the first SAE and matched to one alive in the second),
+        share dead in each. latents, one row per latent of the first: its match, both cosines, alive flags.
+    """
+    rows, tables = [], []
+    for (seed_a, a), (seed_b, b) in itertools.combinations(saes.items(), 2):
+        decoder, encoder = match_features(a.W_dec, b.W_dec), match_features(a.W_enc.T, b.W_enc.T)
+        alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))
+        both = alive_a & alive_b[decoder.permutation]
+        is_shared = shared(decoder, None, threshold)
+        rows.append({
+            "seed_a": seed_a, "seed_b": seed_b, "d_sae": len(both), "sfr": is_shared.mean(),
+            "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(), "sfr_strict": (decoder.cosine > threshold).mean(),
+            "sfr_alive": is_shared[both].mean() if both.any() else np.nan, "mean_cosine": decoder.cosine.mean(),
+            "dead_a": 1 - alive_a.mean(), "dead_b": 1 - alive_b.mean()})
+        tables.append(pd.DataFrame({
+            "seed_a": seed_a, "seed_b": seed_b, "latent": np.arange(len(both)), "match": decoder.permutation,
+            "decoder_cosine": decoder.cosine, "encoder_match": encoder.permutation, "encoder_cosine": encoder.cosine,
+            "alive_both": both, "firing": a.firing.numpy()}))
+    return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)

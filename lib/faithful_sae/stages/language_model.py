@@ -1,0 +1,83 @@
+"""The run's language model: trained here when it is embedded, loaded otherwise."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+
+from faithful_sae import corpora, ngram, packing
+from faithful_sae.embedded import train_language_model, train_tokenizer
+from faithful_sae.models import ModelError, load_model
+from faithful_sae.provenance import MissingInputError, code_hash, digest, file_hash, is_current, write_csv, write_provenance
+from faithful_sae.schema import plain
+from faithful_sae.stages.rows import write_rows
+
+
+def model_key(run) -> str:
+    """What determines a run's language model: its files, its Hub revision, or the recipe and text it is trained on."""
+    if run.embedded:
+        return digest([plain(run.embedded), corpora.text_hash(run, run.embedded.corpus), run.heldout, run.threads,
+                       code_hash("embedded", "packing", "ngram")])
+    folder = run.resolve(run.model)
+    return digest([file_hash(folder) if folder.is_dir() else [run.model, run.revision], run.dtype])
+
+
+def open_model(run):
+    """The run's language model, hooked at `layer`.
+
+    Raises:
+        MissingInputError: an embedded model that notebook 01 has not trained. ModelError: as load_model, or a context shorter
+        than sequence_length.
+    """
+    folder = run.artifacts / "lm" if run.embedded else run.resolve(run.model)
+    if run.embedded and not is_current(folder, model_key(run)):
+        raise MissingInputError(f"{folder}: not trained yet, or with other parameters: run notebooks/01_generate_faithful for "
+                                f"{run.profile}/{run.name} first")
+    lm = load_model(folder if folder.is_dir() else run.model, run.layer, run.device, run.dtype, None if folder.is_dir() else run.revision)
+    if run.sequence_length > lm.context:
+        raise ModelError(f"{run.file}: sequence_length = {run.sequence_length} exceeds the context of {run.model}, {lm.context} tokens")
+    return lm
+
+
+def train_embedded_model(run) -> pd.DataFrame | None:
+    """Train the embedded language model if it is not there; None for a model that is not embedded.
+
+    Writes rows `language_model`: held-out cross-entropy of the model and of an interpolated 5-gram fitted on the same tokens.
+
+    Returns:
+        the training log (tokens, train_ce, heldout_ce in nats per token).
+    """
+    if not run.embedded:
+        return None
+    folder, key, e = run.artifacts / "lm", model_key(run), run.embedded
+    if not is_current(folder, key):
+        start = time.time()
+        texts = list(corpora.documents(run, e.corpus))
+        tokenizer = train_tokenizer(texts, e.vocab_size)
+        wanted = round(e.train_tokens / (1 - run.heldout))
+        rows = packing.pack(packing.tokenize(texts, tokenizer), tokenizer.bos_token_id, e.context, wanted)
+        if len(rows) * e.context < wanted - e.context:
+            print(f"note: {e.corpus}: {len(rows) * e.context:,} tokens, fewer than the {wanted:,} asked for: all are used")
+        heldout = max(round(len(rows) * run.heldout), 1)
+        train_rows, heldout_rows = rows[:-heldout], rows[-heldout:]
+        five_gram = ngram.NGram(5, e.vocab_size).fit(train_rows).cross_entropy(heldout_rows)
+        log = train_language_model(e, train_rows, heldout_rows, tokenizer, folder, e.seed)
+        write_csv(folder / "evaluation.csv", pd.DataFrame([{
+            "architecture": e.architecture, "layers": e.n_layers, "d_model": e.d_model, "parameters": count_parameters(folder),
+            "train_tokens": train_rows.size, "tokens_seen": e.steps * e.batch_rows * e.context, "heldout_tokens": heldout_rows.size,
+            "ce": log["heldout_ce"].iloc[-1], "ce_5gram": five_gram}]))
+        write_provenance(folder / "provenance.json", key=key, parameters=run.settings("embedded", "threads", "heldout"),
+                         inputs={"text": digest(texts)}, seconds=time.time() - start)
+    write_rows(run, "language_model", pd.read_csv(folder / "evaluation.csv"))
+    return pd.read_csv(folder / "training.csv")
+
+
+def count_parameters(folder) -> int:
+    """Number of weights in a model folder, tied ones once."""
+    total = 0
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            total += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())
+    return total

@@ -1,0 +1,32 @@
+"""Loading the SAEs of a run, and refusing those that are not what the parameters say."""
+
+from faithful_sae.provenance import MissingInputError, file_hash
+from faithful_sae.sae import SAEError, load_sae
+from faithful_sae.stages.rows import read_rows
+
+
+def load_saes(run, lm=None) -> dict:
+    """{(corpus, seed): TopKSAE} of a run.
+
+    Raises:
+        MissingInputError: notebook 02 has not trained one. SAEError: damaged weights, other weights than 02 recorded, another
+        k, d_sae or layer than the parameters', or (with `lm`) another width than the model's.
+    """
+    recorded = read_rows(run, "saes", "02_train_sae").set_index(["corpus", "seed"]).weights
+    saes = {}
+    for name in run.sae.train_on:
+        for seed in run.sae.seeds:
+            folder = run.artifacts / "saes" / name / f"seed{seed}"
+            if not folder.exists() or (name, seed) not in recorded.index:
+                raise MissingInputError(f"{folder} is missing: run notebooks/02_train_sae for {run.profile}/{run.name} first")
+            sae = load_sae(folder)
+            if lm is not None and sae.d_model != lm.d_model:
+                raise SAEError(f"{folder}: takes activations of width {sae.d_model}, but the model's are {lm.d_model} wide")
+            for key, here, wanted in (("sae.d_sae", sae.d_sae, run.sae.d_sae), ("sae.k", sae.k, run.sae.k),
+                                      ("layer", sae.metadata.get("layer"), run.layer)):
+                if here != wanted:
+                    raise SAEError(f"{folder}: was trained with {key} = {here}, but {run.file} says {wanted}: run 02_train_sae again")
+            if file_hash(folder / "sae_weights.safetensors") != recorded[name, seed]:
+                raise SAEError(f"{folder}: its weights are not those 02_train_sae wrote: delete the folder and run it again")
+            saes[name, seed] = sae.to(lm.device) if lm is not None else sae
+    return saes

@@ -1,0 +1,149 @@
+"""Training TopK SAEs: several seeds from one stream of activations, each batch given to all of them in turn.
+
+    loss = mean over tokens and dimensions of (x - x_hat)^2 + 1/32 AuxK
+
+AuxK (Gao et al. 2024, A.2) lets the dead latents' best aux_k explain the residual x - x_hat, so that they come back to life.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from faithful_sae.sae import TopKSAE
+
+AUX_COEFFICIENT = 1 / 32
+LOG_POINTS = 100           # rows of the training curve per SAE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the paper leaves open about training."""
+    betas: tuple[float, float]
+    warmup: float              # share of the steps over which lr rises linearly
+    decay: float               # share of the steps, at the end, over which lr falls linearly to 0
+    detach_residual: bool      # AuxK explains the residual without moving what made it
+    b_dec_from_mean: bool      # start at the mean of the first batch instead of 0
+    renormalise_after: bool    # unit decoder rows after the step; before it, rows end up only near unit norm
+    train_b_enc: bool
+    kaiming_encoder: bool      # the authors' initialisation of W_enc; otherwise W_enc = W_dec^T
+    dead_after: int | None     # batches without firing; None: a tenth of the training
+    aux_k: int | None          # None: d_model / 2
+
+
+RECIPES = {
+    "default": Recipe((0.9, 0.999), 0.05, 0.2, True, True, True, True, False, None, None),
+    # as in the authors' public code; the paper gives neither optimiser nor schedule
+    "authors": Recipe((0.9, 0.99), 0.0, 0.0, False, False, False, False, True, 5, 512),
+}
+
+
+class _Training:
+    """One SAE on its way: parameters, optimiser, dead counters."""
+
+    def __init__(self, sae, lr, recipe, n_steps):
+        self.sae, self.recipe, self.n_steps, self.lr = sae, recipe, n_steps, lr
+        if recipe.kaiming_encoder:
+            generator = torch.Generator().manual_seed(sae.metadata["seed"])
+            bound = (6 / sae.d_sae) ** 0.5   # kaiming_uniform_ of a [D, F] matrix: fan_in is F
+            w = (torch.rand(sae.d_model, sae.d_sae, generator=generator) * 2 - 1) * bound
+            sae.W_enc, sae.W_dec = w.to(sae.W_enc.device), F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device)
+        self.trained = [w.requires_grad_() for name, w in sae.weights.items() if name != "b_enc" or recipe.train_b_enc]
+        self.optimiser = torch.optim.Adam(self.trained, lr=lr, betas=recipe.betas, fused=True)
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)  # batches
+        self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
+        self.aux_k = recipe.aux_k or sae.d_model // 2
+        self.fired, self.counted = torch.zeros(sae.d_sae, device=sae.W_enc.device), 0
+        self.log = []
+
+    def loss(self, x):
+        """(loss, x_hat, values, indices) of a batch x [B, D]; AuxK is 0 while no latent is dead."""
+        sae = self.sae
+        pre = sae.pre_activations(x)
+        values, indices = pre.topk(sae.k, dim=-1, sorted=False)
+        x_hat = sae.decode_topk(values, indices)
+        loss = F.mse_loss(x_hat, x)
+        dead = self.since_fired >= self.dead_after
+        n_dead = int(dead.sum())
+        if n_dead:
+            aux_values, aux_indices = pre.masked_fill(~dead, 0).topk(min(self.aux_k, n_dead), dim=-1, sorted=False)
+            residual = x - (x_hat.detach() if self.recipe.detach_residual else x_hat)
+            explained = F.embedding_bag(aux_indices, sae.W_dec, per_sample_weights=aux_values, mode="sum")
+            loss = loss + AUX_COEFFICIENT * F.mse_loss(explained, residual)
+        return loss, x_hat, values, indices
+
+    def step(self, i, x):
+        """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
+        sae, recipe = self.sae, self.recipe
+        if i == 0 and recipe.b_dec_from_mean:
+            sae.b_dec.data.copy_(x.mean(0))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * min(1, (i + 1) / max(recipe.warmup * self.n_steps, 1),
+                                        (self.n_steps - i) / max(recipe.decay * self.n_steps, 1))
+        loss, x_hat, values, indices = self.loss(x)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        with torch.no_grad():
+            if not recipe.renormalise_after:
+                sae.W_dec.data = F.normalize(sae.W_dec.data, dim=-1)
+            sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec  # keep to the sphere
+            self.optimiser.step()
+            if recipe.renormalise_after:
+                sae.W_dec.data = F.normalize(sae.W_dec.data, dim=-1)
+            self._count(i, x, x_hat, values, indices, loss)
+
+    def _count(self, i, x, x_hat, values, indices, loss):
+        active = indices[values > 0]
+        counts = torch.bincount(active, minlength=self.sae.d_sae)
+        self.since_fired = torch.where(counts > 0, 0, self.since_fired + 1)
+        if i >= self.n_steps - max(self.n_steps // 10, 1):
+            self.fired += counts
+            self.counted += len(x)
+        if i % max(self.n_steps // LOG_POINTS, 1) == 0 or i == self.n_steps - 1:
+            fvu = (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+            self.log.append({"seed": self.sae.metadata["seed"], "step": i, "loss": loss.item(), "fvu": fvu.item(),
+                             "l0": len(active) / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
+
+    def finish(self):
+        """The trained SAE, with its firing frequencies over the last tenth of the training and its `training_log`."""
+        sae = self.sae
+        for name, w in sae.weights.items():
+            setattr(sae, name, w.detach())
+        sae.W_dec = F.normalize(sae.W_dec, dim=-1)
+        sae.firing, sae.training_log = self.fired / max(self.counted, 1), pd.DataFrame(self.log)
+        return sae
+
+
+def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, recipe="default", device="cpu", description="SAEs",
+               ) -> list[TopKSAE]:
+    """Train one TopK SAE per seed on the same batches in the same order (paper 3.2, Table 5).
+
+    Args:
+        batches: iterable of float32 [B, D] tensors, n_tokens in all, batch_tokens in each but perhaps the last.
+        d_model, d_sae, k: sizes D, F, K. seeds: each initialises one SAE and nothing else.
+        lr: peak learning rate of Adam. recipe: "default" or "authors" (see RECIPES).
+
+    Returns:
+        the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu, l0, dead).
+        Per SAE and step: about six products of [B, D] with [D, F], and memory of four [B, F] float32 arrays.
+
+    Raises:
+        SAEError: k > d_sae. FloatingPointError: a loss that is not finite. ValueError: no batch.
+    """
+    n_steps = -(-n_tokens // batch_tokens)
+    trainings = [_Training(TopKSAE(d_model, d_sae, k, seed, device), lr, RECIPES[recipe], n_steps) for seed in seeds]
+    step = None
+    with tqdm(total=n_tokens, unit="token", unit_scale=True, desc=description) as bar:
+        for step, x in enumerate(batches):
+            for training in trainings:
+                training.step(step, x)
+            bar.update(len(x))
+            if last := trainings[0].log[-1] if trainings[0].log[-1]["step"] == step else None:
+                bar.set_postfix(fvu=f"{last['fvu']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"], refresh=False)
+    if step is None:
+        raise ValueError("no batch of activations to train on")
+    return [training.finish() for training in trainings]

@@ -1,0 +1,127 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Generate the faithful dataset
+#
+# A sparse autoencoder is usually trained on text from the Web. FaithfulSAE asks what happens when it is trained on text the
+# language model wrote itself. This notebook makes that text: sequences sampled from the model, prompted with nothing but the
+# beginning-of-sequence token (paper, section 3.1).
+#
+# **Claim to look at.** The faithful dataset uses nearly all of the model's vocabulary, but starts with only a part of it; its
+# first tokens follow the model's own distribution (Table 1, Appendix C).
+#
+# **Exhibits.** `first_token` (Appendix C), one row of Table 1, and for an embedded model `lm_training`.
+
+# %%
+import pandas as pd
+import scipy.stats
+from IPython.display import Image, display
+
+from faithful_sae.dataset_statistics import dataset_statistics, first_token_table
+from faithful_sae.exhibits import save_figure
+from faithful_sae.generate import read_shards
+from faithful_sae.plots import first_token, lm_training
+from faithful_sae.stages.language_model import open_model, train_embedded_model
+from faithful_sae.stages.rows import open_run, read_rows, write_rows
+from faithful_sae.stages.token_rows import make_faithful
+
+# %% tags=["parameters"]
+params = "params/smoke/neox.yaml"  # which language model, and everything done with it
+
+# %%
+run = open_run(params)
+run
+
+# %% [markdown]
+# ## The language model
+#
+# With `model: embedded` there is no download: a small language model is trained here, on the documentation of the packages that
+# come with the installation. With a folder or a Hub id nothing is trained and the next two cells pass. A model of this size is
+# worth studying only if it has learnt something that counting cannot give: its held-out cross-entropy should lie clearly below
+# that of an interpolated 5-gram model fitted on exactly the same tokens.
+
+# %%
+log = train_embedded_model(run)
+if log is not None:
+    evaluation = read_rows(run, "language_model", "01_generate_faithful")
+    display(evaluation.round(3))
+
+# %%
+if log is not None:
+    data = log.assign(model=run.label, ce_5gram=evaluation.ce_5gram[0])
+    display(Image(save_figure(run, "lm_training", data, lm_training), retina=True))
+
+# %% [markdown]
+# ## What the model says to nothing
+#
+# Given BOS alone the model has a distribution over first tokens. Everything it generates starts with a draw from it.
+
+# %%
+lm = open_model(run)
+start = lm.bos_distribution()
+top = start.topk(10)
+pd.DataFrame({"token": [repr(lm.tokenizer.decode([i])) for i in top.indices.tolist()], "probability": top.values}).round(4)
+
+# %% [markdown]
+# ## Sampling
+#
+# Temperature 1, top-p 1, no top-k: the model's distribution as it is. A document ends where the model samples its end token or
+# the length limit is reached. The sampled ids are kept. (The authors decode the text and tokenise it again, which gives other
+# ids.) Sampling goes shard by shard, so an interrupted run goes on where it stopped.
+
+# %%
+make_faithful(run, lm)
+documents = list(read_shards(run))
+print(f"{len(documents):,} documents")
+for ids in documents[:3]:
+    print("—" * 100, lm.tokenizer.decode(ids)[:400], sep="\n")
+
+# %% [markdown]
+# ## Table 1: what it covers
+#
+# Coverage is the share of the vocabulary that occurs at all, and as a first token. The divergence KL(model ‖ dataset) of the
+# first token is infinite as soon as one possible token is missing; it is taken over the tokens that do occur, and `missing_mass`
+# is the model's probability of the others.
+
+# %%
+statistics, first_counts = dataset_statistics(documents, start)
+write_rows(run, "dataset", pd.DataFrame([statistics]))
+pd.DataFrame([statistics]).round(4)
+
+# %% [markdown]
+# ## Appendix C: the first token
+#
+# Left the model, right the dataset; above the ten likeliest tokens, below everything in order. The dataset's tail is cut where
+# the number of documents ends: a token of probability far below one over that number is not seen.
+
+# %%
+data = first_token_table(start, first_counts, lm.tokenizer)
+write_rows(run, "first_token", data)
+Image(save_figure(run, "first_token", data, first_token), retina=True)
+
+# %% [markdown]
+# ## Check
+#
+# If sampling is what it claims to be, the first tokens are multinomial draws from the model's distribution. A chi-square test
+# over the tokens expected at least five times (the others pooled) must not find otherwise.
+
+# %%
+g, expected = run.generate, start.numpy() * len(documents)
+often = expected >= 5
+observed = [*first_counts[often], first_counts[~often].sum()]
+test = scipy.stats.chisquare(observed, [*expected[often], expected[~often].sum()])
+print(f"chi-square p = {test.pvalue:.3f} over {len(observed)} cells")
+assert test.pvalue > 1e-4 or (g.temperature, g.top_p, g.first_token) != (1.0, 1.0, "bos")

@@ -1,0 +1,96 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · Train the sparse autoencoders
+#
+# One TopK SAE per corpus and seed (paper, sections 2.5 and 3.2, Table 5):
+#
+# $$ z = \mathrm{TopK}_k\big(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})\big), \qquad
+#    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
+#
+# $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the same activations in the
+# same order: whatever differs between them later is owed to initialisation alone.
+#
+# **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many have died.
+
+# %%
+import torch
+from IPython.display import Image
+
+from faithful_sae.exhibits import save_figure
+from faithful_sae.plots import training
+from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.rows import open_run
+from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.token_rows import corpus
+from faithful_sae.stages.training import train_all
+
+# %% tags=["parameters"]
+params = "params/smoke/neox.yaml"  # which language model, and everything done with it
+
+# %%
+run = open_run(params)
+lm = open_model(run)
+run.sae
+
+# %% [markdown]
+# ## The activations
+#
+# A corpus is packed into rows that start with BOS. The forward pass stops at the hooked block. The BOS position has an
+# activation unlike all others (much larger in most models), so whether SAEs train on it is a choice: `include_bos`.
+
+# %%
+rows = corpus(run, run.sae.train_on[0], lm)
+ids = torch.tensor(rows.train[:4], dtype=int)
+x = lm.activations(ids)
+print(lm.tokenizer.decode(ids[0])[:300])
+print(f"\nactivations {tuple(x.shape)}; norm at BOS {x[:, 0].norm(dim=-1).mean():.1f}, elsewhere {x[:, 1:].norm(dim=-1).mean():.1f}")
+
+# %% [markdown]
+# ## Training
+#
+# One pass of the language model feeds all seeds of a corpus. A corpus whose SAEs exist already, made from the same text with the
+# same parameters and code, is not trained again.
+
+# %%
+curves, summary = train_all(run, lm)
+summary.drop(columns="weights").round(4)
+
+# %% [markdown]
+# ## Training curves
+#
+# The fraction of variance unexplained (FVU) is $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar x\rVert^2$ over a batch. L0 is at
+# most $k$; it is smaller where fewer than $k$ latents are positive. A latent counts as dead when it has not fired for a tenth of
+# the training (recipe `default`) or five batches (recipe `authors`).
+
+# %%
+Image(save_figure(run, "training", curves, training), retina=True)
+
+# %% [markdown]
+# ## Check
+#
+# What was saved is an SAE in the sense of the equation above: unit decoder rows, at most $k$ active latents, and a reconstruction
+# that explains more than the mean does.
+
+# %%
+saes = load_saes(run, lm)
+tokens = x[:, 1:].flatten(0, 1)
+sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
+z = sae.encode(tokens)
+unexplained = (tokens - sae.decode(z)).pow(2).sum() / (tokens - tokens.mean(0)).pow(2).sum()
+print(f"{len(saes)} SAEs; most active latents on a token: {int((z > 0).sum(-1).max())} (k = {sae.k}); FVU here {unexplained:.3f}")
+assert all(abs(s.W_dec.norm(dim=-1) - 1).max() < 1e-5 for s in saes.values())
+assert (z > 0).sum(-1).max() <= sae.k and unexplained < 1

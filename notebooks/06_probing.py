@@ -1,0 +1,86 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Probing
+#
+# If an SAE keeps what the model knows, a linear probe should read as much from its latents, or from its reconstruction, as from
+# the activations themselves (paper, sections 3.6 and 5.6). Each text becomes one vector, the mean over its tokens of
+#
+# * the activation $x$ (baseline),
+# * the latents $z$ (SAE),
+# * the reconstruction $\hat x$,
+#
+# and a logistic regression is fitted on the training texts and scored on the test texts: accuracy, and F1 averaged over labels.
+#
+# **Claim to look at.** Probes on the faithful SAE's reconstruction do best in most cells, and always on CoLA (Table 6).
+#
+# **Exhibits.** Table 6 and Figure 6 are drawn in 07, over all language models.
+
+# %%
+import numpy as np
+
+from faithful_sae.corpora import labelled
+from faithful_sae.probing import pooled_representations
+from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.probes import probe_tasks
+from faithful_sae.stages.rows import open_run
+from faithful_sae.stages.saes import load_saes
+
+# %% tags=["parameters"]
+params = "params/smoke/neox.yaml"  # which language model, and everything done with it
+
+# %%
+run = open_run(params)
+lm = open_model(run)
+saes = load_saes(run, lm)
+{name: task.documentation or task.train or task.hub for name, task in run.probing.tasks.items()}
+
+# %% [markdown]
+# ## The tasks
+
+# %%
+examples = {name: labelled(run, name)[0] for name in run.probing.tasks}
+for name, (texts, labels) in examples.items():
+    print(f"{name}: {len(texts)} training texts, labels {sorted(set(labels))}")
+    for text, label in list(zip(texts, labels))[:3]:
+        print(f"    {label}  {text[:110]!r}")
+
+# %% [markdown]
+# ## Probes
+#
+# One pass of the language model gives all representations of a text, those of every SAE included. `majority` is what one gets by
+# always naming the most frequent training label.
+
+# %%
+rows = probe_tasks(run, saes, lm)
+rows.pivot_table(index=["task", "majority"], columns="representation", values="accuracy").round(3)
+
+# %%
+chosen = rows[rows.representation == "reconstruction"]
+chosen.pivot_table(index="task", columns="corpus", values="accuracy", sort=False).round(3)
+
+# %% [markdown]
+# ## Check
+#
+# The mean is over real tokens: the same text alone, and padded beside a longer one, has the same representation.
+
+# %%
+texts = sorted(examples[next(iter(examples))][0][:16], key=len)
+together = pooled_representations({}, lm, texts, run.probing.max_tokens, run.probing.include_bos)["baseline"]
+alone = pooled_representations({}, lm, texts[:1], run.probing.max_tokens, run.probing.include_bos)["baseline"]
+print(f"padding changes a representation by {np.abs(together[0] - alone[0]).max() / np.abs(alone[0]).max():.1e} of its size")
+print(f"probes that did not converge: {(~rows.converged).sum()} of {len(rows)}")
+np.testing.assert_allclose(together[0], alone[0], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · The paper's tables and figures
+#
+# Every row measured by notebooks 01 to 06, over all language models of a profile, in the form of the paper's tables, with the
+# paper's numbers beside them. `source` says which is which. Nothing is left out because it disagrees: the last table goes
+# through the paper's claims one by one.
+#
+# **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of software documentation, and
+# each corpus plays the role of one of the paper's (first table). Their numbers can agree with a claim or not; they cannot equal
+# the paper's.
+
+# %%
+from IPython.display import Image, Markdown, display
+
+from faithful_sae import plots, tables
+from faithful_sae.claims import claims
+from faithful_sae.exhibits import exhibits, notebook_exhibits, profile_note, save_figure, save_table
+from faithful_sae.params import load_profile
+
+# %% tags=["parameters"]
+profile = "smoke"  # a folder of parameter files, or the name of one in params/
+
+# %%
+runs = load_profile(profile)
+Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for run in runs)}.")
+
+# %% [markdown]
+# ## The method
+
+# %%
+Image(save_figure(runs, "method", tables.method_boxes(), plots.method), retina=True)
+
+# %% [markdown]
+# ## Who plays which role
+
+# %%
+save_table(runs, "corpora", tables.corpora_table(runs), 2)
+
+# %%
+save_table(runs, "language_models", tables.language_models(runs), 3)
+
+# %% [markdown]
+# ## Table 1: what the faithful dataset covers
+# Percent of the vocabulary, overall and as first token; KL(model ‖ dataset) of the first token in nats.
+
+# %%
+save_table(runs, "table1", tables.table1(runs)).round(4)
+
+# %% [markdown]
+# ## Table 2 and Figure 2: SFR, faithful against instruction corpora
+
+# %%
+table2 = save_table(runs, "table2", tables.sfr_table(runs, "table2", tables.INSTRUCTION))
+table2.round(4)
+
+# %%
+Image(save_figure(runs, "sfr_instruction", tables.bars_data(table2, tables.INSTRUCTION), plots.bars), retina=True)
+
+# %% [markdown]
+# ## Table 3: own text and the other model's
+
+# %%
+save_table(runs, "table3", tables.table3(runs)).round(4)
+
+# %% [markdown]
+# ## Table 4 and Figure 3: SFR, faithful against Web corpora
+
+# %%
+table4 = save_table(runs, "table4", tables.sfr_table(runs, "table4", tables.WEB))
+table4.round(4)
+
+# %%
+unnamed = tuple(name for name in table4.columns if any(name in run.corpora for run in runs))
+Image(save_figure(runs, "sfr_web", tables.bars_data(table4, tables.WEB + unnamed), plots.bars), retina=True)
+
+# %% [markdown]
+# ## Table 5: training configurations
+
+# %%
+save_table(runs, "table5", tables.table5(runs))
+
+# %% [markdown]
+# ## Table 6 and Figure 6: probing
+# Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the figure.
+
+# %%
+save_table(runs, "table6", tables.table6(runs)).round(4)
+
+# %%
+data = tables.probing_figure_data(runs)
+Image(save_figure(runs, "probing", data, plots.probing), retina=True)
+
+# %% [markdown]
+# ## Table 7: fake feature ratio
+# In percent of the dictionary.
+
+# %%
+save_table(runs, "table7", tables.table7(runs)).round(4)
+
+# %% [markdown]
+# ## Figure 5 and Appendix B: fidelity
+# Drawn by notebook 05, one set per language model.
+
+# %%
+for run in runs:
+    for kind in ("fidelity_ce", "fidelity_l2", "fidelity_ev"):
+        display(Image(str(run.figures / f"{exhibits()[kind].stem(run.name)}.png"), retina=True))
+
+# %% [markdown]
+# ## The paper's claims
+
+# %%
+verdicts = save_table(runs, "claims", claims(runs))
+verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+
+# %% [markdown]
+# ## Check
+# Every exhibit on the list exists, for this profile and each of its models.
+
+# %%
+listed = [(e, run) for run in runs for stage in {e.notebook for e in exhibits().values()} for e in notebook_exhibits(run, stage)]
+missing = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
+print(f"{len({e.id for e, _ in listed})} exhibits; missing files: {sorted(missing) or 'none'}")
+print(verdicts.verdict.value_counts().to_dict())
+assert not missing

@@ -1,0 +1,191 @@
+"""Tiny language models with random weights, a parameter file to vary, and the helpers the tests share. Nothing is downloaded."""
+
+import copy
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM,
+                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
+
+from faithful_sae import schema
+from faithful_sae.models import load_model
+from faithful_sae.params import load_params
+from faithful_sae.stages.rows import write_rows
+
+torch.set_num_threads(1)
+
+VOCABULARY, LAYERS, CONTEXT, BOS, EOS = 64, 3, 32, 0, 1
+ARCHITECTURES = ("gpt2", "gpt_neox", "llama", "gemma2")
+SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None}
+
+
+def make_tokenizer(vocabulary=VOCABULARY, **special):
+    """One token per word: <bos> 0, <eos> 1, then w2, w3, ...; an unknown word is w2."""
+    words = {"<bos>": BOS, "<eos>": EOS} | {f"w{i}": i for i in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(special or {"bos_token": "<bos>", "eos_token": "<eos>"}))
+
+
+def make_model(architecture, vocabulary=VOCABULARY, seed=0, spread=0.25):
+    """A random causal LM, 3 blocks wide 16 (Llama has 8 embedding rows that no token uses, as padded vocabularies do)."""
+    torch.manual_seed(seed)
+    common = {"initializer_range": spread, **SPECIAL}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+             "max_position_embeddings": CONTEXT, **common}
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=CONTEXT, n_embd=16, n_layer=LAYERS, n_head=2, **common))
+    if architecture == "gpt_neox":
+        return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocabulary, **sizes))
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary + 8, num_key_value_heads=1, **sizes))
+    return Gemma2ForCausalLM(Gemma2Config(vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, sliding_window=6, **sizes))
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory):
+    """{architecture: folder in Hugging Face's format}."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ARCHITECTURES:
+        make_model(name).save_pretrained(root / name)
+        make_tokenizer().save_pretrained(root / name)
+    return {name: root / name for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def lm(model_folders):
+    """The tiny Llama, hooked at block 1."""
+    return load_model(model_folders["llama"], 1, "cpu", "float32")
+
+
+@pytest.fixture
+def rows():
+    """int64 [10, 12]: token rows that start with BOS; row 3 has a second BOS in the middle."""
+    ids = torch.randint(2, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = BOS
+    ids[3, 6] = BOS
+    return ids.numpy()
+
+
+def set_key(values, key, value):
+    """Set (or with value KeyError, delete) the dotted key of a nested dict."""
+    *path, last = key.split(".")
+    for name in path:
+        values = values[name]
+    if value is KeyError:
+        del values[last]
+    else:
+        values[last] = value
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Results go to an empty folder instead of the repository."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    monkeypatch.setattr(schema, "ROOT", folder)
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path, root, model_folders):
+    """Write a valid parameter file, with dotted keys replaced, and load it: make_run({"sae.k": 3}) -> Run."""
+    def make(changes=None, name="tiny", load=True):
+        folder = tmp_path / "handmade"
+        folder.mkdir(exist_ok=True)
+        texts = [" ".join(f"w{2 + (7 * i + j * j) % 60}" for j in range(30)) for i in range(40)]
+        (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        for part in ("train", "test"):
+            (folder / f"{part}.jsonl").write_text("".join(
+                json.dumps({"text": t, "label": "even" if i % 2 else "odd"}) + "\n" for i, t in enumerate(texts)))
+        values = copy.deepcopy(VALUES) | {"model": str(model_folders["llama"])}
+        for key, value in (changes or {}).items():
+            set_key(values, key, value)
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return load_params(file) if load else file
+    return make
+
+
+VALUES = yaml.safe_load("""
+label: Tiny
+beside: null
+model: to be filled in
+revision: null
+dtype: float32
+device: cpu
+threads: 1
+layer: 1
+sequence_length: 12
+corpus_tokens: 600
+heldout: 0.2
+embedded: null
+generate: {tokens: 300, max_new_tokens: 10, batch_rows: 6, temperature: 1.0, top_p: 1.0, first_token: bos, shard_tokens: 90, seed: 5}
+corpora:
+  faithful: {role: faithful, faithful: self}
+  text: {role: pile, path: text.jsonl, text_key: text}
+sae: {train_on: [faithful, text], d_sae: 24, k: 4, lr: 1.0e-3, tokens: 400, max_epochs: 2, batch_tokens: 64, buffer_tokens: 128,
+      lm_batch_rows: 8, include_bos: false, recipe: default, seeds: [42, 49], data_seed: 0}
+sfr: {threshold: 0.7, dead_below: 0.0}
+ffr: {tokens: 500, frequency: 0.1, activation: 0.0, seed: 0}
+fidelity: {corpora: [text], rows: 8, rows_from: heldout}
+probing:
+  tasks: {parity: {role: sst2, train: train.jsonl, test: test.jsonl, text_key: text, label_key: label}}
+  max_train: 40
+  max_test: 40
+  max_tokens: 12
+  include_bos: false
+  inverse_regularisation: 1.0
+  max_iter: 200
+  seed: 0
+""")
+
+
+TEXT = {"path": "text.jsonl", "text_key": "text"}
+
+
+@pytest.fixture
+def make_measured_run(make_run):
+    """A run with rows as notebooks 01-06 write them, made of given numbers.
+
+    make_measured_run(name, sfr={role: [one per pair of seeds]}, ffr={role: [one per seed]}, probing={task role: {role: [per seed]}},
+    coverage, kl, ce={role: CE difference off its own corpus}, beside, other="name of the run whose text plays faithful-other").
+    Corpora are called my-<role>, but those in `named` as given there.
+    """
+    def make(name, sfr, ffr=None, probing=None, coverage=95.0, kl=1.0, ce=None, beside=None, other=None, named=None):
+        names = {role: (named or {}).get(role, f"my-{role}") for role in sfr}
+        sources = {"faithful": {"faithful": "self"}, "faithful-other": {"faithful": other}}
+        corpora = {names[r]: {"role": r if r in schema.ROLES else None, **sources.get(r, TEXT)} for r in sfr}
+        tasks = {f"my-{r}": {"role": r, "train": "train.jsonl", "test": "test.jsonl", "text_key": "text", "label_key": "label"}
+                 for r in probing or {"sst2": {}}}
+        run = make_run({"label": f"Model {name}", "beside": beside, "corpora": corpora, "sae.train_on": list(corpora),
+                        "fidelity.corpora": list(corpora), "probing.tasks": tasks}, name=name)
+        pairs = [{"corpus": names[r], "seed_a": 42, "seed_b": 49 + i, "d_sae": 24, "sfr": v, "sfr_strict": v - 0.01, "sfr_alive": v + 0.1,
+                  "sfr_encoder_decoder": v / 2, "mean_cosine": 0.5, "dead_a": 0.25, "dead_b": 0.0} for r, vs in sfr.items() for i, v in enumerate(vs)]
+        fakes = [{"corpus": names[r], "seed": 42 + i, "tokens": 100, "ffr": v, "ffr_authors": v / 4, "fake": 1, "d_sae": 24}
+                 for r, vs in (ffr or {r: [1.0] for r in sfr}).items() for i, v in enumerate(vs)]
+        probes = [{"task": f"my-{t}", "majority": 0.5, "train": 9, "test": 9, "corpus": None, "seed": None, "representation": "baseline",
+                   "accuracy": 0.9, "f1": 0.9, "converged": True} for t in (probing or {"sst2": {}})]
+        probes += [probes[0] | {"task": f"my-{t}", "corpus": names[r], "seed": 42 + i, "representation": part, "accuracy": v - (part == "sae") / 2}
+                   for t, values in (probing or {}).items() for r, vs in values.items() for i, v in enumerate(vs)
+                   for part in ("sae", "reconstruction")]
+        matrix = [{"trained_on": names[a], "evaluated_on": names[b], "seed": seed, "include_bos": bos,
+                   "ce_diff": (9.0 if a == b else (ce or {}).get(a, 1.0)) if (seed, bos) == (42, True) else 5.0 if a == "pile" else 0.0}
+                  for a in sfr for b in sfr for seed in (42, 49) for bos in (True, False)]
+        rows = {"sfr": pairs, "ffr": fakes, "probing": probes, "fidelity": matrix,
+                "dataset": [{"documents": 9, "tokens": 99, "vocab_size": 64, "all_token_coverage": coverage, "first_token_coverage": 10.0,
+                             "kl": kl, "missing_mass": 0.1}],
+                "saes": [{"corpus": names[r], "seed": 42, "distinct_tokens": 400, "passes": 1.234} for r in sfr]}
+        for file, records in rows.items():
+            write_rows(run, file, pd.DataFrame(records))
+        return run
+    return make

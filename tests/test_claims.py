@@ -1,0 +1,83 @@
+"""Every claim on rows where it holds, on rows where it does not, and on rows that cannot say."""
+
+import pytest
+
+from faithful_sae.claims import claims
+
+SECTIONS = {"instruction": 0, "own text": 1, "web": 2, "coverage": 3, "kl": 4, "fineweb": 5, "probing": 6, "cola": 7, "ffr": 8}
+F, O, P, W, A, B, C = "faithful", "faithful-other", "pile", "fineweb", "alpaca", "open-instruct", "flan"
+
+# claim, verdict, runs: each the keyword arguments of make_measured_run
+CASES = [
+    ("instruction", "agrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], B: [0.64, 0.65]}}]),
+    ("instruction", "disagrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], C: [0.7]}}]),
+    ("instruction", "disagrees", [{"sfr": {F: [0.6], A: [0.6]}}]),  # higher, not as high
+    ("instruction", "disagrees", [{"sfr": {F: [0.6], A: [0.5]}}, {"sfr": {F: [0.6], A: [0.5]}}, {"sfr": {F: [0.6], A: [0.7]}}]),  # each corpus, each model
+    ("instruction", "not testable", [{"sfr": {F: [0.6], P: [0.5], W: [0.4]}}]),
+    ("instruction", "not testable", [{"sfr": {A: [0.6], B: [0.5]}}]),
+    ("own text", "agrees", [{"sfr": {F: [0.6], O: [0.5]}}]),
+    ("own text", "disagrees", [{"sfr": {F: [0.6], O: [0.5]}}, {"sfr": {F: [0.5], O: [0.6]}}]),
+    ("own text", "not testable", [{"sfr": {F: [0.6], A: [0.5]}}]),
+    ("web", "agrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.7], P: [0.6], W: [0.6]}}]),
+    ("web", "disagrees", [{"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.4]}}]),  # one of two is not most
+    ("web", "not testable", [{"sfr": {F: [0.5], P: [0.6]}}]),
+    ("coverage", "agrees", [{"sfr": {F: [0.5]}, "coverage": 90.1}]),
+    ("coverage", "disagrees", [{"sfr": {F: [0.5]}, "coverage": 99.0}, {"sfr": {F: [0.5]}, "coverage": 90.0}]),
+    ("kl", "agrees", [{"sfr": {F: [0.5]}, "kl": 1.9}, {"sfr": {F: [0.5]}, "kl": 0.1}, {"sfr": {F: [0.5]}, "kl": 2.5}]),
+    ("kl", "disagrees", [{"sfr": {F: [0.5]}, "kl": 2.0}]),
+    ("fineweb", "agrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.2, W: 0.3}}]),
+    ("fineweb", "disagrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.4, W: 0.3}}]),
+    ("fineweb", "not testable", [{"sfr": {F: [0.5], W: [0.5]}, "ce": {F: 0.1, W: 0.3}}]),
+    ("probing", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.8, 0.6], P: [0.69, 0.7]}, "cola": {F: [0.5], P: [0.4]}, "yelp": {F: [0.5], P: [0.6]}}}]),
+    ("probing", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.8], P: [0.7]}, "cola": {F: [0.4], P: [0.4]}}}]),
+    ("probing", "not testable", [{"sfr": {F: [0.5]}, "probing": {"sst2": {F: [0.8]}}}]),
+    ("cola", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.1], P: [0.7]}, "cola": {F: [0.5], P: [0.4]}}}]),
+    ("cola", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.5], P: [0.4]}}}] * 2
+     + [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.4], P: [0.5]}}}]),
+    ("cola", "not testable", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.9], P: [0.7]}}}]),
+    ("ffr", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1, 0.3], P: [0.2, 0.21]}}]),
+    ("ffr", "disagrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ffr": {F: [0.1], P: [0.2], W: [0.1]}}]),
+    ("ffr", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1], P: [0.2]}}, {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.3], P: [0.2]}}]),
+    ("ffr", "not testable", [{"sfr": {F: [0.5], A: [0.5]}, "ffr": {F: [0.1], A: [0.2]}}]),
+]
+
+
+@pytest.mark.parametrize("claim, verdict, cases", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)])
+def test_verdicts(make_measured_run, claim, verdict, cases):
+    make_measured_run("z", {F: [0.5]})  # whose text plays faithful-other
+    runs = [make_measured_run(f"m{i}", other="z", **case) for i, case in enumerate(cases)]
+    table = claims(runs)
+    row = table.iloc[SECTIONS[claim]]
+    assert row.verdict == verdict, row.measured
+    assert len(table) == 9 and set(table.verdict) <= {"agrees", "disagrees", "not testable"}
+    assert all(f"Model m{i}" in row.measured for i in range(len(runs))) or verdict == "not testable"
+
+
+def test_what_was_measured_is_shown(make_measured_run):
+    run = make_measured_run("m", {F: [0.6, 0.7], A: [0.61234], C: [0.2]}, ffr={F: [0.1234], A: [5.0]})
+    measured = claims([run]).measured[0]
+    # binomial standard error of 0.65 over 24 latents: sqrt(.65 * .35 / 24) = 0.097
+    for word in ("1 of 1", "faithful 0.650", "s.e. 0.097", "alpaca 0.612", "flan 0.200"):
+        assert word in measured
+
+
+def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
+    """The claims, read off the paper's tables as if they had been measured here, with the paper's verdict on each."""
+    from faithful_sae.exhibits import exhibits
+    n = {t: exhibits()[t].numbers for t in ("table1", "table2", "table3", "table4", "table6", "table7")}
+    make_measured_run("z", {F: [0.5]})
+    runs = []
+    for model, ffr in n["table7"].items():
+        sfr = {**n["table4"].get(model, {}), **n["table2"].get(model, {}), **n["table3"].get(model, {})}
+        roles = {*sfr, *ffr}
+        runs.append(make_measured_run(
+            model, {r: [sfr.get(r, 0.5)] for r in sorted(roles) if r in sfr or model not in n["table4"]}, other="z",
+            ffr={r: [v] for r, v in ffr.items()}, probing={t: {r: [v] for r, v in c.items()} for t, c in n["table6"].get(model, {}).items()} or None,
+            coverage=n["table1"][model]["all_token_coverage"], kl=n["table1"][model]["kl"]))
+    table = claims(runs)
+    verdicts = {name: table.verdict[i] for name, i in SECTIONS.items()}
+    assert {k: verdicts[k] for k in ("instruction", "own text", "coverage", "kl", "probing", "cola")} == dict.fromkeys(
+        ("instruction", "own text", "coverage", "kl", "probing", "cola"), "agrees")
+    assert table.measured[SECTIONS["probing"]].startswith("12 of 18") and table.measured[SECTIONS["cola"]].startswith("6 of 6")
+    # in Table 7 FineWeb is lower than faithful for both Pythias, and for them alone
+    assert verdicts["ffr"] == "agrees" and table.measured[SECTIONS["ffr"]].startswith("5 of 7")

@@ -1,0 +1,167 @@
+"""The whole flow on the smoke profile's parameters, through make, as a user's own folder of parameter files.
+
+One run from nothing is killed on the way and resumed; the other is not interrupted. Both must write the same csv files.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from faithful_sae.provenance import ROOT, remove
+
+PROFILES = "e2e_killed", "e2e_whole"
+
+
+def make(*words, **kwargs):
+    return subprocess.run(["make", "-f", str(ROOT / "Makefile"), *words], capture_output=True, text=True, **kwargs)
+
+
+def planned(folder):
+    """Names of the notebooks a dry run would execute."""
+    result = make("dry", f"PARAMS={folder}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = result.stdout.split("Job stats:")[1].split("Reasons")[0] if "Job stats:" in result.stdout else ""
+    return {line.split()[0] for line in table.splitlines() if line[:1].isdigit()}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("profiles")
+    for name in PROFILES:
+        shutil.copytree(ROOT / "params" / "smoke", base / name)
+        for place in ("artifacts", "figures"):
+            remove(ROOT / place / name)
+    yield {name: base / name for name in PROFILES}
+    for name in PROFILES:
+        for place in ("artifacts", "figures"):
+            remove(ROOT / place / name)
+        (ROOT / "artifacts" / f".{name}.lock").unlink(missing_ok=True)
+
+
+def kill_when(folder, exists, timeout=300):
+    """Start `make paper`, and kill its whole process group with SIGKILL once `exists()` is true."""
+    process = subprocess.Popen(["make", "-f", str(ROOT / "Makefile"), "paper", f"PARAMS={folder}"], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + timeout
+    while not exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    found = exists()
+    # kernels are started in sessions of their own: kill the tree, not only the group
+    subprocess.run(["pkill", "-9", "-f", folder.name], check=False)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(folders):
+    """Both profiles made; the first one killed in notebooks 01, 02 and 05 on the way."""
+    killed, whole = folders.values()
+    artifacts = ROOT / "artifacts" / killed.name / "neox"
+    moments = (lambda: any(artifacts.glob("faithful-*.partial/shard_*")) or (artifacts / "faithful").exists(),
+               lambda: (artifacts / "saes" / "faithful").exists(), lambda: (artifacts / "rows" / "sfr.csv").exists())
+    for moment in moments:
+        assert kill_when(killed, moment)
+    kept = (artifacts / "saes" / "faithful" / "provenance.json").read_bytes()
+    for folder in folders.values():
+        result = make("paper", f"PARAMS={folder}", cwd=folder.parent)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (artifacts / "saes" / "faithful" / "provenance.json").read_bytes() == kept  # what was done was not done again
+    return folders
+
+
+def test_killed_and_whole_runs_write_the_same_csv_files(results):
+    killed, whole = results
+    for place in ("artifacts", "figures"):
+        files = sorted(p.relative_to(ROOT / place / whole) for p in (ROOT / place / whole).rglob("*.csv"))
+        assert files
+        for file in files:
+            a, b = ((ROOT / place / name / file).read_bytes() for name in (killed, whole))
+            assert a == b.replace(whole.encode(), killed.encode()), file
+
+
+def test_every_exhibit_is_there_and_says_its_profile(results):
+    from faithful_sae.exhibits import exhibits
+
+    name = PROFILES[1]
+    for exhibit in exhibits().values():
+        for file in exhibit.files("neox"):
+            path = ROOT / "figures" / name / file
+            assert path.stat().st_size > 0, file
+            if path.suffix in (".md", ".tex"):
+                assert name in path.read_text().replace("\\_", "_"), file
+        assert (ROOT / "figures" / name / f"{exhibit.stem('neox')}.provenance.json").exists()
+
+
+def test_a_second_run_does_nothing(results):
+    start = time.time()
+    result = make("paper", f"PARAMS={results[PROFILES[1]]}")
+    assert result.returncode == 0 and "▸" not in result.stdout and time.time() - start < 60
+
+
+def test_a_changed_value_reruns_what_depends_on_it(results):
+    folder = results[PROFILES[1]]
+    file, original = folder / "neox.yaml", (folder / "neox.yaml").read_text()
+    try:
+        for old, new, expected in (("threshold: 0.7 ", "threshold: 0.6 ", {"03_sfr", "07_paper"}),
+                                   ("frequency: 0.1 ", "frequency: 0.2 ", {"04_ffr", "07_paper"}),
+                                   ("max_iter: 1000", "max_iter: 2000", {"06_probing", "07_paper"}),
+                                   ("# Smoke profile", "# Another comment", set())):
+            assert original.count(old) == 1
+            file.write_text(original.replace(old, new))
+            assert planned(folder) == expected, (old, new)
+    finally:
+        file.write_text(original)
+
+
+def test_a_changed_library_file_reruns_what_depends_on_it(results):
+    folder = results[PROFILES[1]]
+    for module, expected in (("sfr", {"03_sfr", "07_paper"}), ("probing", {"06_probing", "07_paper"}), ("claims", {"07_paper"})):
+        file = ROOT / "lib" / "faithful_sae" / f"{module}.py"
+        original, stamp = file.read_bytes(), file.stat()
+        try:
+            file.write_bytes(original + b"\n# changed\n")
+            assert planned(folder) == expected, module
+        finally:
+            file.write_bytes(original)
+            os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def test_a_truncated_sae_is_noticed_and_trained_again(results):
+    folder, profile = results[PROFILES[1]], PROFILES[1]
+    weights = ROOT / "artifacts" / profile / "neox" / "saes" / "library" / "seed42" / "sae_weights.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:len(original) // 2])
+    assert "02_train_sae" in planned(folder)
+    result = make("paper", f"PARAMS={folder}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert weights.read_bytes() == original  # the same parameters give the same bytes
+
+
+def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
+    notebook = tmp_path / "broken.py"
+    notebook.write_text(Path(ROOT / "notebooks" / "03_sfr.py").read_text().split("# %% [markdown]")[0]
+                        + "# %% tags=[\"parameters\"]\nparams = 'x'\n\n# %%\nvalue = [1, 2][5]\n")
+    result = subprocess.run([sys.executable, "-m",
+                             "faithful_sae.execute", str(notebook), str(tmp_path / "out.ipynb"), "params=y"], capture_output=True, text=True)
+    assert result.returncode == 1 and "IndexError: list index out of range" in result.stderr
+    assert "IndexError" in (tmp_path / "out.failed.ipynb").read_text() and not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_notebook_opened_too_early_names_the_one_before(tmp_path):
+    from faithful_sae.provenance import MissingInputError
+    from faithful_sae.stages.rows import open_run
+    from faithful_sae.stages.saes import load_saes
+
+    shutil.copytree(ROOT / "params" / "smoke", tmp_path / "never_run")
+    with pytest.raises(MissingInputError, match="02_train_sae"):
+        load_saes(open_run(tmp_path / "never_run" / "neox.yaml"))

@@ -1,0 +1,233 @@
+"""Sampling follows the model's own distribution, cached decoding equals none, and interruption leaves no trace."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
+from scipy.stats import chisquare
+
+from faithful_sae import generate
+from faithful_sae.models import LanguageModel
+from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
+
+V, DRAWS = 12, 20_000
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A Llama with 12 tokens (and 8 padding rows), so that every one of them is drawn often."""
+    return LanguageModel(make_model("llama", V, seed=1, spread=0.4).eval(), make_tokenizer(V), 1, BOS)
+
+
+def after(lm, ids):
+    """The model's float64 distribution of the next token, from a plain forward pass."""
+    with torch.no_grad():
+        scores = lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1, :lm.vocab_size].double().numpy()
+    p = np.exp(scores - scores.max())
+    return p / p.sum()
+
+
+def first_counts(lm, **options):
+    documents = generate.sample(lm, DRAWS, 1, torch.Generator().manual_seed(0), **options)
+    assert all(len(d) == 1 and d.dtype == np.int32 for d in documents)
+    return np.bincount(np.concatenate(documents), minlength=V)
+
+
+def fits(counts, p):
+    """Chi-square p-value of counts under p; impossible tokens must not occur, rare ones are pooled."""
+    assert len(counts) == V and not counts[p == 0].any()
+    common = p * DRAWS >= 5
+    seen, expected = counts[common].tolist(), (p[common] * DRAWS).tolist()
+    if (rest := p[~common].sum()) > 0:
+        seen.append(counts[~common].sum()), expected.append(rest * DRAWS)
+    return chisquare(seen, expected).pvalue
+
+
+def test_first_token_follows_the_bos_distribution(small):
+    p, counts = after(small, [BOS]), first_counts(small)
+    assert fits(counts, p) > 1e-4
+    assert fits(counts, np.full(V, 1 / V)) < 1e-10 and fits(counts, np.roll(p, 1)) < 1e-10  # the test can fail
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature(small, temperature):
+    p = after(small, [BOS]) ** (1 / temperature)
+    counts = first_counts(small, temperature=temperature)
+    assert fits(counts, p / p.sum()) > 1e-4 > fits(counts, after(small, [BOS]))
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.6, 0.9])
+def test_top_p_keeps_the_smallest_sufficient_set(small, top_p):
+    p = after(small, [BOS])
+    order = np.argsort(-p)
+    n = next(n for n in range(1, V + 1) if p[order[:n]].sum() >= top_p)
+    kept = np.where(np.isin(np.arange(V), order[:n]), p, 0)
+    counts = first_counts(small, top_p=top_p)
+    assert set(np.flatnonzero(counts)) <= set(order[:n]) and n < V
+    if n > 1:
+        assert fits(counts, kept / kept.sum()) > 1e-4
+
+
+def test_flat_first_token(small):
+    assert fits(first_counts(small, first_token="flat"), np.full(V, 1 / V)) > 1e-4
+    assert fits(first_counts(small, first_token="flat", temperature=0.2), np.full(V, 1 / V)) > 1e-4
+
+
+def test_second_token_follows_its_first(small):
+    """Transitions of 20,000 documents against a forward pass per first token; also the only place where rows drop out."""
+    documents = generate.sample(small, DRAWS, 2, torch.Generator().manual_seed(3))
+    checked = 0
+    for first in range(V):
+        seconds = [d[1] for d in documents if d[0] == first and len(d) > 1]
+        if first in (BOS, EOS):
+            assert not seconds
+        elif len(seconds) > 500:
+            p = after(small, [BOS, first])
+            common = p * len(seconds) >= 5
+            counts = np.bincount(seconds, minlength=V)
+            seen, expected = np.append(counts[common], counts[~common].sum()), np.append(p[common], p[~common].sum()) * len(seconds)
+            use = expected > 0
+            assert chisquare(seen[use], expected[use]).pvalue > 1e-4
+            checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cached_decoding_equals_none(architecture):
+    """Greedy (temperature near 0) from a uniform first token: rows end at different times, as a plain rollout of each says."""
+    lm = next(lm for seed in range(100) for lm in [LanguageModel(make_model(architecture, 24, seed, 0.5).eval(), make_tokenizer(24), 1, BOS)]
+              if len({len(rollout(lm, first)) for first in range(24)}) >= 4)
+    documents = generate.sample(lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat")
+    expected = [rollout(lm, d[0]) for d in documents]
+    assert [d.tolist() for d in documents] == expected
+    assert len({len(e) for e in expected}) >= 3 and max(map(len, expected)) > 8  # Gemma's window of 6 is passed
+
+
+def rollout(lm, first, length=14):
+    """Arg-max continuation of [BOS, first], each step a full forward pass without cache."""
+    ids = [BOS, int(first)]
+    while len(ids) <= length and ids[-1] not in (BOS, EOS):
+        ids.append(int(after(lm, ids).argmax()))
+    return ids[1:]
+
+
+def test_documents_end_at_eos_or_bos(small):
+    documents = generate.sample(small, 500, 9, torch.Generator().manual_seed(2))
+    for d in documents:
+        assert 1 <= len(d) <= 9 and not np.isin(d[:-1], (BOS, EOS)).any() and (d >= 0).all() and (d < V).all()
+        assert len(d) == 9 or d[-1] in (BOS, EOS)
+    assert {BOS, EOS} <= {d[-1] for d in documents} and len({len(d) for d in documents}) > 5
+
+
+def test_the_generator_is_the_only_source_of_randomness(small):
+    def draw(seed):
+        return [d.tolist() for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed))]
+    torch.manual_seed(0)
+    first = draw(5)
+    torch.manual_seed(1)
+    assert draw(5) == first != draw(6)
+
+
+# --- the dataset ------------------------------------------------------------------------------------------------------------------
+
+def content(folder):
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.name != "provenance.json"}
+
+
+@pytest.fixture
+def finished(make_run, lm):
+    """A run, and the files of a generation that nothing interrupted (300 tokens in shards of 90: four shards)."""
+    run = make_run()
+    folder = generate.generate_dataset(run, lm, "key", {"model": "m"})
+    files = content(folder)
+    assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)] and is_current(folder, "key")
+    return run, files
+
+
+def test_documents_come_back_as_sampled(finished, lm):
+    run, _ = finished
+    g, expected = run.generate, []
+    for shard, wanted in enumerate((90, 90, 90, 30)):
+        seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
+        generator, count = torch.Generator().manual_seed(seed), 0
+        while count < wanted:
+            new = generate.sample(lm, g.batch_rows, g.max_new_tokens, generator)
+            expected, count = expected + new, count + sum(map(len, new))
+    got = list(generate.read_shards(run))
+    assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(map(len, got)) >= g.tokens
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
+def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
+    run, files = finished
+    folder = run.artifacts / "faithful"
+    for f in folder.iterdir():
+        f.unlink()
+    folder.rmdir()
+    sample, left = generate.sample, [calls]
+
+    def dies(*args, **options):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return sample(*args, **options)
+    monkeypatch.setattr(generate, "sample", dies)
+    with pytest.raises(KeyboardInterrupt):
+        generate.generate_dataset(run, lm, "key")
+    assert not folder.exists()
+    monkeypatch.setattr(generate, "sample", sample)
+    assert content(generate.generate_dataset(run, lm, "key")) == files
+    assert [p.name for p in run.artifacts.iterdir()] == ["faithful"]  # nothing partial is left
+
+
+def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
+    run, files = finished
+    folder = run.artifacts / "faithful"
+    partial = folder.rename(folder.with_name("faithful-key.partial"))
+    (partial / "provenance.json").unlink()
+    (partial / "shard_00002.safetensors").unlink()
+    calls, sample = [], generate.sample
+    monkeypatch.setattr(generate, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
+    assert content(generate.generate_dataset(run, lm, "key")) == files and 1 <= len(calls) <= 15
+
+
+def test_a_finished_dataset_is_not_made_again(finished, lm, monkeypatch):
+    run, files = finished
+    monkeypatch.setattr(generate, "sample", lambda *a, **o: pytest.fail("sampled again"))
+    assert content(generate.generate_dataset(run, lm, "key")) == files
+
+
+def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
+    run, files = finished
+    shard = run.artifacts / "faithful" / "shard_00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert not is_current(shard.parent, "key")
+    assert content(generate.generate_dataset(run, lm, "key")) == files
+    other = copy.copy(run)
+    object.__setattr__(other, "generate", type(run.generate)(**vars(run.generate) | {"seed": 6}))
+    assert content(generate.generate_dataset(other, lm, "other key")) != files
+
+
+def test_provenance_says_how(finished):
+    run, _ = finished
+    record = json.loads((run.artifacts / "faithful" / "provenance.json").read_text())
+    assert record["key"] == "key" and record["parameters"]["generate"]["seed"] == 5 and record["inputs"] == {"model": "m"}
+
+
+def test_missing_dataset_names_the_notebook(make_run):
+    with pytest.raises(MissingInputError, match="01_generate_faithful for handmade/tiny"):
+        next(generate.read_shards(make_run()))
+
+
+def test_context_leaves_room_for_bos(make_run, lm):
+    with pytest.raises(ValueError, match=f"max_new_tokens = {CONTEXT} must be below the model's context of {CONTEXT}"):
+        generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT}), lm, "key")
+    generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT - 1}), lm, "key")
+
+
+def test_no_room_on_the_disk(make_run, lm):
+    with pytest.raises(DiskFullError, match="faithful dataset needs about"):
+        generate.generate_dataset(make_run({"generate.tokens": 10 ** 17}), lm, "key")

@@ -1,0 +1,194 @@
+"""The hook point is hidden_states[layer], splicing is exact, and every way in which loading can fail says so."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from faithful_sae import load_model
+from faithful_sae.models import ModelError
+
+IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(1, torch.tensor([0]), BOS)
+EVERYWHERE = pytest.mark.parametrize("layer", range(LAYERS))
+EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@EACH
+@EVERYWHERE
+def test_activations_are_hidden_states(model_folders, architecture, layer):
+    reference = AutoModelForCausalLM.from_pretrained(model_folders[architecture], dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = reference(IDS, output_hidden_states=True, use_cache=False)
+    lm = load_model(model_folders[architecture], layer, "cpu", "float32")
+    logits, x = lm.logits(IDS)
+    assert torch.equal(lm.activations(IDS), expected.hidden_states[layer])
+    assert torch.equal(x, expected.hidden_states[layer]) and torch.equal(logits, expected.logits)
+    assert lm.activations(IDS).shape == (3, 9, lm.d_model) and lm.vocab_size == VOCABULARY
+
+
+@EACH
+@EVERYWHERE
+def test_forward_stops_at_the_hook(model_folders, architecture, layer):
+    lm, called = load_model(model_folders[architecture], layer, "cpu", "float32"), []
+    for i, block in enumerate(lm.blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: called.append(i), prepend=True)
+        block.register_forward_hook(lambda *_, i=i: called.append(("done", i)))
+    lm.model.get_output_embeddings().register_forward_hook(lambda *_: called.append("head"))
+    lm.activations(IDS)
+    # block `layer` is entered, where the hook sits, but neither it nor anything after it is computed
+    assert [c for c in called if isinstance(c, tuple)] == [("done", i) for i in range(layer)]
+    assert "head" not in called and max(i for i in called if isinstance(i, int)) == layer
+
+
+@EACH
+@EVERYWHERE
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_splicing_x_itself_changes_nothing(model_folders, architecture, layer, dtype):
+    lm = load_model(model_folders[architecture], layer, "cpu", dtype)
+    logits, x = lm.logits(IDS)
+    assert torch.equal(lm.spliced_logits(IDS, x), logits)
+
+
+@EACH
+@EVERYWHERE
+def test_splicing_equals_a_full_pass_with_the_input_of_the_block_replaced(model_folders, architecture, layer):
+    """The blocks before the hook are skipped when splicing; here they run and what they made is overwritten."""
+    lm = load_model(model_folders[architecture], layer, "cpu", "float32")
+    x = torch.randn(3, 9, lm.d_model, generator=torch.Generator().manual_seed(2))
+    got, plain = lm.spliced_logits(IDS, x), lm.logits(IDS)[0]
+
+    def replace(module, args, kwargs):
+        return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+    handle = lm.blocks[layer].register_forward_pre_hook(replace, with_kwargs=True)
+    with torch.no_grad():
+        expected = lm.model(IDS, use_cache=False).logits
+    handle.remove()
+    assert torch.equal(got, expected) and not torch.allclose(got, plain, atol=0.1)
+
+
+@EACH
+def test_blocks_are_as_before_after_a_splice(model_folders, architecture):
+    lm = load_model(model_folders[architecture], 2, "cpu", "float32")
+    before = lm.logits(IDS)[0]
+    lm.spliced_logits(IDS, torch.zeros(3, 9, lm.d_model))
+    with pytest.raises(RuntimeError):
+        lm.spliced_logits(IDS, torch.zeros(3, 9, lm.d_model + 1))  # wrong width: fails inside the model
+    assert torch.equal(lm.logits(IDS)[0], before)
+    assert all("forward" not in vars(block) and not block._forward_pre_hooks for block in lm.blocks)
+
+
+@EACH
+def test_right_padding_does_not_touch_real_tokens(model_folders, architecture):
+    lm = load_model(model_folders[architecture], 2, "cpu", "float32")
+    padded, mask = torch.full((3, 9), 5), torch.zeros(3, 9, dtype=torch.long)
+    lengths = (4, 9, 1)
+    for row, length in enumerate(lengths):
+        padded[row, :length], mask[row, :length] = IDS[row, :length], 1
+    x = lm.activations(padded, mask)
+    for row, length in enumerate(lengths):
+        alone = lm.activations(IDS[row:row + 1, :length])[0]
+        torch.testing.assert_close(x[row, :length], alone, atol=2e-5, rtol=1e-5)
+
+
+def test_bos_distribution_leaves_out_padding_rows_of_the_embedding(model_folders):
+    lm = load_model(model_folders["llama"], 0, "cpu", "float32")
+    assert lm.model.config.vocab_size == VOCABULARY + 8
+    with torch.no_grad():
+        scores = lm.model(torch.tensor([[BOS]])).logits[0, 0].double().exp()[:VOCABULARY]
+    p = lm.bos_distribution()
+    assert p.shape == (VOCABULARY,) and p.dtype == torch.float64 and abs(p.sum().item() - 1) < 1e-12
+    torch.testing.assert_close(p, scores / scores.sum(), rtol=1e-9, atol=0)
+
+
+# --- loading ------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(model_folders, tmp_path):
+    return shutil.copytree(model_folders["gpt_neox"], tmp_path / "model")
+
+
+def refused(folder, *words, layer=0):
+    with pytest.raises(ModelError) as error:
+        load_model(folder, layer, "cpu", "float32")
+    message = str(error.value)
+    assert str(folder) in message and "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_missing_folder(tmp_path):
+    refused(tmp_path / "nothing", "no such folder")
+    refused("nobody/nothing", "no such folder", "Hub")
+
+
+def test_layer_out_of_range(folder):
+    refused(folder, "layer 3", "blocks 0 to 2", layer=LAYERS)
+    refused(folder, "layer -1", layer=-1)
+
+
+@EACH
+def test_folder_without_tokenizer(model_folders, tmp_path, architecture):
+    """transformers makes up a tokenizer of special tokens alone for some architectures: that is none."""
+    folder = shutil.copytree(model_folders[architecture], tmp_path / "model")
+    for file in folder.glob("token*"):
+        file.unlink()
+    refused(folder, "tokenizer")
+
+
+def test_folder_without_config(folder):
+    (folder / "config.json").unlink()
+    refused(folder, "config.json")
+
+
+def test_truncated_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(folder, "weights")
+
+
+def test_weights_without_a_tensor(folder):
+    """transformers fills the gap with random numbers and goes on: results would be of another model."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "dense_4h_to_h.bias")
+
+
+def test_weights_of_another_size_than_config_says(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_size": 24}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "safetensors")
+
+
+def test_pickled_weights_are_refused(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    refused(folder, "safetensors")
+
+
+def test_missing_weights(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, "safetensors")
+
+
+def test_eos_takes_the_place_of_a_missing_bos_and_says_so(folder):
+    make_tokenizer(eos_token="<eos>").save_pretrained(folder)
+    with pytest.warns(UserWarning, match="no BOS; EOS '<eos>'"):
+        lm = load_model(folder, 0, "cpu", "float32")
+    assert lm.bos_id == EOS
+
+
+def test_neither_bos_nor_eos(folder):
+    make_tokenizer(unk_token="w2").save_pretrained(folder)
+    refused(folder, "neither BOS nor EOS")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(folder):
+    with pytest.raises(ModelError, match="cuda was asked for"):
+        load_model(folder, 0, "cuda")

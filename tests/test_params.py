@@ -1,0 +1,204 @@
+"""A parameter file that is wrong is refused before any work, with a message that names the file and the key."""
+
+import dataclasses
+
+import pytest
+import yaml
+from conftest import VALUES
+
+from faithful_sae.params import load_params, load_profile
+from faithful_sae.provenance import ROOT
+from faithful_sae.schema import ParamsError, Run, stage_settings
+
+EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 64, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
+            "context": 16, "train_tokens": 100, "steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
+
+
+def test_a_valid_file(make_run):
+    run = make_run({"sae.lr": "REPLACE"}, load=False)
+    run.write_text(run.read_text().replace("REPLACE", "2e-4"))  # YAML 1.1 reads this as text; here it is a number
+    run = load_params(run)
+    assert isinstance(run, Run) and run.sae.lr == 2e-4 and run.sae.seeds == (42, 49) and run.profile == "handmade" and run.name == "tiny"
+    assert run.corpora["faithful"].faithful == "self" and run.corpora["text"].path == "text.jsonl" and run.probing.tasks["parity"].role == "sst2"
+    assert run.resolve("text.jsonl") == run.file.parent / "text.jsonl" and isinstance(run.generate.temperature, float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.layer = 2
+
+
+def test_an_embedded_model(make_run):
+    run = make_run({"model": "embedded", "embedded": EMBEDDED})
+    assert run.embedded.n_layers == 2 and run.embedded.warmup_steps == 1
+
+
+def test_a_whole_number_will_do_for_a_float(make_run):
+    assert make_run({"generate.temperature": 2}).generate.temperature == 2.0
+
+
+# each: what is changed, and words the message must have
+WRONG = {
+    "misspelt key": ({"lable": "x"}, "unknown key lable", "did you mean label?"),
+    "misspelt nested key": ({"sae.seedz": [1, 2]}, "unknown key sae.seedz", "did you mean sae.seeds?"),
+    "misspelt key of a corpus": ({"corpora.text.rolle": "pile"}, "unknown key corpora.text.rolle", "did you mean corpora.text.role?"),
+    "key like no other": ({"xyzzy": 1}, "unknown key xyzzy"),
+    "internal key": ({"file": "x"}, "unknown key file"),
+    "missing key": ({"heldout": KeyError}, "missing key heldout"),
+    "missing nested key": ({"sae.k": KeyError}, "missing key sae.k"),
+    "missing section": ({"ffr": KeyError}, "missing key ffr"),
+    "text for int": ({"sae.k": "four"}, "sae.k must be a whole number, not 'four'"),
+    "float for int": ({"layer": 1.5}, "layer must be a whole number"),
+    "bool for int": ({"sae.k": True}, "sae.k must be a whole number, not True"),
+    "bool for float": ({"sae.lr": True}, "sae.lr must be a number, not True"),
+    "int for bool": ({"sae.include_bos": 1}, "sae.include_bos must be true or false"),
+    "text for float": ({"heldout": "a tenth"}, "heldout must be a number"),
+    "int for text": ({"label": 3}, "label must be text"),
+    "null where none is allowed": ({"label": None}, "label must be text"),
+    "text for list": ({"sae.train_on": "text"}, "sae.train_on must be a list"),
+    "wrong item of a list": ({"sae.seeds": [42, "49"]}, "sae.seeds[1] must be a whole number"),
+    "list for section": ({"sfr": [1]}, "sfr must be a mapping"),
+    "no corpora": ({"corpora": {}}, "corpora must be a mapping with at least one entry"),
+    "word not in the list": ({"dtype": "float8"}, "dtype must be one of", "bfloat16", "'float8'"),
+    "unknown recipe": ({"sae.recipe": "mine"}, "sae.recipe must be one of default, authors"),
+    "k beyond d_sae": ({"sae.k": 25}, "sae.k = 25 exceeds sae.d_sae = 24"),
+    "k of 0": ({"sae.k": 0}, "sae.k = 0 must be above 0"),
+    "negative tokens": ({"generate.tokens": -5}, "generate.tokens = -5"),
+    "not a number": ({"sae.lr": float("nan")}, "sae.lr"),
+    "negative layer": ({"layer": -1}, "layer = -1"),
+    "layer beyond the embedded model": ({"model": "embedded", "embedded": EMBEDDED, "layer": 2}, "layer = 2 must be below embedded.n_layers = 2"),
+    "rows beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED | {"context": 8}, "generate.max_new_tokens": 7,
+                                          "probing.max_tokens": 8}, "sequence_length = 12 exceeds embedded.context = 8"),
+    "samples beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED, "generate.max_new_tokens": 16}, "generate.max_new_tokens"),
+    "texts beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED, "probing.max_tokens": 17}, "probing.max_tokens"),
+    "heads that do not divide": ({"model": "embedded", "embedded": EMBEDDED | {"n_heads": 3}}, "embedded.d_model = 16"),
+    "embedded corpus unknown": ({"model": "embedded", "embedded": EMBEDDED | {"corpus": "no"}}, "embedded.corpus = 'no'"),
+    "embedded model trained on its own text": ({"model": "embedded", "embedded": EMBEDDED | {"corpus": "faithful"}}, "embedded.corpus"),
+    "embedded without its section": ({"model": "embedded"}, "embedded must be given"),
+    "section without embedded": ({"embedded": EMBEDDED}, "embedded must be given exactly when"),
+    "missing model folder": ({"model": "./nothing"}, "model = './nothing': no such folder"),
+    "one token per row": ({"sequence_length": 1}, "sequence_length"),
+    "held-out share of 1": ({"heldout": 1.0}, "heldout = 1.0"),
+    "top_p beyond 1": ({"generate.top_p": 1.5}, "generate.top_p = 1.5"),
+    "temperature 0": ({"generate.temperature": 0.0}, "generate.temperature"),
+    "unknown corpus to train on": ({"sae.train_on": ["faithful", "tex"]}, "sae.train_on names 'tex'", "faithful, text"),
+    "unknown corpus to evaluate on": ({"fidelity.corpora": ["tex"]}, "fidelity.corpora names 'tex'"),
+    "corpus named twice": ({"sae.train_on": ["text", "text"]}, "sae.train_on names a corpus twice"),
+    "nothing to train on": ({"sae.train_on": []}, "sae.train_on is empty"),
+    "one seed": ({"sae.seeds": [42]}, "sae.seeds must hold at least two"),
+    "a seed twice": ({"sae.seeds": [42, 42]}, "sae.seeds must hold at least two different"),
+    "buffer below a batch": ({"sae.buffer_tokens": 63}, "sae.buffer_tokens = 63"),
+    "budget below a batch": ({"sae.tokens": 63}, "sae.tokens = 63"),
+    "threshold beyond 1": ({"sfr.threshold": 1.1}, "sfr.threshold"),
+    "frequency of 1": ({"ffr.frequency": 1.0}, "ffr.frequency"),
+    "missing corpus file": ({"corpora.text.path": "gone.jsonl"}, "corpora.text.path = 'gone.jsonl': no such file"),
+    "two sources": ({"corpora.text.hub": "a/b"}, "corpora.text must have exactly one of", "path, hub"),
+    "no source": ({"corpora.text": {"role": "pile"}}, "corpora.text must have exactly one of", "none"),
+    "no text key": ({"corpora.text.text_key": None}, "corpora.text.text_key is missing"),
+    "unknown role": ({"corpora.text.role": "the pile"}, "corpora.text.role = 'the pile'"),
+    "a role played twice": ({"corpora.again": {"role": "pile", "path": "text.jsonl", "text_key": "text"}, "sae.train_on": ["text", "again"]},
+                            "sae.train_on", "pile"),
+    "hub without split": ({"corpora.text": {"hub": "a/b", "text_key": "text"}}, "corpora.text.split is missing"),
+    "text of an unknown run": ({"corpora.faithful.faithful": "other"}, "corpora.faithful.faithful = 'other'", "other.yaml"),
+    "documentation of no kind": ({"corpora.text": {"documentation": "books", "packages": ["numpy"], "max_characters": 9}},
+                                 "corpora.text.documentation = 'books'"),
+    "documentation of no package": ({"corpora.text": {"documentation": "docstrings", "max_characters": 9}}, "corpora.text.packages"),
+    "documentation without end": ({"corpora.text": {"documentation": "docstrings", "packages": ["numpy"]}}, "corpora.text.max_characters"),
+    "missing task file": ({"probing.tasks.parity.train": "gone.jsonl"}, "probing.tasks.parity.train = 'gone.jsonl'"),
+    "missing test file": ({"probing.tasks.parity.test": "gone.jsonl"}, "probing.tasks.parity.test = 'gone.jsonl'"),
+    "task without test": ({"probing.tasks.parity.test": None}, "probing.tasks.parity.test is missing"),
+    "task without labels": ({"probing.tasks.parity.label_key": None}, "probing.tasks.parity.label_key is missing"),
+    "task of another role": ({"probing.tasks.parity.role": "pile"}, "probing.tasks.parity.role"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_files_are_refused(make_run, case):
+    changes, *words = WRONG[case]
+    file = make_run(changes, load=False)
+    with pytest.raises(ParamsError) as error:
+        load_params(file)
+    message = str(error.value)
+    assert message.startswith(f"{file}: ") and "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_duplicate_key(make_run):
+    for extra in ("layer: 2\n", "corpora: {}\n"):
+        file = make_run(load=False)
+        file.write_text(file.read_text() + extra)
+        with pytest.raises(ParamsError, match=f"{file.name}.*'{extra.split(':')[0]}' is given twice"):
+            load_params(file)
+    file.write_text(file.read_text().replace("layer: 2\n", "").replace("corpora: {}\n", "").replace("  k: 4\n", "  k: 4\n  k: 5\n"))
+    with pytest.raises(ParamsError, match="'k' is given twice"):
+        load_params(file)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "just words", "a: [1\n", "\tx: 1\n", "a: &x 1\n? [1]\n: 2\n"])
+def test_not_a_mapping_or_not_yaml(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ParamsError, match=str(file)):
+        load_params(file)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ParamsError, match="no such parameter file"):
+        load_params(tmp_path / "gone.yaml")
+    (tmp_path / "a.yaml").write_bytes(b"label: \xff\n")
+    with pytest.raises(ParamsError, match="a.yaml"):
+        load_params(tmp_path / "a.yaml")
+
+
+def test_a_code_tag_is_not_executed(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"label: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(ParamsError):
+        load_params(tmp_path / "a.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+# --- profiles -----------------------------------------------------------------------------------------------------------------------
+
+def test_profile(make_run):
+    make_run(name="b"), make_run(name="a")
+    folder = make_run(name="c", load=False).parent
+    assert [run.name for run in load_profile(folder)] == ["a", "b", "c"]
+
+
+def test_profile_without_a_file(tmp_path):
+    with pytest.raises(ParamsError, match=f"{tmp_path}: no .yaml file"):
+        load_profile(tmp_path)
+
+
+def test_unknown_profile():
+    with pytest.raises(ParamsError, match="nowhere: no such profile: .*smoke"):
+        load_profile("nowhere")
+
+
+def test_profile_named_like_a_built_in_one(tmp_path):
+    (tmp_path / "smoke").mkdir()
+    with pytest.raises(ParamsError, match="rename the folder"):
+        load_profile(tmp_path / "smoke")
+
+
+def test_every_parameter_file_of_the_repository_loads():
+    files = sorted(f for f in (ROOT / "params").glob("*/*.yaml"))
+    for folder in {f.parent for f in files}:
+        for run in load_profile(folder):
+            assert run.profile == folder.name and set(run.sae.train_on) <= set(run.corpora)
+
+
+# --- what a notebook depends on -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("key, value, stages", [
+    ("sfr.threshold", 0.6, {"03_sfr", "07_paper"}), ("ffr.frequency", 0.2, {"04_ffr", "07_paper"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
+    ("fidelity.rows", 9, {"05_fidelity_matrix"}), ("generate.seed", 9, {"01_generate_faithful"}),
+    ("sae.lr", 0.5, {"02_train_sae", "07_paper"}), ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper"})])
+def test_a_changed_value_reaches_the_notebooks_that_use_it(make_run, key, value, stages):
+    before, after = make_run(), make_run({key: value})
+    changed = {s for s in ("01_generate_faithful", "02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing", "07_paper")
+               if stage_settings(before, s) != stage_settings(after, s)}
+    assert changed == stages
+
+
+def test_the_fixture_lists_every_key():
+    """VALUES in conftest is the shape of a file; a key that the schema gains must be given there too."""
+    assert set(VALUES) == {f.name for f in dataclasses.fields(Run)} - {"file"} and yaml.safe_dump(VALUES)

@@ -1,0 +1,123 @@
+"""The paper's tables from rows made by hand: averages, columns by role, and the paper's own row in the right place."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from faithful_sae import tables
+from faithful_sae.provenance import MissingInputError
+
+
+def here(table):
+    return table[table.source == "here"].set_index("model")
+
+
+def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
+    runs = [make_measured_run("a", {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.3, 0.4], "pile": [0.9]}, beside="pythia-2.8b"),
+            make_measured_run("b", {"faithful": [0.8], "flan": [0.7]})]
+    table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
+    got = here(table)
+    assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8} and got.alpaca["Model a"] == pytest.approx(0.3)
+    assert np.isnan(got.alpaca["Model b"]) and got.flan["Model b"] == 0.7 and "pile" not in table.columns
+    assert got["faithful, alive"]["Model a"] == pytest.approx(0.5) and got["faithful, dead share"]["Model a"] == 0.25
+    assert got["alpaca, > 0.7 as in the code"]["Model a"] == pytest.approx(0.29)
+    assert got["alpaca, encoder+decoder"]["Model a"] == pytest.approx(0.15)
+
+
+def test_the_papers_row_stands_directly_below(make_measured_run):
+    runs = [make_measured_run("a", {"faithful": [0.5], "alpaca": [0.2]}), make_measured_run("b", {"faithful": [0.5], "alpaca": [0.2]}, beside="pythia-2.8b")]
+    table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
+    assert list(zip(table.model, table.source)) == [
+        ("Model a", "here"), ("Model b", "here"), ("Pythia 2.8B", "paper"), ("Pythia 1.4B", "paper")]
+    assert table.iloc[2][["faithful", "alpaca", "open-instruct", "flan"]].tolist() == [0.2911, 0.2231, 0.2210, 0.1283]
+    assert list(table.columns[:2]) == ["model", "source"]
+
+
+def test_table_4_has_the_web_corpora_and_those_without_a_role(make_measured_run):
+    values = {"pile": [0.5], "faithful": [0.4], "fineweb": [0.3], "alpaca": [0.2], "wikipedia": [0.1]}
+    run = make_measured_run("a", values, named={"wikipedia": "wikipedia"}, beside="gpt2")
+    table = tables.sfr_table([run], "table4", tables.WEB)
+    assert here(table)[["pile", "faithful", "fineweb", "wikipedia"]].iloc[0].tolist() == [0.5, 0.4, 0.3, 0.1] and "alpaca" not in table
+    assert table.iloc[1].model == "GPT-2 Small" and table.iloc[1].pile == 0.5405 and len(table) == 6
+
+
+def test_an_instruction_corpus_named_like_its_role_stays_out_of_tables_4_6_and_7(make_measured_run):
+    """In the profile of the paper a corpus is simply called alpaca; it has a role, so it gets no column of its own."""
+    run = make_measured_run("a", {"pile": [0.5], "faithful": [0.4], "alpaca": [0.2]}, named={"alpaca": "alpaca", "pile": "pile"},
+                            probing={"sst2": {"pile": [0.7], "faithful": [0.6], "alpaca": [0.5]}})
+    assert "alpaca" not in tables.sfr_table([run], "table4", tables.WEB)
+    assert "alpaca" not in tables.table7([run])
+    assert "alpaca" not in tables.table6([run])
+
+
+def test_table_1(make_measured_run):
+    table = tables.table1([make_measured_run("a", {"faithful": [0.5]}, coverage=88.5, kl=0.25, beside="llama-8b")])
+    assert table.iloc[0][["model", "source", "all_token_coverage", "kl"]].tolist() == ["Model a", "here", 88.5, 0.25]
+    assert table.iloc[1][["model", "source", "all_token_coverage", "first_token_coverage", "kl"]].tolist() == [
+        "LLaMA 3.1-8B", "paper", 98.04, 10.31, 0.1054]
+    assert len(table) == 9 and table.model.is_unique
+
+
+def test_table_3_says_whose_text(make_measured_run):
+    make_measured_run("b", {"faithful": [0.1]})
+    runs = [make_measured_run("a", {"faithful": [0.5, 0.7], "faithful-other": [0.2], "pile": [0.3]}, other="b"),
+            make_measured_run("b", {"faithful": [0.1], "faithful-other": [0.4]}, other="a")]
+    table = tables.table3(runs)
+    rows = [tuple(row) for row in table[["target", "text from", "sfr"]][table.source == "here"].round(9).itertuples(index=False)]
+    assert rows == [("Model a", "Model a", 0.6), ("Model a", "Model b", 0.2), ("Model b", "Model b", 0.1), ("Model b", "Model a", 0.4)]
+    paper = {(r.target, r["text from"]): r.sfr for _, r in table[table.source == "paper"].iterrows()}
+    assert paper == {("Pythia 2.8B", "Pythia 2.8B"): 0.2911, ("Pythia 2.8B", "Pythia 1.4B"): 0.2288,
+                     ("Pythia 1.4B", "Pythia 1.4B"): 0.7145, ("Pythia 1.4B", "Pythia 2.8B"): 0.6887}
+
+
+def test_table_5(make_measured_run):
+    table = tables.table5([make_measured_run("a", {"faithful": [0.5]}, beside="gpt2")])
+    assert table.iloc[0][["layer", "d_sae", "k", "tokens", "seeds", "recipe", "lr"]].tolist() == [1, 24, 4, 400, "42, 49", "default", "0.001"]
+    assert table.iloc[1][["model", "layer", "d_sae", "k", "tokens", "lr"]].tolist() == ["GPT-2 Small", 8, 12288, 48, 100_000_000, "0.0002"]
+    assert table[table.model == "LLaMA 3.1-8B"].tokens.item() == 150_000_000
+
+
+def test_table_6(make_measured_run):
+    values = {"faithful": [0.8, 0.6], "pile": [0.5, 0.7], "fineweb": [0.4, 0.4], "alpaca": [0.3, 0.3]}
+    run = make_measured_run("a", {r: [0.5] for r in values}, probing={"cola": values, "agnews": {"faithful": [0.25, 0.5]}}, beside="gpt2")
+    table = tables.table6([run])
+    first = table.iloc[0]
+    assert (first.model, first.task, first.plays, first.baseline) == ("Model a", "my-cola", "CoLA", 0.9)
+    assert [round(first[r], 9) for r in tables.WEB] == [0.6, 0.7, 0.4]  # the reconstruction's, mean over seeds
+    assert table.iloc[1][["model", "source", "task", "faithful", "fineweb", "pile"]].tolist() == [
+        "GPT-2 Small", "paper", "CoLA", 0.7076, 0.6989, 0.6912]
+    assert table.iloc[2].task == "my-agnews" and table.iloc[2].faithful == 0.375 and "alpaca" not in table
+    gpt2 = table[(table.model == "GPT-2 Small")]
+    assert sorted(gpt2.task) == ["CoLA", "SST-2", "Yelp"], "the counterpart's other tasks are shown as well"
+
+
+def test_table_7_is_the_mean_over_seeds_in_percent(make_measured_run):
+    run = make_measured_run("a", {"faithful": [0.5], "pile": [0.5]}, ffr={"faithful": [0.1, 0.3], "pile": [1.0, 2.0]}, beside="gemma-2b")
+    table = tables.table7([run])
+    assert table.iloc[0].faithful == pytest.approx(0.2) and table.iloc[0].pile == 1.5
+    assert table.iloc[0]["pile, activation > 1"] == pytest.approx(0.375)
+    assert table.iloc[1][["model", "faithful", "pile", "fineweb"]].tolist() == ["Gemma 2B", 0.5425, 0.5669, 0.5995]
+
+
+def test_bars_are_the_table_in_long_form(make_measured_run):
+    runs = [make_measured_run("a", {"faithful": [0.5], "flan": [0.2]}), make_measured_run("b", {"faithful": [0.4]})]
+    table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
+    long = tables.bars_data(table, tables.INSTRUCTION)
+    values = {(r.model, r.source, r.corpus): r.sfr for r in long.itertuples()}
+    assert values["Model a", "here", "FLAN"] == 0.2 and ("Model b", "here", "FLAN") not in values and len(values) == len(long) == 3 + 8
+    assert values["Pythia 1.4B", "paper", "Open-Instruct"] == 0.7134
+
+
+def test_who_plays_which_role(make_measured_run):
+    run = make_measured_run("a", {"faithful": [0.5], "pile": [0.5]})
+    table = tables.corpora_table([run]).set_index("name")
+    assert table.plays.to_dict() == {"my-faithful": "Faithful", "my-pile": "Pile", "my-sst2": "SST-2"}
+    assert table.text["my-faithful"] == "text of Model a" and table.text["my-pile"] == "text.jsonl" and table.passes["my-pile"] == 1.23
+
+
+def test_a_missing_csv_names_its_notebook(make_measured_run):
+    run = make_measured_run("a", {"faithful": [0.5]})
+    (run.artifacts / "rows" / "ffr.csv").unlink()
+    with pytest.raises(MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"):
+        tables.table7([run])
+    assert isinstance(tables.table1([run]), pd.DataFrame)

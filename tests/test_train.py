@@ -1,0 +1,250 @@
+"""Training against a dense float64 derivation by hand, and the stream of activations it is fed from."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from faithful_sae import TopKSAE, train_saes
+from faithful_sae.activations import activation_batches, rows_in_batches
+from faithful_sae.train import RECIPES, _Training
+
+D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
+X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
+
+
+def start(recipe, dead=()):
+    """A training whose weights are not at their initialisation; the latents `dead` have not fired for long."""
+    sae, g = TopKSAE(D, F, K, seed=1), torch.Generator().manual_seed(2)
+    training = _Training(sae, LR, RECIPES[recipe], STEPS)
+    with torch.no_grad():
+        sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
+        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)), sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
+    training.since_fired[list(dead)] = training.dead_after
+    return training
+
+
+def top(pre, n):
+    """The n largest of each row, the others 0."""
+    out = np.zeros_like(pre)
+    order = np.argsort(-pre, axis=1)[:, :n]
+    np.put_along_axis(out, order, np.take_along_axis(pre, order, 1), 1)
+    return out
+
+
+def dense_loss_and_gradients(sae, x, dead, aux_k, detach):
+    """loss = mean (x - x_hat)^2 + 1/32 mean (z_dead W_dec - (x - x_hat))^2, and its derivatives, all in float64."""
+    w = {name: t.detach().double().numpy() for name, t in sae.weights.items()}
+    x = x.double().numpy()
+    pre = np.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
+    z = top(pre, sae.k)
+    x_hat = z @ w["W_dec"] + w["b_dec"]
+    loss, to_x_hat = np.mean((x_hat - x) ** 2), 2 * (x_hat - x) / x.size
+    to_pre, to_w_dec = np.zeros_like(pre), np.zeros_like(w["W_dec"])
+    if len(dead):
+        alive = np.setdiff1d(np.arange(sae.d_sae), dead)
+        candidates = pre.copy()
+        candidates[:, alive] = 0
+        z_dead = top(candidates, min(aux_k, len(dead)))
+        error = z_dead @ w["W_dec"] - (x - x_hat)
+        loss += np.mean(error ** 2) / 32
+        to_error = 2 * error / x.size / 32
+        if not detach:
+            to_x_hat = to_x_hat + to_error
+        to_w_dec += z_dead.T @ to_error
+        to_pre += (to_error @ w["W_dec"].T) * (z_dead > 0)
+    to_w_dec += z.T @ to_x_hat
+    to_pre += (to_x_hat @ w["W_dec"].T) * (z > 0)
+    return loss, {"W_enc": (x - w["b_dec"]).T @ to_pre, "b_enc": to_pre.sum(0), "W_dec": to_w_dec,
+                  "b_dec": to_x_hat.sum(0) - (to_pre @ w["W_enc"].T).sum(0)}
+
+
+CASES = pytest.mark.parametrize("recipe, dead", [(r, d) for r in RECIPES for d in ((), (0, 5, 11, 17, 20, 23))])
+
+
+@CASES
+def test_loss_and_gradients(recipe, dead):
+    training = start(recipe, dead)
+    aux_k = {"default": D // 2, "authors": 512}[recipe]
+    loss, gradients = dense_loss_and_gradients(training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default")
+    got = training.loss(X)[0]
+    got.backward()
+    assert abs(got.item() / loss - 1) < 1e-6
+    for name, w in training.sae.weights.items():
+        if name == "b_enc" and recipe == "authors":
+            assert w.grad is None  # the authors' trainer leaves the encoder's bias at 0
+            continue
+        scale = np.abs(gradients[name]).max()
+        np.testing.assert_allclose(w.grad.numpy(), gradients[name], atol=1e-5 * scale, err_msg=name)
+        assert scale > 1e-4
+
+
+def test_auxk_depends_on_the_recipe():
+    """Where the two recipes differ, the derivation above does: the case can tell a detached residual from one that is not."""
+    sae, dead = start("default").sae, np.array([0, 5, 11, 17])
+    attached, detached = (dense_loss_and_gradients(sae, X, dead, 4, detach)[1]["W_dec"] for detach in (False, True))
+    assert np.abs(attached - detached).max() > 1e-3 * np.abs(attached).max()
+
+
+@CASES
+def test_one_step(recipe, dead):
+    """Adam's first step moves every weight by lr against its gradient's sign; W_dec's gradient is first made tangent."""
+    training = start(recipe, dead)
+    training.sae.b_dec.data.copy_(X.mean(0)) if recipe == "default" else None  # where the step puts it by itself
+    before = {name: w.detach().double().numpy().copy() for name, w in training.sae.weights.items()}
+    _, g = dense_loss_and_gradients(training.sae, X, np.array(dead, int), {"default": D // 2, "authors": 512}[recipe],
+                                    recipe == "default")
+    g["W_dec"] -= (g["W_dec"] * before["W_dec"]).sum(1, keepdims=True) * before["W_dec"]
+    training.step(0, X)
+    lr = LR / 5 if recipe == "default" else LR  # warm-up over 5 of the 100 steps
+    for name, w in training.sae.weights.items():
+        if name == "b_enc" and recipe == "authors":
+            assert np.array_equal(w.detach().numpy(), before[name])
+            continue
+        expected = before[name] - lr * g[name] / (np.abs(g[name]) + 1e-8)
+        if name == "W_dec" and recipe == "default":
+            expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        sure = (np.abs(g[name]) > 1e-6) | (g[name] == 0)  # a rounded gradient near 0 has no certain sign
+        assert sure.mean() > 0.9
+        np.testing.assert_allclose(w.detach().numpy()[sure], expected[sure], atol=0.02 * lr, err_msg=name)
+
+
+def test_learning_rate_rises_and_falls():
+    training, seen = start("default"), []
+    for i in range(STEPS):
+        training.step(i, X)
+        seen.append(training.optimiser.param_groups[0]["lr"])
+    assert np.allclose(seen[:5], LR * np.arange(1, 6) / 5) and np.allclose(seen[5:80], LR)
+    assert np.allclose(seen[80:], LR * np.arange(20, 0, -1) / 20)
+
+
+def test_dead_latents_are_counted_and_come_back():
+    training = start("default")
+    training.dead_after = 3
+    training.sae.b_enc.data[:4] = -1e3  # these four cannot fire
+    for i in range(4):
+        training.step(i, X)
+    fired = (training.sae.encode(X).detach() > 0).any(0)
+    assert (training.since_fired[:4] == 4).all() and not fired[:4].any()
+    assert (training.since_fired[fired] == 0).float().mean() > 0.9
+    assert training.log[-1]["dead"] == (training.since_fired >= 3).sum()
+
+
+# --- whole trainings ------------------------------------------------------------------------------------------------------------
+
+def batches_of(data, size):
+    return [data[i:i + size] for i in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_seeds_together_equal_seeds_alone(recipe):
+    data = torch.randn(1500, D, generator=torch.Generator().manual_seed(0))
+
+    def run(seeds):
+        return train_saes(batches_of(data, 64), D, F, K, seeds, 3e-3, len(data), 64, recipe)
+    together = run([1, 2, 3])
+    for sae, seed in zip(together, (1, 2, 3)):
+        alone, = run([seed])
+        for name, w in sae.weights.items():
+            assert torch.equal(w, getattr(alone, name)), name
+        assert sae.training_log.equals(alone.training_log) and torch.equal(sae.firing, alone.firing)
+        np.testing.assert_allclose(np.linalg.norm(sae.W_dec.numpy(), axis=1), 1, atol=1e-6)
+        assert not sae.W_dec.requires_grad and sae.metadata["seed"] == seed
+    assert not torch.allclose(together[0].W_dec, together[1].W_dec, atol=0.1)
+
+
+def test_a_planted_dictionary_is_recovered():
+    """Tokens are sums of 3 of 40 random directions; the SAE must find the directions, where a random one finds nothing."""
+    g = torch.Generator().manual_seed(123)
+    truth = torch.nn.functional.normalize(torch.randn(40, 24, generator=g), dim=-1)
+    active = torch.rand(80_000, 40, generator=g).topk(3, dim=-1).indices
+    data = (truth[active] * (1 + torch.rand(80_000, 3, 1, generator=g))).sum(1)
+    sae, = train_saes(batches_of(data, 256), 24, 60, 3, [0], 5e-3, len(data), 256)
+
+    def found(w_dec):
+        return (truth @ w_dec.T).max(1).values.mean().item()
+    assert found(TopKSAE(24, 60, 3, 0).W_dec) < 0.6 and found(sae.W_dec) > 0.97
+    assert sae.training_log.fvu.iloc[-1] < 0.1 < 0.3 < sae.training_log.fvu.iloc[0]
+
+
+def test_firing_is_measured_over_the_last_tenth():
+    """With a learning rate of nearly nothing the weights stand still, so the log and frequencies can be computed afterwards."""
+    data = torch.randn(20, 50, D, generator=torch.Generator().manual_seed(4))
+    sae, = train_saes(list(data), D, F, K, [7], 1e-12, 1000, 50, "authors")
+    last = sae.encode(data[18:].flatten(0, 1))
+    torch.testing.assert_close(sae.firing, (last > 0).float().mean(0), atol=1e-6, rtol=0)
+    x, row = data[19].double().numpy(), sae.training_log.iloc[-1]
+    error = ((x - sae.reconstruct(data[19]).double().numpy()) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert row.step == 19 and abs(row.fvu / error - 1) < 1e-4 and abs(row.l0 - (last[50:] > 0).sum().item() / 50) < 1e-6
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    data = torch.ones(4, 10, D)
+    data[2, 3, 4] = float("inf")
+    with pytest.raises(FloatingPointError, match="seed 9.*step 2"):
+        train_saes(list(data), D, F, K, [9], 1e-3, 40, 10)
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match="no batch"):
+        train_saes([], D, F, K, [1], 1e-3, 100, 10)
+
+
+# --- activations ----------------------------------------------------------------------------------------------------------------
+
+class Numbered:
+    """Stands in for a language model: the activation of a token is its id, so that every one can be told apart."""
+    d_model, device, bos_id = 2, torch.device("cpu"), 0
+
+    def activations(self, ids):
+        return ids[..., None].float().expand(*ids.shape, 2)
+
+
+R, T = 30, 8
+ROWS = np.concatenate([np.zeros((R, 1), np.int32), np.arange(1, R * (T - 1) + 1, dtype=np.int32).reshape(R, T - 1)], 1)
+ROWS[4, 5] = 0  # a document that starts in the middle of a row
+
+
+def stream(n_tokens, include_bos=False, seed=0, batch_tokens=16, buffer_tokens=64):
+    return list(activation_batches(Numbered(), ROWS, n_tokens=n_tokens, batch_tokens=batch_tokens, buffer_tokens=buffer_tokens,
+                                   lm_batch_rows=4, include_bos=include_bos, seed=seed))
+
+
+@pytest.mark.parametrize("include_bos", [False, True])
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("buffer_tokens", [16, 50, 64, 1000])
+def test_every_activation_once_per_epoch(include_bos, epochs, buffer_tokens):
+    expected = Counter(ROWS.flatten().tolist() if include_bos else ROWS[ROWS != 0].tolist())
+    n = sum(expected.values())
+    batches = stream(n * epochs, include_bos, buffer_tokens=buffer_tokens)
+    got = Counter(torch.cat(batches)[:, 0].int().tolist())
+    assert got == Counter({token: count * epochs for token, count in expected.items()})
+
+
+@pytest.mark.parametrize("n_tokens", [1, 15, 16, 17, 100, 209, 210, 777])
+def test_n_tokens_exactly_in_full_batches(n_tokens):
+    sizes = [len(b) for b in stream(n_tokens)]
+    assert sum(sizes) == n_tokens and set(sizes[:-1]) <= {16} and 0 < sizes[-1] <= 16
+
+
+def test_the_stream_depends_on_the_seed_alone():
+    a, b, c = (torch.cat(stream(300, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_batches_mix_rows():
+    """In row order a batch of 16 would hold 3 rows; from a buffer of 64 it draws on many more."""
+    batch = stream(200)[0][:, 0].int()
+    assert len({(int(token) - 1) // (T - 1) for token in batch}) >= 6
+
+
+def test_rows_keep_their_order():
+    batches = list(rows_in_batches(ROWS, 7))
+    assert np.array_equal(torch.cat(batches).numpy(), ROWS) and [len(b) for b in batches] == [7, 7, 7, 7, 2]
+
+
+def test_no_rows():
+    with pytest.raises(ValueError, match="no token rows"):
+        next(activation_batches(Numbered(), ROWS[:0], n_tokens=1, batch_tokens=1, buffer_tokens=1, lm_batch_rows=1,
+                                include_bos=True, seed=0))

@@ -1,0 +1,10 @@
+"""Print the `pip:` list of environment.yml as a requirements file. Standard library only: it runs before anything is installed."""
+
+import sys
+
+inside = False
+for line in open(sys.argv[1], encoding="utf-8"):
+    text = line.split("#")[0].rstrip()
+    if inside and text.lstrip().startswith("- "):
+        print(text.lstrip()[2:].strip())
+    inside = inside or text.strip() == "- pip:"
