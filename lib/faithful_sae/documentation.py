@@ -26,7 +26,7 @@ from faithful_sae.provenance import atomic_path
 
 KINDS = ("docstrings", "doctests", "source", "headers", "topics")
 TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
-SHORTEST = 80  # characters: of a document, and of a paragraph that counts as a repetition
+SHORTEST = 80  # characters: of a document, and of a paragraph that can be a near-copy
 NOT_INSTALLED = "package {!r} is not installed: install it, or leave it out of the packages"
 LONGEST = 4_000  # characters: longer classes are split into methods, longer headers at blank lines
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
@@ -54,9 +54,9 @@ def extract(kind, packages, max_characters):
         max_characters: the corpus ends before the first document that would take its total above this.
 
     Returns:
-        list of str, each at least 80 characters, no two equal. As corpora usually are, docstrings, headers and topics
-        are also deduplicated by paragraph: one of at least 80 characters that stood earlier in the corpus is dropped. Fewer
-        characters than `max_characters` if the packages have no more.
+        list of str, each at least 80 characters, no two equal. As corpora usually are (Lee et al. 2022), docstrings, headers
+        and topics are also rid of near-copies: of a paragraph of 80 characters or more, half of whose five-word sequences
+        stood earlier in the corpus. Fewer characters than `max_characters` if the packages have no more.
 
     Raises:
         ValueError: an unknown kind, a package that is not installed, or packages without a document of this kind.
@@ -129,10 +129,7 @@ def label_names(task, packages):
 
 
 def versions(packages):
-    """Installed version of every package, by import name; of Python where there are none, as its text is the topics.
-
-    Raises ValueError for a package that is not installed.
-    """
+    """Installed version of every package, by import name; of Python if there are none. Raises ValueError if one is not installed."""
     if not packages:
         return {"python": platform.python_version()}
     distributions = importlib.metadata.packages_distributions()
