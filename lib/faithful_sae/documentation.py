@@ -129,7 +129,7 @@ def label_names(task, packages):
 
 
 def versions(packages):
-    """Installed version of every package, by import name; of Python if there are none. Raises ValueError if one is not installed."""
+    """Installed version of every package, by import name; of Python if there are none. ValueError: one is not installed."""
     if not packages:
         return {"python": platform.python_version()}
     distributions = importlib.metadata.packages_distributions()
