@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from faithful_sae.provenance import MissingInputError, atomic_path, is_current, require_space, write_provenance
+
+DROP_BELOW = 7 / 8   # documents that have ended leave the batch, and its cache is copied, when fewer than this share go on
 
 
 @torch.inference_mode()
@@ -21,8 +24,8 @@ def sample(lm, n_documents, max_new_tokens, generator, temperature=1.0, top_p=1.
 
     Args:
         lm: LanguageModel.
-        n_documents: batch size B; memory is B x max_new_tokens of KV cache, time is max_new_tokens steps of B rows, and rows
-            that have ended are dropped from the batch.
+        n_documents: batch size B; memory is B x max_new_tokens of KV cache, time is max_new_tokens steps of B rows; rows
+            that have ended are dropped from the batch now and then.
         max_new_tokens: a document ends here, or where the model samples EOS or BOS (kept as its last id).
         generator: torch.Generator on the model's device; the only source of randomness.
         temperature: divides the logits; 1 is the paper's.
@@ -35,20 +38,20 @@ def sample(lm, n_documents, max_new_tokens, generator, temperature=1.0, top_p=1.
     ends = torch.tensor([i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None], device=lm.device)
     ids = torch.full((n_documents, 1), lm.bos_id, device=lm.device)
     documents = torch.full((n_documents, max_new_tokens), -1, dtype=torch.int32, device=lm.device)
-    alive, cache = torch.arange(n_documents, device=lm.device), None
+    rows, going = torch.arange(n_documents, device=lm.device), torch.ones(n_documents, dtype=torch.bool, device=lm.device)
+    cache = _cache(lm.model.config, max_new_tokens)
     for step in range(max_new_tokens):
-        out = lm.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache, logits = out.past_key_values, out.logits[:, -1, :lm.vocab_size].float()
+        logits = lm.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1, :lm.vocab_size].float()
         if step == 0 and first_token == "flat":
             logits = torch.zeros_like(logits)
-        ids = torch.multinomial(_probabilities(logits, temperature, top_p), 1, generator=generator)
-        documents[alive, step] = ids[:, 0].int()
-        going = ~torch.isin(ids[:, 0], ends)
+        ids = _draw(_probabilities(logits, temperature, top_p), generator)
+        documents[rows[going], step] = ids[going, 0].int()
+        going &= ~torch.isin(ids[:, 0], ends)
         if not going.any():
             break
-        if not going.all():
+        if going.sum() < DROP_BELOW * len(going):
             keep = going.nonzero()[:, 0]
-            alive, ids = alive[keep], ids[keep]
+            rows, ids, going = rows[keep], ids[keep], going[keep]
             cache.batch_select_indices(keep)
     lengths = (documents >= 0).sum(1).tolist()
     return [row[:length] for row, length in zip(documents.cpu().numpy(), lengths)]
@@ -61,6 +64,46 @@ def _probabilities(logits, temperature, top_p):
         beyond = ordered.cumsum(-1) - ordered >= top_p  # mass before the token already suffices
         p = p.masked_fill(beyond.scatter(-1, index, beyond), 0)
     return p
+
+
+def _draw(p, generator):
+    """One token per row by inverting the distribution function: int64 [B, 1]. One random number per row, where
+    torch.multinomial takes one per token of the vocabulary."""
+    cdf = p.double().cumsum(-1)
+    u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device) * cdf[:, -1:]
+    return torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[-1] - 1)
+
+
+def _cache(config, length):
+    """A KV cache for `length` tokens. Only layers that attend to everything are preallocated; sliding ones stay the model's."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_Preallocated(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class _Preallocated(DynamicLayer):
+    """A cache layer that writes into a buffer and hands out views of it; its parent copies the whole cache for every token."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.length, self.used = length, 0
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = [new.new_empty(*new.shape[:2], self.length, new.shape[3]) for new in (key_states, value_states)]
+        start, self.used = self.used, self.used + key_states.shape[-2]
+        for buffer, new in zip(self.buffers, (key_states, value_states)):
+            buffer[:, :, start:self.used] = new
+        self._view()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self._view()
+
+    def _view(self):
+        self.keys, self.values = (buffer[:, :, :self.used] for buffer in self.buffers)
 
 
 def generate_dataset(run, lm, key, inputs=None):
