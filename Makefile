@@ -8,6 +8,7 @@ PROFILE ?= laptop
 # a folder of parameter files of one's own, relative to where make is called
 PARAMS  ?=
 CHOSEN  := $(if $(PARAMS),$(abspath $(PARAMS)),$(PROFILE))
+NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
@@ -19,7 +20,7 @@ help:  ## list the targets
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress
-	@echo "done: tables and figures in $(ROOT)/figures/$(notdir $(CHOSEN))"
+	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
@@ -36,11 +37,12 @@ dry: $(STAMP)  ## show what `make paper` would do, and why
 	@$(SNAKEMAKE) --dry-run --quiet rules
 
 report: $(STAMP)  ## an HTML report of the last `make paper`: steps, times, results
-	@$(SNAKEMAKE) --report $(ROOT)/artifacts/report-$(notdir $(CHOSEN)).html
-	@echo "written: $(ROOT)/artifacts/report-$(notdir $(CHOSEN)).html"
+	@$(SNAKEMAKE) --report $(ROOT)/artifacts/report-$(NAME).html
+	@echo "written: $(ROOT)/artifacts/report-$(NAME).html"
 
 clean:  ## delete what a profile computed (its figures stay)
-	rm -rf "$(ROOT)/artifacts/$(notdir $(CHOSEN))"
+	@test -n "$(NAME)" || { echo "no profile named: PROFILE=laptop or PARAMS=folder"; exit 1; }
+	rm -rf "$(ROOT)/artifacts/$(NAME)"
 
 # pip alone reads the one source of versions: the `pip:` list of environment.yml. Torch first and alone, so that whatever
 # depends on it takes that build.

@@ -67,7 +67,9 @@ if log is not None:
 # %% [markdown]
 # ## What the model says to nothing
 #
-# Given BOS alone the model has a distribution over first tokens. Everything it generates starts with a draw from it.
+# Given BOS alone the model has a distribution over first tokens. Everything it generates starts with a draw from it. Embedded
+# models have seen BOS at the start of every row of 128 tokens, in the middle of a document as often as not, so that is what they
+# continue: a window of documentation, not always its beginning.
 
 # %%
 lm = open_model(run)

@@ -28,8 +28,9 @@
 from IPython.display import Image, Markdown, display
 
 from faithful_sae import plots, tables
+from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
-from faithful_sae.exhibits import exhibits, notebook_exhibits, profile_note, save_figure, save_table
+from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table
 from faithful_sae.params import load_profile
 
 # %% tags=["parameters"]

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from faithful_sae import catalogue
 from faithful_sae import exhibits as module
-from faithful_sae.exhibits import exhibits, notebook_exhibits, paper_models, save_figure, save_table
+from faithful_sae.catalogue import exhibits, paper_models
+from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import ROLES, TASK_ROLES
 
@@ -27,7 +29,7 @@ def numbers(table, columns):
 
 def test_the_list_is_well_formed():
     entries = list(exhibits().values())
-    assert len(entries) == len(module._listed()["exhibits"]) == len({e.id for e in entries}) and set(paper_models()) == MODELS
+    assert len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries}) and set(paper_models()) == MODELS
     notebooks = {f.stem for f in (ROOT / "notebooks").glob("*.py")}
     for e in entries:
         assert e.kind in ("table", "figure") and e.scope in ("model", "profile") and e.notebook in notebooks and e.title and e.paper, e
@@ -137,3 +139,15 @@ def test_the_embedded_models_own_exhibit(make_run):
 def test_table_4_and_7_have_one_set_of_models(a, b):
     four, seven = exhibits()["table4"].numbers, exhibits()["table7"].numbers
     assert set(four) < set(seven) == MODELS - {"pythia-6.9b"} and all({a, b} <= set(v) for v in [*four.values(), *seven.values()])
+
+
+def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():
+    import re
+
+    from faithful_sae.exhibits import readme_table
+    from faithful_sae.provenance import ROOT
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_table() in text, "README.md's table of exhibits is not the list's: make sync"
+    missing = [link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text) if not (ROOT / link).exists()]
+    assert not missing

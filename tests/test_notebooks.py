@@ -25,8 +25,7 @@ def test_there_is_one_per_stage():
 @EACH
 def test_the_pair_says_the_same(file):
     twin = file.with_suffix(".ipynb")
-    if not twin.exists():
-        pytest.skip(f"{twin.name} has not been made yet: make sync")
+    assert twin.exists(), "make sync"
     text, notebook = jupytext.read(file), jupytext.read(twin)
     compare_notebooks(notebook, text, fmt="py:percent", allow_expected_differences=True)
     assert [(c.cell_type, c.source, c.metadata.get("tags")) for c in text.cells] == [

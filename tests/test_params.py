@@ -10,7 +10,7 @@ from faithful_sae.params import load_params, load_profile
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import ParamsError, Run, stage_settings
 
-EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 64, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
+EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 300, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
             "context": 16, "train_tokens": 100, "steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
 
 
@@ -158,7 +158,7 @@ def test_a_code_tag_is_not_executed(tmp_path):
 # --- profiles -----------------------------------------------------------------------------------------------------------------------
 
 def test_profile(make_run):
-    make_run(name="b"), make_run(name="a")
+    make_run({"label": "B"}, name="b"), make_run({"label": "A"}, name="a")
     folder = make_run(name="c", load=False).parent
     assert [run.name for run in load_profile(folder)] == ["a", "b", "c"]
 

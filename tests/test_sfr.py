@@ -94,11 +94,11 @@ def test_alive_by_hand():
     row = rows.iloc[0]
     assert (row.seed_a, row.seed_b, row.d_sae) == (42, 49, 5)
     assert row.sfr == 0.6 and row.sfr_alive == 0.5 and row.sfr_encoder_decoder == 0.6
-    assert abs(row.dead_a - 0.4) < 1e-12 and abs(row.dead_b - 0.2) < 1e-12 and abs(row.mean_cosine - 0.6) < 1e-12
+    assert abs(row.dead - 0.3) < 1e-12 and abs(row.mean_cosine - 0.6) < 1e-12
     assert latents.match.tolist()[:2] == [1, 2] and latents.match[4] == 0 and latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
     assert latents.alive_both.tolist() == [True, False, False, True, False]
     strict, _ = compare_seeds({42: a, 49: b}, 0.7, 0.1)  # at the limit is dead
-    assert abs(strict.dead_a[0] - 0.6) < 1e-12 and strict.dead_b[0] == 1 and np.isnan(strict.sfr_alive[0])
+    assert abs(strict.dead[0] - 0.8) < 1e-12 and np.isnan(strict.sfr_alive[0])
 
 
 def test_every_pair_of_seeds():

@@ -20,7 +20,7 @@ def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
     assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8} and got.alpaca["Model a"] == pytest.approx(0.3)
     assert np.isnan(got.alpaca["Model b"]) and got.flan["Model b"] == 0.7 and "pile" not in table.columns
     assert got["faithful, alive"]["Model a"] == pytest.approx(0.5) and got["faithful, dead share"]["Model a"] == 0.25
-    assert got["alpaca, > 0.7 as in the code"]["Model a"] == pytest.approx(0.29)
+    assert got["alpaca, > instead of >="]["Model a"] == pytest.approx(0.29)
     assert got["alpaca, encoder+decoder"]["Model a"] == pytest.approx(0.15)
 
 

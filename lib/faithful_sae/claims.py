@@ -9,7 +9,7 @@ import math
 import pandas as pd
 
 from faithful_sae.stages.rows import read_rows
-from faithful_sae.tables import INSTRUCTION, WEB, ffr_values, probing_means, sfr_values
+from faithful_sae.tables import INSTRUCTION, TASKS, WEB, ffr_values, probing_means, sfr_values
 
 NOT_TESTABLE = "not testable"
 
@@ -85,8 +85,10 @@ def _fineweb_ce(runs):
     for run in runs:
         names = {run.corpora[name].role: name for name in run.sae.train_on if run.corpora[name].role in WEB}
         rows = read_rows(run, "fidelity", "05_fidelity_matrix")
-        rows = rows[(rows.seed == run.sae.seeds[0]) & rows.include_bos & rows.trained_on.isin(names.values())]
-        off = rows[rows.trained_on != rows.evaluated_on].groupby("trained_on").ce_diff.mean()
+        # on corpora that are none of the three's own, so that all three are averaged over the same
+        rows = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos & rows.trained_on.isin(names.values())
+                    & ~rows.evaluated_on.isin(names.values())]
+        off = rows.groupby("trained_on").ce_diff.mean()
         if len(names) == 3 and len(off) == 3:
             means = {role: float(off[name]) for role, name in names.items()}
             others = {role: value for role, value in means.items() if role != "faithful"}
@@ -101,7 +103,7 @@ def _probing(runs, task_role):
         for task, spec in run.probing.tasks.items():
             part = means[(means.run == run.name) & (means.task == task) & (means.representation == "reconstruction")]
             values = {roles[c]: a for c, a in zip(part.corpus, part.accuracy) if c in roles}
-            if "faithful" in values and len(values) > 1 and (task_role is None or spec.role == task_role):
+            if "faithful" in values and len(values) > 1 and spec.role in ((task_role,) if task_role else TASKS):
                 others = {role: value for role, value in values.items() if role != "faithful"}
                 text = _listing(run, values["faithful"], others).replace(": ", f", {task}: ", 1)
                 found.append((text, values["faithful"] > max(others.values())))

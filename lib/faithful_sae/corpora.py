@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow
 
 from faithful_sae import documentation
-from faithful_sae.packing import pack, tokenize
+from faithful_sae.packing import pack, tokenize, without_end
 from faithful_sae.provenance import ROOT, atomic_path, code_hash, digest, file_hash, is_current, write_provenance
 from faithful_sae.schema import ParamsError, plain
 
@@ -30,7 +30,7 @@ class TokenRows:
     name: str
     train: np.ndarray
     heldout: np.ndarray
-    key: str
+    key: str   # hash of the rows themselves
 
 
 # --- documents --------------------------------------------------------------------------------------------------------------
@@ -124,10 +124,15 @@ def _hub_records(entry, split, keys):
                           "split and revision, `hf auth login` for a gated one, or give a local file with `path`") from error
 
 
-def documentation_file(run, kind, packages, size, task=False) -> Path:
-    """Where the text (or labelled task) made from installed packages is kept; it is made when missing."""
+def documentation_path(run, kind, packages, size, task=False) -> Path:
+    """Where the text (or labelled task) made from installed packages is kept; the name changes with whatever it depends on."""
     key = digest([kind, list(packages), size, task, code_hash("documentation"), documentation.versions(packages)])
-    path = ROOT / "artifacts" / run.profile / "documentation" / f"{kind}-{key}.jsonl"
+    return ROOT / "artifacts" / run.profile / "documentation" / f"{kind}-{key}.jsonl"
+
+
+def documentation_file(run, kind, packages, size, task=False) -> Path:
+    """The same file, made when it is missing."""
+    path = documentation_path(run, kind, packages, size, task)
     if not path.exists():
         (documentation.write_task if task else documentation.write_corpus)(kind, packages, size, path)
     return path
@@ -172,13 +177,13 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     inputs = {"faithful": faithful[0]} if faithful else {"text": text_hash(run, name)}
     settings = run.settings("sequence_length", "corpus_tokens") | {"corpus": plain(corpus) | {"role": None}, "bos_id": lm.bos_id,
                                                                     "vocabulary": vocabulary}
-    key = digest([settings, inputs, code_hash("packing")])
+    key = digest([settings, inputs, code_hash("packing", "corpora")])
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, key):
         if faithful is None:
             ids = tokenize(documents(run, name), lm.tokenizer)
         elif digest(faithful[2].get_vocab()) == vocabulary:
-            ids = faithful[1]
+            ids = without_end(faithful[1], {lm.bos_id, lm.tokenizer.eos_token_id})
         else:
             ids = tokenize((faithful[2].decode(i, skip_special_tokens=True) for i in faithful[1]), lm.tokenizer)
         rows = pack(ids, lm.bos_id, run.sequence_length, run.corpus_tokens)
@@ -191,7 +196,7 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     if not 0 < heldout < len(rows):
         raise CorpusError(f"{run.file}: corpora.{name}: only {len(rows)} rows of {run.sequence_length} tokens, too few for training "
                           f"and held-out rows (heldout = {run.heldout}): give more text or a shorter sequence_length")
-    return TokenRows(name, rows[:-heldout], rows[-heldout:], digest([key, run.heldout]))
+    return TokenRows(name, rows[:-heldout], rows[-heldout:], digest([file_hash(folder), run.heldout]))
 
 
 # --- labelled text --------------------------------------------------------------------------------------------------------------

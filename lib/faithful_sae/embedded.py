@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from faithful_sae.provenance import atomic_path, digest, remove
+from faithful_sae.provenance import atomic_path, code_hash, digest, remove
 from faithful_sae.schema import plain
 
 BOS = "<|endoftext|>"  # begins and ends a document, as in GPT-2 and Pythia
@@ -99,7 +99,7 @@ def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, p
     model = initialise(config, seed).train()
     optimisers = _optimisers(model, config)
     order = _order(len(rows), config, seed)
-    key = digest([plain(config), seed, *(hashlib.sha256(x.numpy()).hexdigest() for x in (rows, heldout_rows))])
+    key = digest([plain(config), seed, torch.get_num_threads(), code_hash("embedded"), *(hashlib.sha256(x.numpy()).hexdigest() for x in (rows, heldout_rows))])
     partial = Path(f"{out_dir}.partial")
     step, log, losses = _resume(partial, key, model, optimisers)
     log_every, evaluate_every, save_every = (max(config.steps // n, 1) for n in (LOGS, EVALUATIONS, CHECKPOINTS))

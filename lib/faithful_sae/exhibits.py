@@ -1,56 +1,15 @@
-"""The list of exhibits (params/exhibits.yaml) and the two ways to write one: save_table and save_figure.
+"""The two ways to write an exhibit, save_table and save_figure, and the README's table of them.
 
 Files go to figures/<profile>/, each with its provenance beside it. Everything written says which profile it is from.
 """
 
-import functools
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
 
 import matplotlib
 import pandas as pd
-import yaml
 
+from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
-
-EXHIBITS_FILE = ROOT / "params" / "exhibits.yaml"
-SUFFIXES = {"table": ("csv", "md", "tex"), "figure": ("csv", "pdf", "png")}
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """One entry of params/exhibits.yaml."""
-    id: str
-    title: str
-    kind: str
-    scope: str
-    paper: str
-    notebook: str
-    numbers: dict | None = None
-
-    def stem(self, run_name=None) -> str:
-        """File name without suffix; a model's exhibit carries the run's name."""
-        return f"{self.id}_{run_name}" if self.scope == "model" else self.id
-
-    def files(self, run_name=None) -> list[str]:
-        """File names it consists of, provenance apart."""
-        return [f"{self.stem(run_name)}.{suffix}" for suffix in SUFFIXES[self.kind]]
-
-
-@functools.cache
-def _listed():
-    return yaml.safe_load(EXHIBITS_FILE.read_text(encoding="utf-8"))
-
-
-def exhibits() -> dict[str, Exhibit]:
-    """All exhibits by id, in the order of the list."""
-    return {entry["id"]: Exhibit(**entry) for entry in _listed()["exhibits"]}
-
-
-def paper_models() -> dict[str, str]:
-    """The paper's language models: key -> its spelling."""
-    return _listed()["models"]
-
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
     """The exhibits one notebook writes for a run; the embedded model's own is left out where nothing is embedded."""
@@ -59,17 +18,17 @@ def notebook_exhibits(run, notebook) -> list[Exhibit]:
 
 def profile_note(runs) -> str:
     """The sentence that every exhibit carries, so that no laptop number is taken for the paper's."""
-    r = runs[0]
-    what = ("small language models of software documentation, trained on the spot; not the paper's models"
-            if r.embedded else ", ".join(sorted({run.label for run in runs})))
-    return f"Profile {r.profile}: {what}. SAE recipe: {r.sae.recipe}."
+    what = ["small language models of software documentation, trained on the spot; not the paper's models"] if any(
+        run.embedded for run in runs) else []
+    what += sorted({run.label for run in runs if not run.embedded})
+    return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted({run.sae.recipe for run in runs}))}."
 
 
-def save_table(runs, exhibit_id, table, digits=4, inputs=()):
+def save_table(runs, exhibit_id, table, digits=4):
     """Write a table as csv (all digits), md and tex (rounded to `digits`), and return it for display.
 
     Args:
-        runs: the Run it belongs to (scope model) or the list of them (scope profile). inputs: files it was made from.
+        runs: the Run it belongs to (scope model) or the list of them (scope profile).
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
     note, folder = profile_note(runs), runs[0].figures
@@ -82,11 +41,11 @@ def save_table(runs, exhibit_id, table, digits=4, inputs=()):
     with atomic_path(folder / f"{stem}.tex") as tmp:
         tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
                                         label=f"tab:{stem}"), encoding="utf-8")
-    _provenance(runs, stem, inputs)
+    _provenance(runs, stem)
     return table
 
 
-def save_figure(runs, exhibit_id, data, draw, inputs=()):
+def save_figure(runs, exhibit_id, data, draw):
     """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
 
     Args:
@@ -104,7 +63,7 @@ def save_figure(runs, exhibit_id, data, draw, inputs=()):
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):  # same data, same bytes
         with atomic_path(folder / f"{stem}.{suffix}") as tmp, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(tmp, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.06, metadata=undated)
-    _provenance(runs, stem, inputs)
+    _provenance(runs, stem)
     return str(folder / f"{stem}.png")
 
 
@@ -114,10 +73,12 @@ def _place(runs, exhibit_id):
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _provenance(runs, stem, inputs):
-    write_provenance(runs[0].figures / f"{stem}.provenance.json",
-                     parameters={run.name: run.settings("label", "model", "revision", "layer", "sae") for run in runs},
-                     inputs={str(Path(path).relative_to(ROOT)): file_hash(path) for path in inputs})
+def _provenance(runs, stem):
+    keys = [field.name for field in dataclasses.fields(runs[0]) if field.name != "file"]
+    rows = {run.name: sorted((run.artifacts / "rows").glob("*.csv")) for run in runs}
+    write_provenance(runs[0].figures / f"{stem}.provenance.json", parameters={run.name: run.settings(*keys) for run in runs},
+                     inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths},
+                     device=runs[0].device)
 
 
 def readme_table(profile="laptop") -> str:

@@ -38,3 +38,11 @@ def tokenize(texts, tokenizer):
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False).input_ids:
             if ids:
                 yield ids
+
+
+def without_end(token_documents, ends):
+    """Drop the token with which a sampled document ended: `pack` separates documents by itself. Empty documents are dropped."""
+    for ids in token_documents:
+        ids = ids[:-1] if ids[-1] in ends else ids
+        if len(ids):
+            yield ids

@@ -4,6 +4,7 @@ naming file, key and remedy.
 
 import dataclasses
 import difflib
+import importlib.util
 import re
 import types
 import typing
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from faithful_sae.catalogue import paper_models
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, ROLES, TASK_ROLES, ParamsError, Run
 
@@ -142,8 +144,17 @@ def _check(run):
     need(0 < run.heldout < 1, "heldout", f"= {run.heldout} must lie between 0 and 1: it is the share of each corpus kept for evaluation")
     need((run.embedded is not None) == (run.model == "embedded"), "embedded",
          "must be given exactly when model is `embedded`; write `embedded: null` otherwise")
+    need(run.beside is None or run.beside in paper_models(), "beside", f"= {run.beside!r} must be one of {', '.join(paper_models())}, or null")
+    seeds = {"generate.seed": run.generate.seed, "sae.data_seed": run.sae.data_seed, "ffr.seed": run.ffr.seed, "probing.seed": run.probing.seed}
+    for key, value in (seeds | {f"sae.seeds[{i}]": seed for i, seed in enumerate(run.sae.seeds)}).items():
+        need(value >= 0, key, f"= {value} must be 0 or more")
+    need(run.ffr.activation >= 0, "ffr.activation", f"= {run.ffr.activation} must be 0 (the paper's) or more: latents are never negative")
+    for name in (*run.corpora, *run.probing.tasks):
+        need(re.fullmatch(r"[\w.-]*\w[\w.-]*", name), "corpora", f"and tasks are folder names too, so {name!r} may hold letters, digits, - _ . only")
     if run.embedded:
         e = run.embedded
+        need(257 <= e.vocab_size <= 6207, "embedded.vocab_size", f"= {e.vocab_size} must lie between 257 (all bytes and BOS) and 6207 (5-grams in 64 bits)")
+        need(e.warmup_steps < e.steps, "embedded.warmup_steps", f"= {e.warmup_steps} must be below embedded.steps = {e.steps}")
         need(run.layer < e.n_layers, "layer", f"= {run.layer} must be below embedded.n_layers = {e.n_layers}")
         need(run.sequence_length <= e.context, "sequence_length", f"= {run.sequence_length} exceeds embedded.context = {e.context}")
         need(run.generate.max_new_tokens < e.context, "generate.max_new_tokens",
@@ -196,6 +207,8 @@ def _check_source(run, need, key, entry, sources, roles, kinds):
     source, value = given[0], getattr(entry, given[0])
     if source == "documentation":
         need(value in kinds, f"{key}.documentation", f"= {value!r} must be one of {', '.join(kinds)}")
+        for package in entry.packages:
+            need(importlib.util.find_spec(package), f"{key}.packages", f"names {package!r}, which is not installed")
         need(bool(entry.packages) != (value == "topics"), f"{key}.packages", "must list installed packages (none for topics)")
     if source in ("path", "train"):
         need(run.resolve(value).is_file(), f"{key}.{source}", f"= {value!r}: no such file ({run.resolve(value)})")

@@ -4,10 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
+from faithful_sae import documentation
+from faithful_sae.corpora import check_sources, documentation_path
 from faithful_sae.exhibits import notebook_exhibits
-from faithful_sae.params import load_profile
 from faithful_sae.provenance import PACKAGE as LIB
-from faithful_sae.provenance import ROOT, file_hash, write_json
+from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.schema import STAGE_KEYS, ParamsError, stage_settings
 
 STAGES = tuple(STAGE_KEYS)
@@ -25,21 +26,26 @@ def stage_exhibits(run, stage) -> list[str]:
     return [str(run.figures / name) for exhibit in notebook_exhibits(run, stage) for name in exhibit.files(run.name)]
 
 
-def exhibit_patterns(run, stage) -> list[str]:
-    """The same with Snakemake's wildcard in the run's place. An embedded model's training curve is a by-product of 01."""
-    return [str(run.figures / name) for exhibit in notebook_exhibits(run, stage) if exhibit.id != "lm_training"
-            for name in exhibit.files("{run}")]
+def stage_outputs(runs, stage) -> list[str]:
+    """What a notebook writes for a run, with Snakemake's wildcard {run} in the run's place: rows, then exhibits.
+
+    The embedded models' own rows and figure are outputs only where all models are embedded: a rule has one list of outputs.
+    """
+    embedded, run = all(run.embedded for run in runs), runs[0]
+    rows = ROWS[stage] + (("language_model",) if embedded and stage == "01_generate_faithful" else ())
+    shown = [e for e in notebook_exhibits(run, stage) if embedded or e.id != "lm_training"]
+    return ([str(run.artifacts.parent / "{run}" / "rows" / f"{name}.csv") for name in rows]
+            + [str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")])
 
 
-def run_outputs(run) -> list[str]:
-    """Everything notebooks 01-06 write for a run."""
-    return [path for stage in STAGES[:-1] for path in [rows_file(run, name) for name in ROWS[stage]]
-            + [pattern.replace("{run}", run.name) for pattern in exhibit_patterns(run, stage)]]
+def run_outputs(runs) -> list[str]:
+    """Everything notebooks 01-06 write for all runs."""
+    return [path.replace("{run}", run.name) for run in runs for stage in STAGES[:-1] for path in stage_outputs(runs, stage)]
 
 
 def profile_outputs(runs) -> list[str]:
     """Everything `make paper` makes."""
-    return [path for run in runs for path in run_outputs(run)] + stage_exhibits(runs[0], STAGES[-1])
+    return run_outputs(runs) + stage_exhibits(runs[0], STAGES[-1])
 
 
 def stage_inputs(run, stage) -> list[str]:
@@ -49,8 +55,7 @@ def stage_inputs(run, stage) -> list[str]:
     corpora = [run.corpora[name] for name in corpora]
     tasks = list(run.probing.tasks.values()) if stage == "06_probing" else []
     files = [str(run.resolve(path)) for path in [*(c.path for c in corpora), *(t.train for t in tasks), *(t.test for t in tasks)] if path]
-    if any(entry.documentation for entry in [*corpora, *tasks]):
-        files.append(str(ROOT / "artifacts" / run.profile / "documentation" / "made.json"))
+    files += [str(documentation_path(run, *source)) for source in _sources(run, corpora, tasks)]
     if stage == "01_generate_faithful" and not run.embedded and run.resolve(run.model).is_dir():
         files += sorted(str(f) for f in run.resolve(run.model).iterdir() if f.is_file())
     if stage == "02_train_sae":
@@ -68,45 +73,51 @@ def settings(run, stage) -> str:
 
 # --- documentation ------------------------------------------------------------------------------------------------------------
 
-def uses_documentation(runs) -> bool:
-    """Whether any corpus or task is made from installed packages."""
-    return bool(documentation_sources(runs))
+def documentation_files(runs) -> dict[str, list]:
+    """{file: [kind, packages, size, is a task]} of all that has to be extracted from installed packages."""
+    sources = [source for run in runs for source in _sources(run, run.corpora.values(), run.probing.tasks.values())]
+    return {str(documentation_path(runs[0], *source)): source for source in sources}
 
 
-def documentation_sources(runs) -> list:
-    """What has to be extracted from installed packages: sorted [kind, packages, size, is a task]."""
-    sources = {(c.documentation, c.packages, c.max_characters, False) for run in runs for c in run.corpora.values() if c.documentation}
-    sources |= {(t.documentation, t.packages, run.probing.max_train + run.probing.max_test, True)
-                for run in runs for t in run.probing.tasks.values() if t.documentation}
-    return sorted([list(map(lambda v: list(v) if isinstance(v, tuple) else v, source)) for source in sources], key=str)
+def _sources(run, corpora, tasks):
+    return ([[c.documentation, c.packages, c.max_characters, False] for c in corpora if c.documentation]
+            + [[t.documentation, t.packages, run.probing.max_train + run.probing.max_test, True] for t in tasks if t.documentation])
 
 
-def make_documentation(profile, output):
-    """Extract all documentation of a profile once, before the notebooks of several models ask for it at the same time."""
-    from faithful_sae import corpora
-
-    runs = load_profile(profile)
-    print(f"  ▸ documentation of installed packages for {runs[0].profile}", flush=True)
-    files = [corpora.documentation_file(runs[0], *source) for source in documentation_sources(runs)]
-    write_json(output, {file.name: file_hash(file) for file in files})
-    print(f"  ✓ documentation: {len(files)} corpora and tasks, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB", flush=True)
+def make_documentation(kind, packages, size, task, path):
+    """Extract one corpus or labelled task; the notebooks of several models read the same file."""
+    (documentation.write_task if task else documentation.write_corpus)(kind, packages, size, Path(path))
+    print(f"  ✓ {kind} of {', '.join(packages) or 'the language reference'}, {Path(path).stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 # --- before any work ------------------------------------------------------------------------------------------------------------
 
 def preflight(runs):
-    """Find what would fail later, and forget results whose artefacts are gone or damaged so that they are made again.
+    """Find what would fail later.
 
     Raises:
         ParamsError: a local model folder without config, weights or tokenizer; a layer or length beyond the model's; a local
-        corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key.
+        corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; results of another folder's in the way.
     """
     for run in runs:
         if not run.embedded and run.resolve(run.model).is_dir():
             _check_model_folder(run, run.resolve(run.model))
-        if any(c.path for c in run.corpora.values()) or any(t.train for t in run.probing.tasks.values()):
-            from faithful_sae.corpora import check_sources  # imports more than a run without local files needs
-            check_sources(run)
+        check_sources(run)
+    owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
+    folder = str(runs[0].file.parent)
+    if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
+        raise ParamsError(f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the folder, or `make clean "
+                          f"PARAMS={other}` first")
+
+
+def take_possession(runs):
+    """Under the profile's lock: note whose results these are, clear what killed runs left, and forget rows whose artefacts are
+    gone or damaged, so that they are made again."""
+    folder = ROOT / "artifacts" / runs[0].profile
+    (folder / "profile.txt").write_text(f"{runs[0].file.parent}\n", encoding="utf-8")
+    for leftover in folder.rglob(".*.tmp"):
+        remove(leftover)
+    for run in runs:
         _forget_damaged(run)
 
 
@@ -121,12 +132,6 @@ def _check_model_folder(run, folder):
     need(list(folder.glob("*.safetensors")), "model", f"= {run.model!r}: no *.safetensors weights in {folder}")
     need((folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file(), "model",
          f"= {run.model!r}: no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json beside config.json")
-    tokenizer = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            tokenizer |= {k: v for k, v in json.loads((folder / name).read_text(encoding="utf-8")).items() if v is not None}
-    need("bos_token" in tokenizer or "eos_token" in tokenizer, "model",
-         f"= {run.model!r}: its tokenizer has neither BOS nor EOS: set bos_token in {folder / 'tokenizer_config.json'}")
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     context = config.get("max_position_embeddings", config.get("n_positions"))
     need(layers is None or run.layer < layers, "layer", f"= {run.layer} is out of range: {run.model} has blocks 0 to {(layers or 0) - 1}")
@@ -150,17 +155,16 @@ def _forget_damaged(run):
 def _whole(folder):
     try:
         return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["content"] == file_hash(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Extract the documentation a profile is made from.")
-    parser.add_argument("command", choices=["documentation"])
-    parser.add_argument("profile")
+    parser = argparse.ArgumentParser(description="Extract one corpus or task from the documentation of installed packages.")
+    parser.add_argument("source", help="JSON list: kind, packages, size, whether it is a labelled task")
     parser.add_argument("output")
     args = parser.parse_args()
-    make_documentation(args.profile, args.output)
+    make_documentation(*json.loads(args.source), args.output)
 
 
 if __name__ == "__main__":

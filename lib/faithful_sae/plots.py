@@ -18,7 +18,8 @@ def _styled(draw):
     def styled(*args, **kwargs):
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            figure.canvas.draw()   # fixes the layout while the style is in force
+            figure.canvas.draw()   # lays it out while the style is in force,
+            figure.set_layout_engine("none")   # and for good: what is added later moves nothing
         return figure
     styled.__doc__, styled.__name__ = draw.__doc__, draw.__name__
     return styled
@@ -29,7 +30,7 @@ def _colours(names):
     names = list(dict.fromkeys(names))
     faithful = [n for n in names if str(n).lower().startswith("faithful")]
     others = [n for n in names if n not in faithful]
-    return dict(zip(faithful, FAITHFUL)) | {n: COLOURS[2 + i % (len(COLOURS) - 2)] for i, n in enumerate(others)}
+    return {n: FAITHFUL[i % 2] for i, n in enumerate(faithful)} | {n: COLOURS[2 + i % (len(COLOURS) - 2)] for i, n in enumerate(others)}
 
 
 def _grid(n, columns, height, width=WIDTH, **kwargs):
@@ -216,6 +217,9 @@ def probing(data):
     for (row, column), ax in np.ndenumerate(axes):
         model, metric, task = models[row // 2], metrics[row % 2], tasks[column]
         part = data[(data.model == model) & (data.task == task)]
+        if part.empty:
+            ax.axis("off")
+            continue
         base = part[part.representation == "baseline"][metric].iloc[0]
         ax.bar(0, base, 0.5, color="0.55")
         for group, kind in enumerate(("sae", "reconstruction"), 1):
@@ -232,5 +236,6 @@ def probing(data):
         if column == 0:
             ax.set_ylabel(f"{model}\n{metric.replace('f1', 'F1')}")
     handles = [matplotlib.patches.Patch(color=colours[name], label=name) for name in corpora]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(corpora)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(corpora)),
+                  title="vertical axes do not start at 0", title_fontsize=6)
     return figure

@@ -23,6 +23,7 @@ from faithful_sae import PUBLIC
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
+STARTED = time.time()
 PLUMBING = ("provenance", "schema", "params")   # they move and check data; no number comes from them
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
@@ -154,7 +155,7 @@ def is_current(folder, key) -> bool:
         return False
 
 
-def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="cpu"):
+def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto"):
     """Write what made a result: parameters and their hash, input hashes, versions, device, commit, wall time.
 
     Args:
@@ -163,7 +164,7 @@ def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=No
         parameters: the resolved parameters (seeds among them), JSON-serialisable. They never hold a token: tokens for the
             Hub are read by its own library from its own place.
         inputs: {name: hash} of what was read.
-        seconds: wall time.
+        seconds: wall time; by default that of this process so far. device: "auto" is the GPU if there is one.
     """
     import torch
 
@@ -171,8 +172,8 @@ def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=No
     write_json(path, {
         "key": key, "content": file_hash(Path(path).parent) if key else None, "parameters": parameters, "parameters_hash": digest(parameters), "inputs": inputs or {},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": str(device) if str(device) == "cpu" else torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(), "git_commit": git_commit(), "wall_seconds": seconds and round(seconds, 1),
+        "device": "cpu" if str(device) == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(), "git_commit": git_commit(), "wall_seconds": round(time.time() - STARTED if seconds is None else seconds, 1),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     })
 

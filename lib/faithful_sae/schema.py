@@ -198,7 +198,7 @@ STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the noteboo
     "03_sfr": ("label", "threads", "sfr"),
     "04_ffr": ("label", "layer", "sequence_length", "ffr"),
     "05_fidelity_matrix": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "fidelity"),
-    "06_probing": ("label", "layer", "probing"),
+    "06_probing": ("layer", "probing"),
     "07_paper": ("label", "beside", "sae", "sfr", "ffr", "corpora", "probing", "layer", "sequence_length"),
 }
 
@@ -211,6 +211,9 @@ def stage_settings(run, stage) -> dict:
                "02_train_sae": run.sae.train_on, "05_fidelity_matrix": run.fidelity.corpora}.get(stage)
     if corpora is not None:
         settings["corpora"] = {name: plain(run.corpora[name]) for name in corpora}
+        if stage != "05_fidelity_matrix":  # whose titles name the roles
+            for entry in settings["corpora"].values():
+                del entry["role"]
     return settings
 
 

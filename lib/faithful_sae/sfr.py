@@ -49,7 +49,7 @@ def compare_seeds(saes, threshold, dead_below):
     Returns:
         (rows, latents). rows, one per pair: sfr (the paper's, over all latents), sfr_encoder_decoder, sfr_strict (the
         authors' > instead of >=), sfr_alive (over latents alive in the first SAE and matched to one alive in the second),
-        share dead in each. latents, one row per latent of the first: its match, both cosines, alive flags.
+        mean share of dead latents. latents, one row per latent of the first: its match, both cosines, alive flags.
     """
     rows, tables = [], []
     for (seed_a, a), (seed_b, b) in itertools.combinations(saes.items(), 2):
@@ -61,7 +61,7 @@ def compare_seeds(saes, threshold, dead_below):
             "seed_a": seed_a, "seed_b": seed_b, "d_sae": len(both), "sfr": is_shared.mean(),
             "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(), "sfr_strict": (decoder.cosine > threshold).mean(),
             "sfr_alive": is_shared[both].mean() if both.any() else np.nan, "mean_cosine": decoder.cosine.mean(),
-            "dead_a": 1 - alive_a.mean(), "dead_b": 1 - alive_b.mean()})
+            "dead": 1 - (alive_a.mean() + alive_b.mean()) / 2})
         tables.append(pd.DataFrame({
             "seed_a": seed_a, "seed_b": seed_b, "latent": np.arange(len(both)), "match": decoder.permutation,
             "decoder_cosine": decoder.cosine, "encoder_match": encoder.permutation, "encoder_cosine": encoder.cosine,

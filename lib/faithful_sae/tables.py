@@ -6,10 +6,11 @@ trained corpus without a role gets a column of its own in Tables 4 and 7. `sourc
 
 import pandas as pd
 
-from faithful_sae.exhibits import exhibits, paper_models
+from faithful_sae.catalogue import exhibits, paper_models
 from faithful_sae.stages.rows import read_rows
 
 WEB = ("pile", "faithful", "fineweb")
+TASKS = ("sst2", "cola", "yelp")   # of Table 6
 INSTRUCTION = ("faithful", "alpaca", "open-instruct", "flan")
 ROLE_NAMES = {"faithful": "Faithful", "faithful-other": "Faithful, other model's", "pile": "Pile", "fineweb": "FineWeb",
               "openwebtext": "OpenWebText", "tinystories": "TinyStories", "alpaca": "Alpaca", "open-instruct": "Open-Instruct",
@@ -97,7 +98,7 @@ def _has_no_role(run, name):
 
 def sfr_table(runs, table_id, roles):
     """Tables 2, 3 and 4: SFR by role, then over latents alive in both SAEs, and the share of dead latents."""
-    sfr, alive, dead = sfr_values(runs), sfr_values(runs, "sfr_alive"), sfr_values(runs, "dead_a")
+    sfr, alive, dead = sfr_values(runs), sfr_values(runs, "sfr_alive"), sfr_values(runs, "dead")
     strict, both = sfr_values(runs, "sfr_strict"), sfr_values(runs, "sfr_encoder_decoder")
     rows = []
     for run in runs:
@@ -105,7 +106,7 @@ def sfr_table(runs, table_id, roles):
         if own:
             rows.append({"model": run.label} | {r: sfr[run.name][r] for r in own}
                         | {f"{r}, alive": alive[run.name][r] for r in own} | {f"{r}, dead share": dead[run.name][r] for r in own}
-                        | {f"{r}, > 0.7 as in the code": strict[run.name][r] for r in own}
+                        | {f"{r}, > instead of >=": strict[run.name][r] for r in own}
                         | {f"{r}, encoder+decoder": both[run.name][r] for r in own})
     return beside(rows, runs, exhibits()[table_id].numbers)
 

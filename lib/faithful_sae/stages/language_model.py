@@ -18,7 +18,7 @@ from faithful_sae.stages.rows import write_rows
 def model_key(run) -> str:
     """What determines a run's language model: its files, its Hub revision, or the recipe and text it is trained on."""
     if run.embedded:
-        return digest([plain(run.embedded), corpora.text_hash(run, run.embedded.corpus), run.heldout, run.threads,
+        return digest([plain(run.embedded), corpora.text_hash(run, run.embedded.corpus), run.heldout, run.threads, run.dtype,
                        code_hash("embedded", "packing", "ngram")])
     folder = run.resolve(run.model)
     return digest([file_hash(folder) if folder.is_dir() else [run.model, run.revision], run.dtype])

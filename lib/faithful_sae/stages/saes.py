@@ -1,8 +1,18 @@
 """Loading the SAEs of a run, and refusing those that are not what the parameters say."""
 
+import json
+
 from faithful_sae.provenance import MissingInputError, file_hash
 from faithful_sae.sae import SAEError, load_sae
+from faithful_sae.schema import plain
 from faithful_sae.stages.rows import read_rows
+
+
+def sae_settings(run) -> dict:
+    """The parameters that every SAE of a run was trained with, whatever its corpus."""
+    settings = run.settings("layer", "threads", "dtype", "device") | plain(run.sae)
+    del settings["train_on"]
+    return settings
 
 
 def load_saes(run, lm=None) -> dict:
@@ -15,6 +25,8 @@ def load_saes(run, lm=None) -> dict:
     recorded = read_rows(run, "saes", "02_train_sae").set_index(["corpus", "seed"]).weights
     saes = {}
     for name in run.sae.train_on:
+        record = run.artifacts / "saes" / name / "provenance.json"
+        trained = json.loads(record.read_text(encoding="utf-8"))["parameters"] if record.exists() else {}
         for seed in run.sae.seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
@@ -22,10 +34,11 @@ def load_saes(run, lm=None) -> dict:
             sae = load_sae(folder)
             if lm is not None and sae.d_model != lm.d_model:
                 raise SAEError(f"{folder}: takes activations of width {sae.d_model}, but the model's are {lm.d_model} wide")
-            for key, here, wanted in (("sae.d_sae", sae.d_sae, run.sae.d_sae), ("sae.k", sae.k, run.sae.k),
-                                      ("layer", sae.metadata.get("layer"), run.layer)):
-                if here != wanted:
-                    raise SAEError(f"{folder}: was trained with {key} = {here}, but {run.file} says {wanted}: run 02_train_sae again")
+            found = trained | {"d_sae": sae.d_sae, "k": sae.k, "layer": sae.metadata.get("layer")}
+            for key, wanted in sae_settings(run).items():
+                if found.get(key) != wanted:
+                    raise SAEError(f"{folder}: was trained with {key} = {found.get(key)}, but {run.file} says {wanted}: run "
+                                   "02_train_sae again")
             if file_hash(folder / "sae_weights.safetensors") != recorded[name, seed]:
                 raise SAEError(f"{folder}: its weights are not those 02_train_sae wrote: delete the folder and run it again")
             saes[name, seed] = sae.to(lm.device) if lm is not None else sae

@@ -9,12 +9,12 @@ from faithful_sae.stages.language_model import model_key, open_model
 
 def faithful_key(run) -> str:
     """What determines a run's faithful dataset."""
-    return digest([model_key(run), plain(run.generate), run.threads, code_hash("generate")])
+    return digest([model_key(run), plain(run.generate), run.threads, run.device, code_hash("generate", "models")])
 
 
 def make_faithful(run, lm):
     """Make (or finish, or reuse) the faithful dataset; returns its folder."""
-    return generate.generate_dataset(run, lm, faithful_key(run), {"model": model_key(run)})
+    return generate.generate_dataset(run, lm, faithful_key(run), {"model": model_key(run), "commit": lm.revision})
 
 
 def corpus(run, name, lm):

@@ -7,9 +7,9 @@ import pandas as pd
 
 from faithful_sae import activations, train
 from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, require_space, write_provenance
-from faithful_sae.schema import plain
 from faithful_sae.stages.language_model import model_key
 from faithful_sae.stages.rows import write_rows
+from faithful_sae.stages.saes import sae_settings
 from faithful_sae.stages.token_rows import corpus
 
 
@@ -20,8 +20,8 @@ def train_corpus(run, name, lm):
         (curves, summary): training curves (one row per seed and logged step) and one row per SAE.
     """
     s, rows = run.sae, corpus(run, name, lm)
-    settings = {"layer": run.layer, "threads": run.threads} | {k: v for k, v in plain(s).items() if k != "train_on"}
-    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations")])
+    settings = sae_settings(run)
+    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
     folder = run.artifacts / "saes" / name
     available = rows.train.size if s.include_bos else int((np.asarray(rows.train) != lm.bos_id).sum())
     n_tokens = min(s.tokens, available * s.max_epochs)
@@ -44,7 +44,7 @@ def train_corpus(run, name, lm):
                 sae.save(tmp / f"seed{seed}")
             pd.concat([sae.training_log for sae in saes]).to_csv(tmp / "training.csv", index=False, lineterminator="\n")
             write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
-                             inputs={"tokens": rows.key, "model": model_key(run)})
+                             inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
     summary = pd.DataFrame([{"corpus": name, "seed": seed, "tokens": n_tokens, "distinct_tokens": available,
                              "passes": n_tokens / available} | last_point(curves, seed) for seed in s.seeds])

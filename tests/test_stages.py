@@ -1,0 +1,126 @@
+"""The stages on a tiny model: what exists is reused, what is damaged is refused or made again, and order matters."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from faithful_sae.params import load_params
+from faithful_sae.provenance import MissingInputError
+from faithful_sae.sae import SAEError, TopKSAE
+from faithful_sae.stages.fakes import fake_features
+from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.matrix import fidelity_matrix
+from faithful_sae.stages.probes import probe_tasks
+from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.seeds import seed_comparison
+from faithful_sae.stages.token_rows import corpus, make_faithful
+from faithful_sae.stages.training import train_all
+
+
+@pytest.fixture
+def trained(make_run):
+    run = make_run()
+    lm = open_model(run)
+    make_faithful(run, lm)
+    train_all(run, lm)
+    return run, lm
+
+
+def stamp(run, name):
+    return (run.artifacts / "saes" / name / "provenance.json").stat().st_mtime_ns
+
+
+def test_training_again_reuses_what_is_there_and_a_new_corpus_leaves_the_old_ones_alone(trained):
+    run, lm = trained
+    before = stamp(run, "text"), stamp(run, "faithful")
+    train_all(run, lm)
+    assert (stamp(run, "text"), stamp(run, "faithful")) == before
+    train_all(dataclasses.replace(run, sae=dataclasses.replace(run.sae, train_on=("text",))), lm)
+    assert stamp(run, "text") == before[0]
+    train_all(dataclasses.replace(run, sae=dataclasses.replace(run.sae, lr=0.002)), lm)
+    assert stamp(run, "text") > before[0]
+
+
+def test_a_short_corpus_is_said_and_bounded_by_max_epochs(make_run, capsys):
+    run = make_run({"sae.tokens": 5000, "sae.max_epochs": 2})
+    lm = open_model(run)
+    make_faithful(run, lm)
+    _, summary = train_all(run, lm)
+    said = capsys.readouterr().out
+    rows = corpus(run, "text", lm).train
+    assert "note: text:" in said and "sae.max_epochs = 2" in said
+    text = summary[summary.corpus == "text"].iloc[0]
+    assert text.distinct_tokens == (np.asarray(rows) != lm.bos_id).sum() and text.tokens == 2 * text.distinct_tokens
+
+
+def test_notebooks_opened_too_early_name_the_one_before(make_run):
+    run = make_run()
+    with pytest.raises(MissingInputError, match="02_train_sae"):
+        load_saes(run)
+    with pytest.raises(MissingInputError, match="01_generate_faithful"):
+        corpus(run, "faithful", open_model(run))
+
+
+def test_other_faithful_text_than_the_parameters_say_is_refused(trained):
+    run, lm = trained
+    other = dataclasses.replace(run, generate=dataclasses.replace(run.generate, temperature=2.0))
+    with pytest.raises(MissingInputError, match="other parameters"):
+        corpus(other, "faithful", lm)
+
+
+def replace_sae(run, **sizes):
+    sae = TopKSAE(**({"d_model": 16, "d_sae": 24, "k": 4, "seed": 42} | sizes))
+    sae.metadata |= {"layer": run.layer}
+    sae.save(run.artifacts / "saes" / "text" / "seed42")
+
+
+@pytest.mark.parametrize("sizes, words", [({"d_model": 20}, "width 20"), ({"d_sae": 30}, "d_sae = 30"), ({"k": 2}, " k = 2"),
+                                          ({}, "not those 02_train_sae wrote")])
+def test_a_foreign_sae_is_refused(trained, sizes, words):
+    run, lm = trained
+    width = {"d_model": lm.d_model} | sizes
+    replace_sae(run, **width)
+    with pytest.raises(SAEError, match=words):
+        load_saes(run, lm)
+
+
+def test_a_truncated_sae_is_refused_and_training_again_restores_the_same_bytes(trained):
+    run, lm = trained
+    file = run.artifacts / "saes" / "text" / "seed49" / "sae_weights.safetensors"
+    original = file.read_bytes()
+    file.write_bytes(original[:-100])
+    with pytest.raises(SAEError, match="truncated"):
+        load_saes(run, lm)
+    train_all(run, lm)
+    assert file.read_bytes() == original
+
+
+def test_rows_are_the_public_functions_values(trained):
+    from faithful_sae import fake_feature_ratio, fidelity, shared_feature_ratio
+
+    run, lm = trained
+    saes = load_saes(run, lm)
+    sfr, _ = seed_comparison(run, saes)
+    a, b = saes["text", 42], saes["text", 49]
+    row = sfr[sfr.corpus == "text"].iloc[0]
+    assert row.sfr == shared_feature_ratio(a, b) and row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
+    ffr, _ = fake_features(run, saes, lm)
+    assert ffr.set_index(["corpus", "seed"]).ffr["text", 42] == fake_feature_ratio(a, lm, 500, 0.1, 0.0, 0, run.sequence_length)
+    rows = fidelity_matrix(run, saes, lm)
+    mine = rows[(rows.trained_on == "text") & (rows.seed == 42) & rows.include_bos].iloc[0]
+    whole = fidelity(a, lm, corpus(run, "text", lm).heldout[:run.fidelity.rows])
+    for name, value in vars(whole).items():
+        assert mine[name] == pytest.approx(value, rel=1e-6), name
+    probing = probe_tasks(run, saes, lm)
+    assert set(probing.representation) == {"baseline", "sae", "reconstruction"} and len(probing) == 1 + 2 * len(saes)
+
+
+def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):
+    own = make_run(name="own")
+    make_faithful(own, open_model(own))
+    run = make_run({"corpora.other": {"role": "faithful-other", "faithful": "own"}}, name="tiny")
+    lm = open_model(run)
+    same = corpus(run, "other", lm)
+    first = corpus(load_params(own.file), "faithful", open_model(own))
+    np.testing.assert_array_equal(np.asarray(same.train), np.asarray(first.train))  # one tokenizer: the ids as they were sampled
