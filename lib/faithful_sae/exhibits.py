@@ -58,8 +58,8 @@ def save_figure(runs, exhibit_id, data, draw):
     folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", data)
     figure = draw(pd.read_csv(folder / f"{stem}.csv", keep_default_na=False, na_values=[""]))
-    bottom = figure.get_tightbbox().y0 - 0.06   # inches, below everything drawn
-    figure.text(0.005, bottom / figure.get_figheight(), profile_note(runs), fontsize=5.5, color="0.35", va="top")
+    # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
+    figure.text(0.005, 1 + 0.03 / figure.get_figheight(), profile_note(runs), fontsize=5.5, color="0.35", va="bottom")
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):  # same data, same bytes
         with atomic_path(folder / f"{stem}.{suffix}") as tmp, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(tmp, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.06, metadata=undated)

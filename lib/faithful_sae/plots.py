@@ -18,8 +18,7 @@ def _styled(draw):
     def styled(*args, **kwargs):
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            figure.canvas.draw()   # lays it out while the style is in force,
-            figure.set_layout_engine("none")   # and for good: what is added later moves nothing
+            figure.draw_without_rendering()   # lays it out while the style is in force
         return figure
     styled.__doc__, styled.__name__ = draw.__doc__, draw.__name__
     return styled
