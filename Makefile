@@ -27,7 +27,7 @@ test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the 
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@cd $(ROOT) && $(PY) -m jupyter lab notebooks
+	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 sync: $(STAMP)  ## make every .ipynb and .py, and the table of exhibits in README.md, say the same
 	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
