@@ -86,8 +86,8 @@ table4 = save_table(runs, "table4", tables.sfr_table(runs, "table4", tables.WEB)
 table4.round(4)
 
 # %%
-unnamed = tuple(name for name in table4.columns if any(name in run.corpora for run in runs))
-Image(save_figure(runs, "sfr_web", tables.bars_data(table4, tables.WEB + unnamed), plots.bars), retina=True)
+shown = {*tables.WEB, *tables.columns_without_role(runs)}
+Image(save_figure(runs, "sfr_web", tables.bars_data(table4, shown), plots.bars), retina=True)
 
 # %% [markdown]
 # ## Table 5: training configurations

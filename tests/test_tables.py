@@ -121,3 +121,12 @@ def test_a_missing_csv_names_its_notebook(make_measured_run):
     with pytest.raises(MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"):
         tables.table7([run])
     assert isinstance(tables.table1([run]), pd.DataFrame)
+
+
+def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_run):
+    from faithful_sae.tables import columns_without_role
+
+    text = {"path": "text.jsonl", "text_key": "text"}
+    run = make_run({"corpora.tinystories": text | {"role": None}, "corpora.extra": text | {"role": None},
+                    "sae.train_on": ["faithful", "tinystories", "extra"]})
+    assert columns_without_role([run]) == {"tinystories (no role)", "extra"}

@@ -186,8 +186,6 @@ def _check(run):
             need(name in run.corpora, key, f"names {name!r}, which is not under `corpora` ({', '.join(run.corpora)})")
     roles = [run.corpora[name].role for name in s.train_on if run.corpora[name].role]
     need(len(set(roles)) == len(roles), "sae.train_on", f"has two corpora in one role ({', '.join(roles)}): the tables have one column each")
-    need(not (doubtful := [n for n, c in run.corpora.items() if n in ROLES and c.role != n]),
-         "corpora", f"calls a corpus {', '.join(doubtful)} that does not play that role: give it the role or another name")
     need(0 < run.sfr.threshold <= 1, "sfr.threshold", f"= {run.sfr.threshold} must be a cosine above 0 and at most 1")
     need(0 <= run.sfr.dead_below < 1, "sfr.dead_below", f"= {run.sfr.dead_below} must be a frequency from 0 to below 1")
     need(run.ffr.frequency < 1, "ffr.frequency", f"= {run.ffr.frequency} must be a share below 1 (the paper's 0.1)")

@@ -7,6 +7,7 @@ trained corpus without a role gets a column of its own in Tables 4 and 7. `sourc
 import pandas as pd
 
 from faithful_sae.catalogue import exhibits, paper_models
+from faithful_sae.schema import ROLES
 from faithful_sae.stages.rows import read_rows
 
 WEB = ("pile", "faithful", "fineweb")
@@ -89,11 +90,21 @@ def ffr_values(runs, column="ffr"):
 
 
 def _by_role(run, values):
-    return {run.corpora[corpus].role or corpus: float(value) for corpus, value in values.items()}
+    return {_column(run, corpus): float(value) for corpus, value in values.items()}
 
 
-def _has_no_role(run, name):
-    return name in run.corpora and run.corpora[name].role is None
+def _column(run, corpus):
+    """A corpus's column: its role, or without one its name, which may be that of a role it does not play."""
+    return run.corpora[corpus].role or (f"{corpus} (no role)" if corpus in ROLES else corpus)
+
+
+def columns_without_role(runs) -> set[str]:
+    """Columns of trained corpora that play no role of the paper's."""
+    return {_column(run, name) for run in runs for name in run.sae.train_on if run.corpora[name].role is None}
+
+
+def _has_no_role(run, column):
+    return column in columns_without_role([run])
 
 
 def sfr_table(runs, table_id, roles):
