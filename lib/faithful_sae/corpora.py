@@ -130,11 +130,16 @@ def documentation_path(run, kind, packages, size, task=False) -> Path:
     return ROOT / "artifacts" / run.profile / "documentation" / f"{kind}-{key}.jsonl"
 
 
+def write_documentation(path, kind, packages, size, task):
+    """Make such a file."""
+    (documentation.write_task if task else documentation.write_corpus)(kind, packages, size, Path(path))
+
+
 def documentation_file(run, kind, packages, size, task=False) -> Path:
     """The same file, made when it is missing."""
     path = documentation_path(run, kind, packages, size, task)
     if not path.exists():
-        (documentation.write_task if task else documentation.write_corpus)(kind, packages, size, path)
+        write_documentation(path, kind, packages, size, task)
     return path
 
 

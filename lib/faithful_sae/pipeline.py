@@ -4,10 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from faithful_sae import documentation
-from faithful_sae.corpora import check_sources, documentation_path
+from faithful_sae.corpora import check_sources, documentation_path, write_documentation
 from faithful_sae.exhibits import notebook_exhibits
-from faithful_sae.provenance import PACKAGE as LIB
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.schema import STAGE_KEYS, ParamsError, stage_settings
 
@@ -86,7 +84,7 @@ def _sources(run, corpora, tasks):
 
 def make_documentation(kind, packages, size, task, path):
     """Extract one corpus or labelled task; the notebooks of several models read the same file."""
-    (documentation.write_task if task else documentation.write_corpus)(kind, packages, size, Path(path))
+    write_documentation(path, kind, packages, size, task)
     print(f"  ✓ {kind} of {', '.join(packages) or 'the language reference'}, {Path(path).stat().st_size / 1e6:.1f} MB", flush=True)
 
 
