@@ -154,6 +154,19 @@ def test_seeds_together_equal_seeds_alone(recipe):
     assert not torch.allclose(together[0].W_dec, together[1].W_dec, atol=0.1)
 
 
+def test_sizes_and_budgets_together_equal_each_alone():
+    """SAEs of other d_sae, k, lr and number of tokens in one pass; the shorter one sees the beginning of the stream."""
+    data = torch.randn(1600, D, generator=torch.Generator().manual_seed(0))
+    settings = [(F, K, 3e-3, 1600), (2 * F, K, 3e-3, 1600), (F, 1, 1e-3, 1600), (F, K, 3e-3, 640)]
+    together = train_saes(batches_of(data, 64), D, *map(list, zip(*(s[:2] for s in settings))), [4] * 4, [s[2] for s in settings],
+                          [s[3] for s in settings], 64)
+    for sae, (d_sae, k, lr, tokens) in zip(together, settings):
+        alone, = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)
+        assert sae.training_log.equals(alone.training_log) and all(torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items())
+    with pytest.raises(ValueError, match="k has 2 entries for 3 SAEs"):
+        train_saes([data], D, F, [K, K], [1, 2, 3], 1e-3, 64, 64)
+
+
 def test_a_planted_dictionary_is_recovered():
     """Tokens are sums of 3 of 40 random directions; the SAE must find the directions, where a random one finds nothing."""
     g = torch.Generator().manual_seed(123)

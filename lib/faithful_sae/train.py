@@ -120,30 +120,43 @@ class _Training:
 
 def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, recipe="default", device="cpu", description="SAEs",
                ) -> list[TopKSAE]:
-    """Train one TopK SAE per seed on the same batches in the same order (paper 3.2, Table 5).
+    """Train one TopK SAE per entry of `seeds` on the same batches in the same order (paper 3.2, Table 5).
 
     Args:
         batches: iterable of float32 [B, D] tensors, n_tokens in all, batch_tokens in each but perhaps the last.
         d_model, d_sae, k: sizes D, F, K. seeds: each initialises one SAE and nothing else.
         lr: peak learning rate of Adam. recipe: "default" or "authors" (see RECIPES).
+        d_sae, k, lr, n_tokens: one number for all SAEs, or a list with one for each. An SAE with fewer tokens is trained on the
+            first of them, on a schedule of its own.
 
     Returns:
         the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu, l0, dead).
         Per SAE and step: about six products of [B, D] with [D, F], and memory of four [B, F] float32 arrays.
 
     Raises:
-        SAEError: k > d_sae. FloatingPointError: a loss that is not finite. ValueError: no batch.
+        SAEError: k > d_sae. FloatingPointError: a loss that is not finite. ValueError: no batch; a list of another length than seeds.
     """
-    n_steps = -(-n_tokens // batch_tokens)
-    trainings = [_Training(TopKSAE(d_model, d_sae, k, seed, device), lr, RECIPES[recipe], n_steps) for seed in seeds]
+    d_sae, k, lr, n_tokens = (_one_each(value, seeds, name) for name, value in
+                              (("d_sae", d_sae), ("k", k), ("lr", lr), ("n_tokens", n_tokens)))
+    trainings = [_Training(TopKSAE(d_model, sizes[0], sizes[1], seed, device), rate, RECIPES[recipe], -(-tokens // batch_tokens))
+                 for seed, *sizes, rate, tokens in zip(seeds, d_sae, k, lr, n_tokens)]
     step = None
-    with tqdm(total=n_tokens, unit="token", unit_scale=True, desc=description) as bar:
+    with tqdm(total=max(n_tokens), unit="token", unit_scale=True, desc=description) as bar:
         for step, x in enumerate(batches):
             for training in trainings:
-                training.step(step, x)
+                if step < training.n_steps:
+                    training.step(step, x)
             bar.update(len(x))
-            if last := trainings[0].log[-1] if trainings[0].log[-1]["step"] == step else None:
+            if (last := trainings[0].log[-1])["step"] == step:
                 bar.set_postfix(fvu=f"{last['fvu']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"], refresh=False)
     if step is None:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _one_each(value, seeds, name):
+    """A number as a list with one for each seed; a list as it is."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * len(seeds)
+    if len(values) != len(seeds):
+        raise ValueError(f"{name} has {len(values)} entries for {len(seeds)} SAEs")
+    return values
