@@ -31,8 +31,8 @@ def test_total_cosine_is_the_largest_of_all_permutations():
         best = max(sum(c[r, p] for r, p in enumerate(order)) for order in itertools.permutations(range(n)))
         found = match_features(torch.tensor(A), torch.tensor(B))
         assert sorted(found.permutation) == list(range(n)) and found.permutation.dtype == np.int64
-        np.testing.assert_allclose(found.cosine, c[np.arange(n), found.permutation], atol=1e-6)
-        assert abs(found.objective - best) < 1e-5 and abs(found.objective - found.cosine.sum()) < 1e-9
+        np.testing.assert_allclose(found.cosine, c[np.arange(n), found.permutation], atol=1e-12)
+        assert found.certified and abs(found.objective - best) < 1e-9 and abs(found.objective - found.cosine.sum()) < 1e-9
 
 
 def test_against_scipy_on_larger_dictionaries():
@@ -42,8 +42,8 @@ def test_against_scipy_on_larger_dictionaries():
         c = cosines(A, B)
         rows, columns = linear_sum_assignment(-c)
         found = match_features(A, B)
-        assert abs(found.objective - c[rows, columns].sum()) < 1e-4
-        if i % 4 == 0:  # no ties: the best matching is the only one
+        assert abs(found.objective - c[rows, columns].sum()) < 1e-9
+        if i % 4 == 0 and A.shape[1] > 2:  # no ties: the best matching is the only one
             assert np.array_equal(found.permutation, columns)
 
 
@@ -59,7 +59,7 @@ def test_swapping_the_two_gives_the_inverse():
     rng = np.random.default_rng(3)
     A, B = rng.normal(size=(2, 50, 8))
     there, back = match_features(A, B), match_features(B, A)
-    assert np.array_equal(there.permutation[back.permutation], np.arange(50)) and abs(there.objective - back.objective) < 1e-5
+    assert np.array_equal(there.permutation[back.permutation], np.arange(50)) and abs(there.objective - back.objective) < 1e-9
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -72,7 +72,7 @@ def test_a_bad_row_is_named(bad):
         match_features(B, A)
 
 
-@pytest.mark.parametrize("a, b", [((5, 4), (6, 4)), ((5, 4), (5, 3)), ((5,), (5,)), ((0, 4), (0, 4))])
+@pytest.mark.parametrize("a, b", [((5, 4), (5, 3)), ((5,), (5,)), ((0, 4), (0, 4)), ((4, 0), (4, 0))])
 def test_shapes(a, b):
     with pytest.raises(ValueError):
         match_features(torch.randn(a), torch.randn(b))

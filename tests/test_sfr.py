@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from faithful_sae import TopKSAE, shared_feature_ratio
-from faithful_sae.sfr import compare_seeds
+from faithful_sae.sfr import compare_seeds, shared_feature_ratios
 
 
 def dictionary(w_dec, w_enc=None, firing=None):
@@ -45,6 +45,18 @@ def test_equals_scipy(criterion):
         assert got == by_scipy(a, b, 0.7, criterion) and isinstance(got, float)
         values.append(got)
     assert np.std(values) > 0.2  # the cases are not all alike
+
+
+@pytest.mark.parametrize("criterion", ["decoder", "encoder+decoder"])
+def test_many_seeds_at_once_equal_each_pair(criterion):
+    rng = np.random.default_rng(3)
+    w = rng.normal(size=(40, 8))
+    saes = {seed: dictionary(w + 0.4 * rng.normal(size=w.shape), (w + 0.3 * rng.normal(size=w.shape)).T) for seed in (4, 9, 2)}
+    table = shared_feature_ratios(saes, criterion=criterion)
+    for a in saes:
+        for b in saes:
+            assert table.loc[a, b] == (by_scipy(saes[a], saes[b], 0.7, criterion) if a != b else 1)
+    assert 0 < table.loc[4, 9] < 1
 
 
 def test_ties_and_duplicates():

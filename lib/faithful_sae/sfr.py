@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from faithful_sae.matching import match_features
+from faithful_sae.matching import match_features, match_pairs
 
 CRITERIA = ("decoder", "encoder+decoder")
 
@@ -26,6 +26,8 @@ def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> fl
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
+    if sae_a.d_sae != sae_b.d_sae:
+        raise ValueError(f"d_sae is {sae_a.d_sae} and {sae_b.d_sae}: the ratio is defined for two dictionaries of one size")
     decoder = match_features(sae_a.W_dec, sae_b.W_dec)
     encoder = match_features(sae_a.W_enc.T, sae_b.W_enc.T) if criterion == "encoder+decoder" else None
     return float(shared(decoder, encoder, threshold).mean())
@@ -37,6 +39,22 @@ def shared(decoder, encoder, threshold):
     if encoder is not None:
         result &= (encoder.cosine >= threshold) & (encoder.permutation == decoder.permutation)
     return result
+
+
+def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFrame:
+    """SFR of every two of several SAEs, each prepared once: a symmetric table [S, S] with 1 on its diagonal.
+
+    Args:
+        saes: {name: SAE}. Otherwise as shared_feature_ratio.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
+    decoders = match_pairs({name: sae.W_dec for name, sae in saes.items()})
+    encoders = match_pairs({name: sae.W_enc.T for name, sae in saes.items()}) if criterion == "encoder+decoder" else {}
+    table = pd.DataFrame(1.0, index=list(saes), columns=list(saes))
+    for (a, b), decoder in decoders.items():
+        table.loc[a, b] = table.loc[b, a] = shared(decoder, encoders.get((a, b)), threshold).mean()
+    return table
 
 
 def compare_seeds(saes, threshold, dead_below):
@@ -52,8 +70,10 @@ def compare_seeds(saes, threshold, dead_below):
         mean share of dead latents. latents, one row per latent of the first: its match, both cosines, alive flags.
     """
     rows, tables = [], []
+    decoders, encoders = (match_pairs(side) for side in ({seed: sae.W_dec for seed, sae in saes.items()},
+                                                         {seed: sae.W_enc.T for seed, sae in saes.items()}))
     for (seed_a, a), (seed_b, b) in itertools.combinations(saes.items(), 2):
-        decoder, encoder = match_features(a.W_dec, b.W_dec), match_features(a.W_enc.T, b.W_enc.T)
+        decoder, encoder = decoders[seed_a, seed_b], encoders[seed_a, seed_b]
         alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))
         both = alive_a & alive_b[decoder.permutation]
         is_shared = shared(decoder, None, threshold)
