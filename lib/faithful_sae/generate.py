@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from faithful_sae.decoding import decoding
 from faithful_sae.provenance import MissingInputError, atomic_path, is_current, require_space, write_provenance
 
 DROP_BELOW = 7 / 8   # documents that have ended leave the batch, and its cache is copied, when fewer than this share go on
@@ -39,20 +39,20 @@ def sample(lm, n_documents, max_new_tokens, generator, temperature=1.0, top_p=1.
     ids = torch.full((n_documents, 1), lm.bos_id, device=lm.device)
     documents = torch.full((n_documents, max_new_tokens), -1, dtype=torch.int32, device=lm.device)
     rows, going = torch.arange(n_documents, device=lm.device), torch.ones(n_documents, dtype=torch.bool, device=lm.device)
-    cache = _cache(lm.model.config, max_new_tokens)
-    for step in range(max_new_tokens):
-        logits = lm.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1, :lm.vocab_size].float()
-        if step == 0 and first_token == "flat":
-            logits = torch.zeros_like(logits)
-        ids = _draw(_probabilities(logits, temperature, top_p), generator)
-        documents[rows[going], step] = ids[going, 0].int()
-        going &= ~torch.isin(ids[:, 0], ends)
-        if not going.any():
-            break
-        if going.sum() < DROP_BELOW * len(going):
-            keep = going.nonzero()[:, 0]
-            rows, ids, going = rows[keep], ids[keep], going[keep]
-            cache.batch_select_indices(keep)
+    with decoding(lm.model, max_new_tokens) as cache:
+        for step in range(max_new_tokens):
+            logits = lm.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1, :lm.vocab_size].float()
+            if step == 0 and first_token == "flat":
+                logits = torch.zeros_like(logits)
+            ids = _draw(_probabilities(logits, temperature, top_p), generator)
+            documents[rows[going], step] = ids[going, 0].int()
+            going &= ~torch.isin(ids[:, 0], ends)
+            if not going.any():
+                break
+            if going.sum() < DROP_BELOW * len(going):
+                keep = going.nonzero()[:, 0]
+                rows, ids, going = rows[keep], ids[keep], going[keep]
+                cache.batch_select_indices(keep)
     lengths = (documents >= 0).sum(1).tolist()
     return [row[:length] for row, length in zip(documents.cpu().numpy(), lengths)]
 
@@ -72,38 +72,6 @@ def _draw(p, generator):
     cdf = p.double().cumsum(-1)
     u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device) * cdf[:, -1:]
     return torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[-1] - 1)
-
-
-def _cache(config, length):
-    """A KV cache for `length` tokens. Only layers that attend to everything are preallocated; sliding ones stay the model's."""
-    cache = DynamicCache(config=config)
-    cache.layers = [_Preallocated(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-class _Preallocated(DynamicLayer):
-    """A cache layer that writes into a buffer and hands out views of it; its parent copies the whole cache for every token."""
-
-    def __init__(self, length):
-        super().__init__()
-        self.length, self.used = length, 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [new.new_empty(*new.shape[:2], self.length, new.shape[3]) for new in (key_states, value_states)]
-        start, self.used = self.used, self.used + key_states.shape[-2]
-        for buffer, new in zip(self.buffers, (key_states, value_states)):
-            buffer[:, :, start:self.used] = new
-        self._view()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices):
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-        self._view()
-
-    def _view(self):
-        self.keys, self.values = (buffer[:, :, :self.used] for buffer in self.buffers)
 
 
 def generate_dataset(run, lm, key, inputs=None):

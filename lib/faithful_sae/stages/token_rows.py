@@ -9,7 +9,7 @@ from faithful_sae.stages.language_model import model_key, open_model
 
 def faithful_key(run) -> str:
     """What determines a run's faithful dataset."""
-    return digest([model_key(run), plain(run.generate), run.threads, run.device, code_hash("generate", "models")])
+    return digest([model_key(run), plain(run.generate), run.threads, run.device, code_hash("generate", "decoding", "models")])
 
 
 def make_faithful(run, lm):

@@ -1,0 +1,71 @@
+"""Decoding one token at a time without copying what came before: a preallocated KV cache, and attention that reads it in place.
+
+transformers' cache grows by concatenation, a copy of everything for every token, and its attention repeats the keys of grouped
+heads. Here keys are kept transposed, [B, heads, head dim, tokens], so that one batched product with the queries runs along them.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from transformers import AttentionInterface
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+NAME = "one_token"
+
+
+@contextmanager
+def decoding(model, length):
+    """A KV cache for `length` tokens of rows that all start with their first; within the context the model's attention is ours.
+
+    Layers with a sliding window keep transformers' cache, and models that have one, or soft-capped attention scores, their attention.
+    """
+    cache, own = DynamicCache(config=model.config), model.config._attn_implementation
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    cache.layers = [_Preallocated(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if plain and getattr(model.config, "attn_logit_softcapping", None) is None:
+        model.set_attn_implementation(NAME)
+    try:
+        yield cache
+    finally:
+        model.set_attn_implementation(own)
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Softmax attention of one query token per row: query [B, H, 1, d], key and value [B, G, T, d], H / G heads sharing a key.
+
+    All T tokens lie before the query, so that no mask is needed. Returns [B, 1, H, d], as transformers' attention functions do.
+    """
+    batch, heads, _, d = query.shape
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], d) * (d ** -0.5 if scaling is None else scaling)
+    weights = torch.softmax(grouped @ key.transpose(2, 3), -1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).reshape(batch, 1, heads, d), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+class _Preallocated(DynamicLayer):
+    """A cache layer that writes into buffers, keys [B, G, d, length] and values [B, G, length, d], and hands out views of them."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.length, self.used = length, 0
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            batch, groups, _, d = key_states.shape
+            self.buffers = [key_states.new_empty(batch, groups, d, self.length),
+                            value_states.new_empty(batch, groups, self.length, value_states.shape[3])]
+        start, self.used = self.used, self.used + key_states.shape[-2]
+        self.buffers[0][..., start:self.used] = key_states.transpose(2, 3)
+        self.buffers[1][:, :, start:self.used] = value_states
+        self._view()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self._view()
+
+    def _view(self):
+        self.keys, self.values = self.buffers[0][..., :self.used].transpose(2, 3), self.buffers[1][:, :, :self.used]
