@@ -1,5 +1,6 @@
 """Optimal one-to-one matching of two dictionaries by cosine (Hungarian matching; paper 3.4, after Paulo and Belrose 2025)."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,3 +52,15 @@ def match_features(A, B) -> Matching:
     rows, permutation = linear_sum_assignment(A @ B.T, maximize=True)
     cosine = np.einsum("nd,nd->n", A[rows], B[permutation], dtype=np.float64)
     return Matching(permutation.astype(np.int64), cosine, float(cosine.sum()))
+
+
+def match_pairs(dictionaries) -> dict:
+    """Match all pairs of several dictionaries: {(a, b): Matching of the rows of a with those of b}.
+
+    Args:
+        dictionaries: {name: [n, d]}, of one size; pairs come in the order of itertools.combinations(names, 2).
+
+    Raises:
+        ValueError: as match_features.
+    """
+    return {(a, b): match_features(dictionaries[a], dictionaries[b]) for a, b in itertools.combinations(dictionaries, 2)}
