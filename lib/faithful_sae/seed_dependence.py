@@ -133,6 +133,17 @@ def _fit(name, n, share):
     return curve_fit(LAWS[name], n, share, p0=np.clip(start, 1e-6, 1), bounds=BOUNDS[name], max_nfev=20_000, ftol=1e-12, xtol=1e-12)[0]
 
 
+def fitted_curves(curve, fits):
+    """The figure's data: per number of seeds the mean over bases (series `measured`), the lowest and highest base, and both laws."""
+    parts = [curve.groupby("seeds").only_in_base.agg(only_in_base="mean", low="min", high="max").reset_index().assign(series="measured")]
+    n = np.linspace(curve.seeds.min(), curve.seeds.max(), 43)
+    for fit in fits.dropna(subset="a").itertuples():
+        label = f"{fit.a:.2f} $n^{{-{fit.b:.2f}}}$" + (f" + {fit.c:.2f}" if fit.law == "with offset" else "")
+        values = LAWS["with offset"](n, fit.a, fit.b, fit.c)
+        parts.append(pd.DataFrame({"seeds": n, "only_in_base": values, "series": fit.law, "label": f"{fit.law}: {label}"}))
+    return pd.concat(parts, ignore_index=True)
+
+
 # --- one or two kinds of latents ------------------------------------------------------------------------------------------------
 
 def count_modes(values, bandwidth):
