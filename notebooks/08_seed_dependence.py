@@ -61,7 +61,8 @@ print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.l
 
 # %%
 saes, summary = train_seeds(run)
-summary.groupby(["layer", "d_sae", "k", "tokens"], sort=False).agg(seeds=("seed", "count"), fvu=("fvu", "mean"), dead=("dead", "mean")).round(3)
+sizes = summary.groupby(["layer", "d_sae", "k", "tokens"], sort=False)
+sizes.agg(seeds=("seed", "count"), fvu=("fvu", "mean"), dead=("dead", "mean")).round(3)
 
 # %% [markdown]
 # ## All pairs of seeds
@@ -72,7 +73,8 @@ summary.groupby(["layer", "d_sae", "k", "tokens"], sort=False).agg(seeds=("seed"
 # %%
 rows = study_seeds(run, saes)
 plain = rows["seed_pairs"].query("sweep == 'seeds'")
-plain[["shared", "shared_decoder", "shared_maximum", "agree", "alignment", "mmcs", "dead"]].describe().loc[["mean", "std", "min", "max"]].round(3)
+shown = ["shared", "shared_decoder", "shared_maximum", "agree", "alignment", "mmcs", "dead"]
+plain[shown].describe().loc[["mean", "std", "min", "max"]].round(3)
 
 # %% [markdown]
 # ## Hits and misses (their Figure 1)
@@ -176,6 +178,7 @@ first = next(iter(saes.values()))
 assert all(hits.all() for hits in hit_masks(match_seeds({"itself": first, "copy": first}), threshold).values())
 mean = rows["seed_curve"].groupby("seeds").only_in_base.mean()
 base = rows["seed_curve"].query("base == @study.seeds[0] and seeds == @mean.index.max()").only_in_base.item()
-print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with {mean.index[-1]}; {verdicts.verdict.value_counts().to_dict()}")
+print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with {mean.index[-1]}")
+print(verdicts.verdict.value_counts().to_dict())
 assert abs(mean.iloc[0] - (1 - plain.shared.mean())) < 1e-12 and abs(base - (latents.seeds_sharing == 0).mean()) < 1e-12
 assert mean.is_monotonic_decreasing and (plain.shared <= plain.shared_decoder).all()

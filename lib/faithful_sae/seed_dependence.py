@@ -68,7 +68,8 @@ def compare_pair(latents, decoder, encoder, threshold) -> dict:
 
 def thresholds(latents, decoder, encoder, values):
     """Share of shared latents at every threshold in `values`, under the three definitions of compare_pair (Figure A2)."""
-    return pd.DataFrame([{"threshold": t, "shared": shared(decoder, encoder, t).mean(), "shared_decoder": shared(decoder, None, t).mean(),
+    return pd.DataFrame([{"threshold": t, "shared": shared(decoder, encoder, t).mean(),
+                          "shared_decoder": shared(decoder, None, t).mean(),
                           "shared_maximum": shared_by_maximum(latents, t).mean()} for t in values])
 
 
@@ -135,7 +136,8 @@ def _fit(name, n, share):
 
 def fitted_curves(curve, fits):
     """The figure's data: per number of seeds the mean over bases (series `measured`), the lowest and highest base, and both laws."""
-    parts = [curve.groupby("seeds").only_in_base.agg(only_in_base="mean", low="min", high="max").reset_index().assign(series="measured")]
+    measured = curve.groupby("seeds").only_in_base.agg(only_in_base="mean", low="min", high="max").reset_index()
+    parts = [measured.assign(series="measured")]
     n = np.linspace(curve.seeds.min(), curve.seeds.max(), 43)
     for fit in fits.dropna(subset="a").itertuples():
         label = f"{fit.a:.2f} $n^{{-{fit.b:.2f}}}$" + (f" + {fit.c:.2f}" if fit.law == "with offset" else "")

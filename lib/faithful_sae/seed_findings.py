@@ -27,27 +27,32 @@ def findings(run, rows) -> pd.DataFrame:
     sweep = {name: pairs[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     top, rare = _extremes(latents, n - 1)
     table = [
-        ("Fewer than half of the latents are shared between two seeds", "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); 3, 1",
-         *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
+        ("Fewer than half of the latents are shared between two seeds",
+         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); 3, 1", *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
         ("Matched latents are of two kinds, hits and misses: cosines have two modes", "seen in Figure 1", *_modes(rows["seed_modes"])),
-        ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1; 4", *_above(plain.correlation, 0.7, n, "correlation")),
+        ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1; 4",
+         *_above(plain.correlation, 0.7, n, "correlation")),
         ("Latents on which both matchings agree are more similar", "0.72 against 0.33; Figure A2",
          *_difference(plain.alignment_agree, plain.alignment_disagree, n, "agree", "disagree")),
-        ("With many seeds, over a third of the latents are still in one SAE only", "35 % with nine seeds; 4.1", *_remaining(rows["seed_curve"])),
+        ("With many seeds, over a third of the latents are still in one SAE only", "35 % with nine seeds; 4.1",
+         *_remaining(rows["seed_curve"])),
         ("A power law with an offset fits that share better than one without", "Figure A1", *_laws(rows["seed_fits"])),
         ("Most latents are matched with their nearest: matched cosine = maximum cosine", "the vast majority; 3, Figure A3",
          *_above(plain.at_maximum, 0.5, n, "matched with the nearest")),
         ("The share is the same with nearest instead of matched latents", "essentially unchanged; 3, Figure A2",
          *_same(plain.shared, plain.shared_maximum, n, run.sae.d_sae)),
-        ("The latents that fire most are shared by all seeds more often than others", "these are the shared ones; 4.1, Figure 2", *top),
-        ("The latents that fire least are shared by none more often than others", "these are the unshared ones; 4.1, Figure 2", *rare),
+        ("The latents that fire most are shared by all seeds more often than others", "these are the shared ones; 4.1, Figure 2",
+         *top),
+        ("The latents that fire least are shared by none more often than others", "these are the unshared ones; 4.1, Figure 2",
+         *rare),
         ("Among all, more similar latents fire less often", "4.1, Figure 2", *_frequency(latents)),
         ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, n_sweep)),
         ("More active latents, less overlap", "Figure 5", *_trend(sweep["k"], -1, n_sweep)),
         ("Longer training, more overlap", "Figure 5", *_trend(sweep["tokens"], 1, n_sweep)),
         *_layers(sweep["layer"], n_sweep),
         ("SAEs with ReLU and L1 overlap more than TopK SAEs", "Figure 4", "only TopK SAEs are trained here", NOT_TESTABLE),
-        ("Overlap depends on where in a block the SAE sits (MLP, residual stream)", "Figure 4", "only residual streams are hooked here", NOT_TESTABLE),
+        ("Overlap depends on where in a block the SAE sits (MLP, residual stream)", "Figure 4",
+         "only residual streams are hooked here", NOT_TESTABLE),
         ("Shared latents are more interpretable, yet many unshared ones are interpretable too", "4.2, Figure 3",
          "no latent is explained here", NOT_TESTABLE)]
     return pd.DataFrame(table, columns=COLUMNS)
@@ -78,7 +83,8 @@ def _number(values, error):
 
 def _below(values, limit, n_seeds, d_sae, what):
     error = noise(values, n_seeds, d_sae)
-    return f"{what} {_number(values, error)}, pairs from {values.min():.3f} to {values.max():.3f}", _verdict(limit - values.mean(), error)
+    text = f"{what} {_number(values, error)}, pairs from {values.min():.3f} to {values.max():.3f}"
+    return text, _verdict(limit - values.mean(), error)
 
 
 def _above(values, limit, n_seeds, what):
@@ -96,7 +102,8 @@ def _modes(rows):
 def _difference(a, b, n_seeds, name_a, name_b):
     difference = (a - b).dropna()
     error = noise(difference, n_seeds)
-    return f"{name_a} {a.mean():.3f}, {name_b} {b.mean():.3f}; difference {_number(difference, error)}", _verdict(difference.mean(), error)
+    text = f"{name_a} {a.mean():.3f}, {name_b} {b.mean():.3f}; difference {_number(difference, error)}"
+    return text, _verdict(difference.mean(), error)
 
 
 def _same(a, b, n_seeds, d_sae):
@@ -119,14 +126,14 @@ def _laws(fits):
     plain, offset = fits.loc["power law"], fits.loc["with offset"]
     if np.isnan([offset.aicc, offset.loo, plain.aicc, plain.loo]).any():
         return "too few seeds to tell two laws apart", OPEN
-    text = (f"offset {offset.c:.3f}, exponent {offset.b:.2f} (without: {plain.b:.2f}); AICc {offset.aicc:.1f} against {plain.aicc:.1f}; "
-            f"error at a point left out {offset.loo:.4f} against {plain.loo:.4f}")
+    text = (f"offset {offset.c:.3f}, exponent {offset.b:.2f} (without: {plain.b:.2f}); AICc {offset.aicc:.1f} against "
+            f"{plain.aicc:.1f}; error at a point left out {offset.loo:.4f} against {plain.loo:.4f}")
     better = plain.aicc - offset.aicc > 2, plain.loo > offset.loo
     return text, HOLDS if all(better) and offset.c > 0 else FAILS if offset.aicc - plain.aicc > 2 and not better[1] else OPEN
 
 
 def _extremes(latents, others):
-    """Of the twentieth of the living latents that fire most, how many are shared by all; of those that fire least, how many by none."""
+    """Of the twentieth of the living latents that fire most, how many all share; of those that fire least, how many none shares."""
     alive = latents[latents.firing > 0].sort_values(["firing", "latent"])
     size = min(max(len(alive) // 20, 10), len(alive))
     out = []

@@ -9,7 +9,8 @@ from faithful_sae.plots import COLOURS, WIDTH, _grid, _styled
 
 AGREE, DISAGREE = COLOURS[2], COLOURS[1]
 AXES = {"d_sae": "latents", "k": "active latents, k", "tokens": "training tokens", "layer": "layer"}
-DEFINITIONS = {"shared": "encoder and decoder", "shared_decoder": "decoder alone (SFR)", "shared_maximum": "nearest instead of matched latents"}
+DEFINITIONS = {"shared": "encoder and decoder", "shared_decoder": "decoder alone (SFR)",
+               "shared_maximum": "nearest instead of matched latents"}
 
 
 def _joint(width=WIDTH * 0.75, height=WIDTH * 0.55):
@@ -40,7 +41,8 @@ def matched_cosines(data):
     figure, ax, top, right = _joint()
     agree, limit = data.agree.astype(bool), data.threshold.iloc[0]
     low = min(0.0, data.decoder_cosine.min(), data.encoder_cosine.min())
-    ax.set(xlim=(low - 0.03, 1.03), ylim=(low - 0.03, 1.03), xlabel="cosine of matched decoder rows", ylabel="cosine of matched encoder columns")
+    ax.set(xlim=(low - 0.03, 1.03), ylim=(low - 0.03, 1.03), xlabel="cosine of matched decoder rows",
+           ylabel="cosine of matched encoder columns")
     groups = ((agree, AGREE, "matchings agree"), (~agree, DISAGREE, "matchings disagree"))
     for mask, colour, label in groups:
         mean = (data.decoder_cosine[mask].mean() + data.encoder_cosine[mask].mean()) / 2
@@ -49,7 +51,8 @@ def matched_cosines(data):
     _contours(ax, data.decoder_cosine, data.encoder_cosine)
     bins = np.linspace(low, 1, 41)
     for axis, column, orientation in ((top, "decoder_cosine", "vertical"), (right, "encoder_cosine", "horizontal")):
-        axis.hist([data[column][mask] for mask, *_ in groups], bins, stacked=True, color=[AGREE, DISAGREE], orientation=orientation)
+        axis.hist([data[column][mask] for mask, *_ in groups], bins, stacked=True, color=[AGREE, DISAGREE],
+                  orientation=orientation)
     for line in (ax.axvline, ax.axhline):
         line(limit, color="0.4", linewidth=0.7, linestyle="--")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
@@ -70,11 +73,12 @@ def firing(data):
     if len(shown):
         edges = np.geomspace(shown.firing.min() * 0.99, shown.firing.max() * 1.01, 31)
         top.hist([part.firing for part in parts], edges, stacked=True, color=colours)
-    right.hist([part.mean_cosine for part in parts], np.linspace(low, 1, 41), stacked=True, color=colours, orientation="horizontal")
+    right.hist([part.mean_cosine for part in parts], np.linspace(low, 1, 41), stacked=True, color=colours,
+               orientation="horizontal")
     ax.axhline(data.threshold.iloc[0], color="0.4", linewidth=0.7, linestyle="--")
     silent = f"; {(~fires).sum()} never fired" if not fires.all() else ""
-    ax.set(xscale="log" if fires.any() else "linear", ylim=(low - 0.03, 1.03), xlabel=f"share of training tokens the latent fires on{silent}",
-           ylabel=f"cosine of matched decoder rows,\nmean over {others} seeds")
+    ax.set(xscale="log" if fires.any() else "linear", xlabel=f"share of training tokens the latent fires on{silent}",
+           ylim=(low - 0.03, 1.03), ylabel=f"cosine of matched decoder rows,\nmean over {others} seeds")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", title="seeds that\nshare it", markerscale=2)
     return figure
 
@@ -84,9 +88,11 @@ def only_in_base(data):
     """Figure A1: share of latents found in the base SAE alone against the number of seeds, with both fitted power laws."""
     figure, (ax,) = _grid(1, 1, 2.4, WIDTH * 0.75)
     seen = data[data.series == "measured"]
-    ax.errorbar(seen.seeds, seen.only_in_base, np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base]), fmt="o", markersize=3.5,
-                color="0.15", elinewidth=0.8, capsize=2, label="mean over bases and sets of seeds; bars: lowest and highest base", zorder=3)
-    for (series, part), style, colour in zip(data[data.series != "measured"].groupby("series", sort=False), ("--", "-"), (COLOURS[0], COLOURS[2])):
+    bars = np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base])
+    ax.errorbar(seen.seeds, seen.only_in_base, bars, fmt="o", markersize=3.5, color="0.15", elinewidth=0.8, capsize=2, zorder=3,
+                label="mean over bases and sets of seeds; bars: lowest and highest base")
+    laws = data[data.series != "measured"].groupby("series", sort=False)
+    for (_, part), style, colour in zip(laws, ("--", "-"), (COLOURS[0], COLOURS[2])):
         ax.plot(part.seeds, part.only_in_base, style, color=colour, label=part.label.iloc[0])
     ax.set(xlabel="seeds", ylabel="latents only in the base (share)", ylim=(0, 1))
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -157,12 +163,13 @@ def _short(value):
 @_styled
 def sweeps(data):
     """Figures 4 and 5: share of shared latents against d_sae, k, training tokens and layer."""
-    return _sweeps(data, {"shared": (DEFINITIONS["shared"], COLOURS[2], "-"), "shared_decoder": (DEFINITIONS["shared_decoder"], COLOURS[3], "-"),
+    return _sweeps(data, {"shared": (DEFINITIONS["shared"], COLOURS[2], "-"),
+                          "shared_decoder": (DEFINITIONS["shared_decoder"], COLOURS[3], "-"),
                           "dead": ("dead latents, share", "0.55", ":")}, "share of latents shared")
 
 
 @_styled
 def mean_cosines(data):
     """Figure A4: mean matched and mean maximum cosine of the decoders against the same numbers."""
-    return _sweeps(data, {"mmcs": ("mean maximum cosine (MMCS)", COLOURS[0], "--"), "matched_cosine": ("mean matched cosine", COLOURS[2], "-")},
-                   "decoder cosine")
+    return _sweeps(data, {"mmcs": ("mean maximum cosine (MMCS)", COLOURS[0], "--"),
+                          "matched_cosine": ("mean matched cosine", COLOURS[2], "-")}, "decoder cosine")

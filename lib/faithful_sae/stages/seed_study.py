@@ -23,12 +23,12 @@ def train_seeds(run):
     Returns:
         (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE.
     """
-    saes, records = {}, []
-    for layer in dict.fromkeys((run.layer, *run.seed_dependence.layers)):
-        at = dataclasses.replace(run, layer=layer)
-        lm, name = open_model(at), run.seed_dependence.corpus
+    saes, records, d = {}, [], run.seed_dependence
+    for layer in dict.fromkeys((run.layer, *d.layers)):
+        at, name = dataclasses.replace(run, layer=layer), d.corpus
+        lm = open_model(at)
         rows = corpus(at, name, lm)
-        cap, _ = token_budget(run, name, rows, lm, max(run.sae.tokens, *run.seed_dependence.tokens, 0))
+        cap, _ = token_budget(run, name, rows, lm, max(run.sae.tokens, *(d.tokens if layer == run.layer else ()), 0))
         wanted = wanted_saes(run, layer, cap)
         settings = {key: value for key, value in sae_settings(at).items() if key not in ("seeds", "d_sae", "k", "tokens")}
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
