@@ -93,6 +93,17 @@ def test_two_latents_with_one_nearest_neighbour():
     assert row["mmcs"] > row["matched_cosine"] and shared_by_maximum(latents, 0.999).tolist() == [True, False]
 
 
+def test_nearest_latents_count_only_where_decoder_and_encoder_name_the_same_one():
+    saes = related("ab", n=60, noise=0.8)
+    a, b = saes.values()
+    matching, = match_seeds(saes).values()
+    (to, cosine), (to_encoder, cosine_encoder) = maximum_cosine(a.W_dec, b.W_dec), maximum_cosine(a.W_enc.T, b.W_enc.T)
+    near = [cosine[i] >= 0.7 and cosine_encoder[i] >= 0.7 for i in range(60)]
+    expected = [near[i] and to[i] == to_encoder[i] for i in range(60)]
+    assert shared_by_maximum(compare_latents(a, b, *matching), 0.7).tolist() == expected
+    assert 0 < sum(expected) < sum(near) < 60   # the cases differ
+
+
 def test_thresholds_are_the_definitions_at_each_value():
     saes = related("ab", n=60)
     matching, = match_seeds(saes).values()
