@@ -161,7 +161,8 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # ## Their findings, here
 #
 # Each verdict is computed from the rows above by one rule: a difference counts if it is above twice its standard error (spread between
-# pairs of seeds, at least that of so many independent latents; S seeds count as S // 2 independent pairs). What is not, is *open*.
+# pairs of seeds, at least that of so many independent latents; S seeds count as S // 2 independent pairs). What is not, is *open*,
+# and so is *no difference* where half the size of what is compared could have gone unseen.
 
 # %%
 verdicts = save_table(run, "seed_findings", findings(run, rows))

@@ -1,7 +1,8 @@
 """The findings of Paulo and Belrose (2025) as statements that a run's rows hold or do not hold. Nothing is tuned until one holds.
 
 How much is noise: the standard deviation over pairs of seeds, and at least that of F independent latents. Pairs that have a seed
-in common are not independent, so S seeds count as S // 2 pairs. A difference that is not above twice its standard error is *open*.
+in common are not independent, so S seeds count as S // 2 pairs. A difference that is not above twice its standard error is *open*; so is equality where a difference of half the size
+could have gone unseen.
 """
 
 import math
@@ -77,6 +78,11 @@ def _verdict(excess, error):
     return HOLDS if excess > 2 * error else FAILS if excess < -2 * error else OPEN
 
 
+def _equality(difference, limit, size):
+    """Verdict on two things being equal, whose size is given: nothing found counts only if half of it would have been found."""
+    return FAILS if difference > limit else HOLDS if limit < size / 2 else OPEN
+
+
 def _number(values, error):
     return f"{values.mean():.3f} ± {error:.3f}"
 
@@ -110,7 +116,7 @@ def _same(a, b, n_seeds, d_sae):
     difference = b - a
     error = noise(a, n_seeds, d_sae)
     text = f"matched {a.mean():.3f}, nearest {b.mean():.3f}; difference {difference.mean():+.3f}, noise of the share {error:.3f}"
-    return text, HOLDS if abs(difference.mean()) <= 2 * error else FAILS
+    return text, _equality(abs(difference.mean()), 2 * error, a.mean())
 
 
 def _remaining(curve):
@@ -185,7 +191,7 @@ def _layers(rows, n_seeds):
         return [(statement, "Figure 4", f"layers trained on: {n_layers}", NOT_TESTABLE) for statement in statements]
     means, error = _settings(rows, n_seeds)
     middle, limit = means.iloc[1:-1], 2 * math.sqrt(2) * error
-    constant = NOT_TESTABLE if len(middle) < 2 else HOLDS if middle.max() - middle.min() <= limit else FAILS
+    constant = NOT_TESTABLE if len(middle) < 2 else _equality(middle.max() - middle.min(), limit, middle.mean())
     lower = [_verdict(middle.mean() - means.iloc[end], math.sqrt(2) * error) for end in (0, -1)]
     text = f"{_listing(means, error)} (residual stream entering the layer)"
     return [(statement, "Figure 4", text, verdict) for statement, verdict in zip(statements, (constant, *lower))]
