@@ -1,8 +1,8 @@
 """The findings of Paulo and Belrose (2025) as statements that a run's rows hold or do not hold. Nothing is tuned until one holds.
 
 How much is noise: the standard deviation over pairs of seeds, and at least that of F independent latents. Pairs that have a seed
-in common are not independent, so S seeds count as S // 2 pairs. A difference that is not above twice its standard error is *open*; so is equality where a difference of half the size
-could have gone unseen.
+in common are not independent, so S seeds count as S // 2 pairs. A difference that is not above twice its standard error is
+*open*; so is equality where a difference of half the size could have gone unseen.
 """
 
 import math
@@ -29,24 +29,24 @@ def findings(run, rows) -> pd.DataFrame:
     top, rare = _extremes(latents, n - 1)
     table = [
         ("Fewer than half of the latents are shared between two seeds",
-         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); 3, 1", *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
+         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1", *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
         ("Matched latents are of two kinds, hits and misses: cosines have two modes", "seen in Figure 1", *_modes(rows["seed_modes"])),
-        ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1; 4",
+        ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1, section 4",
          *_above(plain.correlation, 0.7, n, "correlation")),
         ("Latents on which both matchings agree are more similar", "0.72 against 0.33; Figure A2",
          *_difference(plain.alignment_agree, plain.alignment_disagree, n, "agree", "disagree")),
-        ("With many seeds, over a third of the latents are still in one SAE only", "35 % with nine seeds; 4.1",
+        ("With many seeds, over a third of the latents are still in one SAE only", "35 % with nine seeds; section 4.1",
          *_remaining(rows["seed_curve"])),
         ("A power law with an offset fits that share better than one without", "Figure A1", *_laws(rows["seed_fits"])),
-        ("Most latents are matched with their nearest: matched cosine = maximum cosine", "the vast majority; 3, Figure A3",
+        ("Most latents are matched with their nearest: matched cosine = maximum cosine", "the vast majority; section 3, Figure A3",
          *_above(plain.at_maximum, 0.5, n, "matched with the nearest")),
-        ("The share is the same with nearest instead of matched latents", "essentially unchanged; 3, Figure A2",
+        ("The share is the same with nearest instead of matched latents", "essentially unchanged; section 3, Figure A2",
          *_same(plain.shared, plain.shared_maximum, n, run.sae.d_sae)),
-        ("The latents that fire most are shared by all seeds more often than others", "these are the shared ones; 4.1, Figure 2",
+        ("The latents that fire most are shared by all seeds more often than others", "these are the shared ones; section 4.1, Figure 2",
          *top),
-        ("The latents that fire least are shared by none more often than others", "these are the unshared ones; 4.1, Figure 2",
+        ("The latents that fire least are shared by none more often than others", "these are the unshared ones; section 4.1, Figure 2",
          *rare),
-        ("Among all, more similar latents fire less often", "4.1, Figure 2", *_frequency(latents)),
+        ("Among all, more similar latents fire less often", "section 4.1, Figure 2", *_frequency(latents)),
         ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, n_sweep)),
         ("More active latents, less overlap", "Figure 5", *_trend(sweep["k"], -1, n_sweep)),
         ("Longer training, more overlap", "Figure 5", *_trend(sweep["tokens"], 1, n_sweep)),
@@ -54,7 +54,7 @@ def findings(run, rows) -> pd.DataFrame:
         ("SAEs with ReLU and L1 overlap more than TopK SAEs", "Figure 4", "only TopK SAEs are trained here", NOT_TESTABLE),
         ("Overlap depends on where in a block the SAE sits (MLP, residual stream)", "Figure 4",
          "only residual streams are hooked here", NOT_TESTABLE),
-        ("Shared latents are more interpretable, yet many unshared ones are interpretable too", "4.2, Figure 3",
+        ("Shared latents are more interpretable, yet many unshared ones are interpretable too", "section 4.2, Figure 3",
          "no latent is explained here", NOT_TESTABLE)]
     return pd.DataFrame(table, columns=COLUMNS)
 
