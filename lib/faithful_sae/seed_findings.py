@@ -29,7 +29,8 @@ def findings(run, rows) -> pd.DataFrame:
     top, rare = _extremes(latents, n - 1)
     table = [
         ("Fewer than half of the latents are shared between two seeds",
-         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1", *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
+         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1",
+         *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
         ("Matched latents are of two kinds, hits and misses: cosines have two modes", "seen in Figure 1", *_modes(rows["seed_modes"])),
         ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1, section 4",
          *_above(plain.correlation, 0.7, n, "correlation")),
