@@ -32,6 +32,7 @@ from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
 from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table
 from faithful_sae.params import load_profile
+from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE
 
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/
@@ -131,10 +132,10 @@ verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white
 
 # %% [markdown]
 # ## Check
-# Every exhibit on the list exists, for this profile and each of its models.
+# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own).
 
 # %%
-listed = [(e, run) for run in runs for stage in {e.notebook for e in exhibits().values()} for e in notebook_exhibits(run, stage)]
+listed = [(e, run) for run in runs for stage in (*PAPER_STAGES, PROFILE_STAGE) for e in notebook_exhibits(run, stage)]
 missing = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
 print(f"{len({e.id for e, _ in listed})} exhibits; missing files: {sorted(missing) or 'none'}")
 print(verdicts.verdict.value_counts().to_dict())

@@ -147,7 +147,9 @@ probing:
   inverse_regularisation: 1.0
   max_iter: 200
   seed: 0
+seed_dependence: null
 """)
+SEED_DEPENDENCE = {"corpus": "text", "seeds": [1, 2, 3], "sweep_seeds": 2, "d_sae": [12], "k": [2], "tokens": [200], "layers": [0]}
 
 
 TEXT = {"path": "text.jsonl", "text_key": "text"}

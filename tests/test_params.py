@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import yaml
-from conftest import VALUES
+from conftest import SEED_DEPENDENCE, VALUES
 
 from faithful_sae.params import load_params, load_profile
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import ParamsError, Run, stage_settings
+from faithful_sae.schema import STAGE_KEYS, ParamsError, Run, stage_settings
 
 EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 300, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
             "context": 16, "train_tokens": 100, "steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
@@ -32,6 +32,10 @@ def test_an_embedded_model(make_run):
 
 def test_a_whole_number_will_do_for_a_float(make_run):
     assert make_run({"generate.temperature": 2}).generate.temperature == 2.0
+
+
+def seeds(**changes):
+    return {"seed_dependence": SEED_DEPENDENCE | changes}
 
 
 # each: what is changed, and words the message must have
@@ -105,6 +109,21 @@ WRONG = {
     "missing test file": ({"probing.tasks.parity.test": "gone.jsonl"}, "probing.tasks.parity.test = 'gone.jsonl'"),
     "task without test": ({"probing.tasks.parity.test": None}, "probing.tasks.parity.test is missing"),
     "task without labels": ({"probing.tasks.parity.label_key": None}, "probing.tasks.parity.label_key is missing"),
+    "missing seed section": ({"seed_dependence": KeyError}, "missing key seed_dependence"),
+    "misspelt seed key": (seeds(layer=[0]), "unknown key seed_dependence.layer", "did you mean seed_dependence.layers?"),
+    "seeds on an unknown corpus": (seeds(corpus="tex"), "seed_dependence.corpus = 'tex'", "faithful, text"),
+    "one seed to study": (seeds(seeds=[1], sweep_seeds=1), "seed_dependence.seeds must hold at least two different"),
+    "a seed to study twice": (seeds(seeds=[1, 1]), "seed_dependence.seeds must hold at least two different"),
+    "one seed to sweep with": (seeds(sweep_seeds=1), "seed_dependence.sweep_seeds = 1 must lie between 2 and"),
+    "more seeds to sweep with than there are": (seeds(sweep_seeds=4), "seed_dependence.sweep_seeds = 4", "seed_dependence.seeds, 3"),
+    "swept d_sae below k": (seeds(d_sae=[12, 3]), "seed_dependence.d_sae holds 3", "at least sae.k = 4"),
+    "swept k beyond d_sae": (seeds(k=[25]), "seed_dependence.k holds 25", "sae.d_sae = 24"),
+    "swept k of 0": (seeds(k=[0]), "seed_dependence.k holds 0"),
+    "swept budget below a batch": (seeds(tokens=[63]), "seed_dependence.tokens holds 63", "sae.batch_tokens = 64"),
+    "a swept value twice": (seeds(k=[2, 3, 2]), "seed_dependence.k names a value twice"),
+    "negative layer to sweep": (seeds(layers=[-1]), "seed_dependence.layers holds -1"),
+    "swept layer beyond the embedded model": (seeds(layers=[2]) | {"model": "embedded", "embedded": EMBEDDED},
+                                              "seed_dependence.layers holds 2", "embedded.n_layers = 2"),
     "task of another role": ({"probing.tasks.parity.role": "pile"}, "probing.tasks.parity.role"),
 }
 
@@ -189,13 +208,14 @@ def test_every_parameter_file_of_the_repository_loads():
 # --- what a notebook depends on -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("key, value, stages", [
-    ("sfr.threshold", 0.6, {"03_sfr", "07_paper"}), ("ffr.frequency", 0.2, {"04_ffr", "07_paper"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
+    ("sfr.threshold", 0.6, {"03_sfr", "07_paper", "08_seed_dependence"}), ("ffr.frequency", 0.2, {"04_ffr", "07_paper"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
     ("fidelity.rows", 9, {"05_fidelity_matrix"}), ("generate.seed", 9, {"01_generate_faithful"}),
-    ("sae.lr", 0.5, {"02_train_sae", "07_paper"}), ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper"})])
+    ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}), ("sae.seeds", [1, 2], {"02_train_sae", "07_paper"}),
+    ("sfr.dead_below", 0.1, {"03_sfr", "07_paper"}), ("seed_dependence.k", [3], {"08_seed_dependence"}),
+    ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper", "08_seed_dependence"})])
 def test_a_changed_value_reaches_the_notebooks_that_use_it(make_run, key, value, stages):
-    before, after = make_run(), make_run({key: value})
-    changed = {s for s in ("01_generate_faithful", "02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing", "07_paper")
-               if stage_settings(before, s) != stage_settings(after, s)}
+    before, after = make_run(seeds()), make_run(seeds() | {key: value})
+    changed = {s for s in STAGE_KEYS if stage_settings(before, s) != stage_settings(after, s)}
     assert changed == stages
 
 

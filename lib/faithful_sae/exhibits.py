@@ -11,9 +11,12 @@ import pandas as pd
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
 
+
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
-    """The exhibits one notebook writes for a run; the embedded model's own is left out where nothing is embedded."""
-    return [e for e in exhibits().values() if e.notebook == notebook and (run.embedded or e.id != "lm_training")]
+    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08, where the run has none."""
+    absent = {"lm_training": not run.embedded}
+    return [e for e in exhibits().values() if e.notebook == notebook and not absent.get(e.id)
+            and (run.seed_dependence or notebook != "08_seed_dependence")]
 
 
 def profile_note(runs) -> str:

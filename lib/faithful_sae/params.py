@@ -5,6 +5,7 @@ naming file, key and remedy.
 import dataclasses
 import difflib
 import importlib.util
+import math
 import re
 import types
 import typing
@@ -196,6 +197,28 @@ def _check(run):
             need(task.test, f"{key}.test", "is missing: the file to measure accuracy on")
             need(run.resolve(task.test).is_file(), f"{key}.test", f"= {task.test!r}: no such file ({run.resolve(task.test)})")
         need(not task.hub or (task.train_split and task.test_split), f"{key}.train_split", "and test_split must be given for a Hub dataset")
+
+
+    if run.seed_dependence:
+        _check_seed_dependence(run, run.seed_dependence, need)
+
+
+def _check_seed_dependence(run, d, need):
+    need(d.corpus in run.corpora, "seed_dependence.corpus", f"= {d.corpus!r} is not under `corpora` ({', '.join(run.corpora)})")
+    need(len(d.seeds) >= 2 and len(set(d.seeds)) == len(d.seeds), "seed_dependence.seeds", "must hold at least two different seeds")
+    need(2 <= d.sweep_seeds <= len(d.seeds), "seed_dependence.sweep_seeds",
+         f"= {d.sweep_seeds} must lie between 2 and the number of seed_dependence.seeds, {len(d.seeds)}")
+    s = run.sae
+    layers = run.embedded.n_layers if run.embedded else math.inf
+    for name, low, high, why in (
+            ("d_sae", s.k, math.inf, f"must be at least sae.k = {s.k}: k latents are active"),
+            ("k", 1, s.d_sae, f"must lie between 1 and sae.d_sae = {s.d_sae}: at most every latent can be active"),
+            ("tokens", s.batch_tokens, math.inf, f"must be at least sae.batch_tokens = {s.batch_tokens}"),
+            ("layers", 0, layers - 1, f"must be 0 or more, and below embedded.n_layers = {layers}" if run.embedded else "must be 0 or more")):
+        values, key = getattr(d, name), f"seed_dependence.{name}"
+        need(len(set(values)) == len(values), key, "names a value twice")
+        for value in values:
+            need(low <= value <= high, key, f"holds {value}, which {why}")
 
 
 def _check_source(run, need, key, entry, sources, roles, kinds):

@@ -7,12 +7,12 @@ from pathlib import Path
 from faithful_sae.corpora import check_sources, documentation_path, write_documentation
 from faithful_sae.exhibits import notebook_exhibits
 from faithful_sae.provenance import ROOT, file_hash, remove
-from faithful_sae.schema import STAGE_KEYS, ParamsError, stage_settings
+from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ParamsError, model_stages, stage_settings
 
-STAGES = tuple(STAGE_KEYS)
 ROWS = {  # the csv files under rows/ that a notebook writes
     "01_generate_faithful": ("dataset", "first_token"), "02_train_sae": ("training", "saes"), "03_sfr": ("sfr", "matching"),
-    "04_ffr": ("ffr", "firing"), "05_fidelity_matrix": ("fidelity",), "06_probing": ("probing",)}
+    "04_ffr": ("ffr", "firing"), "05_fidelity_matrix": ("fidelity",), "06_probing": ("probing",),
+    "08_seed_dependence": ("seed_saes", "seed_pairs", "seed_latents", "seed_modes", "seed_curve", "seed_fits", "seed_threshold")}
 
 
 def rows_file(run, name) -> str:
@@ -24,39 +24,51 @@ def stage_exhibits(run, stage) -> list[str]:
     return [str(run.figures / name) for exhibit in notebook_exhibits(run, stage) for name in exhibit.files(run.name)]
 
 
+def stages(runs) -> list[str]:
+    """The notebooks that run once per language model, for one of the models at least."""
+    return [stage for stage in MODEL_STAGES if any(stage in model_stages(run) for run in runs)]
+
+
 def stage_outputs(runs, stage) -> list[str]:
     """What a notebook writes for a run, with Snakemake's wildcard {run} in the run's place: rows, then exhibits.
 
     The embedded models' own rows and figure are outputs only where all models are embedded: a rule has one list of outputs.
     """
-    embedded, run = all(run.embedded for run in runs), runs[0]
+    embedded, run = all(run.embedded for run in runs), next(run for run in runs if stage in model_stages(run))
     rows = ROWS[stage] + (("language_model",) if embedded and stage == "01_generate_faithful" else ())
     shown = [e for e in notebook_exhibits(run, stage) if embedded or e.id != "lm_training"]
     return ([str(run.artifacts.parent / "{run}" / "rows" / f"{name}.csv") for name in rows]
             + [str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")])
 
 
-def run_outputs(runs) -> list[str]:
-    """Everything notebooks 01-06 write for all runs."""
-    return [path.replace("{run}", run.name) for run in runs for stage in STAGES[:-1] for path in stage_outputs(runs, stage)]
+def run_outputs(runs, wanted=MODEL_STAGES) -> list[str]:
+    """Everything the `wanted` notebooks write for all runs."""
+    return [path.replace("{run}", run.name) for run in runs for stage in model_stages(run) if stage in wanted
+            for path in stage_outputs(runs, stage)]
+
+
+def paper_inputs(runs) -> list[str]:
+    """What the profile's one notebook gathers: the outputs of all that the paper's tables and figures are made of."""
+    return run_outputs(runs, PAPER_STAGES)
 
 
 def profile_outputs(runs) -> list[str]:
     """Everything `make paper` makes."""
-    return run_outputs(runs) + stage_exhibits(runs[0], STAGES[-1])
+    return run_outputs(runs) + stage_exhibits(runs[0], PROFILE_STAGE)
 
 
 def stage_inputs(run, stage) -> list[str]:
     """Data a notebook reads: earlier notebooks' rows (this run's, and of runs whose text it uses), local files, documentation."""
     corpora = {"01_generate_faithful": [run.embedded.corpus] if run.embedded else [], "02_train_sae": run.sae.train_on,
-               "05_fidelity_matrix": run.fidelity.corpora}.get(stage, [])
+               "05_fidelity_matrix": run.fidelity.corpora,
+               "08_seed_dependence": [run.seed_dependence.corpus] if run.seed_dependence else []}.get(stage, [])
     corpora = [run.corpora[name] for name in corpora]
     tasks = list(run.probing.tasks.values()) if stage == "06_probing" else []
     files = [str(run.resolve(path)) for path in [*(c.path for c in corpora), *(t.train for t in tasks), *(t.test for t in tasks)] if path]
     files += [str(documentation_path(run, *source)) for source in _sources(run, corpora, tasks)]
     if stage == "01_generate_faithful" and not run.embedded and run.resolve(run.model).is_dir():
         files += sorted(str(f) for f in run.resolve(run.model).iterdir() if f.is_file())
-    if stage == "02_train_sae":
+    if stage in ("02_train_sae", "08_seed_dependence"):
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
         files.append(rows_file(run, "saes"))
@@ -133,6 +145,8 @@ def _check_model_folder(run, folder):
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     context = config.get("max_position_embeddings", config.get("n_positions"))
     need(layers is None or run.layer < layers, "layer", f"= {run.layer} is out of range: {run.model} has blocks 0 to {(layers or 0) - 1}")
+    swept = max(run.seed_dependence.layers, default=0) if run.seed_dependence else 0
+    need(layers is None or swept < layers, "seed_dependence.layers", f"holds {swept}: {run.model} has blocks 0 to {(layers or 0) - 1}")
     need(context is None or run.sequence_length <= context, "sequence_length",
          f"= {run.sequence_length} exceeds the context of {run.model}, {context} tokens")
     need(context is None or run.generate.max_new_tokens < context, "generate.max_new_tokens",
@@ -144,6 +158,8 @@ def _check_model_folder(run, folder):
 def _forget_damaged(run):
     folders = {"dataset": [run.artifacts / "faithful"] + ([run.artifacts / "lm"] if run.embedded else []),
                "saes": [run.artifacts / "saes" / name for name in run.sae.train_on]}
+    if run.seed_dependence:
+        folders["seed_saes"] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
     for name, artefacts in folders.items():
         rows = Path(rows_file(run, name))
         if rows.exists() and not all(map(_whole, artefacts)):

@@ -1,6 +1,6 @@
 """The keys of a parameter file, as frozen dataclasses. No key has a default: what a run does is what its YAML says.
 
-One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06 on one language model; a profile is a folder of them.
+One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06 and 08 on one language model; a profile is a folder of them.
 The commented `params/laptop/*.yaml` give every key's meaning, unit and section of the paper.
 """
 
@@ -143,6 +143,18 @@ class Probing:
 
 
 @dataclass(frozen=True)
+class SeedDependence:
+    """Many SAEs that differ in their seed, then in one thing more at a time (Paulo and Belrose 2025); the rest is `sae`'s."""
+    corpus: str
+    seeds: tuple[int, ...]
+    sweep_seeds: int            # the first so many of the seeds are trained at every swept value
+    d_sae: tuple[int, ...]
+    k: tuple[int, ...]
+    tokens: tuple[int, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """One language model's run: everything in its YAML, and where its results go."""
     label: str
@@ -164,6 +176,7 @@ class Run:
     ffr: FFR
     fidelity: Fidelity
     probing: Probing
+    seed_dependence: SeedDependence | None
     file: Path = dataclasses.field(metadata={"internal": True})
 
     @property
@@ -200,7 +213,16 @@ STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the noteboo
     "05_fidelity_matrix": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "fidelity"),
     "06_probing": ("layer", "probing"),
     "07_paper": ("label", "beside", "sae", "sfr", "ffr", "corpora", "probing", "layer", "sequence_length"),
+    "08_seed_dependence": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "sae", "sfr", "seed_dependence"),
 }
+PROFILE_STAGE = "07_paper"                                                       # once per profile, every other once per model
+MODEL_STAGES = tuple(stage for stage in STAGE_KEYS if stage != PROFILE_STAGE)
+PAPER_STAGES = tuple(stage for stage in MODEL_STAGES if stage != "08_seed_dependence")   # whose rows PROFILE_STAGE gathers
+
+
+def model_stages(run) -> list[str]:
+    """The stages that run for one language model: without `seed_dependence` there is no 08."""
+    return [stage for stage in MODEL_STAGES if stage in PAPER_STAGES or run.seed_dependence]
 
 
 def stage_settings(run, stage) -> dict:
@@ -208,12 +230,15 @@ def stage_settings(run, stage) -> dict:
     keys = STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
     settings = run.settings(*keys)
     corpora = {"01_generate_faithful": (run.embedded.corpus,) if run.embedded else (),
-               "02_train_sae": run.sae.train_on, "05_fidelity_matrix": run.fidelity.corpora}.get(stage)
+               "02_train_sae": run.sae.train_on, "05_fidelity_matrix": run.fidelity.corpora,
+               "08_seed_dependence": (run.seed_dependence.corpus,) if run.seed_dependence else ()}.get(stage)
     if corpora is not None:
         settings["corpora"] = {name: plain(run.corpora[name]) for name in corpora}
         if stage != "05_fidelity_matrix":  # whose titles name the roles
             for entry in settings["corpora"].values():
                 del entry["role"]
+    if stage == "08_seed_dependence":  # which has a corpus and seeds of its own
+        del settings["sae"]["train_on"], settings["sae"]["seeds"], settings["sfr"]["dead_below"]
     return settings
 
 

@@ -20,40 +20,60 @@ def train_corpus(run, name, lm):
         (curves, summary): training curves (one row per seed and logged step) and one row per SAE.
     """
     s, rows = run.sae, corpus(run, name, lm)
-    settings = sae_settings(run)
-    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    n_tokens, available = token_budget(run, name, rows, lm, s.tokens)
     folder = run.artifacts / "saes" / name
-    available = rows.train.size if s.include_bos else int((np.asarray(rows.train) != lm.bos_id).sum())
-    n_tokens = min(s.tokens, available * s.max_epochs)
-    if available < s.tokens:
-        print(f"note: {name}: {available:,} training tokens for a budget of {s.tokens:,}: {n_tokens / available:.1f} passes over them"
-              + (f", {n_tokens:,} tokens in all, since sae.max_epochs = {s.max_epochs}" if n_tokens < s.tokens else ""))
-    if not is_current(folder, key):
-        start = time.time()
-        require_space(folder, len(s.seeds) * 4 * s.d_sae * (2 * lm.d_model + 2), f"the SAEs of {name}")
-        batches = activations.activation_batches(
-            lm, rows.train, n_tokens=n_tokens, batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
-            lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
-        saes = train.train_saes(batches, lm.d_model, s.d_sae, s.k, s.seeds, s.lr, n_tokens, s.batch_tokens, s.recipe, lm.device,
-                                f"{run.name}: {len(s.seeds)} SAEs on {name}")
-        with atomic_path(folder) as tmp:
-            tmp.mkdir(parents=True)
-            for seed, sae in zip(s.seeds, saes):
-                sae.metadata |= {"model": run.model, "layer": run.layer, "corpus": name, "sequence_length": run.sequence_length,
-                                 "recipe": s.recipe, "training_tokens": n_tokens, "seed": seed}
-                sae.save(tmp / f"seed{seed}")
-            pd.concat([sae.training_log for sae in saes]).to_csv(tmp / "training.csv", index=False, lineterminator="\n")
-            write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
-                             inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
+    wanted = [{"name": f"seed{seed}", "d_sae": s.d_sae, "k": s.k, "tokens": n_tokens, "seed": seed} for seed in s.seeds]
+    train_stream(run, name, lm, rows, folder, sae_settings(run), wanted)
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
     summary = pd.DataFrame([{"corpus": name, "seed": seed, "tokens": n_tokens, "distinct_tokens": available,
-                             "passes": n_tokens / available} | last_point(curves, seed) for seed in s.seeds])
+                             "passes": n_tokens / available} | last_point(curves[curves.seed == seed]) for seed in s.seeds])
     return curves, summary.assign(weights=[file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in s.seeds])
 
 
-def last_point(curves, seed):
+def token_budget(run, name, rows, lm, tokens):
+    """(how many of the `tokens` asked for sae.max_epochs allows, how many different ones there are); says so where they repeat."""
+    s = run.sae
+    available = rows.train.size if s.include_bos else int((np.asarray(rows.train) != lm.bos_id).sum())
+    n_tokens = min(tokens, available * s.max_epochs)
+    if available < tokens:
+        print(f"note: {name}: {available:,} training tokens for a budget of {tokens:,}: {n_tokens / available:.1f} passes over them"
+              + (f", {n_tokens:,} tokens in all, since sae.max_epochs = {s.max_epochs}" if n_tokens < tokens else ""))
+    return n_tokens, available
+
+
+def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
+    """Train SAEs from one stream of activations into one artefact, `folder`, unless it is there already.
+
+    Args:
+        name: of the corpus, rows: its TokenRows. settings: all parameters the artefact depends on.
+        wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed. label: which of these tells the training
+            curves in the folder's training.csv apart.
+    """
+    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    if is_current(folder, key):
+        return
+    s, start = run.sae, time.time()
+    sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
+    require_space(folder, sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"]), f"the SAEs of {name}")
+    batches = activations.activation_batches(
+        lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
+        lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
+    saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
+                            s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}")
+    with atomic_path(folder) as tmp:
+        tmp.mkdir(parents=True)
+        for entry, sae in zip(wanted, saes):
+            sae.metadata |= {"model": run.model, "layer": run.layer, "corpus": name, "sequence_length": run.sequence_length,
+                             "recipe": s.recipe, "training_tokens": entry["tokens"], "seed": entry["seed"]}
+            sae.save(tmp / entry["name"])
+        curves = pd.concat([sae.training_log.assign(**{label: entry[label]}) for entry, sae in zip(wanted, saes)])
+        curves.to_csv(tmp / "training.csv", index=False, lineterminator="\n")
+        write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
+                         inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
+
+
+def last_point(curve):
     """Mean fvu, l0 over the last tenth of a training curve, and the dead latents at its end."""
-    curve = curves[curves.seed == seed]
     tail = curve.iloc[-max(len(curve) // 10, 1):]
     return {"fvu": tail.fvu.mean(), "l0": tail.l0.mean(), "dead": int(curve.dead.iloc[-1])}
 
