@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from faithful_sae import TopKSAE, train_saes
-from faithful_sae.activations import activation_batches, rows_in_batches
+from faithful_sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.train import RECIPES, _Training
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
@@ -219,9 +219,13 @@ ROWS = np.concatenate([np.zeros((R, 1), np.int32), np.arange(1, R * (T - 1) + 1,
 ROWS[4, 5] = 0  # a document that starts in the middle of a row
 
 
-def stream(n_tokens, include_bos=False, seed=0, batch_tokens=16, buffer_tokens=64):
-    return list(activation_batches(Numbered(), ROWS, n_tokens=n_tokens, batch_tokens=batch_tokens, buffer_tokens=buffer_tokens,
-                                   lm_batch_rows=4, include_bos=include_bos, seed=seed))
+def open_stream(n_tokens, include_bos=False, seed=0, batch_tokens=16, buffer_tokens=64, rows=ROWS):
+    return ActivationStream(Numbered(), rows, n_tokens=n_tokens, batch_tokens=batch_tokens, buffer_tokens=buffer_tokens,
+                            lm_batch_rows=4, include_bos=include_bos, seed=seed)
+
+
+def stream(*args, **kwargs):
+    return list(open_stream(*args, **kwargs))
 
 
 @pytest.mark.parametrize("include_bos", [False, True])
@@ -259,5 +263,23 @@ def test_rows_keep_their_order():
 
 def test_no_rows():
     with pytest.raises(ValueError, match="no token rows"):
-        next(activation_batches(Numbered(), ROWS[:0], n_tokens=1, batch_tokens=1, buffer_tokens=1, lm_batch_rows=1,
-                                include_bos=True, seed=0))
+        open_stream(1, rows=ROWS[:0])
+
+
+def test_rows_of_bos_alone():
+    with pytest.raises(ValueError, match="nothing but BOS"):
+        stream(10, rows=np.zeros((5, 8), np.int32))
+
+
+@pytest.mark.parametrize("buffer_tokens", [8, 64, 100])
+def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
+    whole, first, states = stream(777, buffer_tokens=buffer_tokens), open_stream(777, buffer_tokens=buffer_tokens), {}
+    for i, _ in enumerate(first):
+        if (state := first.state()) is not None:
+            states[i + 1] = {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
+    assert len(states) > 5
+    for done, state in states.items():
+        resumed = open_stream(777, buffer_tokens=buffer_tokens)
+        resumed.resume(state)
+        rest = list(resumed)
+        assert len(rest) == len(whole) - done and all(torch.equal(a, b) for a, b in zip(rest, whole[done:]))

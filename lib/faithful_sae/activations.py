@@ -1,8 +1,8 @@
 """A stream of shuffled activations from (model, token rows): what every SAE of a corpus is trained on.
 
-One pass of the language model feeds all seeds. Rows are visited in a fresh random order each epoch; activations pass through a
-buffer that is filled, shuffled, and half emptied in turn, so that a batch mixes tokens from buffer_tokens / sequence_length
-rows and more. Memory: buffer_tokens x D float32, twice while it is shuffled.
+One pass of the language model feeds all SAEs. Rows are visited in a fresh random order each epoch, a window of about buffer_tokens
+activations at a time; a window's activations are shuffled together, and what does not fill a batch goes into the next window. So a
+batch is a random draw from buffer_tokens / sequence_length rows. Memory: buffer_tokens x D float32, and a batch.
 """
 
 import numpy as np
@@ -22,35 +22,60 @@ def token_activations(lm, ids, include_bos):
     return x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
 
 
-def activation_batches(lm, rows, *, n_tokens, batch_tokens, buffer_tokens, lm_batch_rows, include_bos, seed):
-    """Yield float32 [batch_tokens, D] until `n_tokens` activations have been given out, repeating the rows if need be.
+class ActivationStream:
+    """Iterates over float32 [batch_tokens, D] until `n_tokens` activations have been given out, repeating the rows if need be.
 
-    Every batch is full but the last, which may be shorter. The stream depends on `seed`, not on the SAEs trained from it.
+    Every batch is full but the last, which may be shorter. The stream depends on `seed`, not on the SAEs trained from it, and every
+    window on its number alone, so that a stream goes on from a `state` with the same bytes.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows; nothing but BOS in them.
     """
-    if len(rows) == 0:
-        raise ValueError("no token rows to take activations from")
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    source = _endless(lm, rows, lm_batch_rows, include_bos, rng)
-    buffer, given = torch.empty(0, lm.d_model, device=lm.device), 0
-    while given < n_tokens:
-        parts, size = [buffer], len(buffer)
-        while size < min(buffer_tokens, n_tokens - given):
-            parts.append(next(source))
-            size += len(parts[-1])
-        buffer = torch.cat(parts)
-        del parts
-        buffer = buffer[torch.randperm(len(buffer), generator=generator).to(buffer.device)]
-        last = len(buffer) >= n_tokens - given
-        use = n_tokens - given if last else max(len(buffer) // 2 // batch_tokens, 1) * batch_tokens
-        for start in range(0, use, batch_tokens):
-            yield buffer[start:min(start + batch_tokens, use)]
-        buffer, given = buffer[use:].clone(), given + use
 
+    def __init__(self, lm, rows, *, n_tokens, batch_tokens, buffer_tokens, lm_batch_rows, include_bos, seed):
+        if len(rows) == 0:
+            raise ValueError("no token rows to take activations from")
+        self.lm, self.rows, self.n_tokens, self.batch_tokens, self.seed = lm, rows, n_tokens, batch_tokens, seed
+        self.lm_batch_rows, self.include_bos = lm_batch_rows, include_bos
+        self.window_rows = max(buffer_tokens // rows.shape[1], 1)
+        self.window = self.given = 0
+        self.left = torch.empty(0, lm.d_model, device=lm.device)   # what the window before did not give out
+        self.between = True                                        # two windows, where there is a state
 
-def _endless(lm, rows, batch_rows, include_bos, rng):
-    while True:
-        for ids in rows_in_batches(rows, batch_rows, rng.permutation(len(rows))):
-            yield token_activations(lm, ids, include_bos)
+    def __iter__(self):
+        while self.given < self.n_tokens:
+            pool = torch.cat([self.left, *self._read()])
+            order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self._window_seed())).to(pool.device)
+            remaining = self.n_tokens - self.given
+            use = remaining if len(pool) >= remaining else len(pool) // self.batch_tokens * self.batch_tokens
+            if use == 0:
+                self._next(pool, 0)
+            for start in range(0, use, self.batch_tokens):
+                batch = pool[order[start:min(start + self.batch_tokens, use)]]
+                self.between = start + self.batch_tokens >= use
+                if self.between:
+                    self._next(pool[order[use:]], use)
+                yield batch
+
+    def state(self) -> dict | None:
+        """{window, given, left}: where the stream is, after the batch given out last; None in the middle of a window."""
+        return {"window": self.window, "given": self.given, "left": self.left} if self.between else None
+
+    def resume(self, state):
+        """Go on from a `state` of a stream with the same arguments."""
+        self.window, self.given, self.left = int(state["window"]), int(state["given"]), state["left"].to(self.lm.device)
+
+    def _next(self, left, used):
+        if self.window * self.window_rows > len(self.rows) and self.given + used + len(left) == 0:
+            raise ValueError("the token rows hold nothing but BOS, and BOS is left out (include_bos: false)")
+        self.window, self.given, self.left = self.window + 1, self.given + used, left
+
+    def _read(self):
+        """Activations of the window's rows, window_rows of them in the epoch's order, fewer in an epoch's last window."""
+        epoch, window = divmod(self.window, -(-len(self.rows) // self.window_rows))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        for ids in rows_in_batches(self.rows, self.lm_batch_rows, order[window * self.window_rows:(window + 1) * self.window_rows]):
+            yield token_activations(self.lm, ids, self.include_bos)
+
+    def _window_seed(self):
+        return int(np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1)

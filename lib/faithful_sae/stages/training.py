@@ -55,7 +55,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     s, start = run.sae, time.time()
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
     require_space(folder, sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"]), f"the SAEs of {name}")
-    batches = activations.activation_batches(
+    batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
         lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
     saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
