@@ -1,7 +1,7 @@
 """Decoding one token at a time without copying what came before: a preallocated KV cache, and attention that reads it in place.
 
 transformers' cache grows by concatenation, a copy of everything for every token, and its attention repeats the keys of grouped
-heads. Here keys are kept transposed, [B, heads, head dim, tokens], so that one batched product with the queries runs along them.
+heads. Here keys and values are kept transposed, [B, heads, head dim, tokens], so that batched products run along the tokens.
 """
 
 from contextlib import contextmanager
@@ -45,21 +45,20 @@ AttentionInterface.register(NAME, attend)
 
 
 class _Preallocated(DynamicLayer):
-    """A cache layer that writes into buffers, keys [B, G, d, length] and values [B, G, length, d], and hands out views of them."""
+    """A cache layer that writes into buffers [B, G, d, length] and hands out views of them as transformers has them, [B, G, T, d]."""
 
     def __init__(self, length):
         super().__init__()
         self.length, self.used = length, 0
 
     def update(self, key_states, value_states, *args, **kwargs):
+        new = [states.transpose(2, 3) for states in (key_states, value_states)]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            batch, groups, _, d = key_states.shape
-            self.buffers = [key_states.new_empty(batch, groups, d, self.length),
-                            value_states.new_empty(batch, groups, self.length, value_states.shape[3])]
-        start, self.used = self.used, self.used + key_states.shape[-2]
-        self.buffers[0][..., start:self.used] = key_states.transpose(2, 3)
-        self.buffers[1][:, :, start:self.used] = value_states
+            self.buffers = [states.new_empty(*states.shape[:3], self.length) for states in new]
+        start, self.used = self.used, self.used + key_states.shape[2]
+        for buffer, states in zip(self.buffers, new):
+            buffer[..., start:self.used] = states
         self._view()
         return self.keys, self.values
 
@@ -68,4 +67,4 @@ class _Preallocated(DynamicLayer):
         self._view()
 
     def _view(self):
-        self.keys, self.values = self.buffers[0][..., :self.used].transpose(2, 3), self.buffers[1][:, :, :self.used]
+        self.keys, self.values = (buffer[..., :self.used].transpose(2, 3) for buffer in self.buffers)
