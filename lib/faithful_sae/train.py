@@ -18,6 +18,7 @@ from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae import TopKSAE
 
 AUX_COEFFICIENT = 1 / 32
+BLOCK = 1024               # rows of W_dec at a time: temporaries of this size stay in the cache
 LOG_POINTS = 100           # rows of the training curve per SAE
 
 
@@ -115,7 +116,8 @@ class _Training:
             raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}")
         if not recipe.renormalise_after:
             _normalise(sae.W_dec)
-        sae.W_dec.grad.addcmul_(torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)[:, None], sae.W_dec, value=-1)  # keep to the sphere
+        for gradient, w in zip(sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)):   # keep to the sphere
+            gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
         self.optimiser.step()
         if recipe.renormalise_after:
             _normalise(sae.W_dec)

@@ -18,6 +18,7 @@ try:
 except ImportError:      # not on every platform, and only a GPU needs it
     triton, tl, jit = None, type("tl", (), {"constexpr": None}), lambda function: function
 
+TRITON_DEVICES = {"cuda"}
 ROWS_PER_THREAD = 64     # fewer are not worth a thread
 
 # Sums may be taken in vector registers: in another order than written, but in the same one every time.
@@ -48,9 +49,14 @@ def add_rows(total, weights, rows, numbers):
             total[x] += a * p[x]
 
 
+def on_triton(tensor):
+    """Whether the Triton kernels take tensors of this device."""
+    return tensor.device.type in TRITON_DEVICES
+
+
 def compiled(*tensors):
     """Whether the numba loops take these tensors: float32 (or integers) on the CPU."""
-    return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64) for t in tensors)
+    return not on_triton(tensors[0]) and all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64) for t in tensors)
 
 
 def over_rows(function, n_rows, *arguments):

@@ -12,7 +12,8 @@ B tokens, K latents per token, F latents, D model.
 import numpy as np
 import torch
 
-from faithful_sae.kernels.backend import add_rows, compiled, jit, loop, over_rows, tl, triton
+from faithful_sae.kernels.backend import add_rows, compiled, jit, loop, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.firing_counts import firing_counts
 
 
 def by_latent(values, indices, d_sae):
@@ -30,7 +31,7 @@ def by_latent(values, indices, d_sae):
     active = (values > 0).flatten().nonzero().squeeze(-1)
     latents = indices.flatten()[active]
     start = torch.zeros(d_sae + 1, dtype=torch.int64, device=values.device)
-    start[1:] = torch.bincount(latents, minlength=d_sae).cumsum(0)
+    start[1:] = firing_counts(values, indices, d_sae).cumsum(0)
     return start, active[latents.argsort(stable=True)]
 
 
@@ -94,7 +95,7 @@ def latent_sums(weights, start, order, rows, out=None, accumulate=False):
     out = rows.new_empty(len(start) - 1, rows.shape[1]) if out is None else out
     if compiled(weights, rows):
         over_rows(_loop, len(out), weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
-    elif weights.is_cuda:
+    elif on_triton(weights):
         by_triton(weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
     else:
         out.mul_(accumulate).add_(reference(weights, start, order, rows))

@@ -9,7 +9,7 @@ k rows of W_dec are read per token, instead of all F, and no dense latents [B, F
 
 import torch
 
-from faithful_sae.kernels.backend import add_rows, compiled, dot, jit, loop, over_rows, tl
+from faithful_sae.kernels.backend import add_rows, compiled, dot, jit, loop, on_triton, over_rows, tl, triton
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 
 
@@ -36,20 +36,20 @@ def _loop_values_gradient(first, last, to_x_hat, values, indices, w_dec, out):
 
 
 @jit
-def _kernel(values, indices, w_dec, x_hat, D, K: tl.constexpr, BLOCK_D: tl.constexpr):
+def _kernel(values, indices, w_dec, x_hat, D, K, BLOCK_D: tl.constexpr):
     """One program decodes one token, over one block of dimensions, in float32."""
     t, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for j in range(K):
         value = tl.load(values + t * K + j).to(tl.float32)
-        if value > 0:
+        if value != 0:
             latent = tl.load(indices + t * K + j)
             total += value * tl.load(w_dec + latent * D + d, mask=d < D, other=0).to(tl.float32)
     tl.store(x_hat + t * D + d, total.to(x_hat.dtype.element_ty), mask=d < D)
 
 
 @jit
-def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K: tl.constexpr, BLOCK_D: tl.constexpr):
+def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K, BLOCK_D: tl.constexpr):
     """One program holds one token's gradient and takes its product with each active row; D fits in one block."""
     t, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     gradient = tl.load(to_x_hat + t * D + d, mask=d < D, other=0).to(tl.float32)
@@ -63,20 +63,20 @@ def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K: tl.cons
 
 def by_triton(values, indices, w_dec):
     (n_tokens, k), n_dims = values.shape, w_dec.shape[1]
-    x_hat, block = w_dec.new_empty(n_tokens, n_dims), min(1024, 1 << (n_dims - 1).bit_length())
-    _kernel[(n_tokens, -(-n_dims // block))](values, indices, w_dec, x_hat, n_dims, k, block)
+    x_hat, block = w_dec.new_empty(n_tokens, n_dims), min(1024, triton.next_power_of_2(n_dims))
+    _kernel[(n_tokens, triton.cdiv(n_dims, block))](values, indices, w_dec, x_hat, n_dims, k, block)
     return x_hat
 
 
 def by_triton_values_gradient(to_x_hat, values, indices, w_dec):
     (n_tokens, k), n_dims, out = values.shape, w_dec.shape[1], torch.empty_like(values)
-    _kernel_values_gradient[(n_tokens,)](to_x_hat, values, indices, w_dec, out, n_dims, k, 1 << (n_dims - 1).bit_length())
+    _kernel_values_gradient[(n_tokens,)](to_x_hat, values, indices, w_dec, out, n_dims, k, triton.next_power_of_2(n_dims))
     return out
 
 
 def decode(values, indices, w_dec):
     """x_hat without autograd, by whatever suits the device."""
-    if values.is_cuda:
+    if on_triton(values):
         return by_triton(values, indices, w_dec)
     if not compiled(values, indices, w_dec):
         return reference(values, indices, w_dec)
@@ -87,7 +87,7 @@ def decode(values, indices, w_dec):
 
 def values_gradient(to_x_hat, values, indices, w_dec):
     """dL/dvalues without autograd, by whatever suits the device."""
-    if values.is_cuda:
+    if on_triton(values):
         return by_triton_values_gradient(to_x_hat, values, indices, w_dec)
     if not compiled(to_x_hat, values, indices, w_dec):
         return reference_values_gradient(to_x_hat, values, indices, w_dec)

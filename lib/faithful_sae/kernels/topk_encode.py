@@ -22,11 +22,12 @@ import torch
 from numba import types
 from numba.extending import overload
 
-from faithful_sae.kernels.backend import compiled, dot, jit, loop, over_rows, tl
+from faithful_sae.kernels.backend import compiled, dot, jit, loop, on_triton, over_rows, tl, triton
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode
 
 GROUPS_PER_SLOT = 16          # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their group
+TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS, MOST_SLOTS = 16, 8, 1024, 512   # of the Triton kernel: work is cut by tokens and latents
 SCREEN_ELEMENTS = 2 ** 23     # screened at a time: 16 MB of bfloat16, which stay in the cache
 SUM_ERROR = np.float32(2 ** -22)   # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
 BFLOAT16_ERROR = np.float32(2 ** -8)
@@ -180,8 +181,82 @@ def by_screening(x, weight, b_enc, b_dec, k):
     return values, indices
 
 
+@jit
+def _kernel(x, weight, b_enc, b_dec, keys, B, D, F, WIDTH, N_SLOTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_F: tl.constexpr,
+            BLOCK_D: tl.constexpr, DOT: tl.constexpr):
+    """One program keeps the N_SLOTS largest latents of BLOCK_B tokens, out of WIDTH latents, tile by tile.
+
+    A latent is an int64 whose upper half holds the bits of ReLU(p) and whose lower half counts its index down, so that one order
+    serves both. Of two falling sequences, the larger elements of one and the other reversed are the largest of both.
+    """
+    t, part = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1)
+    best = tl.zeros([BLOCK_B, N_SLOTS], tl.int64)
+    for first in range(part * WIDTH, tl.minimum(part * WIDTH + WIDTH, F), BLOCK_F):
+        f = first + tl.arange(0, BLOCK_F)
+        p = tl.zeros([BLOCK_B, BLOCK_F], tl.float32)
+        for start in range(0, D, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            tokens = tl.load(x + t[:, None].to(tl.int64) * D + d[None, :], mask=(t[:, None] < B) & (d[None, :] < D), other=0)
+            mean = tl.load(b_dec + d, mask=d < D, other=0)
+            rows = tl.load(weight + f[:, None].to(tl.int64) * D + d[None, :], mask=(f[:, None] < F) & (d[None, :] < D), other=0)
+            centred = (tokens.to(tl.float32) - mean[None, :].to(tl.float32)).to(rows.dtype)
+            p = tl.dot(centred.to(DOT), tl.trans(rows).to(DOT), p, input_precision="ieee")
+        p = tl.maximum(p + tl.load(b_enc + f, mask=f < F, other=0)[None, :].to(tl.float32), 0)
+        key = (p.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (0x7FFFFFFF - f).to(tl.int64)[None, :]
+        key = tl.where((f[None, :] < F) & (p > 0), key, 0)
+        if tl.max(tl.max(key, 1) - tl.min(best, 1)) > 0:
+            best = tl.sort(tl.maximum(best, tl.flip(tl.topk(key, N_SLOTS), 1)), descending=True)
+    slot = tl.arange(0, N_SLOTS)
+    out = (t[:, None].to(tl.int64) * tl.num_programs(1) + part) * N_SLOTS + slot[None, :]
+    tl.store(keys + out, best, mask=t[:, None] < B)
+
+
+def by_triton(x, weight, b_enc, b_dec, k):
+    """The kernel over pieces of TOKENS_PER_PROGRAM tokens and d_sae / PARTS latents, then the k largest of all parts."""
+    (n_tokens, n_dims), d_sae = x.shape, len(weight)
+    n_slots, parts = triton.next_power_of_2(max(k, 16)), min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS))
+    block_f, width = max(64, n_slots), triton.cdiv(d_sae, parts)
+    dot = tl.float32 if x.dtype == torch.float32 or triton.knobs.runtime.interpret else tl.bfloat16   # no bfloat16 in the interpreter
+    keys = torch.empty(n_tokens, parts, n_slots, dtype=torch.int64, device=x.device)
+    _kernel[(triton.cdiv(n_tokens, TOKENS_PER_PROGRAM), parts)](x, weight, b_enc, b_dec, keys, n_tokens, n_dims, d_sae, width,
+                                                                n_slots, TOKENS_PER_PROGRAM, block_f, 32, dot)
+    keys = keys.flatten(1).topk(k).values
+    values = (keys >> 32).to(torch.int32).view(torch.float32)
+    return values.to(x.dtype), torch.where(values > 0, 0x7FFFFFFF - (keys & 0x7FFFFFFF), 0)
+
+
 def encode(x, weight, b_enc, b_dec, k):
     """(values, indices) without autograd, by whatever suits the device."""
-    if x.is_cuda:
+    if on_triton(x) and k <= MOST_SLOTS:
         return by_triton(x, weight, b_enc, b_dec, k)
     return (by_screening if compiled(x, weight, b_enc, b_dec) else reference)(x, weight, b_enc, b_dec, k)
+
+
+class _TopKEncode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, b_enc, b_dec, k):
+        values, indices = encode(x, weight, b_enc, b_dec, k)
+        ctx.save_for_backward(x, weight, b_dec, values, indices)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    def backward(ctx, to_values, _):
+        x, weight, b_dec, values, indices = ctx.saved_tensors
+        to_values = torch.where(values > 0, to_values, 0)
+        start, order = by_latent(values, indices, len(weight))
+        to_b_enc = latent_sums(to_values, start, order, torch.ones_like(x[:, :1])).squeeze(-1)
+        to_x = decode(to_values, indices, weight) if ctx.needs_input_grad[0] else None
+        return to_x, latent_sums(to_values, start, order, x - b_dec), to_b_enc, -(to_b_enc @ weight), None
+
+
+def topk_encode(x, weight, b_enc, b_dec, k):
+    """The k largest latents of each token, with gradients for all but k.
+
+    Args:
+        x: [B, D]. weight: W_enc^T [F, D]. b_enc: [F]. b_dec: [D]. k: 1 to F.
+
+    Returns:
+        (values [B, k], indices int64 [B, k]), in no particular order; (0, 0) fills up tokens with fewer than k positive latents.
+    """
+    return _TopKEncode.apply(x.contiguous(), weight.contiguous(), b_enc, b_dec, k)
