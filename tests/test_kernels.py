@@ -150,6 +150,26 @@ def test_the_choice_is_that_of_float32(kind, bfloat16, monkeypatch):
     assert ((exact.sort(descending=True).values - values.sort(descending=True).values.double()).abs().max(1).values <= bound).all()
 
 
+@pytest.mark.parametrize("lost", ["x", "weight", "product"])
+def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
+    """Latent 3 is the largest, but the screen puts it below latents 7 to 9, by what one rounding to bfloat16 loses."""
+    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
+    x, weight, b_enc = torch.ones(2, 48), torch.zeros(100, 48), torch.full((100,), -1.0)
+    almost = 1 + 2.0 ** -8 - 2.0 ** -12   # becomes 1
+    weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0   # 32 - 32, where nothing is lost
+    weight[7:10, 35], b_enc[7:10] = 0.0625, 0
+    if lost == "x":
+        x[:, :32] = almost
+    if lost == "weight":
+        weight[3, :32] = almost
+    if lost == "product":   # 32.12 and 32.05 both become 32
+        weight[3], weight[3, :32], weight[3, 32], b_enc[3] = 0, 1, 0.12, 0.02
+        weight[7:10], weight[7:10, :32], weight[7:10, 32], b_enc[7:10] = 0, 1, 0.05, 0.05
+    screened = (x.bfloat16() @ weight.bfloat16().T).float() + b_enc
+    assert (screened[:, 3] < screened[:, 7]).all()
+    assert topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), 1)[1].tolist() == [[3], [3]]
+
+
 def test_the_screen_leaves_few(monkeypatch):
     """Bounds that let everything pass would be exact too, and slow. Latents that cannot be chosen may hold anything."""
     monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)

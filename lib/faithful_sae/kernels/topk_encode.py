@@ -93,8 +93,8 @@ def _group_bounds(out, sign, row, b_enc, error, norm, column_norm, column_error,
 
 @loop
 def _kth_largest(bits, k):
-    """A number below which all but k of these float32 lie (given by their bits): the k-th largest if some are equal to it; 0 when
-    fewer than k are positive. Positive floats are in the order of their bits, so halving the range 31 times finds it."""
+    """A number that k of these float32 (given by their bits) are not below: the k-th largest, or a little less if that leaves no
+    other in; 0 when fewer than k are positive. Positive floats are in the order of their bits, so halving 31 times finds it."""
     low, high = np.int32(0), np.int32(0x7F800000)
     while low < high:
         middle, count = np.int32(low + (high - low + 1) // 2), np.int32(0)
