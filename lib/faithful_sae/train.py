@@ -79,29 +79,40 @@ class _Training:
         """
         sae, encoder = self.sae, self.encoder
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, sae.k)
-        error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
+        error, centred = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x), x - sae.b_dec
         loss, to_x_hat = error.square().mean(), error * (2 / x.numel())
-        passes = [(values, indices, to_x_hat)]
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
         if len(dead):
-            values, indices = encode(x, encoder[dead], sae.b_enc[dead], sae.b_dec, min(self.aux_k, len(dead)))
-            indices = dead[indices]
-            aux_error = decode(values, indices, sae.W_dec).add_(error)   # less the residual x - x_hat
-            loss += AUX_COEFFICIENT * aux_error.square().mean()
-            to_explained = aux_error.mul_(AUX_COEFFICIENT * 2 / x.numel())
-            if not self.recipe.detach_residual:
+            aux_loss, to_explained, of_dead = self._auxk(centred, error, dead)
+            loss += aux_loss
+            if not self.recipe.detach_residual:   # then AuxK moves x_hat as well
                 to_x_hat += to_explained
-            passes.append((values, indices, to_explained))
-        centred = x - sae.b_dec
-        for i, (values, indices, to_output) in enumerate(passes):
-            start, order = by_latent(values, indices, sae.d_sae)
-            to_values = values_gradient(to_output, values, indices, sae.W_dec)
-            latent_sums(values, start, order, to_output, sae.W_dec.grad, accumulate=i > 0)
-            latent_sums(to_values, start, order, centred, encoder.grad, accumulate=i > 0)
-            latent_sums(to_values, start, order, torch.ones_like(x[:, :1]), sae.b_enc.grad[:, None], accumulate=i > 0)
-            counts = start.diff() if i == 0 else counts
+        start, order = by_latent(values, indices, sae.d_sae)
+        latent_sums(values, start, order, to_x_hat, sae.W_dec.grad)
+        to_values = values_gradient(to_x_hat, values, indices, sae.W_dec)
+        latent_sums(to_values, start, order, centred, encoder.grad)
+        latent_sums(to_values, start, order, torch.ones_like(x[:, :1]), sae.b_enc.grad[:, None])
+        if len(dead):
+            for gradient, part in zip((sae.W_dec.grad, encoder.grad, sae.b_enc.grad), of_dead):
+                gradient.index_add_(0, dead, part)
         torch.sum(to_x_hat, 0, out=sae.b_dec.grad).sub_(sae.b_enc.grad @ encoder)   # b_dec is also taken off before the encoder
-        return loss, error, counts
+        return loss, error, start.diff()
+
+    def _auxk(self, centred, error, dead):
+        """AuxK's loss; its gradient for what the dead latents explain; its gradients for their W_dec, W_enc^T, b_enc.
+
+        Up to half of d_model latents are active for each token, often all that are dead: products of those columns alone are several
+        times as fast as gathers.
+        """
+        w_enc, w_dec = self.encoder[dead], self.sae.W_dec[dead]
+        z = F.relu(torch.addmm(self.sae.b_enc[dead], centred, w_enc.T))
+        if len(dead) > self.aux_k:
+            values, indices = z.topk(self.aux_k, dim=-1, sorted=False)
+            z = torch.zeros_like(z).scatter_(-1, indices, values)
+        difference = torch.addmm(error, z, w_dec)   # explained - (x - x_hat)
+        to_explained = difference * (AUX_COEFFICIENT * 2 / difference.numel())
+        to_z = (to_explained @ w_dec.T).mul_(z > 0)
+        return AUX_COEFFICIENT * difference.square().mean(), to_explained, (z.T @ to_explained, to_z.T @ centred, to_z.sum(0))
 
     def step(self, i, x):
         """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
