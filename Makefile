@@ -12,7 +12,7 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
-.PHONY: help paper test lab sync dry report clean
+.PHONY: help paper test bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 10
@@ -25,6 +25,9 @@ paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop,
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
+
+bench: $(STAMP)  ## time the training step, in units of one product x @ W_enc
+	@cd $(ROOT) && $(PY) tests/benchmarks/training_step.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

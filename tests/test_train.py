@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from faithful_sae import TopKSAE, train_saes
+from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
 from faithful_sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.train import RECIPES, _Training
 
@@ -18,9 +18,8 @@ def start(recipe, dead=()):
     """A training whose weights are not at their initialisation; the latents `dead` have not fired for long."""
     sae, g = TopKSAE(D, F, K, seed=1), torch.Generator().manual_seed(2)
     training = _Training(sae, LR, RECIPES[recipe], STEPS)
-    with torch.no_grad():
-        sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
-        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)), sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
+    sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
+    sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)), sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
     training.since_fired[list(dead)] = training.dead_after
     return training
 
@@ -68,16 +67,11 @@ def test_loss_and_gradients(recipe, dead):
     training = start(recipe, dead)
     aux_k = {"default": D // 2, "authors": 512}[recipe]
     loss, gradients = dense_loss_and_gradients(training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default")
-    got = training.loss(X)[0]
-    got.backward()
-    assert abs(got.item() / loss - 1) < 1e-6
-    for name, w in training.sae.weights.items():
-        if name == "b_enc" and recipe == "authors":
-            assert w.grad is None  # the authors' trainer leaves the encoder's bias at 0
-            continue
-        scale = np.abs(gradients[name]).max()
-        np.testing.assert_allclose(w.grad.numpy(), gradients[name], atol=1e-5 * scale, err_msg=name)
-        assert scale > 1e-4
+    assert abs(training.gradients(X)[0].item() / loss - 1) < 1e-6
+    for name, w in training.parameters.items():
+        expected = gradients[name].T if name == "W_enc" else gradients[name]
+        np.testing.assert_allclose(w.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name)
+        assert np.abs(expected).max() > 1e-4
 
 
 def test_auxk_depends_on_the_recipe():
@@ -179,6 +173,53 @@ def test_a_planted_dictionary_is_recovered():
         return (truth @ w_dec.T).max(1).values.mean().item()
     assert found(TopKSAE(24, 60, 3, 0).W_dec) < 0.6 and found(sae.W_dec) > 0.97
     assert sae.training_log.fvu.iloc[-1] < 0.1 < 0.3 < sae.training_log.fvu.iloc[0]
+
+
+def dense_training(data, d_sae, k, seed, lr, batch):
+    """The default recipe in plain dense PyTorch, as one would write it without kernels: (W_dec, losses)."""
+    sae, n_steps, losses = TopKSAE(data.shape[1], d_sae, k, seed), len(data) // batch, []
+    w = {name: t.requires_grad_() for name, t in sae.weights.items()}
+    optimiser, since_fired, most_dead = torch.optim.Adam(w.values(), lr=lr), torch.zeros(d_sae), 0
+    w["b_dec"].data = data[:batch].mean(0)
+    for i, x in enumerate(data.split(batch)):
+        optimiser.param_groups[0]["lr"] = lr * min(1, (i + 1) / (0.05 * n_steps), (n_steps - i) / (0.2 * n_steps))
+        p = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+
+        def latents(p, k):
+            values, indices = p.topk(k)
+            return torch.zeros_like(p).scatter(1, indices, values)
+        z, dead = latents(p, k), since_fired >= n_steps // 10
+        x_hat = z @ w["W_dec"] + w["b_dec"]
+        loss = (x_hat - x).pow(2).mean()
+        if dead.any():
+            explained = latents(p * dead, min(data.shape[1] // 2, int(dead.sum()))) @ w["W_dec"]
+            loss = loss + (explained - (x - x_hat).detach()).pow(2).mean() / 32
+        optimiser.zero_grad()
+        loss.backward()
+        w["W_dec"].grad -= (w["W_dec"].grad * w["W_dec"].detach()).sum(1, keepdim=True) * w["W_dec"].detach()
+        optimiser.step()
+        w["W_dec"].data = torch.nn.functional.normalize(w["W_dec"].data, dim=1)
+        since_fired = torch.where((z > 0).any(0), 0, since_fired + 1)
+        losses.append(loss.item())
+        most_dead = max(most_dead, int(dead.sum()))
+    return w["W_dec"].detach(), losses, most_dead
+
+
+def test_500_steps_track_the_dense_implementation():
+    """Both see the same 500 batches; they part by float noise alone, which grows wherever it changes a choice of latents."""
+    g = torch.Generator().manual_seed(8)
+    truth = torch.nn.functional.normalize(torch.randn(96, 32, generator=g), dim=-1)
+    active = torch.rand(64_000, 96, generator=g).topk(4, dim=-1).indices
+    data = (truth[active] * (1 + torch.rand(64_000, 4, 1, generator=g))).sum(1) + 0.02 * torch.randn(64_000, 32, generator=g)
+    w_dec, losses, most_dead = dense_training(data, 384, 4, 3, 1e-2, 128)
+    training, ratios = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500), []
+    for i, x in enumerate(data.split(128)):
+        ratios.append(training.gradients(x)[0].item() / losses[i] if i else 1)   # step 0 sets b_dec first
+        training.step(i, x)
+    ours, dense, start = training.finish(), TopKSAE(32, 384, 4, 3), TopKSAE(32, 384, 4, 3)
+    dense.W_dec = w_dec
+    assert np.abs(np.array(ratios) - 1).max() < 1e-4 and losses[-1] < 0.5 * losses[0] and most_dead > 20
+    assert shared_feature_ratio(ours, dense) >= 0.99 and shared_feature_ratio(ours, start) < 0.8
 
 
 def test_firing_is_measured_over_the_last_tenth():

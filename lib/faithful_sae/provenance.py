@@ -24,7 +24,7 @@ from faithful_sae import PUBLIC
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
 STARTED = time.time()
-PLUMBING = ("provenance", "schema", "params")   # they move and check data; no number comes from them
+PLUMBING = ("provenance", "schema", "params", "checkpoints")   # they move and check data; no number comes from them
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
 
@@ -133,7 +133,7 @@ def lib_files(path) -> list[Path]:
 def code_hash(*modules) -> str:
     """Hash of what the named modules and all they import compute: a changed comment or docstring leaves it as it is."""
     files = {file for module in modules for file in (PACKAGE / f"{module}.py", *lib_files(PACKAGE / f"{module}.py"))}
-    return digest({file.name: ast.dump(_without_docstrings(file)) for file in files if file.stem not in PLUMBING})
+    return digest({str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files if file.stem not in PLUMBING})
 
 
 def _without_docstrings(file):

@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from faithful_sae.kernels.latent_sums import by_latent, latent_sums
+from faithful_sae.kernels.sparse_decode import decode, values_gradient
+from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae import TopKSAE
 
 AUX_COEFFICIENT = 1 / 32
+BLOCK = 1024               # rows of W_dec at a time: temporaries of this size stay in the cache
 LOG_POINTS = 100           # rows of the training curve per SAE
 
 
@@ -41,7 +45,11 @@ RECIPES = {
 
 
 class _Training:
-    """One SAE on its way: parameters, optimiser, dead counters."""
+    """One SAE on its way: parameters, optimiser, dead counters.
+
+    The encoder is trained as its transpose, a row per latent like the decoder; `sae.W_enc` is a view of it. Each step reads and
+    writes the rows of active latents alone, with gradients by hand (see `kernels`), into the same arrays every time.
+    """
 
     def __init__(self, sae, lr, recipe, n_steps):
         self.sae, self.recipe, self.n_steps, self.lr = sae, recipe, n_steps, lr
@@ -50,70 +58,99 @@ class _Training:
             bound = (6 / sae.d_sae) ** 0.5   # kaiming_uniform_ of a [D, F] matrix: fan_in is F
             w = (torch.rand(sae.d_model, sae.d_sae, generator=generator) * 2 - 1) * bound
             sae.W_enc, sae.W_dec = w.to(sae.W_enc.device), F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device)
-        self.trained = [w.requires_grad_() for name, w in sae.weights.items() if name != "b_enc" or recipe.train_b_enc]
-        self.optimiser = torch.optim.Adam(self.trained, lr=lr, betas=recipe.betas, fused=True)
+        self.encoder = sae.W_enc.T.contiguous()
+        sae.W_enc = self.encoder.T
+        self.parameters = {"W_enc": self.encoder, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        for w in self.parameters.values():
+            w.grad = torch.zeros_like(w)
+        self.optimiser = torch.optim.Adam([w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
+                                          lr=lr, betas=recipe.betas, fused=True)
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)  # batches
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
         self.aux_k = recipe.aux_k or sae.d_model // 2
         self.fired, self.counted = torch.zeros(sae.d_sae, device=sae.W_enc.device), 0
         self.log = []
 
-    def loss(self, x):
-        """(loss, x_hat, values, indices) of a batch x [B, D]; AuxK is 0 while no latent is dead."""
-        sae = self.sae
-        pre = sae.pre_activations(x)
-        values, indices = pre.topk(sae.k, dim=-1, sorted=False)
-        x_hat = sae.decode_topk(values, indices)
-        loss = F.mse_loss(x_hat, x)
-        dead = self.since_fired >= self.dead_after
-        n_dead = int(dead.sum())
-        if n_dead:
-            aux_values, aux_indices = pre.masked_fill(~dead, 0).topk(min(self.aux_k, n_dead), dim=-1, sorted=False)
-            residual = x - (x_hat.detach() if self.recipe.detach_residual else x_hat)
-            explained = F.embedding_bag(aux_indices, sae.W_dec, per_sample_weights=aux_values, mode="sum")
-            loss = loss + AUX_COEFFICIENT * F.mse_loss(explained, residual)
-        return loss, x_hat, values, indices
+    def gradients(self, x):
+        """Fills the parameters' `.grad` from a batch x [B, D].
+
+        Returns:
+            (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
+        """
+        sae, encoder = self.sae, self.encoder
+        values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, sae.k)
+        error, centred = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x), x - sae.b_dec
+        loss, to_x_hat = error.square().mean(), error * (2 / x.numel())
+        dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
+        if len(dead):
+            aux_loss, to_explained, of_dead = self._auxk(centred, error, dead)
+            loss += aux_loss
+            if not self.recipe.detach_residual:   # then AuxK moves x_hat as well
+                to_x_hat += to_explained
+        start, order = by_latent(values, indices, sae.d_sae)
+        latent_sums(values, start, order, to_x_hat, sae.W_dec.grad)
+        to_values = values_gradient(to_x_hat, values, indices, sae.W_dec)
+        latent_sums(to_values, start, order, centred, encoder.grad)
+        latent_sums(to_values, start, order, torch.ones_like(x[:, :1]), sae.b_enc.grad[:, None])
+        if len(dead):
+            for gradient, part in zip((sae.W_dec.grad, encoder.grad, sae.b_enc.grad), of_dead):
+                gradient.index_add_(0, dead, part)
+        torch.sum(to_x_hat, 0, out=sae.b_dec.grad).sub_(sae.b_enc.grad @ encoder)   # b_dec is also taken off before the encoder
+        return loss, error, start.diff()
+
+    def _auxk(self, centred, error, dead):
+        """AuxK's loss; its gradient for what the dead latents explain; its gradients for their W_dec, W_enc^T, b_enc.
+
+        Up to half of d_model latents are active for each token, often all that are dead: products of those columns alone are several
+        times as fast as gathers.
+        """
+        w_enc, w_dec = self.encoder[dead], self.sae.W_dec[dead]
+        z = F.relu(torch.addmm(self.sae.b_enc[dead], centred, w_enc.T))
+        if len(dead) > self.aux_k:
+            values, indices = z.topk(self.aux_k, dim=-1, sorted=False)
+            z = torch.zeros_like(z).scatter_(-1, indices, values)
+        difference = torch.addmm(error, z, w_dec)   # explained - (x - x_hat)
+        to_explained = difference * (AUX_COEFFICIENT * 2 / difference.numel())
+        to_z = (to_explained @ w_dec.T).mul_(z > 0)
+        return AUX_COEFFICIENT * difference.square().mean(), to_explained, (z.T @ to_explained, to_z.T @ centred, to_z.sum(0))
 
     def step(self, i, x):
         """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
         sae, recipe = self.sae, self.recipe
         if i == 0 and recipe.b_dec_from_mean:
-            sae.b_dec.data.copy_(x.mean(0))
+            sae.b_dec.copy_(x.mean(0))
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * min(1, (i + 1) / max(recipe.warmup * self.n_steps, 1),
                                         (self.n_steps - i) / max(recipe.decay * self.n_steps, 1))
-        loss, x_hat, values, indices = self.loss(x)
+        loss, error, counts = self.gradients(x)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        with torch.no_grad():
-            if not recipe.renormalise_after:
-                sae.W_dec.data = F.normalize(sae.W_dec.data, dim=-1)
-            sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec  # keep to the sphere
-            self.optimiser.step()
-            if recipe.renormalise_after:
-                sae.W_dec.data = F.normalize(sae.W_dec.data, dim=-1)
-            self._count(i, x, x_hat, values, indices, loss)
+        if not recipe.renormalise_after:
+            _normalise(sae.W_dec)
+        for gradient, w in zip(sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)):   # keep to the sphere
+            gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
+        self.optimiser.step()
+        if recipe.renormalise_after:
+            _normalise(sae.W_dec)
+        self._count(i, x, error, counts, loss)
 
-    def _count(self, i, x, x_hat, values, indices, loss):
-        active = indices[values > 0]
-        counts = torch.bincount(active, minlength=self.sae.d_sae)
+    def _count(self, i, x, error, counts, loss):
         self.since_fired = torch.where(counts > 0, 0, self.since_fired + 1)
         if i >= self.n_steps - max(self.n_steps // 10, 1):
             self.fired += counts
             self.counted += len(x)
         if i % max(self.n_steps // LOG_POINTS, 1) == 0 or i == self.n_steps - 1:
-            fvu = (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+            fvu = error.square().sum() / (x - x.mean(0)).square().sum()
             self.log.append({"seed": self.sae.metadata["seed"], "step": i, "loss": loss.item(), "fvu": fvu.item(),
-                             "l0": len(active) / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
+                             "l0": counts.sum().item() / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
 
     def finish(self):
         """The trained SAE, with its firing frequencies over the last tenth of the training and its `training_log`."""
         sae = self.sae
-        for name, w in sae.weights.items():
-            setattr(sae, name, w.detach())
-        sae.W_dec = F.normalize(sae.W_dec, dim=-1)
+        for w in self.parameters.values():
+            w.grad = None
+        sae.W_enc = sae.W_enc.contiguous()
+        _normalise(sae.W_dec)
         sae.firing, sae.training_log = self.fired / max(self.counted, 1), pd.DataFrame(self.log)
         return sae
 
@@ -152,6 +189,11 @@ def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, re
     if step is None:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _normalise(rows):
+    """Unit rows, in place."""
+    rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 def _one_each(value, seeds, name):

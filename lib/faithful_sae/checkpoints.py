@@ -1,0 +1,63 @@
+"""One file from which a killed training goes on as if nothing had happened: tensors and numbers, replaced atomically."""
+
+import json
+import time
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from faithful_sae.provenance import atomic_path, remove
+
+
+class Checkpoint:
+    """Args:
+        path: of the file. key: hash of all the training depends on; a file with another key is not used.
+        every: least seconds between two savings. A saving that takes long makes the next wait 20 times as long.
+    """
+
+    def __init__(self, path, key, every=60.0):
+        self.path, self.key, self.every = Path(path), key, every
+        self.next, self.step = time.monotonic() + every, None
+
+    @property
+    def due(self):
+        """Whether it is time to save again."""
+        return time.monotonic() >= self.next
+
+    def save(self, step, tensors, numbers):
+        """Replace the file. step: how many are done. tensors: {name: tensor}; numbers: whatever JSON can hold, floats to the last bit.
+
+        Raises:
+            DiskFullError: the file saved before is kept.
+        """
+        start = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as tmp:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, tmp,
+                      {"key": self.key, "step": str(step), "numbers": json.dumps(numbers)})
+        end = time.monotonic()
+        self.next, self.step = end + max(self.every, 20 * (end - start)), step
+
+    def load(self):
+        """(step, tensors, numbers) as saved, or None: nothing there, damaged, or of another training."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError):
+            print(f"note: {self.path} is damaged: training starts again")
+            return None
+        self.step = int(about["step"])
+        return self.step, tensors, json.loads(about["numbers"])
+
+    def remove(self):
+        """The training is done and saved elsewhere."""
+        remove(self.path)
+
+    def __str__(self):
+        return f"the last good checkpoint is {self.path}, step {self.step}" if self.step is not None else "there is no checkpoint yet"

@@ -1,0 +1,102 @@
+"""Sums over the tokens on which each latent is active: the gradients of both weight matrices.
+
+    out[f] = sum over (t, j) with indices[t, j] = f and values[t, j] > 0 of   weights[t, j] rows[t]
+
+With weights = z and rows = dL/dx_hat this is dL/dW_dec; with weights = dL/dz and rows = x - b_dec it is dL/dW_enc^T. The active
+pairs are listed by latent once (`by_latent`), and each row of `out` is then summed by itself, in the order of the tokens: nothing
+of size [B K, D] is made, and there are no atomic additions, whose order changes from run to run.
+
+B tokens, K latents per token, F latents, D model.
+"""
+
+import numpy as np
+import torch
+
+from faithful_sae.kernels.backend import add_rows, compiled, jit, loop, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.firing_counts import firing_counts
+
+
+def by_latent(values, indices, d_sae):
+    """The active (token, slot) pairs in the order of their latents.
+
+    Args:
+        values: [B, K]; a slot is active when its value is above 0. indices: int64 [B, K].
+
+    Returns:
+        (start int64 [F + 1], order int64 [active]): latent f owns order[start[f]:start[f + 1]], whose entries t K + j rise.
+    """
+    if compiled(values, indices):
+        start, order = _by_latent(values.detach().numpy().ravel(), indices.numpy().ravel(), d_sae)
+        return torch.from_numpy(start), torch.from_numpy(order)
+    active = (values > 0).flatten().nonzero().squeeze(-1)
+    latents = indices.flatten()[active]
+    start = torch.zeros(d_sae + 1, dtype=torch.int64, device=values.device)
+    start[1:] = firing_counts(values, indices, d_sae).cumsum(0)
+    return start, active[latents.argsort(stable=True)]
+
+
+@loop
+def _by_latent(values, indices, d_sae):
+    start = np.zeros(d_sae + 1, np.int64)
+    for e in range(len(values)):
+        start[indices[e] + 1] += values[e] > 0
+    for f in range(d_sae):
+        start[f + 1] += start[f]
+    order, free = np.empty(start[-1], np.int64), start.copy()
+    for e in range(len(values)):
+        if values[e] > 0:
+            order[free[indices[e]]] = e
+            free[indices[e]] += 1
+    return start, order
+
+
+def reference(weights, start, order, rows):
+    latents = torch.repeat_interleave(torch.arange(len(start) - 1, device=start.device), start.diff())
+    terms = weights.flatten()[order, None] * rows[order // weights.shape[1]]
+    return torch.zeros(len(start) - 1, rows.shape[1], dtype=terms.dtype, device=terms.device).index_add_(0, latents, terms)
+
+
+@loop
+def _loop(first, last, weights, start, order, rows, out, accumulate):
+    slots, flat = weights.shape[1], weights.ravel()
+    for f in range(first, last):
+        if not accumulate:
+            out[f] = 0
+        entries = order[start[f]:start[f + 1]]
+        add_rows(out[f], flat[entries], rows, entries // slots)
+
+
+@jit
+def _kernel(weights, start, order, rows, out, D, K, ACCUMULATE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """One program sums one latent's row, over one block of dimensions, in float32."""
+    f, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for e in range(tl.load(start + f), tl.load(start + f + 1)):
+        entry = tl.load(order + e)
+        total += tl.load(weights + entry).to(tl.float32) * tl.load(rows + entry // K * D + d, mask=d < D, other=0).to(tl.float32)
+    if ACCUMULATE:
+        total += tl.load(out + f * D + d, mask=d < D, other=0).to(tl.float32)
+    tl.store(out + f * D + d, total.to(out.dtype.element_ty), mask=d < D)
+
+
+def by_triton(weights, start, order, rows, out, accumulate):
+    block = min(1024, triton.next_power_of_2(rows.shape[1]))
+    _kernel[(len(out), triton.cdiv(rows.shape[1], block))](weights, start, order, rows, out, rows.shape[1], weights.shape[1],
+                                                           accumulate, block)
+
+
+def latent_sums(weights, start, order, rows, out=None, accumulate=False):
+    """out [F, D] of the equation above; a latent that is active nowhere gets a row of zeros.
+
+    Args:
+        weights: [B, K]. start, order: from `by_latent`. rows: [B, D].
+        out: written to if given (a new array of this size costs as much as the sum). accumulate: add to what `out` holds.
+    """
+    out = rows.new_empty(len(start) - 1, rows.shape[1]) if out is None else out
+    if compiled(weights, rows):
+        over_rows(_loop, len(out), weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
+    elif on_triton(weights):
+        by_triton(weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
+    else:
+        out.mul_(accumulate).add_(reference(weights, start, order, rows))
+    return out

@@ -1,0 +1,134 @@
+"""What a training step costs: ours, the same step in plain dense PyTorch, and those of other trainers that can be imported.
+
+    python tests/benchmarks/training_step.py [--threads 1] [--rounds 9]
+
+The unit is one product x @ W_enc in float32. Everything is timed in turn in one process, over and over, so that a busy machine slows
+all alike, and the medians are compared. Each contestant does what its own training loop does with a batch on the CPU, with Adam.
+The other trainers (eai-sparsify 1.3.3, dictionary-learning 0.1.0, sae-lens 6.54.0) are no dependencies of this repository: install
+them in an environment of their own, with numba, and point PYTHONPATH at lib/. No latent is dead in these steps but in the last row.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+import types
+
+import torch
+import torch.nn.functional as F
+
+from faithful_sae.sae import TopKSAE
+from faithful_sae.train import RECIPES, _Training
+
+SIZES = {"large": (768, 12288, 48, 2048), "laptop": (96, 512, 8, 2048), "stories260k": (64, 512, 8, 2048)}  # D, F, k, B
+LR, STEPS = 1e-3, 100_000
+
+
+def ours(d_model, d_sae, k):
+    training = _Training(TopKSAE(d_model, d_sae, k, 0), LR, RECIPES["default"], STEPS)
+    return training.step
+
+
+def ours_with_dead(d_model, d_sae, k):
+    training = _Training(TopKSAE(d_model, d_sae, k, 0), LR, RECIPES["default"], STEPS)
+
+    def step(i, x):
+        training.since_fired[::10] = STEPS   # a tenth is dead
+        training.step(i, x)
+    return step
+
+
+def dense(d_model, d_sae, k):
+    w = {name: t.requires_grad_() for name, t in TopKSAE(d_model, d_sae, k, 0).weights.items()}
+    optimiser = torch.optim.Adam(w.values(), lr=LR)
+
+    def step(i, x):
+        p = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+        values, indices = p.topk(k, sorted=False)
+        z = torch.zeros_like(p).scatter_(1, indices, values)
+        loss = F.mse_loss(z @ w["W_dec"] + w["b_dec"], x)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        w["W_dec"].data = F.normalize(w["W_dec"].data, dim=1)
+    return step
+
+
+def sparsify(d_model, d_sae, k):
+    from sparsify import SparseCoder, SparseCoderConfig
+    sae = SparseCoder(d_model, SparseCoderConfig(num_latents=d_sae, k=k))
+    optimiser = torch.optim.Adam(sae.parameters(), lr=LR)
+
+    def step(i, x):
+        sae.set_decoder_norm_to_unit_norm()
+        out = sae(x)
+        out.fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimiser.step()
+        optimiser.zero_grad()
+        torch.zeros(d_sae, dtype=torch.bool)[out.latent_indices.flatten()] = True
+    return step
+
+
+def dictionary_learning(d_model, d_sae, k):
+    sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))   # imported for its buffer, not for its trainers
+    from dictionary_learning.trainers.top_k import TopKTrainer
+    trainer = TopKTrainer(steps=STEPS, activation_dim=d_model, dict_size=d_sae, k=k, layer=0, lm_name="none", lr=LR, device="cpu")
+    return lambda i, x: trainer.update(i + 1, x)   # its step 0 would only look for a median
+
+
+def sae_lens(d_model, d_sae, k):
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k))
+    optimiser, nothing_dead = torch.optim.Adam(sae.parameters(), lr=LR), torch.zeros(d_sae, dtype=torch.bool)
+
+    def step(i, x):
+        out = sae.training_forward_pass(TrainStepInput(x, {}, nothing_dead, i, False))
+        with torch.no_grad():
+            out.feature_acts.bool().float().sum(-2)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    return step
+
+
+CONTESTANTS = {"this repository": ours, "plain dense PyTorch": dense, "sparsify": sparsify, "dictionary_learning": dictionary_learning,
+               "SAELens": sae_lens, "this repository, a tenth dead": ours_with_dead}
+
+
+def measure(size, rounds):
+    """{name: median seconds of a step}, and of the unit."""
+    d_model, d_sae, k, n_tokens = SIZES[size]
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(d_model, d_model, generator=g) * torch.linspace(1, 0.05, d_model)
+    batches = [torch.randn(n_tokens, d_model, generator=g) @ mix for _ in range(4)]
+    weight, steps = torch.randn(d_model, d_sae, generator=g), {"unit": lambda i, x: x @ weight}
+    for name, make in CONTESTANTS.items():
+        try:
+            steps[name] = make(d_model, d_sae, k)
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    seconds = {name: [] for name in steps}
+    for i in range(rounds + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(i, batches[i % 4])
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(s[2:]) for name, s in seconds.items()}   # the first two compile and allocate
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9, help="of the large size; the others get ten times as many")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for size, (d_model, d_sae, k, n_tokens) in SIZES.items():
+        medians = measure(size, arguments.rounds * (1 if size == "large" else 10))
+        unit = medians.pop("unit")
+        print(f"\n{size}: d_model {d_model}, d_sae {d_sae}, k {k}, batch {n_tokens}; unit {1e3 * unit:.1f} ms, {arguments.threads} thread(s)\n")
+        print("| training step | units | ms | tokens/s |\n|---|---|---|---|")
+        for name, s in medians.items():
+            print(f"| {name} | {s / unit:.2f} | {1e3 * s:.1f} | {n_tokens / s:,.0f} |")

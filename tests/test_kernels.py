@@ -1,0 +1,270 @@
+"""Every kernel in each of its forms against its equation in float64: the loops of the CPU, the reference, and the Triton kernel,
+which TRITON_INTERPRET=1 (set in conftest.py) executes on a machine without a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from faithful_sae.kernels import backend, cosine_tiles, firing_counts, latent_sums, sparse_decode, topk_encode
+
+FORMS = ["loops", pytest.param("triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"))]
+SIZES = {"odd": (5, 7, 37, 4), "k = 1": (3, 40, 70, 1), "k = d_sae": (18, 9, 21, 21), "one token, one latent": (1, 1, 1, 1)}  # B, D, F, k
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """The public functions pick the CPU's loops, or are made to pick Triton. Memory that nothing was written to reads as NaN."""
+    if request.param == "triton":
+        monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
+        monkeypatch.setattr(topk_encode, "LEAST_LATENTS", 48)   # so that small cases are also cut into parts
+    torch.use_deterministic_algorithms(True)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(size, dtype=torch.float32):
+    """x, W_enc^T, b_enc, b_dec, W_dec, k; the third token has no positive latent, and latents 1 and 2 of an SAE are the same."""
+    n_tokens, d_model, d_sae, k = SIZES[size]
+    weight, b_enc, w_dec = normal(d_sae, d_model, seed=2), 0.1 * normal(d_sae, seed=3), normal(d_sae, d_model, seed=5)
+    x, b_dec = normal(n_tokens, d_model, seed=1), 0.1 * normal(d_model, seed=4)
+    if n_tokens > 2:
+        x[2], b_enc[:], weight[2] = b_dec, -b_enc.abs(), weight[1]
+        b_enc[2] = b_enc[1]
+    return *(t.to(dtype) for t in (x, weight, b_enc, b_dec, w_dec)), k
+
+
+def dense(x, weight, b_enc, b_dec, k):
+    """The k largest latents of each token, the others 0: [B, F]."""
+    p = torch.relu((x - b_dec) @ weight.T + b_enc)
+    order = p.detach().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return p * torch.zeros_like(p).scatter_(1, order, 1)
+
+
+def scattered(values, indices, d_sae):
+    return torch.zeros(len(values), d_sae, dtype=values.dtype).scatter_add_(1, indices, values)
+
+
+def close(got, expected, tolerance=1e-6):
+    """Equal up to a share of the largest element."""
+    scale = max(expected.abs().max().item(), 1e-30)
+    assert got.shape == expected.shape and (got.double() - expected.double()).abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_encode_and_decode_with_gradients(form, size):
+    *tensors, k = case(size)
+    tensors = [t.requires_grad_() for t in tensors]
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    values, indices = topk_encode.topk_encode(*tensors[:4], k)
+    x_hat = sparse_decode.sparse_decode(values, indices, tensors[4])
+    z = dense(*wide[:4], k)
+    expected = z @ wide[4]
+    close(scattered(values, indices, len(tensors[1])), z), close(x_hat, expected)
+    assert ((values > 0).sum(1) == (z > 0).sum(1)).all() and not indices[values == 0].any()
+    if len(values) > 2:
+        assert not values[2].any() and not x_hat[2].any()
+    slope = normal(*x_hat.shape, seed=9)
+    (x_hat * slope).sum().backward(), (expected * slope).sum().backward()
+    for got, wanted in zip(tensors, wide):
+        close(got.grad, wanted.grad)
+
+
+@pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
+def test_bfloat16():
+    """Sums are in float32: what is lost is the rounding of what goes in and comes out (in the interpreter, towards zero)."""
+    *tensors, k = case("odd", torch.bfloat16)
+    x, weight, b_enc, b_dec, w_dec = tensors
+    values, indices = topk_encode.by_triton(x, weight, b_enc, b_dec, k)
+    centred = (x - b_dec).double()
+    z = dense(centred, weight.double(), b_enc.double(), torch.zeros(x.shape[1]), k)
+    close(scattered(values.double(), indices, len(weight)), z, 2 ** -7)
+    close(scattered(values.double(), indices, len(weight)), z, 2 ** -6)
+    z, slope = scattered(values.double(), indices, len(weight)), normal(*x.shape).bfloat16()
+    close(sparse_decode.by_triton(values, indices, w_dec), z @ w_dec.double(), 2 ** -7)
+    to_values = sparse_decode.by_triton_values_gradient(slope, values, indices, w_dec)
+    close(to_values, torch.where(values > 0, (slope.double() @ w_dec.double().T).gather(1, indices), 0), 2 ** -7)
+    sums = torch.empty_like(w_dec)
+    latent_sums.by_triton(values, *latent_sums.by_latent(values, indices, len(w_dec)), slope, sums, False)
+    close(sums, z.T @ slope.double(), 2 ** -7)
+
+
+# --- the exactness of the screen ------------------------------------------------------------------------------------------------
+
+@backend.loop
+def all_dots(x, weight, b_enc, out):
+    for t in range(len(x)):
+        for f in range(len(weight)):
+            out[t, f] = backend.dot(x[t], weight[f]) + b_enc[f]
+
+
+def float32_choice(x, weight, b_enc, k):
+    """The definition: every latent's float32 dot product, in the one order of summation, sorted; no screen."""
+    out = np.empty((len(x), len(weight)), np.float32)
+    all_dots(x.numpy(), weight.numpy(), b_enc.numpy(), out)
+    order = np.argsort(-out, axis=1, kind="stable")[:, :k]
+    return [{f: out[t, f] for f in order[t] if out[t, f] > 0} for t in range(len(x))]
+
+
+def adversary(kind):
+    """x, weight, b_enc: 60 tokens of 48, 500 latents."""
+    x, weight, b_enc = normal(60, 48, seed=1), normal(500, 48, seed=2), 0.1 * normal(500, seed=3)
+    if kind == "near ties":      # differences of the size of float32's rounding, far below bfloat16's
+        weight = weight[:5].repeat(100, 1) * (1 + 3e-7 * normal(500, 1, seed=4))
+        b_enc[:] = 0.1
+    if kind == "ties":
+        weight, b_enc = weight[:5].repeat(100, 1), torch.zeros(500)
+    if kind == "below bfloat16's resolution":
+        weight = weight[:1] + 1e-4 * weight
+    if kind == "outlying dimension":   # as of residual streams: it decides the norms but not the order
+        x[:, 3], weight[:, 3] = 1000, 1e-3 * weight[:, 3]
+    if kind == "cancelling bias":
+        x[:, 0], weight[:, 0] = 100, 10
+        b_enc -= 1000
+    if kind == "norms apart":
+        weight *= 10 ** (2 * normal(500, 1, seed=4))
+        x *= 10 ** (2 * normal(60, 1, seed=5))
+    if kind == "mostly negative":
+        b_enc -= 14
+    return x, weight.contiguous(), b_enc
+
+
+KINDS = ["random", "near ties", "ties", "below bfloat16's resolution", "outlying dimension", "cancelling bias", "norms apart", "mostly negative"]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_choice_is_that_of_float32(kind, bfloat16, monkeypatch):
+    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: bfloat16)
+    x, weight, b_enc = adversary(kind)
+    for k in (1, 7, 40, 499, 500):
+        values, indices = topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), k)
+        for row_values, row_indices, expected in zip(values.tolist(), indices.tolist(), float32_choice(x, weight, b_enc, k)):
+            chosen = {f: value for f, value in zip(row_indices, row_values) if value > 0}
+            assert chosen == expected
+    exact = torch.relu(x.double() @ weight.double().T + b_enc.double())   # and float32 is what it should be
+    bound = 48 * 2 ** -23 * (x.double().norm(dim=1) * weight.double().norm(dim=1).max() + b_enc.abs().max())
+    assert ((exact.sort(descending=True).values - values.sort(descending=True).values.double()).abs().max(1).values <= bound).all()
+
+
+@pytest.mark.parametrize("lost", ["x", "weight", "product"])
+def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
+    """Latent 3 is the largest, but the screen puts it below latents 7 to 9, by what one rounding to bfloat16 loses."""
+    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
+    x, weight, b_enc = torch.ones(2, 48), torch.zeros(100, 48), torch.full((100,), -1.0)
+    almost = 1 + 2.0 ** -8 - 2.0 ** -12   # becomes 1
+    weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0   # 32 - 32, where nothing is lost
+    weight[7:10, 35], b_enc[7:10] = 0.0625, 0
+    if lost == "x":
+        x[:, :32] = almost
+    if lost == "weight":
+        weight[3, :32] = almost
+    if lost == "product":   # 32.12 and 32.05 both become 32
+        weight[3], weight[3, :32], weight[3, 32], b_enc[3] = 0, 1, 0.12, 0.02
+        weight[7:10], weight[7:10, :32], weight[7:10, 32], b_enc[7:10] = 0, 1, 0.05, 0.05
+    screened = (x.bfloat16() @ weight.bfloat16().T).float() + b_enc
+    assert (screened[:, 3] < screened[:, 7]).all()
+    assert topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), 1)[1].tolist() == [[3], [3]]
+
+
+def test_the_screen_leaves_few(monkeypatch):
+    """Bounds that let everything pass would be exact too, and slow. Latents that cannot be chosen may hold anything."""
+    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
+    x, weight = normal(64, 256, seed=1), normal(2000, 256, seed=2)
+    p = x @ weight.T
+    hopeless = (p < 0.8 * p.topk(20).values[:, -1:]).float()
+    assert hopeless.mean() > 0.95
+    seen = []
+    monkeypatch.setattr(topk_encode, "over_rows", lambda function, n, *arguments: seen.append(arguments) or backend.over_rows(function, n, *arguments))
+    topk_encode.by_screening(x, weight, torch.zeros(2000), torch.zeros(256), 20)
+    _, _, _, row_error, row_norm, _, _, w_norm, w_error, *_ = seen[-1]
+    bound = row_error[:, None] * w_norm + row_norm[:, None] * w_error + 2 ** -8 * p.abs()
+    assert ((p + bound) >= (p - bound).topk(20).values[:, -1:]).float().sum(1).mean() < 2 * 20
+
+
+def test_bounds_hold():
+    """The screen's error against float64 is below its bound, and the bound is not idle: some error comes near it."""
+    x = torch.full((2, 64), 1 + 2.0 ** -9)   # bfloat16 rounds all of this down, so that the errors add up
+    rounded, norm, error = topk_encode._rounded(x) if topk_encode.bfloat16_is_fast() else (x.bfloat16(), x.norm(dim=1), (x - x.bfloat16()).norm(dim=1))
+    close(norm, x.norm(dim=1)), close(error, (x - x.bfloat16().float()).norm(dim=1))
+    assert torch.equal(rounded, x.bfloat16())
+    lost = (x.double() @ x.double().T - rounded.double() @ rounded.double().T).abs().max()
+    bound = norm[0] * error[0] * 2
+    assert 0.99 * bound < lost < 1.001 * bound
+
+
+def test_rounding_is_torchs():
+    x = torch.cat([normal(40, 64), torch.tensor([[1 + 2.0 ** -8, 1 + 3 * 2.0 ** -8, -1 - 2.0 ** -8, 0.0, 1e-40, 3e38] + [1e-30] * 58])])
+    if topk_encode.bfloat16_is_fast():
+        assert torch.equal(topk_encode._rounded(x)[0], x.bfloat16())
+
+
+# --- the smaller ones -----------------------------------------------------------------------------------------------------------
+
+def some_latents(n_tokens=30, k=5, d_sae=17):
+    indices = torch.randint(d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1))   # the last two never fire
+    return torch.relu(normal(n_tokens, k)), indices, d_sae
+
+
+def test_firing_counts_and_pattern(form):
+    values, indices, d_sae = some_latents()
+    counts = [int(((indices == f) & (values > 0)).sum()) for f in range(d_sae)]
+    assert firing_counts.firing_counts(values, indices, d_sae).tolist() == counts and counts[-1] == 0 < min(counts[:-2])
+    start, order = latent_sums.by_latent(values, indices, d_sae)
+    assert start.diff().tolist() == counts
+    for f in range(d_sae):
+        own = order[start[f]:start[f + 1]].tolist()
+        assert own == [e for e in range(values.numel()) if indices.flatten()[e] == f and values.flatten()[e] > 0]
+
+
+@pytest.mark.parametrize("n_dims", [1, 13])
+def test_latent_sums(form, n_dims):
+    values, indices, d_sae = some_latents()
+    weights, rows, before = normal(30, 5, seed=7), normal(30, n_dims, seed=8), normal(d_sae, n_dims, seed=9)
+    pattern = latent_sums.by_latent(values, indices, d_sae)
+    expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()
+    close(latent_sums.latent_sums(weights, *pattern, rows), expected)
+    close(latent_sums.reference(weights, *pattern, rows), expected)
+    close(latent_sums.latent_sums(weights, *pattern, rows, before.clone(), accumulate=True), expected + before.double())
+    assert not latent_sums.latent_sums(weights, *pattern, rows)[-2:].any()
+
+
+def test_references():
+    x, weight, b_enc, b_dec, w_dec, k = case("odd")
+    values, indices = topk_encode.reference(x, weight, b_enc, b_dec, k)
+    z = dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k)
+    close(scattered(values, indices, len(weight)), z)
+    close(sparse_decode.reference(values, indices, w_dec), z @ w_dec.double())
+    to_values = sparse_decode.reference_values_gradient(x, values, indices, w_dec)
+    close(to_values, torch.where(values > 0, (x.double() @ w_dec.double().T).gather(1, indices), 0))
+
+
+@pytest.mark.parametrize("threshold", [0.3, -2.0, 2.0])
+def test_cosine_tiles(form, threshold, monkeypatch):
+    monkeypatch.setattr(cosine_tiles, "EXPECTED_PER_ROW", 1)   # too little room at first, wherever more than 1 per row passes
+    monkeypatch.setattr(cosine_tiles, "BLOCK_ROWS", 32)
+    a, b = (torch.nn.functional.normalize(normal(n, 11, seed=n), dim=1) for n in (70, 45))
+    rows, columns = threshold + 0.1 * normal(70, seed=3), threshold + 0.1 * normal(45, seed=4)
+    i, j, cosine = cosine_tiles.cosine_tiles(a, b, rows, columns)
+    exact = a.double() @ b.double().T
+    limit = torch.minimum(rows[:, None], columns).double()
+    assert (exact - limit).abs().min() > 1e-6   # no entry is too close to tell
+    expected = (exact > limit).nonzero()
+    assert torch.equal(torch.stack([i, j], 1), expected) and len(expected) == {-2.0: 70 * 45, 2.0: 0}.get(threshold, len(expected))
+    torch.testing.assert_close(cosine.double(), exact[i, j], atol=1e-6, rtol=0)
+
+
+def test_threads_change_nothing(monkeypatch):
+    """Rows are shared out among threads; none is summed in parts."""
+    x, weight, b_enc, b_dec, w_dec = normal(200, 24), normal(300, 24), normal(300), normal(24), normal(300, 24)
+
+    def run():
+        values, indices = topk_encode.encode(x, weight, b_enc, b_dec, 6)
+        x_hat = sparse_decode.decode(values, indices, w_dec)
+        return values, indices, x_hat, latent_sums.latent_sums(values, *latent_sums.by_latent(values, indices, 300), x_hat)
+    alone = run()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, run()))
