@@ -114,7 +114,7 @@ class _Training:
         to_z = (to_explained @ w_dec.T).mul_(z > 0)
         return AUX_COEFFICIENT * difference.square().mean(), to_explained, (z.T @ to_explained, to_z.T @ centred, to_z.sum(0))
 
-    def step(self, i, x):
+    def step(self, i, x, checkpoint=None):
         """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
         sae, recipe = self.sae, self.recipe
         if i == 0 and recipe.b_dec_from_mean:
@@ -124,7 +124,8 @@ class _Training:
                                         (self.n_steps - i) / max(recipe.decay * self.n_steps, 1))
         loss, error, counts = self.gradients(x)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}")
+            raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}"
+                                     + (f"; {checkpoint}" if checkpoint else ""))
         if not recipe.renormalise_after:
             _normalise(sae.W_dec)
         for gradient, w in zip(sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)):   # keep to the sphere
@@ -144,6 +145,23 @@ class _Training:
             self.log.append({"seed": self.sae.metadata["seed"], "step": i, "loss": loss.item(), "fvu": fvu.item(),
                              "l0": counts.sum().item() / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
 
+    def state(self):
+        """(tensors, numbers) that the steps to come depend on."""
+        tensors = dict(self.parameters, since_fired=self.since_fired, fired=self.fired)
+        for name, w in self.parameters.items():
+            tensors |= {f"{name}.{key}": value for key, value in self.optimiser.state.get(w, {}).items()}
+        return tensors, {"counted": self.counted, "log": self.log}
+
+    def restore(self, tensors, numbers):
+        """Go on from a `state`."""
+        for name, w in self.parameters.items():
+            w.copy_(tensors[name])
+            moments = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors}
+            if moments:
+                self.optimiser.state[w] = {key: value.to(w.device) for key, value in moments.items()}
+        self.since_fired, self.fired = (tensors[name].to(self.fired.device) for name in ("since_fired", "fired"))
+        self.counted, self.log = numbers["counted"], numbers["log"]
+
     def finish(self):
         """The trained SAE, with its firing frequencies over the last tenth of the training and its `training_log`."""
         sae = self.sae
@@ -156,7 +174,7 @@ class _Training:
 
 
 def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, recipe="default", device="cpu", description="SAEs",
-               ) -> list[TopKSAE]:
+               checkpoint=None) -> list[TopKSAE]:
     """Train one TopK SAE per entry of `seeds` on the same batches in the same order (paper 3.2, Table 5).
 
     Args:
@@ -165,30 +183,54 @@ def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, re
         lr: peak learning rate of Adam. recipe: "default" or "authors" (see RECIPES).
         d_sae, k, lr, n_tokens: one number for all SAEs, or a list with one for each. An SAE with fewer tokens is trained on the
             first of them, on a schedule of its own.
+        checkpoint: Checkpoint to go on from and to save to now and then; `batches` is an ActivationStream then. On a CPU a training
+            that was killed, however often, ends with the same bytes as one that was not.
 
     Returns:
         the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu, l0, dead).
         Per SAE and step: about six products of [B, D] with [D, F], and memory of four [B, F] float32 arrays.
 
     Raises:
-        SAEError: k > d_sae. FloatingPointError: a loss that is not finite. ValueError: no batch; a list of another length than seeds.
+        SAEError: k > d_sae. FloatingPointError: a loss that is not finite, with the step and the last
+            good checkpoint. DiskFullError: while saving a checkpoint; the one before is kept. ValueError: no batch; a list of another length than seeds.
     """
     d_sae, k, lr, n_tokens = (_one_each(value, seeds, name) for name, value in
                               (("d_sae", d_sae), ("k", k), ("lr", lr), ("n_tokens", n_tokens)))
     trainings = [_Training(TopKSAE(d_model, sizes[0], sizes[1], seed, device), rate, RECIPES[recipe], -(-tokens // batch_tokens))
                  for seed, *sizes, rate, tokens in zip(seeds, d_sae, k, lr, n_tokens)]
-    step = None
-    with tqdm(total=max(n_tokens), unit="token", unit_scale=True, desc=description) as bar:
-        for step, x in enumerate(batches):
+    first = _resume(checkpoint, trainings, batches) if checkpoint else 0
+    step = first - 1
+    with tqdm(total=max(n_tokens), initial=min(first * batch_tokens, max(n_tokens)), unit="token", unit_scale=True, desc=description) as bar:
+        for step, x in enumerate(batches, first):
             for training in trainings:
                 if step < training.n_steps:
-                    training.step(step, x)
+                    training.step(step, x, checkpoint)
             bar.update(len(x))
             if (last := trainings[0].log[-1])["step"] == step:
                 bar.set_postfix(fvu=f"{last['fvu']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"], refresh=False)
-    if step is None:
+            if checkpoint and checkpoint.due and (position := batches.state()):
+                _save(checkpoint, step + 1, trainings, position)
+    if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _save(checkpoint, step, trainings, position):
+    states = [training.state() for training in trainings]
+    tensors = {f"{i}.{name}": tensor for i, (part, _) in enumerate(states) for name, tensor in part.items()}
+    numbers = {"trainings": [numbers for _, numbers in states], "window": position["window"], "given": position["given"]}
+    checkpoint.save(step, tensors | {"left": position["left"]}, numbers)
+
+
+def _resume(checkpoint, trainings, batches):
+    """Number of steps done before, which the trainings and the stream are set to."""
+    if (saved := checkpoint.load()) is None:
+        return 0
+    step, tensors, numbers = saved
+    for i, (training, own) in enumerate(zip(trainings, numbers["trainings"])):
+        training.restore({name.removeprefix(f"{i}."): tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")}, own)
+    batches.resume({"window": numbers["window"], "given": numbers["given"], "left": tensors["left"]})
+    return step
 
 
 def _normalise(rows):

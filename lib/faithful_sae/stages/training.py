@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from faithful_sae import activations, train
-from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, require_space, write_provenance
+from faithful_sae.checkpoints import Checkpoint
+from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove, require_space, write_provenance
 from faithful_sae.stages.language_model import model_key
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
@@ -54,12 +55,16 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         return
     s, start = run.sae, time.time()
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
-    require_space(folder, sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"]), f"the SAEs of {name}")
+    weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
+    require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
+    remove_others(folder, key)
+    checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
         lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
     saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
-                            s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}")
+                            s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
+                            checkpoint)
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)
         for entry, sae in zip(wanted, saes):
@@ -70,6 +75,14 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         curves.to_csv(tmp / "training.csv", index=False, lineterminator="\n")
         write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
                          inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
+    checkpoint.remove()
+
+
+def remove_others(folder, key):
+    """Forget checkpoints of trainings that were given up for one with other parameters."""
+    for file in folder.parent.glob(f"{folder.name}-*.partial"):
+        if file.name != f"{folder.name}-{key}.partial":
+            remove(file)
 
 
 def last_point(curve):

@@ -1,0 +1,142 @@
+"""A training that is killed, at any moment and any number of times, ends with the bytes of one that was not."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from faithful_sae import train_saes
+from faithful_sae.activations import ActivationStream
+from faithful_sae.checkpoints import Checkpoint
+from faithful_sae.provenance import DiskFullError
+
+D, TOKENS, BATCH = 8, 24_000, 40
+ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
+
+
+class Embedding:
+    """Stands in for a language model: the activation of a token is a random vector of its own."""
+    d_model, device, bos_id = D, torch.device("cpu"), 0
+    table = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
+
+    def activations(self, ids):
+        return self.table[ids]
+
+
+def train(checkpoint, lr=5e-3):
+    stream = ActivationStream(Embedding(), ROWS, n_tokens=TOKENS, batch_tokens=BATCH, buffer_tokens=300, lm_batch_rows=4,
+                              include_bos=False, seed=1)
+    return train_saes(stream, D, [24, 40, 24], [2, 3, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8000], BATCH, checkpoint=checkpoint)
+
+
+def everything(sae):
+    return [w.numpy().tobytes() for w in (*sae.weights.values(), sae.firing)] + [sae.training_log.to_csv()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return [everything(sae) for sae in train(None)]
+
+
+def test_killed_at_random_moments(tmp_path, uninterrupted):
+    """SIGKILL, so that no handler can tidy up; a child that gets to its end saves the SAEs."""
+    def child():
+        for sae in train(Checkpoint(tmp_path / "checkpoint", "key", every=0)):
+            sae.save(tmp_path / "done" / f"{sae.metadata['seed']}-{sae.d_sae}")
+    rng, kills, steps = np.random.default_rng(0), 0, []
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(rng.uniform(0.02, 0.25))
+        if process.exitcode == 0:
+            break
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL) and kills < 500
+        saved = Checkpoint(tmp_path / "checkpoint", "key").load()
+        steps.append(saved[0] if saved else 0)
+        if process.exitcode == 0:
+            break
+    assert kills >= 3 and steps == sorted(steps) and len(set(steps)) > 2    # it was killed on the way, and never fell back
+    resumed = train(Checkpoint(tmp_path / "checkpoint", "key", every=0))    # from the last checkpoint on
+    assert [everything(sae) for sae in resumed] == uninterrupted
+
+
+def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeypatch):
+    """Broken off right after each of several savings."""
+    class Broken(Exception):
+        pass
+    save, count = Checkpoint.save, []
+
+    def save_and_break(self, *args):
+        save(self, *args)
+        count.append(args[0])
+        if len(count) % 3 == 0:
+            raise Broken
+    monkeypatch.setattr(Checkpoint, "save", save_and_break)
+    for _ in range(100):
+        try:
+            saes = train(Checkpoint(tmp_path / "checkpoint", "key", every=0))
+            break
+        except Broken:
+            continue
+    assert len(count) > 9 and count == sorted(set(count))
+    assert [everything(sae) for sae in saes] == uninterrupted
+
+
+def test_a_checkpoint_of_another_training_is_not_used(tmp_path, uninterrupted):
+    train(Checkpoint(tmp_path / "checkpoint", "key", every=0), lr=1e-2)
+    assert Checkpoint(tmp_path / "checkpoint", "other").load() is None
+    assert [everything(sae) for sae in train(Checkpoint(tmp_path / "checkpoint", "other"))] == uninterrupted
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
+def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, capsys, damage):
+    path = tmp_path / "checkpoint"
+    train(Checkpoint(path, "key", every=0))
+    path.write_bytes(damage(path.read_bytes()))
+    assert [everything(sae) for sae in train(Checkpoint(path, "key"))] == uninterrupted
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "key")
+    checkpoint.save(3, {"a": torch.arange(4)}, {"x": [0.1]})
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("faithful_sae.checkpoints.save_file", full)
+    with pytest.raises(DiskFullError):
+        checkpoint.save(4, {"a": torch.arange(5)}, {})
+    step, tensors, numbers = Checkpoint(tmp_path / "checkpoint", "key").load()
+    assert step == 3 and torch.equal(tensors["a"], torch.arange(4)) and numbers == {"x": [0.1]}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_loss_that_is_not_finite_names_the_checkpoint(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "key", every=0)
+    read = Embedding.activations
+    monkeypatch.setattr(Embedding, "activations", lambda self, ids: read(self, ids) * (1 if checkpoint.step is None else float("nan")))
+    with pytest.raises(FloatingPointError, match=r"seed 5: the loss is nan at step (\d+).*the last good checkpoint is .*checkpoint, step \1$"):
+        train(checkpoint)
+
+
+def test_savings_take_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "key", every=60)
+    assert not checkpoint.due
+    now[0] = 61
+    assert checkpoint.due
+    monkeypatch.setattr("faithful_sae.checkpoints.save_file", lambda tensors, path, about: (path.write_bytes(b""), now.__setitem__(0, now[0] + 30)))
+    checkpoint.save(1, {}, {})
+    now[0] += 599
+    assert not checkpoint.due    # it took 30 s: 600 s from one to the next
+    now[0] += 2
+    assert checkpoint.due
