@@ -88,7 +88,7 @@ def test_bfloat16():
     to_values = sparse_decode.by_triton_values_gradient(slope, values, indices, w_dec)
     close(to_values, torch.where(values > 0, (slope.double() @ w_dec.double().T).gather(1, indices), 0), 2 ** -7)
     sums = torch.empty_like(w_dec)
-    latent_sums.by_triton(values, *latent_sums.by_latent(values, indices, len(w_dec)), slope, sums, False)
+    latent_sums.by_triton(values, *latent_sums.by_latent(values, indices, len(w_dec)), slope, sums)
     close(sums, z.T @ slope.double(), 2 ** -7)
 
 
@@ -223,12 +223,13 @@ def test_firing_counts_and_pattern(form):
 @pytest.mark.parametrize("n_dims", [1, 13])
 def test_latent_sums(form, n_dims):
     values, indices, d_sae = some_latents()
-    weights, rows, before = normal(30, 5, seed=7), normal(30, n_dims, seed=8), normal(d_sae, n_dims, seed=9)
+    weights, rows = normal(30, 5, seed=7), normal(30, n_dims, seed=8)
     pattern = latent_sums.by_latent(values, indices, d_sae)
     expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()
     close(latent_sums.latent_sums(weights, *pattern, rows), expected)
     close(latent_sums.reference(weights, *pattern, rows), expected)
-    close(latent_sums.latent_sums(weights, *pattern, rows, before.clone(), accumulate=True), expected + before.double())
+    written = torch.full((d_sae, n_dims), 7.0)
+    close(latent_sums.latent_sums(weights, *pattern, rows, written), expected), close(written, expected)
     assert not latent_sums.latent_sums(weights, *pattern, rows)[-2:].any()
 
 

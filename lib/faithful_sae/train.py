@@ -188,7 +188,8 @@ def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, re
 
     Returns:
         the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu, l0, dead).
-        Per SAE and step: about six products of [B, D] with [D, F], and memory of four [B, F] float32 arrays.
+        Per SAE and step on a CPU: about as long as one float32 product of [B, D] with [D, F]; memory of eight [D, F] arrays (weights,
+        gradients, Adam's two moments), and one bfloat16 copy of W_enc.
 
     Raises:
         SAEError: k > d_sae. FloatingPointError: a loss that is not finite, with the step and the last

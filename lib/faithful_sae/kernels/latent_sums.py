@@ -4,7 +4,8 @@
 
 With weights = z and rows = dL/dx_hat this is dL/dW_dec; with weights = dL/dz and rows = x - b_dec it is dL/dW_enc^T. The active
 pairs are listed by latent once (`by_latent`), and each row of `out` is then summed by itself, in the order of the tokens: nothing
-of size [B K, D] is made, and there are no atomic additions, whose order changes from run to run.
+of size [B K, D] is made, and there are no atomic additions, whose order changes from run to run. In units of a product
+x @ W_enc (B 2048, K 48, D 768, F 12288, one thread): 0.07, where `index_add_` of a [B K, D] temporary takes 0.56.
 
 B tokens, K latents per token, F latents, D model.
 """
@@ -57,46 +58,43 @@ def reference(weights, start, order, rows):
 
 
 @loop
-def _loop(first, last, weights, start, order, rows, out, accumulate):
+def _loop(first, last, weights, start, order, rows, out):
     slots, flat = weights.shape[1], weights.ravel()
     for f in range(first, last):
-        if not accumulate:
-            out[f] = 0
+        out[f] = 0
         entries = order[start[f]:start[f + 1]]
         add_rows(out[f], flat[entries], rows, entries // slots)
 
 
 @jit
-def _kernel(weights, start, order, rows, out, D, K, ACCUMULATE: tl.constexpr, BLOCK_D: tl.constexpr):
+def _kernel(weights, start, order, rows, out, D, K, BLOCK_D: tl.constexpr):
     """One program sums one latent's row, over one block of dimensions, in float32."""
     f, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for e in range(tl.load(start + f), tl.load(start + f + 1)):
         entry = tl.load(order + e)
         total += tl.load(weights + entry).to(tl.float32) * tl.load(rows + entry // K * D + d, mask=d < D, other=0).to(tl.float32)
-    if ACCUMULATE:
-        total += tl.load(out + f * D + d, mask=d < D, other=0).to(tl.float32)
     tl.store(out + f * D + d, total.to(out.dtype.element_ty), mask=d < D)
 
 
-def by_triton(weights, start, order, rows, out, accumulate):
+def by_triton(weights, start, order, rows, out):
     block = min(1024, triton.next_power_of_2(rows.shape[1]))
     _kernel[(len(out), triton.cdiv(rows.shape[1], block))](weights, start, order, rows, out, rows.shape[1], weights.shape[1],
-                                                           accumulate, block)
+                                                           block)
 
 
-def latent_sums(weights, start, order, rows, out=None, accumulate=False):
+def latent_sums(weights, start, order, rows, out=None):
     """out [F, D] of the equation above; a latent that is active nowhere gets a row of zeros.
 
     Args:
         weights: [B, K]. start, order: from `by_latent`. rows: [B, D].
-        out: written to if given (a new array of this size costs as much as the sum). accumulate: add to what `out` holds.
+        out: written to if given (a new array of this size costs as much as the sum).
     """
     out = rows.new_empty(len(start) - 1, rows.shape[1]) if out is None else out
     if compiled(weights, rows):
-        over_rows(_loop, len(out), weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
+        over_rows(_loop, len(out), weights.contiguous(), start, order, rows.contiguous(), out)
     elif on_triton(weights):
-        by_triton(weights.contiguous(), start, order, rows.contiguous(), out, accumulate)
+        by_triton(weights.contiguous(), start, order, rows.contiguous(), out)
     else:
-        out.mul_(accumulate).add_(reference(weights, start, order, rows))
+        out.copy_(reference(weights, start, order, rows))
     return out
