@@ -1,5 +1,9 @@
 """The large-scale assignment against scipy on dense float64 cosines, its parts against brute force, its proof against tampering."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +19,7 @@ from faithful_sae.assignment import rows as rows_module
 from faithful_sae.assignment import scan as scan_module
 from faithful_sae.assignment.rows import Rows, cosines
 from faithful_sae.assignment.scan import Codes, Kept, error_terms, scan
-from faithful_sae.assignment.search import Search, _possible
+from faithful_sae.assignment.search import MARGIN, Search, _possible
 from faithful_sae.assignment.sparse import Graph, centre, solve
 
 
@@ -134,18 +138,75 @@ def test_a_matching_that_is_optimal_on_a_poor_graph_is_not_certified(monkeypatch
     best = optimum(A, B)
     poor = search(A, B, rounds=1, degree=2)
     assert poor.bound == np.inf and (unit(A) * unit(B)[poor.match]).sum() < best - 1e-3
-    monkeypatch.setattr(matching, "ROUNDS", 1)
-    monkeypatch.setattr(matching, "DENSE_AT_MOST", 0)
-    monkeypatch.setattr(matching, "Search", lambda *args, dense: Search(*args, dense=dense, degree=2))
+    monkeypatch.setattr(matching, "ROUNDS_ALONE", 1)
+    monkeypatch.setattr(matching, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(matching, "Search", lambda *args, limit: Search(*args, limit=limit, degree=2))
     found = match_features(A, B)
     assert not found.certified and found.gap == np.inf
 
 
-def test_out_of_rounds_the_dense_solver_finishes(monkeypatch):
+@pytest.mark.parametrize("name, value", [("ROUNDS", 1), ("LIMIT", 0.01)])
+def test_out_of_rounds_or_work_the_dense_solver_finishes(monkeypatch, name, value):
     A, B = case("clusters", 900, 48, 2)
-    monkeypatch.setattr(matching, "ROUNDS", 1)
+    monkeypatch.setattr(matching, name, value)
     found = match_features(A, B)
     assert found.certified and abs(found.objective - optimum(A, B)) < 1e-9 * len(A)
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_processors_that_add_products_in_16_bits(isa):
+    """Without VNNI a product of 8-bit integers saturates: codes must be smaller there. The library is told to forget its instructions."""
+    code = """if True:
+        import numpy as np
+        from scipy.optimize import linear_sum_assignment
+        from faithful_sae import match_features
+        rng = np.random.default_rng(0)
+        for A, B in (rng.normal(size=(2, 1000, 16)), np.sign(rng.normal(size=(2, 1000, 64))) + 0.01 * rng.normal(size=(2, 1000, 64))):
+            A, B = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in (A, B))
+            found, c = match_features(A, B), A @ B.T
+            assert found.certified and found.rounds and abs(found.objective - c[linear_sum_assignment(c, maximize=True)].sum()) < 1e-6
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa})
+
+
+@pytest.mark.parametrize("price", [0, 10, 400, 3000])
+def test_later_scans_miss_nothing_whatever_the_size_of_prices(price):
+    """Pairs that are MARGIN below their prices, prices whose spacing in float32 is above MARGIN included."""
+    A, B = (Rows(m) for m in case("planted", 700, 16, 0))
+    with tqdm(total=0, disable=True) as bar:
+        found = Search(A, B, bar)
+    found.kept.row[:], found.kept.column[:] = 2, 2           # nothing was kept
+    i = np.arange(700)
+    weight = found.weights(i, i)
+    found.reference_u = price + np.random.default_rng(0).random(700)
+    found.reference_v = weight - found.reference_u + MARGIN * (1 - 1e-9)
+    found._scan_again(i, i, 700)
+    assert set(i * 700 + i) <= set(found.extra[0])
+
+
+@pytest.mark.parametrize("n", [300, 800])
+@pytest.mark.parametrize("scale", [1e-310, 1e-170, 1e-161, 1e-50, 1e50, 1e170, 1e300])
+def test_the_length_of_rows_does_not_matter(n, scale):
+    A, B = case("planted", n, 8, 0)
+    expected = match_features(A.astype(np.float64), B)
+    A = A.astype(np.float64)
+    A[::2] *= scale
+    found = match_features(A, np.float64(B) * scale if scale > 1e-300 else B)
+    assert found.certified and found.objective == pytest.approx(expected.objective, abs=1e-6 if scale < 1e-300 else 1e-9)
+
+
+def test_types_that_float32_does_not_hold():
+    A, B = (np.float64(m) + 1e-9 for m in case("ties", 300, 8, 0))
+    expected = match_features(A, B)
+    for a in (A.astype(">f8"), A.astype(np.longdouble)):
+        assert match_features(a, B).objective == expected.objective
+    whole = np.random.default_rng(0).integers(2 ** 30, 2 ** 31, (2, 300, 8))
+    assert match_features(*whole).objective == pytest.approx(optimum(*whole), abs=1e-9)
+    assert match_features(*map(torch.from_numpy, whole)).certified
+    with pytest.raises(ValueError, match="complex"):
+        match_features(A + 0j, B)
+    with pytest.raises(ValueError, match="real"):
+        match_features(torch.from_numpy(A + 0j), torch.from_numpy(B))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

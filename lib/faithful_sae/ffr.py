@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from faithful_sae.kernels.firing_counts import firing_counts
+
 AUTHORS_ACTIVATION = 1.0   # the authors' code counts a latent as firing only above this activation; the paper says > 0
 
 
@@ -40,7 +42,7 @@ def firing_frequency(saes, lm, n_tokens, sequence_length, seed=0, activations=(0
             for sae, count in zip(saes, counts):
                 values, indices = sae.encode_topk(x)
                 for row, threshold in zip(count, activations):
-                    row += torch.bincount(indices[values > threshold], minlength=sae.d_sae).cpu()
+                    row += firing_counts(values, indices, sae.d_sae, threshold).cpu()
             bar.update(len(x))
     return [(count.double() / n_tokens).numpy() for count in counts]
 

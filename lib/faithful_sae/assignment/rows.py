@@ -3,44 +3,40 @@
     t_ij = (x_i - mean x) . (y_j - mean y)  =  s_ij - a_i - c_j          s_ij = cosine, a_i = x_i . mean y, c_j = (y_j - mean y) . mean x
 
 Leaving out the means changes every row and column of s by a constant, hence no matching's rank, and leaves smaller numbers to
-quantise. A centred row z_i is coded as q_i = round(z_i / scale_i), 8 bits, with scale_i = max |z_i| / 127. By Cauchy-Schwarz
+quantise. A centred row z_i is coded as q_i = round(z_i / scale_i), 8 bits, with scale_i = max |z_i| / `levels()`. By Cauchy-Schwarz
 
     |t_ij - scale_i scale_j q_i . q_j|  <=  e_i |z_j|  +  (|z_i| + e_i) e_j          e_i = |z_i - scale_i q_i|, measured
 
-and the product of codes is exact in 32-bit integers up to 133,000 dimensions.
+The product of codes is exact in 32-bit integers up to 133,000 dimensions.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from numba import njit
 
+from faithful_sae.kernels.backend import over_rows
+
 BLOCK = 8192        # rows of a memory map that are held at once
-SLOP = 2e-6         # float32 arithmetic on scaled codes and thresholds, all of size 1 at most
+SLOP = 2e-6         # float32 arithmetic on scaled codes and thresholds, all of size 4 at most; prices, which may be larger, pay for theirs
 
 
-def in_threads(function, n, *args):
-    """Call function(start, stop, *args), which must release the GIL, on parts of range(n), one per torch thread.
-
-    Each index is handled by itself, so that the number of threads changes no result.
-    """
-    parts = min(torch.get_num_threads(), max(n // 256, 1))
-    edges = [n * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        function(0, n, *args)
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            list(pool.map(lambda start, stop: function(start, stop, *args), edges[:-1], edges[1:]))
+@cache
+def levels():
+    """The largest code: 127, or 63 where 127 x 127 overflows. x86 CPUs without VNNI add pairs of products in 16 bits, and saturate."""
+    extreme = torch.full((64, 256), 127, dtype=torch.int8)
+    exact = all((torch._int_mm(sign * extreme, extreme.T) == sign * 256 * 127 ** 2).all() for sign in (1, -1))
+    return 127 if exact else 63
 
 
 class Rows:
     """One dictionary, prepared once for any number of matchings.
 
     Args:
-        matrix: [n, d], a torch tensor on any device (its products are then computed there) or an array. A numpy.memmap is read
-            in blocks and never held whole; of anything else a float32 (or float64) copy on the host is held unless it is one.
+        matrix: [n, d], a torch tensor (on a GPU its products are computed there) or an array, of real numbers. A numpy.memmap is read
+            in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and integers and else float32,
+            unless it is just that.
         name: for error messages.
 
     Attributes:
@@ -51,7 +47,8 @@ class Rows:
     """
 
     def __init__(self, matrix, name="matrix"):
-        self.device = matrix.device if isinstance(matrix, torch.Tensor) else torch.device("cpu")
+        on_gpu = isinstance(matrix, torch.Tensor) and matrix.device.type == "cuda"
+        self.device = matrix.device if on_gpu else torch.device("cpu")
         self.source = matrix if isinstance(matrix, np.memmap) else _on_host(matrix)
         if self.source.ndim != 2 or not self.source.size:
             raise ValueError(f"{name} must be a matrix with at least one row and column, not of shape {list(self.source.shape)}")
@@ -59,7 +56,7 @@ class Rows:
         self.inverse_norm, self._cache = np.empty(self.n), None
         for start, block in self.blocks():
             norm = np.empty(len(block))
-            in_threads(_norms, len(block), block, norm)
+            over_rows(_norms, len(block), block, norm)
             if not np.isfinite(norm).all():
                 bad = start + int(np.flatnonzero(~np.isfinite(norm))[0])
                 raise ValueError(f"{name}: row {bad} holds NaN or infinity")
@@ -71,7 +68,7 @@ class Rows:
             return self.source
         if self._cache is None or self._cache[0] != start:
             part = self.source[start:start + BLOCK]
-            self._cache = start, np.array(part, dtype=np.float64 if part.dtype == np.float64 else np.float32, order="C")
+            self._cache = start, _tame(np.array(part, dtype=_precision(part.dtype), order="C"))
         return self._cache[1]
 
     @property
@@ -96,7 +93,8 @@ class Rows:
         scale, error, size = np.empty((3, self.n))
         for start, block in self.blocks():
             part = slice(start, start + len(block))
-            in_threads(_quantise, len(block), block, self.inverse_norm[part], self.mean, padded[part], scale[part], error[part], size[part])
+            over_rows(_quantise, len(block), block, self.inverse_norm[part], self.mean, levels(), padded[part], scale[part], error[part],
+                      size[part])
         return torch.from_numpy(padded).to(self.device), scale, error, size
 
     def times(self, vector):
@@ -113,12 +111,27 @@ def _on_host(matrix):
     """float32 or float64 [.., ..] in C order, writable, without a copy where it is that already."""
     if isinstance(matrix, torch.Tensor):
         matrix = matrix.detach().cpu()
-        matrix = (matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()).numpy()
-    else:
-        matrix = np.asarray(matrix)
-        if matrix.dtype not in (np.float32, np.float64):
-            matrix = matrix.astype(np.float32)
-    return np.require(matrix, requirements=["C", "W"])
+        matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    matrix = np.asarray(matrix)
+    return _tame(np.require(matrix, _precision(matrix.dtype), ["C", "W"]))
+
+
+def _precision(dtype):
+    """float32 where that holds every value, otherwise float64."""
+    if dtype.kind not in "fiub":
+        raise ValueError(f"a dictionary of {dtype} has no cosines: real numbers are needed")
+    return np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64
+
+
+def _tame(rows):
+    """Rows so long or short that products of them leave float64, times a power of two: the cosines stay the same to the last bit."""
+    if rows.dtype == np.float64 and rows.ndim == 2 and rows.size:
+        largest = np.abs(rows).max(1)
+        wild = (largest > 1e100) | (largest > 0) & (largest < 1e-100)
+        if wild.any():
+            rows = rows.copy()
+            rows[wild] = np.ldexp(rows[wild], -np.frexp(largest[wild])[1][:, None])
+    return rows
 
 
 def cosines(A, B, rows, columns):
@@ -129,7 +142,7 @@ def cosines(A, B, rows, columns):
         for b in B.starts:
             edges = mine[_inside(columns[mine], B, b)]
             part = np.empty(len(edges))
-            in_threads(_dots, len(edges), A.block(a), B.block(b), rows[edges], columns[edges], a, b, part)
+            over_rows(_dots, len(edges), A.block(a), B.block(b), rows[edges], columns[edges], a, b, part)
             out[edges] = part
     return out * A.inverse_norm[rows] * B.inverse_norm[columns]
 
@@ -151,7 +164,7 @@ def _norms(start, stop, rows, out):
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
-def _quantise(start, stop, rows, inverse_norm, mean, codes, scale, error, size):
+def _quantise(start, stop, rows, inverse_norm, mean, levels, codes, scale, error, size):
     d = rows.shape[1]
     z = np.empty(d)
     for i in range(start, stop):
@@ -160,8 +173,8 @@ def _quantise(start, stop, rows, inverse_norm, mean, codes, scale, error, size):
             z[q] = rows[i, q] * inverse_norm[i] - mean[q]
             largest = max(largest, abs(z[q]))
             total += z[q] * z[q]
-        scale[i], size[i] = largest / 127, np.sqrt(total)
-        step = 127 / largest if largest > 0 else 0.0
+        scale[i], size[i] = largest / levels, np.sqrt(total)
+        step = levels / largest if largest > 0 else 0.0
         total = 0.0
         for q in range(d):
             code = np.rint(z[q] * step)

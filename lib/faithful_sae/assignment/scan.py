@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from faithful_sae.assignment.rows import SLOP, in_threads
+from faithful_sae.assignment.rows import SLOP
+from faithful_sae.kernels.backend import over_rows
 
 TILE = 2048
 
@@ -25,7 +26,7 @@ class Codes:
     def __init__(self, rows, chosen=None):
         codes, scale, error, size = rows.codes
         if chosen is not None:
-            padded = np.concatenate([chosen, np.full(-len(chosen) % 32, chosen[0] if len(chosen) else 0)])
+            padded = np.concatenate([chosen, np.full(-len(chosen) % 32, chosen[0])])    # any rows: nobody looks at these products
             codes = codes[torch.from_numpy(padded).to(codes.device)]
             scale, error, size = scale[chosen], error[chosen], size[chosen]
         self.index = np.arange(rows.n) if chosen is None else chosen
@@ -49,7 +50,7 @@ def sampled_thresholds(A, B, keep, rng):
     scale_b = torch.from_numpy(b.scale).to(A.device)
     for start in range(0, A.n, TILE):
         stop = min(start + TILE, A.n)
-        product = torch._int_mm(a.codes[start:start + TILE], b.codes.T.contiguous() if A.device.type == "cuda" else b.codes.T)
+        product = torch._int_mm(a.codes[start:start + TILE], b.codes.T)
         product = product[:stop - start, :len(chosen)] * scale_b
         out[start:stop] = product.topk(min(4, len(chosen))).values[:, -1].cpu().numpy() * a.scale[start:stop]
     return out
@@ -81,7 +82,7 @@ def scan(A, B, kept, errors, report, cap, above=None):
     row_terms = np.stack([x[A.index] for x in (kept.row, errors[0], *(above[:1] if above else ()))]).astype(np.float32)
     column_terms = np.stack([x[B.index] for x in (kept.column, errors[1], *(above[1:] if above else ()))]).astype(np.float32)
     cap = min(cap, len(B.index))
-    height = max(32, min(TILE, 2 ** 22 // cap))
+    height = max(32, min(TILE, 2 ** 22 // cap // 32 * 32))    # codes are padded to multiples of 32, which GPUs ask for
     columns, upper = np.empty((height, cap), np.int32), np.empty((height, cap), np.float32)
     workspace = torch.empty(height * TILE, dtype=torch.int32)    # one for all tiles: fresh pages cost more than the product
     for start in range(0, len(A.index), height):
@@ -99,7 +100,7 @@ def scan(A, B, kept, errors, report, cap, above=None):
 def _host_tile(A, B, band, part, row_terms, column_terms, counts, columns, upper, workspace, height):
     a, b = A.codes[band.start:band.start + height], B.codes[part.start:part.start + TILE]
     product = torch._int_mm(a, b.T, out=workspace[:len(a) * len(b)].view(len(a), len(b))).numpy()
-    in_threads(_collect, len(counts), product, A.scale[band], B.scale[part], row_terms, column_terms, part.start, counts, columns, upper)
+    over_rows(_collect, len(counts), product, A.scale[band], B.scale[part], row_terms, column_terms, part.start, counts, columns, upper)
 
 
 def _device_tile(A, B, band, part, row_terms, column_terms, counts, columns, upper, _, height):

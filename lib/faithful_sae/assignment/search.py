@@ -16,9 +16,10 @@ import numpy as np
 from numba import njit
 
 from faithful_sae.assignment.dense import ERROR, dense_start
-from faithful_sae.assignment.rows import cosines, in_threads
+from faithful_sae.assignment.rows import cosines
 from faithful_sae.assignment.scan import Codes, Kept, error_terms, sampled_thresholds, scan
-from faithful_sae.assignment.sparse import INCREMENTS, Graph, _by_column, centre, solve
+from faithful_sae.assignment.sparse import INCREMENTS, Exhausted, Graph, by_column, centre, solve
+from faithful_sae.kernels.backend import over_rows
 
 TOLERANCE = 2e-10      # a pair may exceed its prices by this, and n of it is added to the bound
 MARGIN = 1.5e-3        # pairs this close to their prices join the graph before they are violated
@@ -29,7 +30,7 @@ KEEP, DEGREE = 128, 28     # pairs of a row that the first pass keeps, and of th
 class Certified:
     """match int64 [n_A]; bound: least dual bound found on the sum of cosines, infinite if not all pairs could be covered.
 
-    rounds: of column generation. scanned: products looked at after the first pass, as a share of n_A n_B.
+    rounds: of column generation. scanned: products looked at after the first pass, in units of n_A n_B.
     """
     match: np.ndarray
     bound: float
@@ -41,12 +42,14 @@ class Search:
     """One problem: maximise the sum of cosines between rows of A and rows of B, A.n <= B.n, every row of A matched.
 
     bar: tqdm of pairs. keep, degree, cap: pairs of a row that the first pass is to keep, that join the graph, that are kept at most;
-    they decide the time, not the result.
+    they decide the time, not the result. limit: in units of n_A n_B, on the edges that a solution may look at, and of 256 n_A on the
+    pairs close to their prices: beyond it, the dense solver is faster.
     """
 
-    def __init__(self, A, B, bar, dense=False, keep=KEEP, degree=DEGREE, cap=16 * KEEP, seed=0):
+    def __init__(self, A, B, bar, dense=False, keep=KEEP, degree=DEGREE, cap=16 * KEEP, limit=np.inf, seed=0):
         self.A, self.B, self.bar, self.scanned = A, B, bar, 0
-        self.dense, self.fixed = dense, A.n < B.n
+        self.dense, self.fixed, self.limit = dense, A.n < B.n, limit
+        self.again = 2 * KEEP    # pairs of a row that a later scan looks at; doubled when that hides something
         self.offset_a, self.offset_b = np.zeros(A.n), np.zeros(B.n)
         if not dense:
             self.offset_a, self.offset_b = A.times(B.mean), B.times(A.mean) - A.mean @ B.mean
@@ -83,7 +86,7 @@ class Search:
     def _largest(self, degree):
         """bool [kept pairs]: the `degree` largest of each row and column."""
         chosen = np.zeros(len(self.column), bool)
-        start, _, edge = _by_column(self.start, self.column, self.B.n)
+        start, _, edge = by_column(self.start, self.column, self.B.n)
         _mark_largest(self.start, np.arange(len(edge)), self.upper, degree, chosen)
         _mark_largest(start, edge, self.upper, degree, chosen)
         return chosen
@@ -94,25 +97,29 @@ class Search:
         self.graph = Graph(_starts(rows, self.A.n), columns, self.weights(rows, columns), self.B.n)
 
     def run(self, rounds) -> Certified:
-        """Solve and search until nothing is found, or for a number of rounds."""
-        prices, increments, bound = self.prices, self.increments, np.inf
-        for done in range(1, rounds + 1):
-            solution = self._solve(prices, increments)
-            if not self.dense:    # whose prices are right for all pairs from the start
-                centre(self.graph, solution, self.floor)
-            prices = solution.V
-            violated = self._kept_pairs(solution) or self._unseen_pairs(solution)
-            self.bar.set_postfix(round=done, violated=violated)
-            if violated == 0:
-                bound = self._bound(solution)
-                break
-            increments = (2e-3, 4e-4, 8e-5, 1.6e-5, 1e-6) if violated > 0.002 * self.A.n and not self.dense else ()
-        return Certified(solution.match, bound, done, self.scanned / (self.A.n * self.B.n))
+        """Solve and search until nothing is found, or for a number of rounds, or until the limit is reached."""
+        prices, increments, bound, match, done = self.prices, self.increments, np.inf, None, 0
+        try:
+            for done in range(1, rounds + 1):
+                solution = self._solve(prices, increments)
+                if not self.dense:    # whose prices are right for all pairs from the start
+                    centre(self.graph, solution, self.floor)
+                prices, match = solution.V, solution.match
+                violated = self._kept_pairs(solution) or self._unseen_pairs(solution)
+                self.bar.set_postfix(round=done, violated=violated)
+                if violated == 0:
+                    bound = self._bound(solution)
+                    break
+                increments = (2e-3, 4e-4, 8e-5, 1.6e-5, 1e-6) if violated > 0.002 * self.A.n and not self.dense else ()
+        except Exhausted:
+            pass
+        return Certified(match, bound, done, self.scanned / (self.A.n * self.B.n))
 
     def _solve(self, prices, increments):
         """An optimum of the graph; pairs of free rows with free columns are added until there is a perfect matching."""
         while True:
-            solution = solve(self.graph, self.floor if self.fixed else prices, increments, self.fixed)
+            solution = solve(self.graph, self.floor if self.fixed else prices, increments, self.fixed,
+                             self.limit * self.A.n * self.B.n)
             rows, columns = np.flatnonzero(solution.match < 0), np.flatnonzero(solution.owner < 0)
             if not len(rows):
                 return solution
@@ -142,9 +149,9 @@ class Search:
     def _close(self, U, V):
         """(places of the kept pairs that may come close to the prices, how many there are of each row)."""
         counts = np.zeros(self.A.n, np.int64)
-        in_threads(_count_close, self.A.n, self.start, self.column, self.upper, U, V, counts)
+        over_rows(_count_close, self.A.n, self.start, self.column, self.upper, U, V, counts)
         place = np.empty(counts.sum(), np.int64)
-        in_threads(_list_close, self.A.n, self.start, self.column, self.upper, U, V, np.cumsum(counts) - counts, place)
+        over_rows(_list_close, self.A.n, self.start, self.column, self.upper, U, V, np.cumsum(counts) - counts, place)
         return place, counts
 
     def _kept_pairs(self, solution):
@@ -159,9 +166,9 @@ class Search:
     def _unseen_pairs(self, solution):
         """Coverage 2 and 3: number of violated pairs among those the first pass did not keep."""
         U, V = solution.U, solution.V
-        rows, columns = (_possible(*terms) for terms in (
-            (U - self.errors[0], self.kept.row, V - self.errors[1], self.kept.column),
-            (V - self.errors[1], self.kept.column, U - self.errors[0], self.kept.row)))
+        least_u, least_v = U - self.errors[0], V - self.errors[1]
+        rows = _possible(least_u, self.kept.row, least_v, self.kept.column)
+        columns = _possible(least_v, self.kept.column, least_u, self.kept.row)
         unknown = self.kept.row == np.inf
         rows |= unknown
         columns |= unknown.any()
@@ -169,20 +176,21 @@ class Search:
         fallen_columns = _follow(self.reference_v, V, columns)
         new_rows, new_columns = rows & fallen_rows, columns & fallen_columns
         all_rows, all_columns = np.isfinite(self.reference_u), np.isfinite(self.reference_v)
-        crowded = np.concatenate([self._scan_again(np.flatnonzero(new_rows), np.flatnonzero(all_columns)),
-                                  self._scan_again(np.flatnonzero(all_rows & ~new_rows), np.flatnonzero(new_columns))])
+        crowded = np.concatenate([self._scan_again(np.flatnonzero(new_rows), np.flatnonzero(all_columns), self.again),
+                                  self._scan_again(np.flatnonzero(all_rows & ~new_rows), np.flatnonzero(new_columns), self.again)])
         violated = self._judge_extra(solution)
         if len(crowded) and not violated:    # nothing wrong with what was looked at: look at all of it
-            self._scan_again(crowded, np.flatnonzero(all_columns), cap=self.B.n)
+            self._scan_again(crowded, np.flatnonzero(all_columns), self.B.n)
             return self._judge_extra(solution)
         self.reference_u[crowded] = np.inf   # to be scanned again, at prices that make them less attractive
+        self.again *= 2 if len(crowded) else 1
         return violated
 
     def _judge_extra(self, solution):
         pair, weights = self.extra
         return self._judge(solution, pair // self.B.n, pair % self.B.n, weights)[0]
 
-    def _scan_again(self, rows, columns, cap=2 * KEEP):
+    def _scan_again(self, rows, columns, cap):
         """Remember the pairs of these rows and columns that were not kept and come close to the reference prices.
 
         Returns:
@@ -192,14 +200,20 @@ class Search:
             return rows[:0]
         self.scanned += len(rows) * len(columns)
         self.bar.total += len(rows) * len(columns)
-        above, crowded = (self.reference_u - self.errors[0] - MARGIN, self.reference_v - self.errors[1]), []
+        finite = [price[np.isfinite(price)] for price in (self.reference_u[rows], self.reference_v[columns])]
+        rounding = 2.0 ** -22 * (4 + sum(np.abs(price).max() for price in finite))    # of sums of prices in float32
+        above = self.reference_u - self.errors[0] - MARGIN - rounding, self.reference_v - self.errors[1]
+        pairs, weights, crowded = [self.extra[0]], [self.extra[1]], []
         for i, j, _, counts in scan(Codes(self.A, rows), Codes(self.B, columns), self.kept, self.errors, self.bar.update, cap, above):
-            weights = self.weights(i, j)
-            near = weights > self.reference_u[i] + self.reference_v[j] - MARGIN
-            pair = np.concatenate([self.extra[0], i[near] * np.int64(self.B.n) + j[near]])
-            pair, first = np.unique(pair, return_index=True)
-            self.extra = pair, np.concatenate([self.extra[1], weights[near]])[first]
+            weight = self.weights(i, j)
+            near = weight > self.reference_u[i] + self.reference_v[j] - MARGIN
+            pairs.append(i[near] * np.int64(self.B.n) + j[near])
+            weights.append(weight[near])
             crowded.append(counts > cap)
+            if np.isfinite(self.limit) and sum(map(len, pairs)) > 256 * self.A.n:
+                raise Exhausted
+        pair, first = np.unique(np.concatenate(pairs), return_index=True)
+        self.extra = pair, np.concatenate(weights)[first]
         return rows[np.concatenate(crowded)]
 
     def _bound(self, solution):

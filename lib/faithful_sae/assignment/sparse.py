@@ -46,31 +46,44 @@ class Solution:
     owner: np.ndarray
 
 
-def solve(graph, prices, increments=INCREMENTS, fixed=False) -> Solution:
+class Exhausted(Exception):
+    """More work than was allowed."""
+
+
+def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> Solution:
     """Optimal assignment on the graph, from the given prices of the columns.
 
     Args:
         prices: float64 [n_columns] to start from. increments: of the auction's rounds; none: no auction.
         fixed: `prices` are what a column costs that stays free. With as many rows as columns none does, and they are a mere start.
+        limit: on the number of edges looked at.
 
     Returns:
         rows that the graph cannot match stay at -1: their component has fewer columns than rows. The time is at worst that of
         one Dijkstra search per row; after an auction few rows are left and their searches are short.
+
+    Raises:
+        Exhausted: the limit is reached.
     """
+    work, degree = 0, max(len(graph.column), 1) / graph.n_rows
     V, match, owner = prices.copy(), np.full(graph.n_rows, -1), np.full(graph.n_columns, -1)
     edges = graph.start, graph.column, graph.weight
     if not fixed:
         for increment in increments:
             match[:], owner[:] = -1, -1
-            if not _auction(*edges, V, match, owner, increment, 400 * graph.n_rows):
+            bids, complete = _auction(*edges, V, match, owner, increment, min(400.0 * graph.n_rows, limit / degree))
+            work += bids * degree
+            if not complete:
                 break
     U = np.empty(graph.n_rows)
     _tight(*edges, U, V, match, owner, fixed)
     _augmenting_row_reduction(*edges, V, match, owner, 4 * graph.n_rows)
     _tight(*edges, U, V, match, owner, True)
     space = _workspace(graph)
-    for first in range(0, graph.n_rows, 1024):    # so that Ctrl-C is heard
-        _augment(*edges, U, V, match, owner, first, min(first + 1024, graph.n_rows), *space)
+    for first in range(0, graph.n_rows, 64):    # so that Ctrl-C is heard
+        work += _augment(*edges, U, V, match, owner, first, min(first + 64, graph.n_rows), *space)
+        if work > limit:
+            raise Exhausted
     return Solution(U, V, match, owner)
 
 
@@ -79,7 +92,7 @@ def centre(graph, solution, floor, sweeps=6):
 
     floor: float64 [n_columns], the lowest price a column may have: -inf, or the price of a free one.
     """
-    start, rows, edge = _by_column(graph.start, graph.column, graph.n_columns)
+    start, rows, edge = by_column(graph.start, graph.column, graph.n_columns)
     for _ in range(sweeps):
         _centre(graph.start, graph.column, graph.weight, start, rows, edge, solution.U, solution.V, solution.match, solution.owner, floor)
 
@@ -103,7 +116,10 @@ def _best_two(start, column, weight, V, i):
 
 @njit(cache=True)
 def _auction(start, column, weight, V, match, owner, increment, limit):
-    """Free rows bid for their best column what it is worth to them above the second best, and the increment. Whether all got one."""
+    """Free rows bid for their best column what it is worth to them above the second best, and the increment.
+
+    Returns (number of bids, whether all rows got a column).
+    """
     n = len(match)
     queue, head, waiting, bids = np.arange(n), 0, n, 0
     while waiting and bids < limit:
@@ -118,7 +134,7 @@ def _auction(start, column, weight, V, match, owner, increment, limit):
             queue[(head + waiting) % n] = owner[j]
             waiting += 1
         match[i], owner[j] = j, i
-    return waiting == 0
+    return bids, waiting == 0
 
 
 @njit(cache=True)
@@ -144,7 +160,7 @@ def _tight(start, column, weight, U, V, match, owner, keep):
 @njit(cache=True)
 def _augmenting_row_reduction(start, column, weight, V, match, owner, limit):
     """The auction without an increment: exact, and quick for most rows; those caught in a tie are left to _augment."""
-    stack, top, steps = np.flatnonzero(match < 0)[::-1].copy(), 0, 0
+    stack, steps = np.flatnonzero(match < 0)[::-1].copy(), 0
     top = len(stack)
     while top and steps < limit:
         i, steps = stack[top - 1], steps + 1
@@ -162,12 +178,17 @@ def _augmenting_row_reduction(start, column, weight, V, match, owner, limit):
 
 @njit(cache=True)
 def _augment(start, column, weight, U, V, match, owner, first, last, distance, previous, done, reached, heap_key, heap_column):
-    """For each free row from first to last: Dijkstra over reduced costs U_i + V_j - w_ij to the nearest free column."""
+    """For each free row from first to last: Dijkstra over reduced costs U_i + V_j - w_ij to the nearest free column.
+
+    Returns the number of edges looked at.
+    """
+    work = 0
     for free in range(first, last):
         if match[free] >= 0 or start[free] == start[free + 1]:
             continue
         size, n_reached, target, length, i, base = 0, 0, -1, np.inf, free, 0.0
         while True:
+            work += start[i + 1] - start[i]
             for e in range(start[i], start[i + 1]):
                 j = column[e]
                 if done[j]:
@@ -207,6 +228,7 @@ def _augment(start, column, weight, U, V, match, owner, first, last, distance, p
                     break
         for r in range(n_reached):
             distance[reached[r]], done[reached[r]] = np.inf, 0
+    return work
 
 
 @njit(cache=True)
@@ -236,7 +258,7 @@ def _pop(key, value, size):
 
 
 @njit(cache=True)
-def _by_column(start, column, n_columns):
+def by_column(start, column, n_columns):
     """The transposed graph: (start [n_columns + 1], row of each edge, its place in the original)."""
     column_start = np.zeros(n_columns + 1, np.int64)
     for j in column:

@@ -1,6 +1,6 @@
 """How often each latent fires.
 
-    counts[f] = number of (t, j) with indices[t, j] = f and values[t, j] > 0
+    counts[f] = number of (t, j) with indices[t, j] = f and values[t, j] > above
 
 B tokens, K latents per token, F latents. The counts are integers: the order of additions does not matter.
 """
@@ -10,24 +10,24 @@ import torch
 from faithful_sae.kernels.backend import jit, on_triton, tl, triton
 
 
-def reference(values, indices, d_sae):
-    return torch.bincount(indices[values > 0], minlength=d_sae)
+def reference(values, indices, d_sae, above):
+    return torch.bincount(indices[values > above], minlength=d_sae)
 
 
 @jit
-def _kernel(values, indices, counts, N, BLOCK: tl.constexpr):
+def _kernel(values, indices, counts, above, N, BLOCK: tl.constexpr):
     """One program adds BLOCK slots to the counts."""
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    active = tl.load(values + e, mask=e < N, other=0) > 0
+    active = (e < N) & (tl.load(values + e, mask=e < N, other=0) > above)
     tl.atomic_add(counts + tl.load(indices + e, mask=e < N, other=0), 1, mask=active)
 
 
-def by_triton(values, indices, d_sae):
+def by_triton(values, indices, d_sae, above):
     counts = torch.zeros(d_sae, dtype=torch.int32, device=values.device)
-    _kernel[(triton.cdiv(values.numel(), 1024),)](values.contiguous(), indices.contiguous(), counts, values.numel(), 1024)
+    _kernel[(triton.cdiv(values.numel(), 1024),)](values.contiguous(), indices.contiguous(), counts, above, values.numel(), 1024)
     return counts.long()
 
 
-def firing_counts(values, indices, d_sae):
+def firing_counts(values, indices, d_sae, above=0.0):
     """counts int64 [F] of values [B, K] and indices int64 [B, K]."""
-    return (by_triton if on_triton(values) else reference)(values, indices, d_sae)
+    return (by_triton if on_triton(values) else reference)(values, indices, d_sae, above)
