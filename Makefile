@@ -26,7 +26,8 @@ test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the 
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
-bench: $(STAMP)  ## time the training step, in units of one product x @ W_enc
+bench: $(STAMP)  ## time the matching and the training step against what else there is (about half an hour)
+	@cd $(ROOT) && $(PY) tests/benchmarks/matching.py
 	@cd $(ROOT) && $(PY) tests/benchmarks/training_step.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab

@@ -127,7 +127,7 @@ def main():
             print(" ".join(f"{key}={item}" for key, item in rows[-1].items()), flush=True)
     table = pd.DataFrame(rows).astype(object).fillna("")
     keys = ["data", "n", "solver"]
-    print("\n" + table.groupby(keys, sort=False).agg({c: "median" if c in ("s", "GB") else "first" for c in table if c not in keys})
+    print("\n" + table.groupby(keys, sort=False).agg({c: {"s": "median", "GB": "max"}.get(c, "first") for c in table if c not in keys})
           .astype({"s": float, "GB": float}).round({"s": 2, "GB": 2}).reset_index().to_markdown(index=False, disable_numparse=True))
 
 
