@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from faithful_sae.assignment.dense import ERROR, dense_start
+from faithful_sae.assignment.dense import dense_start
 from faithful_sae.assignment.rows import cosines
 from faithful_sae.assignment.scan import Codes, Kept, error_terms, sampled_thresholds, scan
 from faithful_sae.assignment.sparse import INCREMENTS, Exhausted, Graph, by_column, centre, solve
@@ -68,10 +68,10 @@ class Search:
 
     def _keep_all(self):
         """For small problems: every pair is kept, and the graph holds those close to the prices of scipy's assignment."""
-        cosine, U, self.prices = dense_start(self.A, self.B)
+        upper, U, self.prices = dense_start(self.A, self.B)
         self.kept, self.errors = Kept(np.full(self.A.n, -np.inf), np.full(self.B.n, -np.inf)), (np.zeros(self.A.n), np.zeros(self.B.n))
         self.start, self.column = np.arange(self.A.n + 1) * self.B.n, np.tile(np.arange(self.B.n, dtype=np.int32), self.A.n)
-        self.upper, self.increments = (cosine + np.float32(ERROR)).ravel(), ()
+        self.upper, self.increments = upper.ravel(), ()
         self._first_graph(self._close(U, self.prices)[0])
 
     def _keep_likely(self, keep, cap, rng):
@@ -137,7 +137,8 @@ class Search:
         at = np.searchsorted(have, new)
         absent = have[np.minimum(at, len(have) - 1)] != new if len(have) else np.ones(len(new), bool)
         at, first = at[absent], first[absent]
-        self.graph = Graph(graph.start + _starts(rows[first], self.A.n), np.insert(graph.column, at, columns[first]), np.insert(graph.weight, at, weights[first]), self.B.n)
+        column, weight = np.insert(graph.column, at, columns[first]), np.insert(graph.weight, at, weights[first])
+        self.graph = Graph(graph.start + _starts(rows[first], self.A.n), column, weight, self.B.n)
 
     def _judge(self, solution, rows, columns, weights):
         """Add the pairs that violate the prices or nearly do; how many do, and which were added."""
