@@ -30,7 +30,7 @@ class Embedding:
 def train(checkpoint, lr=5e-3):
     stream = ActivationStream(Embedding(), ROWS, n_tokens=TOKENS, batch_tokens=BATCH, buffer_tokens=300, lm_batch_rows=4,
                               include_bos=False, seed=1)
-    return train_saes(stream, D, [24, 40, 24], [2, 3, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8000], BATCH, checkpoint=checkpoint)
+    return train_saes(stream, D, [24, 40, 24], [2, 3, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, checkpoint=checkpoint)
 
 
 def everything(sae):

@@ -151,8 +151,8 @@ def test_seeds_together_equal_seeds_alone(recipe):
 def test_sizes_and_budgets_together_equal_each_alone():
     """SAEs of other d_sae, k, lr and number of tokens in one pass; the shorter one sees the beginning of the stream."""
     data = torch.randn(1600, D, generator=torch.Generator().manual_seed(0))
-    settings = [(F, K, 3e-3, 1600), (2 * F, K, 3e-3, 1600), (F, 1, 1e-3, 1600), (F, K, 3e-3, 640)]
-    together = train_saes(batches_of(data, 64), D, *map(list, zip(*(s[:2] for s in settings))), [4] * 4, [s[2] for s in settings],
+    settings = [(F, K, 3e-3, 1600), (2 * F, K, 3e-3, 1600), (F, 1, 1e-3, 1600), (F, K, 3e-3, 640), (F, K, 3e-3, 650)]
+    together = train_saes(batches_of(data, 64), D, *map(list, zip(*(s[:2] for s in settings))), [4] * 5, [s[2] for s in settings],
                           [s[3] for s in settings], 64)
     for sae, (d_sae, k, lr, tokens) in zip(together, settings):
         alone, = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)

@@ -2,7 +2,7 @@
 
 One pass of the language model feeds all SAEs. Rows are visited in a fresh random order each epoch, a window of about buffer_tokens
 activations at a time; a window's activations are shuffled together, and what does not fill a batch goes into the next window. So a
-batch is a random draw from buffer_tokens / sequence_length rows. Memory: buffer_tokens x D float32, and a batch.
+batch is a random draw from buffer_tokens / sequence_length rows. Memory: twice buffer_tokens x D float32, while a window is read.
 """
 
 import numpy as np
@@ -56,6 +56,7 @@ class ActivationStream:
                 if self.between:
                     self._next(pool[order[use:]], use)
                 yield batch
+            pool = order = None    # not beside the next window
 
     def state(self) -> dict | None:
         """{window, given, left}: where the stream is, after the batch given out last; None in the middle of a window."""

@@ -11,19 +11,21 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 NAME = "one_token"
+MODELS = ("gpt2", "gpt_neox", "llama")   # whose attention is a softmax over all tokens and nothing else
 
 
 @contextmanager
 def decoding(model, length):
     """A KV cache for `length` tokens of rows that all start with their first; within the context the model's attention is ours.
 
-    Layers with a sliding window keep transformers' cache, and models that have one, or soft-capped attention scores, their attention.
+    Other models than those of MODELS keep their attention, which may have more to it, and layers with a sliding window their cache.
     """
     cache, own = DynamicCache(config=model.config), model.config._attn_implementation
-    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
     cache.layers = [_Preallocated(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if plain and getattr(model.config, "attn_logit_softcapping", None) is None:
-        model.set_attn_implementation(NAME)
+    if model.config.model_type not in MODELS:
+        yield cache
+        return
+    model.set_attn_implementation(NAME)
     try:
         yield cache
     finally:
@@ -38,7 +40,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
     batch, heads, _, d = query.shape
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], d) * (d ** -0.5 if scaling is None else scaling)
     weights = torch.softmax(grouped @ key.transpose(2, 3), -1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).reshape(batch, 1, heads, d), None
+    return (weights @ value).reshape(batch, 1, heads, value.shape[3]), None
 
 
 AttentionInterface.register(NAME, attend)

@@ -5,6 +5,7 @@ section 5.4 leaves open. The sampled ids are kept: the authors decode and re-tok
 """
 
 import math
+import os
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from faithful_sae.decoding import decoding
-from faithful_sae.provenance import MissingInputError, atomic_path, is_current, require_space, write_provenance
+from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, require_space, write_provenance
 
 DROP_BELOW = 7 / 8   # documents that have ended leave the batch, and its cache is copied, when fewer than this share go on
 
@@ -70,6 +71,8 @@ def _draw(p, generator):
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per row, where
     torch.multinomial takes one per token of the vocabulary."""
     cdf = p.double().cumsum(-1)
+    if not cdf[:, -1].isfinite().all():
+        raise FloatingPointError("the language model's logits are not finite: its weights are damaged, or dtype is too narrow for them")
     u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device) * cdf[:, -1:]
     return torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[-1] - 1)
 
@@ -102,8 +105,8 @@ def generate_dataset(run, lm, key, inputs=None):
                 bar.update(len(load_file(path)["ids"]))
     write_provenance(shards / "provenance.json", key=key, parameters=run.settings("generate"), inputs=inputs,
                      seconds=time.time() - start, device=lm.device)
-    with atomic_path(folder) as tmp:
-        shards.rename(tmp)
+    remove(folder)
+    os.replace(shards, folder)
     return folder
 
 

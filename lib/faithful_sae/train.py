@@ -141,7 +141,7 @@ class _Training:
             self.fired += counts
             self.counted += len(x)
         if i % max(self.n_steps // LOG_POINTS, 1) == 0 or i == self.n_steps - 1:
-            fvu = error.square().sum() / (x - x.mean(0)).square().sum()
+            fvu = error.square().sum() / (x - x.mean(0)).square().sum() if len(x) > 1 else torch.tensor(torch.nan)   # one has no variance
             self.log.append({"seed": self.sae.metadata["seed"], "step": i, "loss": loss.item(), "fvu": fvu.item(),
                              "l0": counts.sum().item() / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
 
@@ -165,6 +165,8 @@ class _Training:
     def finish(self):
         """The trained SAE, with its firing frequencies over the last tenth of the training and its `training_log`."""
         sae = self.sae
+        if not all(w.isfinite().all() for w in self.parameters.values()):
+            raise FloatingPointError(f"seed {sae.metadata['seed']}: weights are not finite after the last step: lower sae.lr = {self.lr}")
         for w in self.parameters.values():
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
@@ -203,9 +205,9 @@ def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, re
     step = first - 1
     with tqdm(total=max(n_tokens), initial=min(first * batch_tokens, max(n_tokens)), unit="token", unit_scale=True, desc=description) as bar:
         for step, x in enumerate(batches, first):
-            for training in trainings:
+            for training, tokens in zip(trainings, n_tokens):
                 if step < training.n_steps:
-                    training.step(step, x, checkpoint)
+                    training.step(step, x[:tokens - step * batch_tokens], checkpoint)
             bar.update(len(x))
             if (last := trainings[0].log[-1])["step"] == step:
                 bar.set_postfix(fvu=f"{last['fvu']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"], refresh=False)
@@ -228,7 +230,7 @@ def _resume(checkpoint, trainings, batches):
     if (saved := checkpoint.load()) is None:
         return 0
     step, tensors, numbers = saved
-    for i, (training, own) in enumerate(zip(trainings, numbers["trainings"])):
+    for i, (training, own) in enumerate(zip(trainings, numbers["trainings"], strict=True)):
         training.restore({name.removeprefix(f"{i}."): tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")}, own)
     batches.resume({"window": numbers["window"], "given": numbers["given"], "left": tensors["left"]})
     return step

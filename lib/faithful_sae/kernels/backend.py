@@ -4,12 +4,15 @@ On a GPU the kernels are Triton's. On a CPU they are loops compiled by numba: Py
 need MKL. Each loop is given a range of rows and writes those rows alone, so that no result depends on the number of threads.
 """
 
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
-from numba import njit
+from numba import config, njit
 
 try:
     import triton
@@ -17,6 +20,12 @@ try:
     jit = triton.jit
 except ImportError:      # not on every platform, and only a GPU needs it
     triton, tl, jit = None, type("tl", (), {"constexpr": None}), lambda function: function
+
+FOLDER = Path(__file__).resolve().parent
+if not config.CACHE_DIR and os.access(FOLDER, os.W_OK):
+    # numba asks whether the file of a loop has changed, not those of the functions it calls: one cache for each state of all files
+    state = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.py")))).hexdigest()[:12]
+    config.CACHE_DIR = str(FOLDER / "__pycache__" / f"numba-{state}")
 
 TRITON_DEVICES = {"cuda"}
 ROWS_PER_THREAD = 64     # fewer are not worth a thread
@@ -73,3 +82,6 @@ def over_rows(function, n_rows, *arguments):
 @cache
 def _pool(threads):
     return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)   # whose threads do not come along

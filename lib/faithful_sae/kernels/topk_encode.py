@@ -10,7 +10,8 @@
 the k-th largest p~ - e cannot be among the k largest. The latents that remain (about 1.5 k of them) are computed again, one by one
 in float32 and always in the same order of summation, and chosen from exactly. So the choice is that of the float32 dot products
 whatever made the screen: a product in bfloat16 where the CPU has instructions for it, which takes a tenth of the time, otherwise in
-float32. Nothing has to fall back: loose bounds leave more latents to compute. With x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
+float32. Nothing has to fall back: loose bounds leave more latents to compute. Rows of x and W_enc^T may have norms of 1e-22 to 1e18,
+whose squares float32 holds. With x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
 
     |p~ - p| <= |x - x~| |w| + |x~| |w - w~|  +  2^-8 |p~|  (p~ is rounded too)  +  D 2^-22 |x| |w|  (float32 sums, both products)
 """

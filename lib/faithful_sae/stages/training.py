@@ -51,14 +51,15 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
             curves in the folder's training.csv apart.
     """
     key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     if is_current(folder, key):
+        checkpoint.remove()
         return
     s, start = run.sae, time.time()
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
     weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
     require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
-    remove_others(folder, key)
-    checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
+    remove_others(folder, checkpoint.path)
     batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
         lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
@@ -78,10 +79,10 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     checkpoint.remove()
 
 
-def remove_others(folder, key):
+def remove_others(folder, mine):
     """Forget checkpoints of trainings that were given up for one with other parameters."""
-    for file in folder.parent.glob(f"{folder.name}-*.partial"):
-        if file.name != f"{folder.name}-{key}.partial":
+    for file in folder.parent.glob("*.partial"):
+        if file != mine and file.name.rpartition("-")[0] == folder.name:
             remove(file)
 
 
