@@ -13,6 +13,7 @@ from faithful_sae import train_saes
 from faithful_sae.activations import ActivationStream
 from faithful_sae.checkpoints import Checkpoint
 from faithful_sae.provenance import DiskFullError
+from faithful_sae.stages.training import remove_others
 
 D, TOKENS, BATCH = 8, 24_000, 40
 ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
@@ -103,6 +104,15 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, 
     path.write_bytes(damage(path.read_bytes()))
     assert [everything(sae) for sae in train(Checkpoint(path, "key"))] == uninterrupted
     assert "damaged" in capsys.readouterr().out
+
+
+def test_checkpoints_of_other_corpora_are_left_alone(tmp_path):
+    """`faithful` starts anew: its old checkpoint goes, those of `faithful-neox`, whose name begins alike, stay."""
+    names = ["faithful-0123.partial", "faithful-4567.partial", "faithful-neox-0123.partial", "library-0123.partial"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_others(tmp_path / "faithful", tmp_path / "faithful-4567.partial")
+    assert sorted(p.name for p in tmp_path.iterdir()) == names[1:]
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):

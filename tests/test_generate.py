@@ -10,6 +10,7 @@ from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenize
 from scipy.stats import chisquare
 
 from faithful_sae import generate
+from faithful_sae.decoding import decoding
 from faithful_sae.models import LanguageModel
 from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
 
@@ -104,6 +105,24 @@ def test_cached_decoding_equals_none(architecture):
     expected = [rollout(lm, d[0]) for d in documents]
     assert [d.tolist() for d in documents] == expected
     assert len({len(e) for e in expected}) >= 3 and max(map(len, expected)) > 8  # Gemma's window of 6 is passed
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_model_gets_its_attention_back(architecture):
+    """Ours only where it is known to be all there is; and not for longer than the sampling, however that ends."""
+    model = make_model(architecture, 24).eval()
+    own = model.config._attn_implementation
+    with pytest.raises(KeyboardInterrupt), decoding(model, 5):
+        assert (model.config._attn_implementation == "one_token") == (architecture != "gemma2")
+        raise KeyboardInterrupt
+    assert model.config._attn_implementation == own != "one_token"
+
+
+def test_logits_that_are_not_numbers_stop_the_sampling(small):
+    model = make_model("gpt2", 24).eval()
+    model.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        generate.sample(LanguageModel(model, make_tokenizer(24), 1, BOS), 3, 4, torch.Generator().manual_seed(0))
 
 
 def rollout(lm, first, length=14):

@@ -240,6 +240,11 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         train_saes(list(data), D, F, K, [9], 1e-3, 40, 10)
 
 
+def test_weights_that_are_not_finite_at_the_end_are_not_returned():
+    with pytest.raises(FloatingPointError, match="seed 3: weights are not finite after the last step"):
+        train_saes([torch.randn(10, D)], D, F, K, [3], 1e38, 10, 10)
+
+
 def test_no_batches():
     with pytest.raises(ValueError, match="no batch"):
         train_saes([], D, F, K, [1], 1e-3, 100, 10)
