@@ -12,15 +12,28 @@ def dense_start(A: Rows, B: Rows):
     The cosines are float32 products, wrong by (d + 8) 2^-24 at most; twice that is added. Memory: that matrix, and two of float64
     inside scipy. Time: scipy's, of the order of n^3, and some n_A n_B.
     """
-    unit_a, unit_b = (np.concatenate([(block * x.inverse_norm[start:start + len(block), None]).astype(np.float32)
-                                      for start, block in x.blocks()]) for x in (A, B))
-    cosine = unit_a @ unit_b.T
+    cosine = _unit_rows(A) @ _unit_rows(B).T
     _, match = linear_sum_assignment(cosine, maximize=True)
     prices = np.zeros(B.n)
     _raise_prices(cosine, match, prices, 100 * A.n)
     paired = cosine[np.arange(A.n), match] - prices[match]
     cosine += np.float32((A.d + 8) * 2.0 ** -23)
     return cosine, paired, prices
+
+
+def _unit_rows(rows):
+    out = np.empty((rows.n, rows.d), np.float32)
+    for start, block in rows.blocks():
+        _scale(block, rows.inverse_norm[start:], out[start:])
+    return out
+
+
+@njit(cache=True)
+def _scale(rows, by, out):
+    for i in range(len(rows)):
+        factor, row, target = by[i], rows[i], out[i]
+        for q in range(len(row)):
+            target[q] = row[q] * factor
 
 
 @njit(cache=True)

@@ -72,7 +72,8 @@ class Search:
         self.kept, self.errors = Kept(np.full(self.A.n, -np.inf), np.full(self.B.n, -np.inf)), (np.zeros(self.A.n), np.zeros(self.B.n))
         self.start, self.column = np.arange(self.A.n + 1) * self.B.n, np.tile(np.arange(self.B.n, dtype=np.int32), self.A.n)
         self.upper, self.increments = upper.ravel(), ()
-        self._first_graph(self._close(U, self.prices)[0])
+        self.first = U, self.prices
+        self._first_graph(np.flatnonzero(upper > (U - MARGIN)[:, None] + self.prices))
 
     def _keep_likely(self, keep, cap, rng):
         """For large ones: pairs above a threshold of their row or column."""
@@ -157,6 +158,8 @@ class Search:
 
     def _kept_pairs(self, solution):
         """Coverage 1: number of violated pairs among those the first pass kept."""
+        if self.dense and sum((before - now).max() for before, now in zip(self.first, (solution.U, solution.V))) < MARGIN:
+            return 0    # pairs outside the graph were MARGIN below the first prices
         place, counts = self._close(solution.U, solution.V)
         rows, columns = np.repeat(np.arange(self.A.n), counts), self.column[place]
         weights = self.weights(rows, columns)
