@@ -29,7 +29,7 @@ from faithful_sae.kernels.sparse_decode import decode
 
 GROUPS_PER_SLOT = 16          # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their group
 TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS, MOST_SLOTS = 16, 8, 1024, 512   # of the Triton kernel: work is cut by tokens and latents
-SCREEN_ELEMENTS = 2 ** 23     # screened at a time: 16 MB of bfloat16, which stay in the cache
+SCREEN_BYTES = 2 ** 24        # screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
 SUM_ERROR = np.float32(2 ** -22)   # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
 BFLOAT16_ERROR = np.float32(2 ** -8)
 NORM_MARGIN = 1.001           # the norms are float32 themselves
@@ -173,7 +173,7 @@ def by_screening(x, weight, b_enc, b_dec, k):
     row_error = (x_error + x.shape[1] * SUM_ERROR * x_norm) * NORM_MARGIN
     row_norm, w_norm, w_error = (x_norm + x_error) * NORM_MARGIN, w_norm * NORM_MARGIN, w_error * NORM_MARGIN
     n_groups = min(d_sae, max(GROUPS_PER_SLOT * k, 64))
-    for rows in torch.arange(len(x)).split(max(SCREEN_ELEMENTS // d_sae, 64)):
+    for rows in torch.arange(len(x)).split(max(SCREEN_BYTES // (d_sae * x_screen.itemsize), 64)):
         part = slice(rows[0], rows[-1] + 1)
         screen = x_screen[part] @ w_screen.T
         rounding, screen = (BFLOAT16_ERROR, screen.view(torch.uint16)) if screen.dtype == torch.bfloat16 else (SUM_ERROR, screen)
