@@ -38,8 +38,9 @@ from IPython.display import Image
 
 from faithful_sae import seed_plots
 from faithful_sae.exhibits import save_figure, save_table
-from faithful_sae.seed_dependence import fitted_curves, hit_masks, match_seeds
+from faithful_sae.seed_dependence import fitted_curves, hit_masks
 from faithful_sae.seed_findings import findings
+from faithful_sae.sfr import match_seeds
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.seed_study import study_seeds, train_seeds
 

@@ -10,8 +10,9 @@ import torch
 
 from faithful_sae import TopKSAE, seed_dependence
 from faithful_sae.matching import match_features, match_pairs
-from faithful_sae.seed_dependence import (compare_latents, compare_pair, count_modes, fitted_curves, hit_masks, match_seeds,
-                                          maximum_cosine, modes_test, only_in_base, power_laws, shared_by_maximum, thresholds)
+from faithful_sae.seed_dependence import (compare_latents, compare_pair, count_modes, fitted_curves, hit_masks, maximum_cosine,
+                                          modes_test, only_in_base, power_laws, shared_by_maximum, thresholds)
+from faithful_sae.sfr import match_seeds
 
 
 def dictionary(w_dec, w_enc=None):

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import curve_fit
 
-from faithful_sae.matching import match_pairs
 from faithful_sae.sfr import shared
 
 LAWS = {"power law": lambda n, a, b: a * n ** -b, "with offset": lambda n, a, b, c: a * n ** -b + c}
@@ -22,13 +21,6 @@ BOUNDS = {"power law": ([0, 0], [10, 10]), "with offset": ([0, 0, 0], [10, 10, 1
 
 
 # --- pairs of SAEs --------------------------------------------------------------------------------------------------------------
-
-def match_seeds(saes) -> dict:
-    """{(a, b): (decoder Matching, encoder Matching)} for all pairs of {name: SAE}, matched apart (their section 3)."""
-    decoder = match_pairs({name: sae.W_dec for name, sae in saes.items()})
-    encoder = match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
-    return {pair: (decoder[pair], encoder[pair]) for pair in decoder}
-
 
 def maximum_cosine(A, B, tile=2048):
     """For every row of A [n, d] the row of B [m, d] nearest to it: (index int64 [n], cosine float64 [n]). Their mean is MMCS.

@@ -3,8 +3,6 @@
     SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
 """
 
-import itertools
-
 import numpy as np
 import pandas as pd
 
@@ -57,6 +55,13 @@ def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFr
     return table
 
 
+def match_seeds(saes) -> dict:
+    """{(a, b): (decoder Matching, encoder Matching)} for all pairs of {name: SAE}, matched apart (Paulo and Belrose 2025, section 3)."""
+    decoder = match_pairs({name: sae.W_dec for name, sae in saes.items()})
+    encoder = match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
+    return {pair: (decoder[pair], encoder[pair]) for pair in decoder}
+
+
 def compare_seeds(saes, threshold, dead_below):
     """Match all pairs of seeds of one corpus.
 
@@ -70,10 +75,8 @@ def compare_seeds(saes, threshold, dead_below):
         mean share of dead latents. latents, one row per latent of the first: its match, both cosines, alive flags.
     """
     rows, tables = [], []
-    decoders, encoders = (match_pairs(side) for side in ({seed: sae.W_dec for seed, sae in saes.items()},
-                                                         {seed: sae.W_enc.T for seed, sae in saes.items()}))
-    for (seed_a, a), (seed_b, b) in itertools.combinations(saes.items(), 2):
-        decoder, encoder = decoders[seed_a, seed_b], encoders[seed_a, seed_b]
+    for (seed_a, seed_b), (decoder, encoder) in match_seeds(saes).items():
+        a, b = saes[seed_a], saes[seed_b]
         alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))
         both = alive_a & alive_b[decoder.permutation]
         is_shared = shared(decoder, None, threshold)

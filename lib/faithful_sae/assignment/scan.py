@@ -21,16 +21,16 @@ TILE = 2048
 
 
 class Codes:
-    """The codes of some rows of a dictionary, with what turns their products into bounds."""
+    """The codes of some rows of a dictionary, and the scales that turn their products into t~."""
 
     def __init__(self, rows, chosen=None):
-        codes, scale, error, size = rows.codes
+        codes, scale, _, _ = rows.codes
         if chosen is not None:
             padded = np.concatenate([chosen, np.full(-len(chosen) % 32, chosen[0])])    # any rows: nobody looks at these products
             codes = codes[torch.from_numpy(padded).to(codes.device)]
-            scale, error, size = scale[chosen], error[chosen], size[chosen]
+            scale = scale[chosen]
         self.index = np.arange(rows.n) if chosen is None else chosen
-        self.codes, self.scale, self.error, self.size = codes, scale.astype(np.float32), error, size
+        self.codes, self.scale = codes, scale.astype(np.float32)
 
 
 def error_terms(A, B):

@@ -8,6 +8,7 @@ import pandas as pd
 from faithful_sae import seed_dependence
 from faithful_sae.provenance import file_hash
 from faithful_sae.sae import load_sae
+from faithful_sae.sfr import match_seeds
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
@@ -76,11 +77,11 @@ def study_seeds(run, saes) -> dict:
     threshold, plain = run.sfr.threshold, next(iter(saes))[:-1]   # the first SAE is as `sae` says
     base = {seed: sae for (*sizes, seed), sae in saes.items() if tuple(sizes) == plain}
     first, second, *_ = base
-    matchings = seed_dependence.match_seeds(base)
+    matchings = match_seeds(base)
     tables = {pair: seed_dependence.compare_latents(base[pair[0]], base[pair[1]], *found) for pair, found in matchings.items()}
     pairs = [_row("seeds", len(base), base, pair, tables[pair], matchings[pair], threshold) for pair in matchings]
     for sweep, value, group in _swept(saes, plain, run.seed_dependence.sweep_seeds):
-        for pair, found in seed_dependence.match_seeds(group).items():
+        for pair, found in match_seeds(group).items():
             latents = seed_dependence.compare_latents(group[pair[0]], group[pair[1]], *found)
             pairs.append(_row(sweep, value, group, pair, latents, found, threshold))
 
