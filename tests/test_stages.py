@@ -1,12 +1,13 @@
 """The stages on a tiny model: what exists is reused, what is damaged is refused or made again, and order matters."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from faithful_sae.params import load_params
-from faithful_sae.provenance import MissingInputError
+from faithful_sae.provenance import DiskFullError, MissingInputError, remove
 from faithful_sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.fakes import fake_features
 from faithful_sae.stages.language_model import open_model
@@ -15,7 +16,7 @@ from faithful_sae.stages.probes import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.seeds import seed_comparison
 from faithful_sae.stages.token_rows import corpus, make_faithful
-from faithful_sae.stages.training import train_all
+from faithful_sae.stages.training import activation_cache, train_all
 
 
 @pytest.fixture
@@ -40,6 +41,31 @@ def test_training_again_reuses_what_is_there_and_a_new_corpus_leaves_the_old_one
     assert stamp(run, "text") == before[0]
     train_all(dataclasses.replace(run, sae=dataclasses.replace(run.sae, lr=0.002)), lm)
     assert stamp(run, "text") > before[0]
+
+
+def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(make_run, monkeypatch):
+    run = make_run({"sae.tokens": 900})
+    lm = open_model(run)
+    make_faithful(run, lm)
+    train_all(run, lm)
+    file, kept = run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors", run.artifacts / "activations"
+    before = file.read_bytes()
+    remove(run.artifacts / "saes")
+    caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
+    train_all(caching, lm)
+    assert file.read_bytes() == before and load_saes(run, lm) and {f.name.rpartition("-")[0] for f in kept.iterdir()} == {"text-layer1", "faithful-layer1"}
+    first = set(kept.iterdir())
+    train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
+    assert set(kept.iterdir()) == first
+    other = dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, data_seed=1))
+    train_all(other, lm)
+    assert len(set(kept.iterdir())) == 2 and not set(kept.iterdir()) & first
+    rows = corpus(run, "text", lm)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=rows.train.size * lm.d_model * 4))
+    activation_cache(other, "text", rows, lm)    # most of it is there already
+    remove(kept)
+    with pytest.raises(DiskFullError, match="keeping the activations of text .sae.cache_activations. needs"):
+        activation_cache(run, "text", rows, lm)
 
 
 def test_a_short_corpus_is_said_and_bounded_by_max_epochs(make_run, capsys):

@@ -5,8 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
+from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.train import RECIPES, _Training
 
@@ -300,6 +302,64 @@ def test_batches_mix_rows():
     """In row order a batch of 16 would hold 3 rows; from a buffer of 64 it draws on many more."""
     batch = stream(200)[0][:, 0].int()
     assert len({(int(token) - 1) // (T - 1) for token in batch}) >= 6
+
+
+def test_one_window_is_read_ahead_and_no_more():
+    """The language model is at most one window of 8 rows ahead of what has been given out, and stops where it is not needed any more."""
+    read = []
+
+    class Counting(Numbered):
+        def activations(self, ids):
+            read.append(len(ids))
+            return super().activations(ids)
+    stream = ActivationStream(Counting(), ROWS, n_tokens=150, batch_tokens=16, buffer_tokens=64, lm_batch_rows=4, include_bos=True, seed=0)
+    for i, _ in enumerate(stream):
+        assert sum(read) <= 8 * (i * 16 // 64 + 2)
+    assert sum(read) == 24    # 150 activations are three windows of 64
+
+
+def test_an_error_of_the_model_comes_out_of_the_stream():
+    class Broken(Numbered):
+        def activations(self, ids):
+            raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(iter(ActivationStream(Broken(), ROWS, n_tokens=9, batch_tokens=2, buffer_tokens=64, lm_batch_rows=4, include_bos=True, seed=0)))
+
+
+class Kept(Numbered):
+    """Counts forward passes, and says the same of a row whatever stands beside it only to a few digits, as models do."""
+    d_model, passes = 2, 0
+
+    def activations(self, ids):
+        type(self).passes += 1
+        return super().activations(ids) + ids.double().sum().sin().float() / 1000
+
+
+@pytest.mark.parametrize("include_bos", [False, True])
+def test_activations_from_disk_are_those_computed_again(tmp_path, include_bos):
+    def run(cache):
+        Kept.passes = 0
+        stream = ActivationStream(Kept(), ROWS, n_tokens=700, batch_tokens=16, buffer_tokens=64, lm_batch_rows=4,
+                                  include_bos=include_bos, seed=0, cache=cache)
+        return torch.cat(list(stream)), Kept.passes
+    again, passes = run(None)
+    cache = ActivationCache(tmp_path / "kept")
+    kept, first_passes = run(cache)
+    assert torch.equal(again, kept) and first_passes == 8 < passes           # 30 rows in groups of 4, once instead of three times
+    assert torch.equal(run(cache)[0], again) and run(cache)[1] == 0          # another training: no forward pass at all
+    files = sorted((tmp_path / "kept").iterdir())
+    for i, damage in enumerate((lambda b: b[:-3], lambda b: b"", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:])):
+        files[i].write_bytes(damage(files[i].read_bytes()))
+    files[4].unlink()
+    assert torch.equal(run(cache)[0], again) and run(cache)[1] == 0 and sorted((tmp_path / "kept").iterdir()) == files
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
+    x, cache = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float(), ActivationCache(tmp_path)
+    cache.write(7, x)
+    assert torch.equal(cache.read(7), x) and cache.read(8) is None
+    assert load_file(tmp_path / "group_000007.safetensors")["x"].dtype == dtype
 
 
 def test_rows_keep_their_order():

@@ -1,19 +1,29 @@
 """A stream of shuffled activations from (model, token rows): what every SAE of a corpus is trained on.
 
-One pass of the language model feeds all SAEs. Rows are visited in a fresh random order each epoch, a window of about buffer_tokens
-activations at a time; a window's activations are shuffled together, and what does not fill a batch goes into the next window. So a
-batch is a random draw from buffer_tokens / sequence_length rows. Memory: twice buffer_tokens x D float32, while a window is read.
+One pass of the language model feeds all SAEs. The rows are put in random order once and cut into groups, one for each forward pass.
+Each epoch visits the groups in a fresh random order, a window of about buffer_tokens activations at a time; a window's activations
+are shuffled together, and what does not fill a batch goes into the next window. So a batch is a random draw from
+buffer_tokens / sequence_length rows. While SAEs are trained on one window, a thread reads the next.
+
+Memory: two windows, 2 x buffer_tokens x D float32. Groups stay the same in all epochs, so that what the model says of them can be
+kept on disk instead of computed again, to the same bytes.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 
-def rows_in_batches(rows, batch_rows, order=None):
-    """Yield int64 tensors [<= batch_rows, T] of the rows, in the given order of indices (default: as they are)."""
-    order = np.arange(len(rows)) if order is None else order
-    for start in range(0, len(order), batch_rows):
-        yield torch.from_numpy(np.asarray(rows[np.sort(order[start:start + batch_rows])], dtype=np.int64))
+def rows_in_batches(rows, batch_rows):
+    """Yield int64 tensors [<= batch_rows, T] of the rows, as they are."""
+    for start in range(0, len(rows), batch_rows):
+        yield as_ids(rows[start:start + batch_rows])
+
+
+def as_ids(rows):
+    """int64 tensor of token rows [R, T] of an array or memory map."""
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
 
 def token_activations(lm, ids, include_bos):
@@ -28,35 +38,46 @@ class ActivationStream:
     Every batch is full but the last, which may be shorter. The stream depends on `seed`, not on the SAEs trained from it, and every
     window on its number alone, so that a stream goes on from a `state` with the same bytes.
 
+    Args:
+        lm_batch_rows: rows of a group, fewer if the buffer does not hold so many.
+        cache: ActivationCache, or None: the language model runs in every epoch.
+
     Raises:
         ValueError: no rows; nothing but BOS in them.
     """
 
-    def __init__(self, lm, rows, *, n_tokens, batch_tokens, buffer_tokens, lm_batch_rows, include_bos, seed):
+    def __init__(self, lm, rows, *, n_tokens, batch_tokens, buffer_tokens, lm_batch_rows, include_bos, seed, cache=None):
         if len(rows) == 0:
             raise ValueError("no token rows to take activations from")
         self.lm, self.rows, self.n_tokens, self.batch_tokens, self.seed = lm, rows, n_tokens, batch_tokens, seed
-        self.lm_batch_rows, self.include_bos = lm_batch_rows, include_bos
-        self.window_rows = max(buffer_tokens // rows.shape[1], 1)
+        self.include_bos, self.cache = include_bos, cache
+        window_rows = max(buffer_tokens // rows.shape[1], 1)
+        self.group_rows = min(lm_batch_rows, window_rows)
+        self.window_groups, self.groups = window_rows // self.group_rows, -(-len(rows) // self.group_rows)
+        self.windows = -(-self.groups // self.window_groups)       # in an epoch
+        self.row_order = np.random.default_rng(seed).permutation(len(rows))
         self.window = self.given = 0
-        self.left = torch.empty(0, lm.d_model, device=lm.device)   # what the window before did not give out
+        self.left = torch.empty(0, lm.d_model, device=lm.device)   # what the window before did not give out: less than a batch
         self.between = True                                        # two windows, where there is a state
 
     def __iter__(self):
-        while self.given < self.n_tokens:
-            pool = torch.cat([self.left, *self._read()])
-            order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self._window_seed())).to(pool.device)
-            remaining = self.n_tokens - self.given
-            use = remaining if len(pool) >= remaining else len(pool) // self.batch_tokens * self.batch_tokens
-            if use == 0:
-                self._next(pool, 0)
-            for start in range(0, use, self.batch_tokens):
-                batch = pool[order[start:min(start + self.batch_tokens, use)]]
-                self.between = start + self.batch_tokens >= use
-                if self.between:
-                    self._next(pool[order[use:]], use)
-                yield batch
-            pool = order = None    # not beside the next window
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._read, self.window)
+            while self.given < self.n_tokens:
+                pool = self._behind_what_was_left(*ahead.result())
+                remaining = self.n_tokens - self.given
+                use = remaining if len(pool) >= remaining else len(pool) // self.batch_tokens * self.batch_tokens
+                ahead = reader.submit(self._read, self.window + 1) if use < remaining else None
+                order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self._window_seed())).to(pool.device)
+                if use == 0:
+                    self._next(pool[order], 0)
+                for start in range(0, use, self.batch_tokens):
+                    batch = pool[order[start:min(start + self.batch_tokens, use)]]
+                    self.between = start + self.batch_tokens >= use
+                    if self.between:
+                        self._next(pool[order[use:]], use)
+                    yield batch
+                pool = order = None    # not beside the next two windows
 
     def state(self) -> dict | None:
         """{window, given, left}: where the stream is, after the batch given out last; None in the middle of a window."""
@@ -67,16 +88,36 @@ class ActivationStream:
         self.window, self.given, self.left = int(state["window"]), int(state["given"]), state["left"].to(self.lm.device)
 
     def _next(self, left, used):
-        if self.window * self.window_rows > len(self.rows) and self.given + used + len(left) == 0:
+        if self.window >= self.windows and self.given + used + len(left) == 0:
             raise ValueError("the token rows hold nothing but BOS, and BOS is left out (include_bos: false)")
         self.window, self.given, self.left = self.window + 1, self.given + used, left
 
-    def _read(self):
-        """Activations of the window's rows, window_rows of them in the epoch's order, fewer in an epoch's last window."""
-        epoch, window = divmod(self.window, -(-len(self.rows) // self.window_rows))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        for ids in rows_in_batches(self.rows, self.lm_batch_rows, order[window * self.window_rows:(window + 1) * self.window_rows]):
-            yield token_activations(self.lm, ids, self.include_bos)
+    def _read(self, number):
+        """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is room for what is left over."""
+        epoch, window = divmod(number, self.windows)
+        chosen = np.random.default_rng([self.seed, epoch]).permutation(self.groups)[window * self.window_groups:][:self.window_groups]
+        tokens = self.window_groups * self.group_rows * self.rows.shape[1]
+        buffer, end = torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device), self.batch_tokens
+        for group in chosen:
+            x = self._group(int(group))
+            buffer[end:end + len(x)] = x
+            end += len(x)
+        return buffer, end
+
+    def _behind_what_was_left(self, buffer, end):
+        pool = buffer[self.batch_tokens - len(self.left):end]
+        pool[:len(self.left)] = self.left
+        return pool
+
+    def _group(self, group):
+        """Activations of one group of rows, from the cache if they are there."""
+        if self.cache and (x := self.cache.read(group)) is not None:
+            return x.to(self.lm.device)
+        rows = np.sort(self.row_order[group * self.group_rows:(group + 1) * self.group_rows])
+        x = token_activations(self.lm, as_ids(self.rows[rows]), self.include_bos)
+        if self.cache:
+            self.cache.write(group, x)
+        return x
 
     def _window_seed(self):
         return int(np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1)

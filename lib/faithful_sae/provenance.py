@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
 STARTED = time.time()
 PLUMBING = ("provenance", "schema", "params", "checkpoints")   # they move and check data; no number comes from them
+ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")   # another version of one may compute another last digit
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
 
@@ -69,6 +70,14 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_others(mine):
+    """Forget what stands beside `mine`, a path that ends in -<key> or -<key>.<suffix>, under the same name with another key."""
+    name = mine.name.rpartition("-")[0]
+    for path in mine.parent.glob(f"*{mine.suffix}"):
+        if path != mine and (path.name.rpartition("-")[0], path.suffix) == (name, mine.suffix):
+            remove(path)
 
 
 def require_space(folder, needed, what):
@@ -131,9 +140,12 @@ def lib_files(path) -> list[Path]:
 
 @functools.cache
 def code_hash(*modules) -> str:
-    """Hash of what the named modules and all they import compute: a changed comment or docstring leaves it as it is."""
+    """Hash of what the named modules and all they import compute, and of the libraries under them: a changed comment or docstring
+    leaves it as it is."""
     files = {file for module in modules for file in (PACKAGE / f"{module}.py", *lib_files(PACKAGE / f"{module}.py"))}
-    return digest({str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files if file.stem not in PLUMBING})
+    versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
+    return digest(versions | {str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files
+                              if file.stem not in PLUMBING})
 
 
 def _without_docstrings(file):

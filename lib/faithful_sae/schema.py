@@ -82,6 +82,7 @@ class SAE:
     batch_tokens: int
     buffer_tokens: int
     lm_batch_rows: int
+    cache_activations: bool
     include_bos: bool
     recipe: typing.Literal["default", "authors"]
     seeds: tuple[int, ...]

@@ -34,7 +34,7 @@ class Recipe:
     train_b_enc: bool
     kaiming_encoder: bool      # the authors' initialisation of W_enc; otherwise W_enc = W_dec^T
     dead_after: int | None     # batches without firing; None: a tenth of the training
-    aux_k: int | None          # None: d_model / 2
+    aux_k: int | None          # None: d_model / 2, at least 1
 
 
 RECIPES = {
@@ -67,7 +67,7 @@ class _Training:
                                           lr=lr, betas=recipe.betas, fused=True)
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)  # batches
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
-        self.aux_k = recipe.aux_k or sae.d_model // 2
+        self.aux_k = recipe.aux_k or max(sae.d_model // 2, 1)
         self.fired, self.counted = torch.zeros(sae.d_sae, device=sae.W_enc.device), 0
         self.log = []
 

@@ -11,7 +11,7 @@ from faithful_sae.stages.rows import read_rows
 def sae_settings(run) -> dict:
     """The parameters that every SAE of a run was trained with, whatever its corpus."""
     settings = run.settings("layer", "threads", "dtype", "device") | plain(run.sae)
-    del settings["train_on"]
+    del settings["train_on"], settings["cache_activations"]   # which changes no number
     return settings
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from faithful_sae import activations, train
+from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.checkpoints import Checkpoint
-from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove, require_space, write_provenance
+from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove_others, require_space, write_provenance
 from faithful_sae.stages.language_model import model_key
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
@@ -59,10 +60,11 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
     weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
     require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
-    remove_others(folder, checkpoint.path)
+    remove_others(checkpoint.path)   # of trainings that were given up for one with other parameters
     batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
-        lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed)
+        lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed,
+        cache=activation_cache(run, name, rows, lm) if s.cache_activations else None)
     saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
                             s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
                             checkpoint)
@@ -79,11 +81,21 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     checkpoint.remove()
 
 
-def remove_others(folder, mine):
-    """Forget checkpoints of trainings that were given up for one with other parameters."""
-    for file in folder.parent.glob("*.partial"):
-        if file != mine and file.name.rpartition("-")[0] == folder.name:
-            remove(file)
+def activation_cache(run, name, rows, lm):
+    """Where the activations of a corpus at the run's layer are kept; those of other parameters are removed.
+
+    Raises:
+        DiskFullError: they would not fit, all of them.
+    """
+    s, missing = run.sae, rows.train.size * lm.d_model * lm.model.dtype.itemsize
+    key = digest([run.settings("layer", "threads", "dtype", "device"), s.buffer_tokens, s.lm_batch_rows, s.include_bos, s.data_seed,
+                  rows.key, model_key(run), code_hash("activations", "models")])
+    folder = run.artifacts / "activations" / f"{name}-layer{run.layer}-{key}"
+    remove_others(folder)
+    if folder.exists():
+        missing -= sum(file.stat().st_size for file in folder.iterdir())
+    require_space(folder, missing, f"keeping the activations of {name} (sae.cache_activations)")
+    return ActivationCache(folder)
 
 
 def last_point(curve):
