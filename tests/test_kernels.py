@@ -243,19 +243,62 @@ def test_references():
     close(to_values, torch.where(values > 0, (x.double() @ w_dec.double().T).gather(1, indices), 0))
 
 
-@pytest.mark.parametrize("threshold", [0.3, -2.0, 2.0])
-def test_cosine_tiles(form, threshold, monkeypatch):
-    monkeypatch.setattr(cosine_tiles, "EXPECTED_PER_ROW", 1)   # too little room at first, wherever more than 1 per row passes
-    monkeypatch.setattr(cosine_tiles, "BLOCK_ROWS", 32)
-    a, b = (torch.nn.functional.normalize(normal(n, 11, seed=n), dim=1) for n in (70, 45))
-    rows, columns = threshold + 0.1 * normal(70, seed=3), threshold + 0.1 * normal(45, seed=4)
-    i, j, cosine = cosine_tiles.cosine_tiles(a, b, rows, columns)
-    exact = a.double() @ b.double().T
-    limit = torch.minimum(rows[:, None], columns).double()
-    assert (exact - limit).abs().min() > 1e-6   # no entry is too close to tell
-    expected = (exact > limit).nonzero()
-    assert torch.equal(torch.stack([i, j], 1), expected) and len(expected) == {-2.0: 70 * 45, 2.0: 0}.get(threshold, len(expected))
-    torch.testing.assert_close(cosine.double(), exact[i, j], atol=1e-6, rtol=0)
+def some_codes(n, m, n_dims, prices):
+    """Codes of [n] and [m] rows, with some rows more than are asked for, and their terms; a pair exactly at each threshold, row 7's
+    infinite, the first row of both sides as large as codes can be."""
+    g = torch.Generator().manual_seed(n_dims)
+    a, b = (torch.randint(-127, 128, (size + 3, n_dims), generator=g, dtype=torch.int8) for size in (n, m))
+    a[0], b[0] = 127, -127
+    terms = [torch.rand(4 if prices else 3, size, generator=g) for size in (n, m)]
+    for t in terms:
+        t[0] = 0.01 + 0.01 * t[0]
+        t[1] *= n_dims ** 0.5
+        t[3:] = (t[3:] - 0.3) * n_dims ** 0.5
+    if n > 8:
+        exact = np.float32(int(a[5].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 5].numpy()
+        terms[0][1, 5] = terms[1][1, 9] = float(exact)
+        terms[0][1, 7] = float("inf")
+        if prices:
+            exact = np.float32(int(a[6].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 6].numpy()
+            terms[0][3, 6], terms[1][3, 9] = float(exact), 0
+    return a, b, *terms
+
+
+def pairs_by_hand(a, b, rows, columns, cap):
+    """The definition, pair by pair, in NumPy's float32."""
+    a, b, rows, columns = a.long().numpy(), b.long().numpy(), rows.numpy(), columns.numpy()
+    found = []
+    for i in range(rows.shape[1]):
+        found.append([])
+        for j in range(columns.shape[1]):
+            p = np.float32((a[i] * b[j]).sum()) * columns[0, j] * rows[0, i]
+            likely = p > min(rows[1, i], columns[1, j])
+            if likely if len(rows) == 3 else p > rows[3, i] + columns[3, j] and (not likely or rows[1, i] == np.inf):
+                found[-1].append((j, p + rows[2, i] + columns[2, j]))
+    given = [pair for row in found for pair in row[:cap]]
+    return [j for j, _ in given], [u for _, u in given], [len(row) for row in found]
+
+
+@pytest.mark.parametrize("prices", [False, True])
+@pytest.mark.parametrize("n, m, n_dims, cap", [(70, 131, 96, 131), (70, 131, 96, 9), (129, 40, 32, 1), (1, 1, 32, 1), (3, 65, 288, 64)])
+def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
+    """To the last bit, with rows in several bands and tiles."""
+    monkeypatch.setattr(cosine_tiles, "TILE", 32)
+    codes, reported = some_codes(n, m, n_dims, prices), []
+    bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
+    expected = pairs_by_hand(*codes, cap)
+    assert sum(reported) == n * m and len(bands) == -(-n // 32) and (n < 70 or min(cap, 9) < max(expected[2]) <= m)
+    dtypes = np.int32, np.float32, np.int64
+    for got, reference, wanted, dtype in zip(zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes):
+        got = np.concatenate(got)
+        assert got.dtype == dtype and got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
+
+
+def test_a_band_that_nothing_passes(form):
+    a, b, rows, columns = some_codes(40, 50, 32, False)
+    rows[1], columns[1] = 1e6, 1e6
+    (columns, upper, counts), = cosine_tiles.cosine_tiles(a, b, rows, columns, 5, lambda n: None)
+    assert not len(columns) and not len(upper) and counts.tolist() == [0] * 40
 
 
 def test_threads_change_nothing(monkeypatch):
