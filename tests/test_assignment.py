@@ -271,21 +271,27 @@ def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, 
 
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
-@pytest.mark.parametrize("kind, n, m, d, cap", [("random", 90, 90, 7, 200), ("ties", 70, 131, 5, 200), ("duplicates", 67, 67, 9, 16), ("zeros", 65, 80, 8, 4),
-                                                ("planted", 190, 190, 40, 16), ("clusters", 150, 150, 24, 4), ("hubs", 64, 129, 33, 16)])
+@pytest.mark.parametrize("kind, n, m, d, cap", [
+    ("random", 90, 90, 7, 200), ("ties", 70, 131, 5, 200), ("duplicates", 67, 67, 9, 16), ("zeros", 65, 80, 8, 4),
+    ("planted", 190, 190, 40, 16), ("clusters", 150, 150, 24, 4), ("hubs", 64, 129, 33, 16)])
 def test_a_gpu_matches_as_the_host_does(kind, n, m, d, cap, monkeypatch):
-    """Whole searches whose products are Triton's: the same matching, bound and course, to the last bit; lists that overflow included."""
+    """Products by Triton: the same matching, bound and course to the last bit, whether lists overflow or not."""
     A, B = case(kind, m, d, 0)
-    A, used, by_triton = A[:n], [], cosine_tiles.by_triton
-    monkeypatch.setattr(cosine_tiles, "by_triton", lambda *args: used.append(args[4]) or by_triton(*args))
-    host = search(A, B, keep=8, degree=3, cap=cap)
-    assert not used
+    A, calls, by_triton = A[:n], [], cosine_tiles.by_triton
+    monkeypatch.setattr(cosine_tiles, "by_triton", lambda *args: calls.append(args) or by_triton(*args))
+    monkeypatch.setattr(matching, "DENSE_BELOW", 0)
+
+    def run():
+        found, whole = search(A, B, keep=8, degree=3, cap=cap), match_features(A, B)
+        return found.match.tolist(), found.bound, found.rounds, found.scanned, whole.permutation.tolist(), whole.gap, whole.certified
+    host = run()
+    assert not calls
     monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
-    found = search(A, B, keep=8, degree=3, cap=cap)
-    assert used[0] == cap if cap < m else len(used) > 1
-    assert np.array_equal(found.match, host.match) and (found.bound, found.rounds, found.scanned) == (host.bound, host.rounds, host.scanned)
+    found = run()
+    assert found == host and found[-1]
+    assert {len(row_terms) for _, _, row_terms, *_ in calls} == {3, 4}    # the first pass, and one against prices
     best = optimum(A, B)
-    assert abs((unit(A) * unit(B)[found.match]).sum() - best) <= 1e-9 * n and best - 1e-12 * n <= found.bound <= best + 1e-9 * n
+    assert abs((unit(A) * unit(B)[found[0]]).sum() - best) <= 1e-9 * n and best - 1e-12 * n <= found[1] <= best + 1e-9 * n
 
 
 def test_tile_size_and_threads_change_nothing(monkeypatch):

@@ -1,6 +1,10 @@
 """Every kernel in each of its forms against its equation in float64: the loops of the CPU, the reference, and the Triton kernel,
 which TRITON_INTERPRET=1 (set in conftest.py) executes on a machine without a GPU."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +75,54 @@ def test_encode_and_decode_with_gradients(form, size):
     (x_hat * slope).sum().backward(), (expected * slope).sum().backward()
     for got, wanted in zip(tensors, wide):
         close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("d_sae, k", [(70, 6), (200, 9)])
+def test_encode_in_parts_that_are_no_whole_tiles(form, d_sae, k):
+    """Each latent once: Triton's kernel cuts the latents into parts, and those into tiles."""
+    x, weight, b_enc, b_dec = normal(3, 9, seed=1), normal(d_sae, 9, seed=2), normal(d_sae, seed=3), normal(9, seed=4)
+    values, indices = topk_encode.topk_encode(x, weight, b_enc, b_dec, k)
+    close(scattered(values, indices, d_sae), dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k))
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from faithful_sae.kernels import cosine_tiles, firing_counts, latent_sums, sparse_decode, topk_encode
+
+class Driver:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", {capability}, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+compiled, run = [], JITFunction.run
+def compile_only(self, *args, **kwargs):
+    kernel = run(self, *args, **kwargs | {{"warmup": True}})
+    compiled.append(len(kernel.asm["cubin"]))
+
+triton.runtime.driver.set_active(Driver())
+JITFunction.run, torch.empty = compile_only, torch.zeros    # nothing is written to results
+x, weight, k = torch.zeros(4, 96, dtype=torch.{dtype}), torch.zeros(2048, 96, dtype=torch.{dtype}), 16
+values, indices = topk_encode.by_triton(x, weight, weight[:, 0].contiguous(), x[0], k)
+sparse_decode.by_triton(values, indices, weight)
+sparse_decode.by_triton_values_gradient(x, values, indices, weight)
+for rows in (x, x[:, :1].contiguous()):
+    latent_sums.by_triton(values, *latent_sums.by_latent(values.double(), indices, 2048), rows, weight[:, :rows.shape[1]].contiguous())
+firing_counts.by_triton(values, indices, 2048, 0.0)
+codes = torch.zeros(64, 96, dtype=torch.int8)
+for terms in (torch.zeros(3, 50), torch.zeros(4, 50)):
+    list(cosine_tiles.by_triton(codes, codes, terms, terms, 7, lambda n: None))
+assert len(compiled) == 10 and min(compiled) > 0, compiled
+"""
+
+
+@pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
+@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (90, "float32")])
+def test_triton_compiles_for_gpus(capability, dtype, tmp_path):
+    """To machine code for an A100 and an H100, which needs neither: what the interpreter allows and a GPU does not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE.format(capability=capability, dtype=dtype)], check=True, env=environment)
 
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
@@ -204,6 +256,13 @@ def test_rounding_is_torchs():
 
 # --- the smaller ones -----------------------------------------------------------------------------------------------------------
 
+def test_without_triton_a_gpu_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(backend, "TRITON_DEVICES", {"meta"})
+    assert backend.on_triton(torch.empty(1, device="meta")) == (backend.triton is not None)
+    monkeypatch.setattr(backend, "triton", None)
+    assert not backend.on_triton(torch.empty(1, device="meta"))
+
+
 def some_latents(n_tokens=30, k=5, d_sae=17):
     indices = torch.randint(d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1))   # the last two never fire
     return torch.relu(normal(n_tokens, k)), indices, d_sae
@@ -220,9 +279,10 @@ def test_firing_counts_and_pattern(form):
         assert own == [e for e in range(values.numel()) if indices.flatten()[e] == f and values.flatten()[e] > 0]
 
 
-@pytest.mark.parametrize("n_dims", [1, 13])
+@pytest.mark.parametrize("n_dims", [1, 13, 300])
 def test_latent_sums(form, n_dims):
     values, indices, d_sae = some_latents()
+    indices[:, 0], values[:, 0] = 3, values[:, 0] + 1    # latent 3 is active on every token
     weights, rows = normal(30, 5, seed=7), normal(30, n_dims, seed=8)
     pattern = latent_sums.by_latent(values, indices, d_sae)
     expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()

@@ -34,9 +34,9 @@ class Rows:
     """One dictionary, prepared once for any number of matchings.
 
     Args:
-        matrix: [n, d], a torch tensor (on a GPU that Triton takes, its products are computed there) or an array, of real numbers. A numpy.memmap is read
-            in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and integers and else float32,
-            unless it is just that.
+        matrix: [n, d], a torch tensor or an array, of real numbers. Products of a tensor on a GPU that Triton takes are computed there.
+            A numpy.memmap is read in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and
+            integers and else float32, unless it is just that.
         name: for error messages.
 
     Attributes:
