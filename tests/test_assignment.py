@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from faithful_sae import match_features, matching
 from faithful_sae.assignment import rows as rows_module
-from faithful_sae.assignment import scan as scan_module
 from faithful_sae.assignment.rows import Rows, cosines
 from faithful_sae.assignment.scan import Codes, Kept, error_terms, scan
 from faithful_sae.assignment.search import MARGIN, Search, _possible
 from faithful_sae.assignment.sparse import Graph, centre, solve
+from faithful_sae.kernels import backend, cosine_tiles
+
+on_triton = pytest.param("triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"))
 
 
 def unit(m):
@@ -235,13 +237,13 @@ def test_codes_are_within_their_bound(kind, d):
 
 # --- tiles ------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize("where", ["host", on_triton])
 @pytest.mark.parametrize("cap", [3, 1000])
 def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, cap):
-    """Ragged tiles, a subset of rows, both thresholds; the device's version gives what the host's gives."""
-    monkeypatch.setattr(scan_module, "TILE", 64)
-    if where == "device":
-        monkeypatch.setattr(scan_module, "_host_tile", scan_module._device_tile)
+    """Ragged tiles, a subset of rows, both thresholds."""
+    monkeypatch.setattr(cosine_tiles, "TILE", 64)
+    if where == "triton":
+        monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
     A, B = (Rows(m) for m in case("planted", 150, 20, 0))
     rng = np.random.default_rng(0)
     kept = Kept(*np.float32(rng.uniform(-0.1, 0.5, (2, 150))))
@@ -268,6 +270,30 @@ def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, 
         np.testing.assert_allclose(upper, t[i, j] + errors[0][i] + errors[1][j], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
+@pytest.mark.parametrize("kind, n, m, d, cap", [
+    ("random", 90, 90, 7, 200), ("ties", 70, 131, 5, 200), ("duplicates", 67, 67, 9, 16), ("zeros", 65, 80, 8, 4),
+    ("planted", 190, 190, 40, 16), ("clusters", 150, 150, 24, 4), ("hubs", 64, 129, 33, 16)])
+def test_a_gpu_matches_as_the_host_does(kind, n, m, d, cap, monkeypatch):
+    """Products by Triton: the same matching, bound and course to the last bit, whether lists overflow or not."""
+    A, B = case(kind, m, d, 0)
+    A, calls, by_triton = A[:n], [], cosine_tiles.by_triton
+    monkeypatch.setattr(cosine_tiles, "by_triton", lambda *args: calls.append(args) or by_triton(*args))
+    monkeypatch.setattr(matching, "DENSE_BELOW", 0)
+
+    def run():
+        found, whole = search(A, B, keep=8, degree=3, cap=cap), match_features(A, B)
+        return found.match.tolist(), found.bound, found.rounds, found.scanned, whole.permutation.tolist(), whole.gap, whole.certified
+    host = run()
+    assert not calls
+    monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
+    found = run()
+    assert found == host and found[-1]
+    assert {len(row_terms) for _, _, row_terms, *_ in calls} == {3, 4}    # the first pass, and one against prices
+    best = optimum(A, B)
+    assert abs((unit(A) * unit(B)[found[0]]).sum() - best) <= 1e-9 * n and best - 1e-12 * n <= found[1] <= best + 1e-9 * n
+
+
 def test_tile_size_and_threads_change_nothing(monkeypatch):
     A, B = case("clusters", 1300, 30, 0)
     expected, threads = match_features(A, B), torch.get_num_threads()
@@ -276,7 +302,7 @@ def test_tile_size_and_threads_change_nothing(monkeypatch):
         assert np.array_equal(match_features(A, B).permutation, expected.permutation)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(scan_module, "TILE", 96)
+    monkeypatch.setattr(cosine_tiles, "TILE", 96)
     found = match_features(A, B)
     assert np.array_equal(found.permutation, expected.permutation) and found.objective == expected.objective
 

@@ -1,6 +1,10 @@
 """Every kernel in each of its forms against its equation in float64: the loops of the CPU, the reference, and the Triton kernel,
 which TRITON_INTERPRET=1 (set in conftest.py) executes on a machine without a GPU."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +75,54 @@ def test_encode_and_decode_with_gradients(form, size):
     (x_hat * slope).sum().backward(), (expected * slope).sum().backward()
     for got, wanted in zip(tensors, wide):
         close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("d_sae, k", [(70, 6), (200, 9)])
+def test_encode_in_parts_that_are_no_whole_tiles(form, d_sae, k):
+    """Each latent once: Triton's kernel cuts the latents into parts, and those into tiles."""
+    x, weight, b_enc, b_dec = normal(3, 9, seed=1), normal(d_sae, 9, seed=2), normal(d_sae, seed=3), normal(9, seed=4)
+    values, indices = topk_encode.topk_encode(x, weight, b_enc, b_dec, k)
+    close(scattered(values, indices, d_sae), dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k))
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from faithful_sae.kernels import cosine_tiles, firing_counts, latent_sums, sparse_decode, topk_encode
+
+class Driver:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", {capability}, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+compiled, run = [], JITFunction.run
+def compile_only(self, *args, **kwargs):
+    kernel = run(self, *args, **kwargs | {{"warmup": True}})
+    compiled.append(len(kernel.asm["cubin"]))
+
+triton.runtime.driver.set_active(Driver())
+JITFunction.run, torch.empty = compile_only, torch.zeros    # nothing is written to results
+x, weight, k = torch.zeros(4, 96, dtype=torch.{dtype}), torch.zeros(2048, 96, dtype=torch.{dtype}), 16
+values, indices = topk_encode.by_triton(x, weight, weight[:, 0].contiguous(), x[0], k)
+sparse_decode.by_triton(values, indices, weight)
+sparse_decode.by_triton_values_gradient(x, values, indices, weight)
+for rows in (x, x[:, :1].contiguous()):
+    latent_sums.by_triton(values, *latent_sums.by_latent(values.double(), indices, 2048), rows, weight[:, :rows.shape[1]].contiguous())
+firing_counts.by_triton(values, indices, 2048, 0.0)
+codes = torch.zeros(64, 96, dtype=torch.int8)
+for terms in (torch.zeros(3, 50), torch.zeros(4, 50)):
+    list(cosine_tiles.by_triton(codes, codes, terms, terms, 7, lambda n: None))
+assert len(compiled) == 10 and min(compiled) > 0, compiled
+"""
+
+
+@pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
+@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (90, "float32")])
+def test_triton_compiles_for_gpus(capability, dtype, tmp_path):
+    """To machine code for an A100 and an H100, which needs neither: what the interpreter allows and a GPU does not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE.format(capability=capability, dtype=dtype)], check=True, env=environment)
 
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
@@ -204,6 +256,13 @@ def test_rounding_is_torchs():
 
 # --- the smaller ones -----------------------------------------------------------------------------------------------------------
 
+def test_without_triton_a_gpu_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(backend, "TRITON_DEVICES", {"meta"})
+    assert backend.on_triton(torch.empty(1, device="meta")) == (backend.triton is not None)
+    monkeypatch.setattr(backend, "triton", None)
+    assert not backend.on_triton(torch.empty(1, device="meta"))
+
+
 def some_latents(n_tokens=30, k=5, d_sae=17):
     indices = torch.randint(d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1))   # the last two never fire
     return torch.relu(normal(n_tokens, k)), indices, d_sae
@@ -220,9 +279,10 @@ def test_firing_counts_and_pattern(form):
         assert own == [e for e in range(values.numel()) if indices.flatten()[e] == f and values.flatten()[e] > 0]
 
 
-@pytest.mark.parametrize("n_dims", [1, 13])
+@pytest.mark.parametrize("n_dims", [1, 13, 300])
 def test_latent_sums(form, n_dims):
     values, indices, d_sae = some_latents()
+    indices[:, 0], values[:, 0] = 3, values[:, 0] + 1    # latent 3 is active on every token
     weights, rows = normal(30, 5, seed=7), normal(30, n_dims, seed=8)
     pattern = latent_sums.by_latent(values, indices, d_sae)
     expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()
@@ -243,19 +303,62 @@ def test_references():
     close(to_values, torch.where(values > 0, (x.double() @ w_dec.double().T).gather(1, indices), 0))
 
 
-@pytest.mark.parametrize("threshold", [0.3, -2.0, 2.0])
-def test_cosine_tiles(form, threshold, monkeypatch):
-    monkeypatch.setattr(cosine_tiles, "EXPECTED_PER_ROW", 1)   # too little room at first, wherever more than 1 per row passes
-    monkeypatch.setattr(cosine_tiles, "BLOCK_ROWS", 32)
-    a, b = (torch.nn.functional.normalize(normal(n, 11, seed=n), dim=1) for n in (70, 45))
-    rows, columns = threshold + 0.1 * normal(70, seed=3), threshold + 0.1 * normal(45, seed=4)
-    i, j, cosine = cosine_tiles.cosine_tiles(a, b, rows, columns)
-    exact = a.double() @ b.double().T
-    limit = torch.minimum(rows[:, None], columns).double()
-    assert (exact - limit).abs().min() > 1e-6   # no entry is too close to tell
-    expected = (exact > limit).nonzero()
-    assert torch.equal(torch.stack([i, j], 1), expected) and len(expected) == {-2.0: 70 * 45, 2.0: 0}.get(threshold, len(expected))
-    torch.testing.assert_close(cosine.double(), exact[i, j], atol=1e-6, rtol=0)
+def some_codes(n, m, n_dims, prices):
+    """Codes of [n] and [m] rows, with some rows more than are asked for, and their terms; a pair exactly at each threshold, row 7's
+    infinite, the first row of both sides as large as codes can be."""
+    g = torch.Generator().manual_seed(n_dims)
+    a, b = (torch.randint(-127, 128, (size + 3, n_dims), generator=g, dtype=torch.int8) for size in (n, m))
+    a[0], b[0] = 127, -127
+    terms = [torch.rand(4 if prices else 3, size, generator=g) for size in (n, m)]
+    for t in terms:
+        t[0] = 0.01 + 0.01 * t[0]
+        t[1] *= n_dims ** 0.5
+        t[3:] = (t[3:] - 0.3) * n_dims ** 0.5
+    if n > 8:
+        exact = np.float32(int(a[5].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 5].numpy()
+        terms[0][1, 5] = terms[1][1, 9] = float(exact)
+        terms[0][1, 7] = float("inf")
+        if prices:
+            exact = np.float32(int(a[6].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 6].numpy()
+            terms[0][3, 6], terms[1][3, 9] = float(exact), 0
+    return a, b, *terms
+
+
+def pairs_by_hand(a, b, rows, columns, cap):
+    """The definition, pair by pair, in NumPy's float32."""
+    a, b, rows, columns = a.long().numpy(), b.long().numpy(), rows.numpy(), columns.numpy()
+    found = []
+    for i in range(rows.shape[1]):
+        found.append([])
+        for j in range(columns.shape[1]):
+            p = np.float32((a[i] * b[j]).sum()) * columns[0, j] * rows[0, i]
+            likely = p > min(rows[1, i], columns[1, j])
+            if likely if len(rows) == 3 else p > rows[3, i] + columns[3, j] and (not likely or rows[1, i] == np.inf):
+                found[-1].append((j, p + rows[2, i] + columns[2, j]))
+    given = [pair for row in found for pair in row[:cap]]
+    return [j for j, _ in given], [u for _, u in given], [len(row) for row in found]
+
+
+@pytest.mark.parametrize("prices", [False, True])
+@pytest.mark.parametrize("n, m, n_dims, cap", [(70, 131, 96, 131), (70, 131, 96, 9), (129, 40, 32, 1), (1, 1, 32, 1), (3, 65, 288, 64)])
+def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
+    """To the last bit, with rows in several bands and tiles."""
+    monkeypatch.setattr(cosine_tiles, "TILE", 32)
+    codes, reported = some_codes(n, m, n_dims, prices), []
+    bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
+    expected = pairs_by_hand(*codes, cap)
+    assert sum(reported) == n * m and len(bands) == -(-n // 32) and (n < 70 or min(cap, 9) < max(expected[2]) <= m)
+    dtypes = np.int32, np.float32, np.int64
+    for got, reference, wanted, dtype in zip(zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes):
+        got = np.concatenate(got)
+        assert got.dtype == dtype and got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
+
+
+def test_a_band_that_nothing_passes(form):
+    a, b, rows, columns = some_codes(40, 50, 32, False)
+    rows[1], columns[1] = 1e6, 1e6
+    (columns, upper, counts), = cosine_tiles.cosine_tiles(a, b, rows, columns, 5, lambda n: None)
+    assert not len(columns) and not len(upper) and counts.tolist() == [0] * 40
 
 
 def test_threads_change_nothing(monkeypatch):

@@ -45,7 +45,7 @@ def match_features(A, B, progress=None) -> Matching:
 
     Args:
         A, B: tensors or arrays of real numbers, or numpy memory maps, which are read in blocks. Products of tensors on a GPU are computed
-            there, in 8-bit integers; the rest on the host.
+            there by Triton, in 8-bit integers, if it takes that GPU; the rest on the host.
         progress: whether to show a bar; None: where it takes more than some seconds.
 
     Cost: 2 n_A n_B d integer operations once, and again for the few percent of pairs that prices alone do not rule out. Memory:

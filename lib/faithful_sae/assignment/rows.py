@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from faithful_sae.kernels.backend import over_rows
+from faithful_sae.kernels.backend import on_triton, over_rows
 
 BLOCK = 8192        # rows of a memory map that are held at once
 SLOP = 2e-6         # float32 arithmetic on scaled codes and thresholds, all of size 4 at most; prices, which may be larger, pay for theirs
@@ -34,9 +34,9 @@ class Rows:
     """One dictionary, prepared once for any number of matchings.
 
     Args:
-        matrix: [n, d], a torch tensor (on a GPU its products are computed there) or an array, of real numbers. A numpy.memmap is read
-            in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and integers and else float32,
-            unless it is just that.
+        matrix: [n, d], a torch tensor or an array, of real numbers. Products of a tensor on a GPU that Triton takes are computed there.
+            A numpy.memmap is read in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and
+            integers and else float32, unless it is just that.
         name: for error messages.
 
     Attributes:
@@ -47,8 +47,7 @@ class Rows:
     """
 
     def __init__(self, matrix, name="matrix"):
-        on_gpu = isinstance(matrix, torch.Tensor) and matrix.device.type == "cuda"
-        self.device = matrix.device if on_gpu else torch.device("cpu")
+        self.device = matrix.device if isinstance(matrix, torch.Tensor) and on_triton(matrix) else torch.device("cpu")
         self.source = matrix if isinstance(matrix, np.memmap) else _on_host(matrix)
         if self.source.ndim != 2 or not self.source.size:
             raise ValueError(f"{name} must be a matrix with at least one row and column, not of shape {list(self.source.shape)}")

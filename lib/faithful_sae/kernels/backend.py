@@ -59,8 +59,9 @@ def add_rows(total, weights, rows, numbers):
 
 
 def on_triton(tensor):
-    """Whether the Triton kernels take tensors of this device."""
-    return tensor.device.type in TRITON_DEVICES
+    """Whether the Triton kernels take tensors of this device: GPUs of compute capability 8.0 or more (NVIDIA's since 2020)."""
+    return (triton is not None and tensor.device.type in TRITON_DEVICES
+            and (not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= (8, 0)))
 
 
 def compiled(*tensors):

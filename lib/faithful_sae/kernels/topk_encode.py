@@ -28,7 +28,8 @@ from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode
 
 GROUPS_PER_SLOT = 16          # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their group
-TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS, MOST_SLOTS = 16, 8, 1024, 512   # of the Triton kernel: work is cut by tokens and latents
+TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS = 16, 8, 1024   # of the Triton kernel: work is cut by tokens and latents
+MOST_SLOTS = 256              # that it sorts in registers: 512 do not fit, and take minutes to compile
 SCREEN_BYTES = 2 ** 24        # screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
 SUM_ERROR = np.float32(2 ** -22)   # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
 BFLOAT16_ERROR = np.float32(2 ** -8)
@@ -213,14 +214,17 @@ def _kernel(x, weight, b_enc, b_dec, keys, B, D, F, WIDTH, N_SLOTS: tl.constexpr
 
 
 def by_triton(x, weight, b_enc, b_dec, k):
-    """The kernel over pieces of TOKENS_PER_PROGRAM tokens and d_sae / PARTS latents, then the k largest of all parts."""
+    """The kernel over pieces of TOKENS_PER_PROGRAM tokens and about d_sae / PARTS latents, then the k largest of all parts."""
     (n_tokens, n_dims), d_sae = x.shape, len(weight)
     n_slots, parts = triton.next_power_of_2(max(k, 16)), min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS))
-    block_f, width = max(64, n_slots), triton.cdiv(d_sae, parts)
-    dot = tl.float32 if x.dtype == torch.float32 or triton.knobs.runtime.interpret else tl.bfloat16   # no bfloat16 in the interpreter
+    block_f = max(64, n_slots)
+    width = triton.cdiv(d_sae, parts * block_f) * block_f    # whole tiles: a latent belongs to one part
+    halves = {} if triton.knobs.runtime.interpret else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}   # it has no bfloat16
+    dot = halves.get(x.dtype, tl.float32)
     keys = torch.empty(n_tokens, parts, n_slots, dtype=torch.int64, device=x.device)
     _kernel[(triton.cdiv(n_tokens, TOKENS_PER_PROGRAM), parts)](x, weight, b_enc, b_dec, keys, n_tokens, n_dims, d_sae, width,
-                                                                n_slots, TOKENS_PER_PROGRAM, block_f, 32, dot)
+                                                                n_slots, TOKENS_PER_PROGRAM, block_f, 32, dot,
+                                                                num_warps=8 if n_slots > 64 else 4)
     keys = keys.flatten(1).topk(k).values
     values = (keys >> 32).to(torch.int32).view(torch.float32)
     return values.to(x.dtype), torch.where(values > 0, 0x7FFFFFFF - (keys & 0x7FFFFFFF), 0)
