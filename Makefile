@@ -4,6 +4,7 @@ ROOT    := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
 VENV    := $(ROOT)/.venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.stamp
+PEERS   := $(ROOT)/.venv-peers
 PROFILE ?= laptop
 # a folder of parameter files of one's own, relative to where make is called
 PARAMS  ?=
@@ -26,9 +27,9 @@ test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the 
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
-bench: $(STAMP)  ## time the matching and the training step against what else there is (about half an hour)
-	@cd $(ROOT) && $(PY) tests/benchmarks/matching.py
-	@cd $(ROOT) && $(PY) tests/benchmarks/training_step.py
+bench: $(PEERS)/.stamp  ## time the matching and the training step against what else there is (about half an hour)
+	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py
+	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/training_step.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
@@ -58,4 +59,13 @@ $(STAMP): $(ROOT)/environment.yml $(ROOT)/lib/pyproject.toml
 	@cd $(ROOT) && grep '^torch==' $(VENV)/requirements.txt | xargs $(PY) -m pip install --quiet --disable-pip-version-check
 	@cd $(ROOT) && $(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	@$(PY) -m pip check
+	@touch $@
+
+# The same pins and, beside them, other trainers' libraries: what is measured there is what runs here.
+$(PEERS)/.stamp: $(STAMP) $(ROOT)/tests/peers.txt
+	@echo "setting up $(PEERS) (some minutes, once)"
+	@test -x $(PEERS)/bin/python || python3 -m venv $(PEERS)
+	@cd $(ROOT) && grep '^torch==' $(VENV)/requirements.txt | xargs $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check
+	@cd $(ROOT) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt -r tests/peers.txt
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	@touch $@

@@ -4,11 +4,12 @@
 
 The unit is one product x @ W_enc in float32. Everything is timed in turn in one process, over and over, so that a busy machine slows
 all alike, and the medians are compared. Each contestant does what its own training loop does with a batch on the CPU, with Adam.
-The other trainers (eai-sparsify 1.3.3, dictionary-learning 0.1.0, sae-lens 6.54.0) are no dependencies of this repository: install
-them in an environment of their own, with numba, and point PYTHONPATH at lib/. No latent is dead in these steps but in the last row.
+The other trainers (eai-sparsify 1.3.3, dictionary-learning 0.1.0, sae-lens 6.54.0) are no dependencies of this repository: `make
+bench` installs them in an environment of their own, .venv-peers. No latent is dead in these steps but in the last row.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -55,6 +56,7 @@ def dense(d_model, d_sae, k):
 
 
 def sparsify(d_model, d_sae, k):
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"   # its kernels need a GPU; without this it takes them where triton is installed
     from sparsify import SparseCoder, SparseCoderConfig
     sae = SparseCoder(d_model, SparseCoderConfig(num_latents=d_sae, k=k))
     optimiser = torch.optim.Adam(sae.parameters(), lr=LR)
