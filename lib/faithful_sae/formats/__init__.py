@@ -1,4 +1,4 @@
-"""Folders in which SAEs are published, one file per format. All end up as the one function of sae.py, or are refused with the reason."""
+"""The formats SAEs are published in, a file each. Whatever is read ends up as the function of sae.py, or is refused with a reason."""
 
 from pathlib import Path
 

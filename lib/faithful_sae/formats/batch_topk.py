@@ -1,7 +1,8 @@
 """The authors' folders, which are BatchTopK's: config.json and sae.pt, a pickled state_dict.
 
-    topk      top k of ReLU((x - b_dec) W_enc), without the b_enc that is stored       jumprelu  ReLU(x W_enc + b_enc) above e^log_threshold
-    vanilla   ReLU((x - b_dec) W_enc + b_enc)                                          all       z W_dec + b_dec
+    topk      top k of ReLU((x - b_dec) W_enc): the b_enc that is stored is not used
+    vanilla   ReLU((x - b_dec) W_enc + b_enc)
+    jumprelu  ReLU(x W_enc + b_enc) where it is above e^log_threshold              all: x_hat = z W_dec + b_dec
 
 `input_unit_norm` is SAELens' layer_norm: each token less its mean, by its unbiased standard deviation + 1e-5, and undone at the end.
 """
@@ -20,8 +21,8 @@ def read(folder) -> Parts:
     config, kind = source.config, source["sae_type"]
     D, F = source.count("act_size", source["act_size"]), source.count("dict_size", source["dict_size"])
     if kind == "batchtopk":
-        raise source.refuse("sae_type batchtopk keeps the largest latents of a whole batch, so that a token's depend on its neighbours; "
-                            "a threshold, which would replace that, is not stored")
+        raise source.refuse("sae_type batchtopk keeps the largest latents of a whole batch, so that a token's depend on its "
+                            "neighbours; a threshold, which would replace that, is not stored")
     if kind not in ("topk", "vanilla", "jumprelu"):
         raise source.refuse(f"sae_type {kind} is none of topk, vanilla, jumprelu")
     parts = Parts(**source.take({"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}))

@@ -1,4 +1,4 @@
-"""Where an SAE reads a language model: the many names of the residual stream, and whether an SAE belongs to a given model and layer."""
+"""Where an SAE reads a language model: the names of the residual stream, and whether an SAE belongs to a given model and layer."""
 
 import re
 
@@ -39,11 +39,11 @@ def check_hook(sae, model, layer, folder):
     hook, named = sae.metadata.get("hook_name"), sae.metadata.get("model")
     found = layer_of(hook) if hook else sae.metadata.get("layer")
     if (hook or found is not None) and found != layer:
-        raise SAEError(f"{folder}: reads {hook or f'the input of block {found}'}, but the profile hooks the residual stream that enters "
-                       f"block {layer} (blocks.{layer}.hook_resid_pre): take the SAE of that hook point, or change the profile's layer")
+        raise SAEError(f"{folder}: reads {hook or f'the input of block {found}'}, but the profile hooks the residual stream that "
+                       f"enters block {layer} (blocks.{layer}.hook_resid_pre): take the SAE of that hook point, or change the layer")
     if named and _short(named) != _short(model):
-        raise SAEError(f"{folder}: was made for the model {named}, but the profile's is {model}: take an SAE of that model, or change "
-                       "the profile's model")
+        raise SAEError(f"{folder}: was made for the model {named}, but the profile's is {model}: take an SAE of that model, or "
+                       "change the model")
 
 
 def _short(model):

@@ -17,7 +17,8 @@ WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.0.0"   # the layout written here; readers dispatch on it
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
-METADATA_5 = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_bos", "dataset_path", "sae_lens_training_version")
+METADATA_5 = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_bos", "dataset_path",
+              "sae_lens_training_version")
 
 
 def read(folder) -> Parts:
@@ -29,9 +30,10 @@ def read(folder) -> Parts:
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
     if architecture not in ARCHITECTURES or activation not in (None, "relu", "topk"):
-        raise source.refuse(f"architecture {architecture} with activation {activation or 'relu'} is none of {', '.join(ARCHITECTURES)}")
+        raise source.refuse(f"architecture {architecture} with activation {activation or 'relu'} is none of "
+                            + ", ".join(ARCHITECTURES))
     if config.get("reshape_activations", "none") != "none":
-        raise source.refuse(f"reshape_activations {config['reshape_activations']}: it reads attention heads, not the residual stream")
+        raise source.refuse(f"reshape_activations {config['reshape_activations']}: it reads attention heads, no residual stream")
     parts = Parts(b_enc=None, **source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}))
     if architecture == "gated":
         parts.gate(**source.take({"r_mag": (F,), "b_gate": (F,), "b_mag": (F,)}))
@@ -74,13 +76,14 @@ def _normalise(source, parts):
         scaler = source.folder / "activation_scaler.json"
         factor = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
         if not isinstance(factor, float) or factor <= 0:
-            raise source.refuse("normalize_activations expected_average_only_in: the factor it multiplies activations by is in no file "
-                                "(activation_scaler.json would hold it): take the SAE saved after training, which has it in its weights")
+            raise source.refuse("normalize_activations expected_average_only_in: the factor that activations are multiplied by is in no "
+                                "file (activation_scaler.json would hold it): take the SAE saved after training")
         parts.W_enc, parts.W_dec, parts.b_dec = parts.W_enc * factor, parts.W_dec / factor, parts.b_dec / factor
     elif name in NORMALISATIONS:
         parts.normalisation = name
     else:
-        raise source.refuse(f"normalize_activations {name} is none of {', '.join(NORMALISATIONS)}: take the SAE saved after training")
+        raise source.refuse(f"normalize_activations {name} is none of {', '.join(NORMALISATIONS)}: take the SAE as saved "
+                            "after training")
 
 
 def write(sae, folder):

@@ -15,7 +15,7 @@ class SAEError(ValueError):
 
 @dataclass
 class Parts:
-    """An SAE as TopKSAE states it (there: what each is); a reader fills this in, then folds what its format does differently."""
+    """What TopKSAE is made of (see there). A reader fills this in, then folds in what its format does differently."""
     W_enc: torch.Tensor
     b_enc: torch.Tensor | None
     W_dec: torch.Tensor
@@ -40,7 +40,7 @@ class Parts:
         self.W_enc, self.b_enc, self.W_dec = self.W_enc * norm, self.b_enc * norm, self.W_dec / norm[:, None]
 
     def gate(self, r_mag, b_gate, b_mag):
-        """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W; that is where e^r u + b_mag > b_mag - e^r b_gate."""
+        """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u + b_mag > b_mag - e^r b_gate."""
         self.W_enc, self.b_enc = self.W_enc * r_mag.exp(), b_mag
         self.above(b_mag - r_mag.exp() * b_gate)
 
@@ -130,8 +130,8 @@ def read_tensors(path) -> dict:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:   # of many types, depending on which byte is wrong
         reason = (str(error).strip() or repr(error)).splitlines()[0][:100]
-        raise SAEError(f"{path}: not opened, since it is damaged or holds more than tensors, which could run code ({reason}): fetch it "
-                       "again, or ask its author for the tensors alone") from None
+        raise SAEError(f"{path}: not opened, since it is damaged or holds more than tensors, which could run code ({reason}): fetch "
+                       "it again, or ask its author for the tensors alone") from None
     if not isinstance(values, dict):
         raise SAEError(f"{path}: holds a {type(values).__name__}, not tensors by name")
     return values

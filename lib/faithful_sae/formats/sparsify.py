@@ -2,7 +2,8 @@
 
     top k of ReLU((x - b_dec) encoder.weight^T + encoder.bias),  then z W_dec + b_dec     encoder.weight and W_dec are [F, D]
 
-cfg.json names neither model nor hook point: the folder's name is the hook point, a block's output; the run's config.json has the model.
+cfg.json names neither model nor hook point: the folder's name is the hook point, a block's output; the model is in the run's
+config.json.
 """
 
 import json
