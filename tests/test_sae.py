@@ -169,9 +169,9 @@ DAMAGE = {
     "k of 0": (change_config(k=0), "k = 0"),
     "k beyond d_sae": (change_config(k=F + 1), f"k = {F + 1}"),
     "k is text": (change_config(k="4"), "k = '4'"),
-    "another architecture": (change_config(architecture="jumprelu"), "jumprelu"),
-    "rescaled": (change_config(rescale_acts_by_decoder_norm=True), "rescale_acts_by_decoder_norm"),
-    "normalised": (change_config(normalize_activations="layer_norm"), "normalize_activations"),
+    "another architecture": (change_config(architecture="matching_pursuit"), "matching_pursuit"),
+    "jumprelu without thresholds": (change_config(architecture="jumprelu"), "threshold"),
+    "normalised": (change_config(normalize_activations="expected_average_only_in"), "normalize_activations"),
 }
 
 
