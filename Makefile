@@ -13,10 +13,10 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
-.PHONY: help paper test bench lab sync dry report clean
+.PHONY: help paper test test-interop bench lab sync dry report clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
 	@echo; echo "Variables: PROFILE=smoke|laptop, PARAMS=path/to/folder, CORES=n"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
@@ -26,6 +26,9 @@ paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop,
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
+
+test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
+	@cd $(ROOT) && $(PEERS)/bin/python -m pytest tests/interop
 
 bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py

@@ -21,7 +21,7 @@ class TopKSAE:
     Attributes:
         W_enc: float32 [D, F]. b_enc: [F]. W_dec: [F, D], unit rows. b_dec: [D].
         k: active latents per token; None where there is a threshold.
-        threshold: float32 [F], 0 or more: a latent is kept if it is above; None where the k largest are kept.
+        threshold: float32 [F]: a latent is kept if it is above its own and above 0; None where the k largest are kept.
         normalisation: of each token before it is encoded, undone in `reconstruct`. "none"; "layer_norm": less its mean, by its
             unbiased standard deviation + 1e-5; "constant_norm_rescale": to norm sqrt(D).
         firing: float32 [F] or None, share of tokens each latent fired on at the end of training (fraction 0-1).

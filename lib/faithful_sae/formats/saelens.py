@@ -76,8 +76,8 @@ def _normalise(source, parts):
         scaler = source.folder / "activation_scaler.json"
         factor = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
         if not isinstance(factor, float) or factor <= 0:
-            raise source.refuse("normalize_activations expected_average_only_in: the factor that activations are multiplied by is in no "
-                                "file (activation_scaler.json would hold it): take the SAE saved after training")
+            raise source.refuse("normalize_activations expected_average_only_in: the factor that activations are multiplied by is in "
+                                "no file (activation_scaler.json would hold it): take the SAE saved after training")
         parts.W_enc, parts.W_dec, parts.b_dec = parts.W_enc * factor, parts.W_dec / factor, parts.b_dec / factor
     elif name in NORMALISATIONS:
         parts.normalisation = name

@@ -27,8 +27,8 @@ class Parts:
     metadata: dict = field(default_factory=dict)
 
     def above(self, threshold):
-        """Keep latents above a number >= 0 or tensor [F]. Below 0, only the ReLU decides, as at 0."""
-        self.threshold = torch.as_tensor(threshold, dtype=torch.float32).clamp(min=0).expand(len(self.W_dec)).contiguous()
+        """Keep the latents above a number, or each above its own, [F]."""
+        self.threshold = torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
 
     def uncentre(self):
         """For an encoder that sees x, not x - b_dec: x W + b = (x - b_dec) W + (b + b_dec W)."""
