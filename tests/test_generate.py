@@ -2,6 +2,8 @@
 
 import copy
 import json
+import multiprocessing
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -244,6 +246,24 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
     monkeypatch.setattr(generate, "sample", sample)
     assert content(generate.generate_dataset(run, lm, "key")) == files
     assert [p.name for p in run.artifacts.iterdir()] == ["faithful"]  # nothing partial is left
+
+
+def test_killed_at_random_moments(make_run, lm):
+    """SIGKILL, so that no handler can tidy up, while some twenty shards are sampled and written."""
+    whole = make_run({"generate.tokens": 2000}, "whole")
+    files = content(generate.generate_dataset(whole, lm, "key"))
+    run = make_run({"generate.tokens": 2000}, "killed")
+    rng, left = np.random.default_rng(0), []
+    while not is_current(run.artifacts / "faithful", "key"):
+        process = multiprocessing.get_context("fork").Process(target=generate.generate_dataset, args=(run, lm, "key"))
+        process.start()
+        process.join(rng.uniform(0.02, 0.15))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL) and len(left) < 500
+        left.append(len(list(run.artifacts.glob("faithful*/shard_*.safetensors"))))
+    assert len(left) >= 3 and left == sorted(left) and len(set(left)) > 2      # it was killed on the way, and lost no finished shard
+    assert content(run.artifacts / "faithful") == files and len(files) == 23
 
 
 def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):

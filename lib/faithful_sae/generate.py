@@ -120,6 +120,8 @@ def generate_dataset(run, lm, key, inputs=None):
     shards = folder.with_name(f"faithful-{key}.partial")
     remove_others(shards)
     shards.mkdir(parents=True, exist_ok=True)
+    for unfinished in shards.glob(".*"):   # of a process killed while it wrote
+        remove(unfinished)
     draw = vllm_backend.sampler(run, lm) if g.backend == "vllm" else _sampler(run, lm)
     with tqdm(total=g.tokens, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
         for shard in range(math.ceil(g.tokens / g.shard_tokens)):
