@@ -11,7 +11,9 @@ B tokens, D model, F latents, K active ones.
 import torch
 import torch.nn.functional as F
 
-from faithful_sae.formats import read_folder, saelens, sparsify
+import faithful_sae.formats.saelens as saelens
+import faithful_sae.formats.sparsify as sparsify
+from faithful_sae.formats.folders import read_folder
 from faithful_sae.formats.source import SAEError
 
 
