@@ -30,9 +30,10 @@ test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the 
 test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
 	@cd $(ROOT) && $(PEERS)/bin/python -m pytest tests/interop
 
-bench: $(PEERS)/.stamp  ## time the matching and the training step against what else there is (about half an hour)
+bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/training_step.py
+	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/quality.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -2,16 +2,20 @@
 
 import copy
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
+from transformers import (MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
 
 from faithful_sae import generate
-from faithful_sae.decoding import decoding
-from faithful_sae.models import LanguageModel
+from faithful_sae.decoding import Decoder
+from faithful_sae.models import LanguageModel, ModelError
 from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
 
 V, DRAWS = 12, 20_000
@@ -96,26 +100,69 @@ def test_second_token_follows_its_first(small):
     assert checked >= 4
 
 
+def with_varied_ends(architecture):
+    """The first random model whose greedy documents have four different lengths."""
+    return next(lm for seed in range(100) for lm in [LanguageModel(make_model(architecture, 24, seed, 0.5).eval(), make_tokenizer(24), 1, BOS)]
+                if len({len(rollout(lm, first)) for first in range(24)}) >= 4)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_cached_decoding_equals_none(architecture):
     """Greedy (temperature near 0) from a uniform first token: rows end at different times, as a plain rollout of each says."""
-    lm = next(lm for seed in range(100) for lm in [LanguageModel(make_model(architecture, 24, seed, 0.5).eval(), make_tokenizer(24), 1, BOS)]
-              if len({len(rollout(lm, first)) for first in range(24)}) >= 4)
+    lm = with_varied_ends(architecture)
     documents = generate.sample(lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat")
     expected = [rollout(lm, d[0]) for d in documents]
     assert [d.tolist() for d in documents] == expected
     assert len({len(e) for e in expected}) >= 3 and max(map(len, expected)) > 8  # Gemma's window of 6 is passed
 
 
+@pytest.mark.parametrize("make", [
+    lambda **o: MistralForCausalLM(MistralConfig(num_key_value_heads=1, sliding_window=6, **o)),
+    lambda **o: Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **o)),
+    lambda **o: Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=1, head_dim=12, **o))], ids=["mistral", "qwen2", "qwen3"])
+def test_other_models_that_decode_alike(make):
+    torch.manual_seed(2)
+    model = make(vocab_size=24, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5,
+                 max_position_embeddings=CONTEXT, bos_token_id=BOS, eos_token_id=EOS)
+    lm = LanguageModel(model.eval(), make_tokenizer(24), 1, BOS)
+    documents = generate.sample(lm, 24, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat")
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and max(map(len, documents)) > 8
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_model_gets_its_attention_back(architecture):
-    """Ours only where it is known to be all there is; and not for longer than the sampling, however that ends."""
     model = make_model(architecture, 24).eval()
     own = model.config._attn_implementation
-    with pytest.raises(KeyboardInterrupt), decoding(model, 5):
-        assert (model.config._attn_implementation == "one_token") == (architecture != "gemma2")
+    with pytest.raises(KeyboardInterrupt), Decoder(model, 2, 5):
+        assert model.config._attn_implementation == "one_token"
         raise KeyboardInterrupt
     assert model.config._attn_implementation == own != "one_token"
+
+
+def test_a_model_whose_attention_is_not_known(small):
+    model = copy.deepcopy(small.model)
+    model.config.model_type = "gpt_oss"
+    with pytest.raises(ModelError, match="cannot sample from a model of type 'gpt_oss', only from gpt2.*backend: vllm"):
+        Decoder(model, 2, 5)
+
+
+def test_a_document_that_ends_makes_room_for_the_next():
+    """Rows at places of their own: every document is what its ids alone lead to, and no row waits for another."""
+    lm, passes, rows = with_varied_ends("llama"), [], 7
+    documents = generate.sample(lm, rows, 14, torch.Generator().manual_seed(4), temperature=1e-4, first_token="flat", tokens=300,
+                                progress=passes.append)
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and len(documents) > 3 * rows
+    assert sum(passes) == sum(map(len, documents)) >= 300 and len({len(d) for d in documents}) >= 3
+    full = -(-300 // rows)
+    assert passes[:full] == [rows] * full and sorted(passes[full:], reverse=True) == passes[full:] and len(passes) <= full + 14
+
+
+def test_lengths_are_those_of_the_model(small):
+    """What is begun is finished: with a budget, long documents are neither more nor less frequent than one at a time."""
+    refilled = [d for seed in range(60) for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed), tokens=300)]
+    alone = generate.sample(small, DRAWS, 9, torch.Generator().manual_seed(100))
+    counts = np.array([np.bincount([len(d) for d in ds], minlength=10)[1:] for ds in (refilled, alone)])
+    assert chi2_contingency(counts).pvalue > 1e-4 and (counts > 20).all()
 
 
 def test_logits_that_are_not_numbers_stop_the_sampling(small):
@@ -171,15 +218,12 @@ def test_documents_come_back_as_sampled(finished, lm):
     g, expected = run.generate, []
     for shard, wanted in enumerate((90, 90, 90, 30)):
         seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
-        generator, count = torch.Generator().manual_seed(seed), 0
-        while count < wanted:
-            new = generate.sample(lm, g.batch_rows, g.max_new_tokens, generator)
-            expected, count = expected + new, count + sum(map(len, new))
+        expected += generate.sample(lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted)
     got = list(generate.read_shards(run))
     assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(map(len, got)) >= g.tokens
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("calls", [0, 1, 3])
 def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
     run, files = finished
     folder = run.artifacts / "faithful"
@@ -210,7 +254,7 @@ def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     (partial / "shard_00002.safetensors").unlink()
     calls, sample = [], generate.sample
     monkeypatch.setattr(generate, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
-    assert content(generate.generate_dataset(run, lm, "key")) == files and 1 <= len(calls) <= 15
+    assert content(generate.generate_dataset(run, lm, "key")) == files and len(calls) == 1
 
 
 def test_a_finished_dataset_is_not_made_again(finished, lm, monkeypatch):
@@ -250,3 +294,50 @@ def test_context_leaves_room_for_bos(make_run, lm):
 def test_no_room_on_the_disk(make_run, lm):
     with pytest.raises(DiskFullError, match="faithful dataset needs about"):
         generate.generate_dataset(make_run({"generate.tokens": 10 ** 17}), lm, "key")
+
+
+def test_no_room_in_memory(make_run, lm, monkeypatch):
+    """Llama: 3 layers x 1 head x 8 numbers x 2 (keys, values) x 4 bytes x 10 tokens = 1,920 bytes a row, and 24 a logit."""
+    run = make_run({"generate.batch_rows": 100})
+    per_row = 1920 + 24 * lm.model.config.vocab_size
+    monkeypatch.setattr(generate.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1))
+    with pytest.raises(MemoryError, match="generate.batch_rows = 100 needs .* at most 99 rows fit"):
+        generate.generate_dataset(run, lm, "key")
+    assert not list(run.artifacts.glob("faithful*/shard*"))
+
+
+# --- vLLM, of which only the calls can be tested without it ------------------------------------------------------------------------
+
+class FakeEngine:
+    """Answers as vllm.LLM does: the ids after the prompt, with the one that ended them."""
+    def __init__(self, **options):
+        self.options, self.asked = options, []
+        FakeEngine.last = self
+
+    def generate(self, prompts, options, use_tqdm):
+        self.asked += zip(prompts, options)
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6, EOS][:o["max_tokens"]])]) for o in options]
+
+
+@pytest.mark.parametrize("first_token", ["bos", "flat"])
+def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeEngine, SamplingParams=dict))
+    run = make_run({"generate.backend": "vllm", "generate.first_token": first_token, "generate.temperature": 1.5})
+    generate.generate_dataset(run, lm, "key")
+    documents, engine = list(generate.read_shards(run)), FakeEngine.last
+    assert engine.options == {"model": lm.model.name_or_path, "revision": None, "dtype": "float32", "max_model_len": 11, "generation_config": "vllm"}
+    assert sum(map(len, documents)) >= 300 and len({o["seed"] for _, o in engine.asked}) == len(engine.asked)
+    for prompt, options in engine.asked:
+        assert prompt["prompt_token_ids"][0] == BOS and len(prompt["prompt_token_ids"]) == (1 if first_token == "bos" else 2)
+        assert options["temperature"] == 1.5 and options["top_p"] == 1 and options["stop_token_ids"] == [BOS]
+        assert options["allowed_token_ids"] == list(range(lm.vocab_size))    # Llama's embedding has rows that no token uses
+    if first_token == "bos":
+        assert all(d.tolist() == [5, 6, EOS] for d in documents)
+    else:
+        assert {len(d) for d in documents} == {1, 4} and all((len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents)
+
+
+def test_vllm_is_not_installed(make_run, lm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match="generate.backend: vllm, and vLLM is not installed: .*backend: transformers"):
+        generate.generate_dataset(make_run({"generate.backend": "vllm"}), lm, "key")

@@ -89,7 +89,7 @@ COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from faithful_sae.kernels import cosine_tiles, firing_counts, latent_sums, sparse_decode, topk_encode
+from faithful_sae.kernels import cosine_tiles, firing_counts, latent_sums, one_token_attention, sparse_decode, topk_encode
 
 class Driver:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", {capability}, 32))
@@ -113,7 +113,11 @@ firing_counts.by_triton(values, indices, 2048, 0.0)
 codes = torch.zeros(64, 96, dtype=torch.int8)
 for terms in (torch.zeros(3, 50), torch.zeros(4, 50)):
     list(cosine_tiles.by_triton(codes, codes, terms, terms, 7, lambda n: None))
-assert len(compiled) == 10 and min(compiled) > 0, compiled
+kept, of_row = torch.zeros(3, 2, 2, 80, 64, dtype=torch.{dtype}), torch.tensor([0, 2])
+query, new = torch.zeros(2, 6, 80, dtype=torch.{dtype}), torch.zeros(2, 2, 80, dtype=torch.{dtype})
+for softcap, window in ((None, None), (30.0, 7)):
+    one_token_attention.by_triton(query, new, new, kept, kept.clone(), of_row, of_row, 0.1, softcap, window)
+assert len(compiled) == 12 and min(compiled) > 0, compiled
 """
 
 

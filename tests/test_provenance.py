@@ -192,7 +192,8 @@ def imports(file):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("faithful_sae."):
             module = node.module.removeprefix("faithful_sae.")
             names |= {module} | {f"{module}.{a.name}" for a in node.names}
-    return {f for name in names if (f := PACKAGE / f"{name.replace('.', '/')}.py").is_file()}
+    places = [PACKAGE / name.replace(".", "/") for name in names]
+    return {f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
 
 
 @pytest.mark.parametrize("file", sorted([*(ROOT / "notebooks").glob("*.py"), *PACKAGE.rglob("*.py")]), ids=lambda f: f"{f.parent.name}/{f.name}")

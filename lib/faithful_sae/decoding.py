@@ -1,72 +1,70 @@
-"""Decoding one token at a time without copying what came before: a preallocated KV cache, and attention that reads it in place.
+"""Decoding one token at a time, every row at a place of its own: the keys and values of all rows, and the model's attention over them.
 
-transformers' cache grows by concatenation, a copy of everything for every token, and its attention repeats the keys of grouped
-heads. Here keys and values are kept transposed, [B, heads, head dim, tokens], so that batched products run along the tokens.
+The model's forward pass is transformers'; only what its attention calls is ours, given to it by name for as long as a Decoder is open.
 """
-
-from contextlib import contextmanager
 
 import torch
 from transformers import AttentionInterface
-from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from faithful_sae.kernels.one_token_attention import TILE, one_token_attention
+from faithful_sae.models import ModelError
 
 NAME = "one_token"
-MODELS = ("gpt2", "gpt_neox", "llama")   # whose attention is a softmax over all tokens and nothing else
+MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")   # whose attention has nothing that ours lacks
 
 
-@contextmanager
-def decoding(model, length):
-    """A KV cache for `length` tokens of rows that all start with their first; within the context the model's attention is ours.
+class Decoder:
+    """`rows` documents side by side, each up to `length` tokens long; a context manager, in which the model's attention is ours.
 
-    Other models than those of MODELS keep their attention, which may have more to it, and layers with a sliding window their cache.
+    Memory is `bytes_per_token` x length x rows, on a CPU taken as the rows grow.
+
+    Raises:
+        ModelError: a model whose attention is not known to be the one computed here.
     """
-    cache, own = DynamicCache(config=model.config), model.config._attn_implementation
-    cache.layers = [_Preallocated(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if model.config.model_type not in MODELS:
-        yield cache
-        return
-    model.set_attn_implementation(NAME)
-    try:
-        yield cache
-    finally:
-        model.set_attn_implementation(own)
+
+    def __init__(self, model, rows, length):
+        if model.config.model_type not in MODELS:
+            raise ModelError(f"{model.name_or_path}: cannot sample from a model of type {model.config.model_type!r}, only from "
+                             f"{', '.join(MODELS)}: set generate.backend: vllm")
+        self.model, self.shape, self.layers = model, (rows, -(-length // TILE)), {}
+        self.lengths = torch.zeros(rows, dtype=torch.long)
+
+    def __enter__(self):
+        self.own = self.model.config._attn_implementation
+        self.model.set_attn_implementation(NAME)
+        return self
+
+    def __exit__(self, *_):
+        self.model.set_attn_implementation(self.own)
+
+    def step(self, ids, slots):
+        """Append one token to each of some rows: ids and slots int64 [B] on the CPU, slots increasing. Returns logits [B, V].
+
+        A row starts anew when `lengths[slot]` is set to 0.
+        """
+        device, lengths = self.model.device, self.lengths[slots]
+        self.slots, self.before, self.longest = slots.to(device), lengths.to(device), int(lengths.max())
+        logits = self.model(input_ids=ids.to(device)[:, None], position_ids=self.before[:, None], use_cache=False, decoder=self).logits
+        self.lengths[slots] += 1
+        return logits[:, -1]
+
+    def attend(self, layer, query, k, v, scale, softcap, window):
+        if layer not in self.layers:
+            self.layers[layer] = [t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)]
+        return one_token_attention(query, k, v, *self.layers[layer], self.slots, self.before, self.longest, scale, softcap, window)
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Softmax attention of one query token per row: query [B, H, 1, d], key and value [B, G, T, d], H / G heads sharing a key.
-
-    All T tokens lie before the query, so that no mask is needed. Returns [B, 1, H, d], as transformers' attention functions do.
-    """
-    batch, heads, _, d = query.shape
-    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], d) * (d ** -0.5 if scaling is None else scaling)
-    weights = torch.softmax(grouped @ key.transpose(2, 3), -1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).reshape(batch, 1, heads, value.shape[3]), None
+def bytes_per_token(config, dtype):
+    """Of keys and values, in all layers."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
 
 
-AttentionInterface.register(NAME, attend)
+def _attention(module, query, key, value, attention_mask, *, decoder, scaling, softcap=None, sliding_window=None, **kwargs):
+    """transformers' interface: query [B, H, 1, d], key and value [B, G, 1, d] of the new token alone. Returns [B, 1, H, d]."""
+    out = decoder.attend(module.layer_idx, query[:, :, 0], key[:, :, 0], value[:, :, 0], scaling, softcap, sliding_window)
+    return out[:, None], None
 
 
-class _Preallocated(DynamicLayer):
-    """A cache layer that writes into buffers [B, G, d, length] and hands out views of them as transformers has them, [B, G, T, d]."""
-
-    def __init__(self, length):
-        super().__init__()
-        self.length, self.used = length, 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        new = [states.transpose(2, 3) for states in (key_states, value_states)]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [states.new_empty(*states.shape[:3], self.length) for states in new]
-        start, self.used = self.used, self.used + key_states.shape[2]
-        for buffer, states in zip(self.buffers, new):
-            buffer[..., start:self.used] = states
-        self._view()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices):
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-        self._view()
-
-    def _view(self):
-        self.keys, self.values = (buffer[..., :self.used].transpose(2, 3) for buffer in self.buffers)
+AttentionInterface.register(NAME, _attention)

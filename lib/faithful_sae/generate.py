@@ -9,53 +9,75 @@ import os
 import time
 
 import numpy as np
+import psutil
 import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from faithful_sae.decoding import decoding
-from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, require_space, write_provenance
-
-DROP_BELOW = 7 / 8   # documents that have ended leave the batch, and its cache is copied, when fewer than this share go on
+from faithful_sae import vllm_backend
+from faithful_sae.decoding import Decoder, bytes_per_token
+from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, remove_others, require_space, write_provenance
 
 
 @torch.inference_mode()
-def sample(lm, n_documents, max_new_tokens, generator, temperature=1.0, top_p=1.0, first_token="bos"):
-    """Sample documents from BOS alone.
+def sample(lm, batch_rows, max_new_tokens, generator, temperature=1.0, top_p=1.0, first_token="bos", tokens=0, progress=lambda n: None):
+    """Sample documents from BOS alone, `batch_rows` side by side; where one ends the next begins, until there are `tokens` tokens.
+
+    Whether another document is begun depends on what has been sampled before, and every document begun is finished: none is kept or
+    left out for its length.
 
     Args:
         lm: LanguageModel.
-        n_documents: batch size B; memory is B x max_new_tokens of KV cache, time is max_new_tokens steps of B rows; rows
-            that have ended are dropped from the batch now and then.
+        batch_rows: rows B, for which `require_memory` asks. At least so many documents are sampled.
         max_new_tokens: a document ends here, or where the model samples EOS or BOS (kept as its last id).
         generator: torch.Generator on the model's device; the only source of randomness.
         temperature: divides the logits; 1 is the paper's.
         top_p: sample from the smallest set of tokens with this probability mass; 1 is the paper's.
         first_token: "bos" samples it from the model; "flat" draws it uniformly from the vocabulary (paper 5.4).
+        tokens: documents are begun in place of those that ended until so many tokens have been sampled; 0: none.
+        progress: called with the number of tokens sampled in each step.
 
     Returns:
-        list of B int32 arrays, the ids after BOS.
+        list of int32 arrays, the ids after BOS, in the order in which the documents were begun.
     """
-    ends = torch.tensor([i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None], device=lm.device)
-    ids = torch.full((n_documents, 1), lm.bos_id, device=lm.device)
-    documents = torch.full((n_documents, max_new_tokens), -1, dtype=torch.int32, device=lm.device)
-    rows, going = torch.arange(n_documents, device=lm.device), torch.ones(n_documents, dtype=torch.bool, device=lm.device)
-    with decoding(lm.model, max_new_tokens) as cache:
-        for step in range(max_new_tokens):
-            logits = lm.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1, :lm.vocab_size].float()
-            if step == 0 and first_token == "flat":
-                logits = torch.zeros_like(logits)
-            ids = _draw(_probabilities(logits, temperature, top_p), generator)
-            documents[rows[going], step] = ids[going, 0].int()
-            going &= ~torch.isin(ids[:, 0], ends)
-            if not going.any():
-                break
-            if going.sum() < DROP_BELOW * len(going):
-                keep = going.nonzero()[:, 0]
-                rows, ids, going = rows[keep], ids[keep], going[keep]
-                cache.batch_select_indices(keep)
-    lengths = (documents >= 0).sum(1).tolist()
-    return [row[:length] for row, length in zip(documents.cpu().numpy(), lengths)]
+    ends = [i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None]
+    text = np.empty((batch_rows, max_new_tokens), np.int32)
+    slots, number, ids = np.arange(batch_rows), np.arange(batch_rows), np.full(batch_rows, lm.bos_id)   # `number` of each row's document
+    documents, sampled, begun = {}, 0, batch_rows
+    with Decoder(lm.model, batch_rows, max_new_tokens) as decoder:
+        while len(slots):
+            places = decoder.lengths.numpy()[slots]
+            logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[:, :lm.vocab_size].float()
+            if first_token == "flat":
+                logits[torch.from_numpy(places == 0).to(lm.device)] = 0
+            ids = _draw(_probabilities(logits, temperature, top_p), generator)[:, 0].cpu().numpy()
+            text[slots, places] = ids
+            sampled += len(slots)
+            progress(len(slots))
+            ended = np.isin(ids, ends) | (places + 1 == max_new_tokens)
+            for i in np.flatnonzero(ended):
+                documents[number[slots[i]]] = text[slots[i], :places[i] + 1].copy()
+            if sampled < tokens:
+                again = slots[ended]
+                number[again], begun = np.arange(begun, begun + len(again)), begun + len(again)
+                decoder.lengths[again], ids[ended] = 0, lm.bos_id
+            else:
+                slots, ids = slots[~ended], ids[~ended]
+    return [documents[i] for i in range(begun)]
+
+
+def require_memory(run, lm):
+    """Stop before sampling that would run out of memory: keys and values of all rows, and logits with what is computed of them.
+
+    Raises:
+        MemoryError: with the number of rows that would fit.
+    """
+    g = run.generate
+    per_row = g.max_new_tokens * bytes_per_token(lm.model.config, lm.model.dtype) + 24 * lm.model.config.vocab_size
+    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
+    if g.batch_rows * per_row > 0.9 * free:
+        raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
+                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {int(0.9 * free / per_row)} rows fit")
 
 
 def _probabilities(logits, temperature, top_p):
@@ -84,6 +106,7 @@ def generate_dataset(run, lm, key, inputs=None):
 
     Raises:
         DiskFullError: before any work, if the tokens would not fit.
+        MemoryError: before any work, if batch_rows rows would not fit in memory.
         ValueError: max_new_tokens beyond the model's context.
     """
     g, folder = run.generate, run.artifacts / "faithful"
@@ -95,12 +118,14 @@ def generate_dataset(run, lm, key, inputs=None):
     start = time.time()
     require_space(folder, g.tokens * 4, "the faithful dataset")
     shards = folder.with_name(f"faithful-{key}.partial")
+    remove_others(shards)
     shards.mkdir(parents=True, exist_ok=True)
+    draw = vllm_backend.sampler(run, lm) if g.backend == "vllm" else _sampler(run, lm)
     with tqdm(total=g.tokens, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
         for shard in range(math.ceil(g.tokens / g.shard_tokens)):
             path = shards / f"shard_{shard:05d}.safetensors"
             if not path.exists():
-                _write_shard(path, run, lm, shard, bar)
+                _write_shard(path, run, draw, shard, bar)
             else:
                 bar.update(len(load_file(path)["ids"]))
     write_provenance(shards / "provenance.json", key=key, parameters=run.settings("generate"), inputs=inputs,
@@ -110,16 +135,21 @@ def generate_dataset(run, lm, key, inputs=None):
     return folder
 
 
-def _write_shard(path, run, lm, shard, bar):
+def _sampler(run, lm):
+    """A function (seed, tokens, progress) that samples documents as the run asks."""
+    require_memory(run, lm)
+    g = run.generate
+
+    def draw(seed, tokens, progress):
+        generator = torch.Generator(lm.device).manual_seed(seed)
+        return sample(lm, g.batch_rows, g.max_new_tokens, generator, g.temperature, g.top_p, g.first_token, tokens, progress)
+    return draw
+
+
+def _write_shard(path, run, draw, shard, bar):
     g = run.generate
     seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator(lm.device).manual_seed(seed)
-    documents, count = [], 0
-    while count < min(g.shard_tokens, g.tokens - shard * g.shard_tokens):
-        new = sample(lm, g.batch_rows, g.max_new_tokens, generator, g.temperature, g.top_p, g.first_token)
-        documents += new
-        count += sum(map(len, new))
-        bar.update(sum(map(len, new)))
+    documents = draw(seed, min(g.shard_tokens, g.tokens - shard * g.shard_tokens), bar.update)
     with atomic_path(path) as tmp:
         save_file({"ids": np.concatenate(documents), "lengths": np.array([len(d) for d in documents], np.int32)}, tmp)
 

@@ -129,10 +129,11 @@ def lib_files(path) -> list[Path]:
     found, todo = set(), [Path(path)]
     while todo:
         source = todo.pop().read_text(encoding="utf-8")
-        names = re.findall(r"^\s*(?:from|import) faithful_sae\.([\w.]+)", source, re.M)
-        for group in re.findall(r"^\s*from faithful_sae import ([\w, ]+)", source, re.M):
-            names += [PUBLIC.get(name.strip(), name.strip()) for name in group.split(",")]
-        new = {file for name in names if (file := PACKAGE / f"{name.replace('.', '/')}.py").exists()} - found
+        names = re.findall(r"^\s*import faithful_sae\.([\w.]+)", source, re.M)
+        for package, group in re.findall(r"^\s*from faithful_sae((?:\.\w+)*) import ([\w, ]*)", source, re.M):
+            names += [package, *(f"{package}.{PUBLIC.get(name.strip(), name.strip())}" for name in group.split(","))]
+        places = [PACKAGE / name.strip(".").replace(".", "/") for name in names if name]
+        new = {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()} - found
         found |= new
         todo += new
     return sorted(found)

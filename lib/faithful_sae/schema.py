@@ -50,6 +50,7 @@ class Generate:
     temperature: float
     top_p: float
     first_token: typing.Literal["bos", "flat"]
+    backend: typing.Literal["transformers", "vllm"]
     shard_tokens: int
     seed: int
 

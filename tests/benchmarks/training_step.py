@@ -9,12 +9,11 @@ bench` installs them in an environment of their own, .venv-peers. No latent is d
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
-import types
 
+import peers
 import torch
 import torch.nn.functional as F
 
@@ -56,9 +55,8 @@ def dense(d_model, d_sae, k):
 
 
 def sparsify(d_model, d_sae, k):
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"   # its kernels need a GPU; without this it takes them where triton is installed
-    from sparsify import SparseCoder, SparseCoderConfig
-    sae = SparseCoder(d_model, SparseCoderConfig(num_latents=d_sae, k=k))
+    library = peers.sparsify()
+    sae = library.SparseCoder(d_model, library.SparseCoderConfig(num_latents=d_sae, k=k))
     optimiser = torch.optim.Adam(sae.parameters(), lr=LR)
 
     def step(i, x):
@@ -73,27 +71,14 @@ def sparsify(d_model, d_sae, k):
 
 
 def dictionary_learning(d_model, d_sae, k):
-    sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))   # imported for its buffer, not for its trainers
-    from dictionary_learning.trainers.top_k import TopKTrainer
-    trainer = TopKTrainer(steps=STEPS, activation_dim=d_model, dict_size=d_sae, k=k, layer=0, lm_name="none", lr=LR, device="cpu")
+    config = peers.dictionary_learning_config(d_model, d_sae, k, STEPS, LR)
+    trainer = config.pop("trainer")(**config)
     return lambda i, x: trainer.update(i + 1, x)   # its step 0 would only look for a median
 
 
 def sae_lens(d_model, d_sae, k):
-    from sae_lens.saes.sae import TrainStepInput
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k))
-    optimiser, nothing_dead = torch.optim.Adam(sae.parameters(), lr=LR), torch.zeros(d_sae, dtype=torch.bool)
-
-    def step(i, x):
-        out = sae.training_forward_pass(TrainStepInput(x, {}, nothing_dead, i, False))
-        with torch.no_grad():
-            out.feature_acts.bool().float().sum(-2)
-        out.loss.backward()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-    return step
+    trainer = peers.sae_lens_trainer(iter(()), d_model, d_sae, k, STEPS, 1, LR)
+    return lambda i, x: trainer.step(x)
 
 
 CONTESTANTS = {"this repository": ours, "plain dense PyTorch": dense, "sparsify": sparsify, "dictionary_learning": dictionary_learning,
