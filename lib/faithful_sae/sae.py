@@ -11,9 +11,7 @@ B tokens, D model, F latents, K active ones.
 import torch
 import torch.nn.functional as F
 
-import faithful_sae.formats.saelens as saelens
-import faithful_sae.formats.sparsify as sparsify
-from faithful_sae.formats.folders import read_folder
+from faithful_sae.formats import read_folder, saelens, sparsify
 from faithful_sae.formats.source import SAEError
 
 
