@@ -176,6 +176,8 @@ def test_unrelated_code_does_not(package):
     assert before == after
     before, after = package("provenance", "needed * 1.1", "needed * 1.2", of="train")  # how files are written is not what is in them
     assert before == after
+    before, after = package("formats/saelens", "6.0.0", "6.0.1", of="train")
+    assert before == after
 
 
 def imports(file):

@@ -24,7 +24,7 @@ from faithful_sae import PUBLIC
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
 STARTED = time.time()
-PLUMBING = ("provenance", "schema", "params", "checkpoints")   # they move and check data; no number comes from them
+PLUMBING = ("provenance", "schema", "params", "checkpoints", "formats")   # they move and check data; no number comes from them
 ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")   # another version of one may compute another last digit
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
@@ -146,7 +146,7 @@ def code_hash(*modules) -> str:
     files = {file for module in modules for file in (PACKAGE / f"{module}.py", *lib_files(PACKAGE / f"{module}.py"))}
     versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
     return digest(versions | {str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files
-                              if file.stem not in PLUMBING})
+                              if file.relative_to(PACKAGE).with_suffix("").parts[0] not in PLUMBING})
 
 
 def _without_docstrings(file):

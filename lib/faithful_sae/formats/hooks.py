@@ -11,9 +11,9 @@ BLOCK = re.compile(r"(?:\w+\.)*(?:layers|h)\.(\d+)")
 
 def layer_of(hook) -> int | None:
     """The block whose input a hook point is, or None: block L's output is the input of block L + 1."""
-    if match := TRANSFORMER_LENS.fullmatch(hook or ""):
+    if match := TRANSFORMER_LENS.fullmatch(str(hook)):
         return int(match[1]) + (match[2] == "post")
-    if match := BLOCK.fullmatch(hook or ""):
+    if match := BLOCK.fullmatch(str(hook)):
         return int(match[1]) + 1
     return None
 

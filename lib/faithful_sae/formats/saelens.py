@@ -75,7 +75,7 @@ def _normalise(source, parts):
     if name in (True, "expected_average_only_in"):
         scaler = source.folder / "activation_scaler.json"
         factor = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
-        if not isinstance(factor, float) or factor <= 0:
+        if not isinstance(factor, (int, float)) or factor <= 0:
             raise source.refuse("normalize_activations expected_average_only_in: the factor that activations are multiplied by is in "
                                 "no file (activation_scaler.json would hold it): take the SAE saved after training")
         parts.W_enc, parts.W_dec, parts.b_dec = parts.W_enc * factor, parts.W_dec / factor, parts.b_dec / factor
