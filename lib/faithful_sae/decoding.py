@@ -16,7 +16,7 @@ MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")   
 class Decoder:
     """`rows` documents side by side, each up to `length` tokens long; a context manager, in which the model's attention is ours.
 
-    Memory is `bytes_per_token` x length x rows, on a CPU taken as the rows grow.
+    Memory is `cache_bytes`, on a CPU taken as the rows grow.
 
     Raises:
         ModelError: a model whose attention is not known to be the one computed here.
@@ -54,11 +54,12 @@ class Decoder:
         return one_token_attention(query, k, v, *self.layers[layer], self.slots, self.before, self.longest, scale, softcap, window)
 
 
-def bytes_per_token(config, dtype):
-    """Of keys and values, in all layers."""
+def cache_bytes(model, rows, length):
+    """Memory of the keys and values of all layers, in whole tiles, and of the copy of two layers that some devices and models need."""
+    config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+    return rows * -(-length // TILE) * TILE * 2 * (config.num_hidden_layers + 2) * heads * width * model.dtype.itemsize
 
 
 def _attention(module, query, key, value, attention_mask, *, decoder, scaling, softcap=None, sliding_window=None, **kwargs):

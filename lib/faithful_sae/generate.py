@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from faithful_sae import vllm_backend
-from faithful_sae.decoding import Decoder, bytes_per_token
+from faithful_sae.decoding import Decoder, cache_bytes
 from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, remove_others, require_space, write_provenance
 
 
@@ -42,15 +42,17 @@ def sample(lm, batch_rows, max_new_tokens, generator, temperature=1.0, top_p=1.0
     """
     ends = [i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None]
     text = np.empty((batch_rows, max_new_tokens), np.int32)
-    slots, number, ids = np.arange(batch_rows), np.arange(batch_rows), np.full(batch_rows, lm.bos_id)   # `number` of each row's document
+    slots, ids = np.arange(batch_rows), np.full(batch_rows, lm.bos_id)
+    number = slots.copy()   # of each row's document
     documents, sampled, begun = {}, 0, batch_rows
     with Decoder(lm.model, batch_rows, max_new_tokens) as decoder:
         while len(slots):
             places = decoder.lengths.numpy()[slots]
             logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[:, :lm.vocab_size].float()
+            p = _probabilities(logits, temperature, top_p)
             if first_token == "flat":
-                logits[torch.from_numpy(places == 0).to(lm.device)] = 0
-            ids = _draw(_probabilities(logits, temperature, top_p), generator)[:, 0].cpu().numpy()
+                p[torch.from_numpy(places == 0).to(lm.device)] = 1 / lm.vocab_size
+            ids = _draw(p, generator)[:, 0].cpu().numpy()
             text[slots, places] = ids
             sampled += len(slots)
             progress(len(slots))
@@ -73,7 +75,7 @@ def require_memory(run, lm):
         MemoryError: with the number of rows that would fit.
     """
     g = run.generate
-    per_row = g.max_new_tokens * bytes_per_token(lm.model.config, lm.model.dtype) + 24 * lm.model.config.vocab_size
+    per_row = cache_bytes(lm.model, 1, g.max_new_tokens) + 24 * lm.model.config.vocab_size
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
     if g.batch_rows * per_row > 0.9 * free:
         raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
@@ -115,8 +117,8 @@ def generate_dataset(run, lm, key, inputs=None):
                          f"{lm.context} tokens: BOS takes one position")
     if is_current(folder, key):
         return folder
-    start = time.time()
-    require_space(folder, g.tokens * 4, "the faithful dataset")
+    start, n_shards = time.time(), math.ceil(g.tokens / g.shard_tokens)
+    require_space(folder, 4 * (g.tokens + n_shards * g.batch_rows * g.max_new_tokens), "the faithful dataset")   # all begun is finished
     shards = folder.with_name(f"faithful-{key}.partial")
     remove_others(shards)
     shards.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def generate_dataset(run, lm, key, inputs=None):
         remove(unfinished)
     draw = vllm_backend.sampler(run, lm) if g.backend == "vllm" else _sampler(run, lm)
     with tqdm(total=g.tokens, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
-        for shard in range(math.ceil(g.tokens / g.shard_tokens)):
+        for shard in range(n_shards):
             path = shards / f"shard_{shard:05d}.safetensors"
             if not path.exists():
                 _write_shard(path, run, draw, shard, bar)

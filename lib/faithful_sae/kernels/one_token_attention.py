@@ -34,11 +34,11 @@ def one_token_attention(query, k, v, keys, values, slots, lengths, longest, scal
         lengths: int64 [B], tokens already in it; `longest` is the largest of them.
         scale, softcap, window: numbers; None where the model has none.
 
-    Returns [B, H, d]. Reads 2 G d numbers per token of a row once.
+    Returns [B, H, d]. Reads 2 G d numbers per token of a row once. Scores may be as large as 1e9.
     """
     if compiled(query, keys) and softcap is None and window is None and query.shape[2] % 4 == 0:
-        query, k, v, out = query.contiguous(), k.contiguous(), v.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
-        flat = [t.view(-1) for t in (query, k, v, keys, values, out)]
+        out = query.new_empty(query.shape)
+        flat = [t.reshape(-1) for t in (query, k, v)] + [t.view(-1) for t in (keys, values, out)]
         over_rows(_loop, len(slots), *flat, slots, lengths, np.float32(scale * LOG2_E), query.shape[1], *keys.shape[1:])
         return out
     if on_triton(query):
@@ -50,7 +50,7 @@ def reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap
     keys[slots, lengths // TILE, :, :, lengths % TILE] = k
     values[slots, lengths // TILE, :, :, lengths % TILE] = v
     tiles = longest // TILE + 1
-    keys, values = ((t if len(slots) == len(t) else t[slots])[:, :tiles] for t in (keys, values))
+    keys, values = (t[:, :tiles] if len(slots) == len(t) else t[slots, :tiles] for t in (keys, values))
     q = query.unflatten(1, (keys.shape[2], -1)) * scale
     scores = torch.einsum("bgrd,btgdp->bgrtp", q, keys).flatten(3).float()
     if softcap is not None:
