@@ -80,8 +80,8 @@ def _power_of_2(x):
 
 @loop
 def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_heads, n_tiles, n_groups, width, tile_size):
-    """All tensors flat: a view of a tile would cost more than the tile. Whole tiles at a time, since what is left over by vector
-    registers is done number by number, and four dimensions at a time. Scores in units of log 2."""
+    """All tensors flat: a view of a tile would cost more than the tile. Sixteen tokens more than needed at most, since what is left
+    over by vector registers is done number by number; four dimensions at a time. Scores in units of log 2."""
     H, G, D, P = U(n_heads), U(n_groups), U(width), U(tile_size)
     R, room = H // G, U(n_tiles) * P
     scores = np.empty(H * room, np.float32)
@@ -93,38 +93,41 @@ def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_
             values[new + i * P] = v[b * G * D + i]
         n += U(1)
         tiles = (n + P - U(1)) // P
+        padded = (n + U(15)) // U(16) * U(16)
         for t in range(tiles):
+            m = min(P, padded - t * P)
             for g in range(G):
                 tile = row + (t * G + g) * D * P
                 for h in range(g * R, g * R + R):
                     q, s = (b * H + h) * D, h * room + t * P
-                    for c in range(P):
+                    for c in range(m):
                         scores[s + c] = 0
                     for i in range(U(0), D, U(4)):
                         q0, q1, q2, q3 = query[q + i], query[q + i + U(1)], query[q + i + U(2)], query[q + i + U(3)]
                         k0 = tile + i * P
                         k1, k2, k3 = k0 + P, k0 + P + P, k0 + P + P + P
-                        for c in range(P):
+                        for c in range(m):
                             scores[s + c] += scale * (q0 * keys[k0 + c] + q1 * keys[k1 + c] + q2 * keys[k2 + c] + q3 * keys[k3 + c])
         for h in range(H):
             s = h * room
-            for c in range(n, tiles * P):
+            for c in range(n, padded):
                 scores[s + c] = LOWEST
             top = np.int32(LOWEST)   # the largest score's whole part is as good as it, and integers are compared 16 at a time
-            for c in range(tiles * P):
+            for c in range(padded):
                 top = max(top, np.int32(scores[s + c]))
             shift, total = np.float32(top), np.float32(0)
-            for c in range(tiles * P):
+            for c in range(padded):
                 power = _power_of_2(scores[s + c] - shift)
                 scores[s + c] = power
                 total += power
-            for c in range(tiles * P):
+            for c in range(padded):
                 scores[s + c] /= total
-            for c in range(n, tiles * P):
+            for c in range(n, padded):
                 scores[s + c] = 0
         for i in range(b * H * D, (b + U(1)) * H * D):
             out[i] = 0
         for t in range(tiles):
+            m = min(P, padded - t * P)
             for g in range(G):
                 tile = row + (t * G + g) * D * P
                 for h in range(g * R, g * R + R):
@@ -133,7 +136,7 @@ def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_
                         v0 = tile + i * P
                         v1, v2, v3 = v0 + P, v0 + P + P, v0 + P + P + P
                         o0, o1, o2, o3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-                        for c in range(P):
+                        for c in range(m):
                             weight = scores[s + c]
                             o0 += weight * values[v0 + c]
                             o1 += weight * values[v1 + c]
