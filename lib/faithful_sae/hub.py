@@ -130,13 +130,12 @@ def _recorded(run, name, find):
 def _commit_now(kind, repository, revision):
     api = HfApi()
     with _explained(kind, repository, revision):
-        try:
-            found = api.repo_info(repository, repo_type=kind, revision=revision, expand=["sha"])
-        except UNREACHABLE:
-            return api.resolve_revision(repository, repo_type=kind, revision=revision, local_files_only=True).resolved
-    if found.id != repository:   # the Hub redirects
-        raise HubError(f"{repository}: this {kind} is now called {found.id}: write that")
-    return found.sha
+        at = api.resolve_revision(repository, repo_type=kind, revision=revision).resolved   # the cache's if there is no network
+        with contextlib.suppress(*UNREACHABLE):
+            name = api.repo_info(repository, repo_type=kind, revision=at, expand=["sha"]).id
+            if name != repository:   # the Hub redirects
+                raise HubError(f"{repository}: this {kind} is now called {name}: write that")
+        return at
 
 
 @contextlib.contextmanager
@@ -158,7 +157,8 @@ def _explained(kind, repository, revision):
     except HFValidationError as error:
         raise HubError(f"{repository}: not the id of a {kind} on the Hub: that is owner/name") from error
     except HfHubHTTPError as error:
-        raise HubError(f"{repository}: the Hub does not give this {kind} ({_first_line(error)}): try again later") from error
+        remedy = "is the token still valid? `hf auth login`" if error.response.status_code in (401, 403) else "try again later"
+        raise HubError(f"{repository}: the Hub does not give this {kind} ({_first_line(error)}): {remedy}") from error
 
 
 def _first_line(error):

@@ -36,6 +36,7 @@ def open_model(run):
                                 f"{run.profile}/{run.name} first")
     at = None if folder else hub.commit(run, "model", run.model, run.revision)
     lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at)
+    lm.revision = at
     if run.sequence_length > lm.context:
         raise ModelError(f"{run.file}: sequence_length = {run.sequence_length} exceeds the context of {run.model}, {lm.context} tokens")
     return lm
