@@ -238,7 +238,7 @@ def test_every_parameter_file_of_the_repository_loads():
     files = sorted(f for f in (ROOT / "params").glob("*/*.yaml"))
     for folder in {f.parent for f in files}:
         for run in load_profile(folder):
-            assert run.profile == folder.name and set(run.sae.train_on) <= set(run.corpora)
+            assert run.profile == folder.name and set(run.sae.train_on if run.sae else ()) <= set(run.corpora)
 
 
 # --- what a notebook depends on -------------------------------------------------------------------------------------------------------
