@@ -313,6 +313,8 @@ def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, ser
                 repository.branches = {branch: max(repository.commits) for branch in repository.branches}
         records = [artifacts / "tiny" / name / "provenance.json" for name in ("faithful", "corpora/web", "saes/faithful", "saes/web")]
         assert [json.loads(path.read_text())["inputs"]["commit"] for path in records] == [OLD] * 4
+        exhibit = json.loads((figures / "training_tiny.provenance.json").read_text())["inputs"]
+        assert exhibit["model tiny/llama main"] == exhibit[f"dataset web/text {hub.PARQUET}"] == OLD
         assert set(json.loads((artifacts / "hub.json").read_text())) == {
             "model tiny/llama main", f"dataset web/text {hub.PARQUET}", f"dataset web/text {OLD} default/train"}
         assert not any(NEW in path for path in server.asked if "resolve" in path)

@@ -254,7 +254,8 @@ def _tokenized(run, name, tokenizer, parts):
     while batch := list(itertools.islice(records, PART_DOCUMENTS)):
         if found := [np.array(ids, np.int32) for ids in tokenize((text for (text,), _ in batch), tokenizer)]:
             with atomic_path(parts / f"{number:05d}.safetensors") as tmp:
-                save_file({"ids": np.concatenate(found), "lengths": np.array([len(ids) for ids in found]), "position": np.array(batch[-1][1])}, tmp)
+                save_file({"ids": np.concatenate(found), "lengths": np.array([len(ids) for ids in found]),
+                           "position": np.array(batch[-1][1])}, tmp)
             number += 1
             yield from found
 
@@ -312,7 +313,8 @@ def check_sources(run):
     """
     files = [(f"corpora.{name}.path", c.path, _keys(c)) for name, c in run.corpora.items() if c.path]
     for name, task in run.tasks.items():
-        files += [(f"probing.tasks.{name}.{part}", getattr(task, part), _keys(task)) for part in ("train", "test") if getattr(task, part)]
+        files += [(f"probing.tasks.{name}.{part}", getattr(task, part), _keys(task))
+                  for part in ("train", "test") if getattr(task, part)]
     for key, path, keys in files:
         try:
             for _ in read_records(run.resolve(path), keys):

@@ -8,6 +8,7 @@ import dataclasses
 import matplotlib
 import pandas as pd
 
+from faithful_sae import hub
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
 
@@ -80,7 +81,7 @@ def _provenance(runs, stem):
     keys = [field.name for field in dataclasses.fields(runs[0]) if field.name != "file"]
     rows = {run.name: sorted((run.artifacts / "rows").glob("*.csv")) for run in runs}
     write_provenance(runs[0].figures / f"{stem}.provenance.json", parameters={run.name: run.settings(*keys) for run in runs},
-                     inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths},
+                     inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths} | hub.commits(runs[0]),
                      device=runs[0].device)
 
 

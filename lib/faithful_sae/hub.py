@@ -40,6 +40,11 @@ def commit(run, kind, repository, revision) -> str:
     return _recorded(run, f"{kind} {repository} {revision}", lambda: _commit_now(kind, repository, revision))
 
 
+def commits(run) -> dict[str, str]:
+    """Every commit recorded for the run's profile, by "<kind> <id> <revision>"."""
+    return {name: value for name, value in _read(run).items() if isinstance(value, str)}
+
+
 def split_files(run, dataset, revision, config, split) -> list[str]:
     """The parquet files of a split, in order: `<config>/<split>/0000.parquet` as the Hub's own parquet form has them
     (`partial-<split>` where only the first 5 GB were converted), or `<config>/<split>-00000-of-00002.parquet`.
@@ -64,7 +69,8 @@ def repository_files(kind, repository, at, folder=None) -> list[str]:
     """Names in a folder of a repository at a commit, with those of its subfolders (at the top: without)."""
     with _explained(kind, repository, at):
         try:
-            return [entry.path for entry in HfApi().list_repo_tree(repository, folder, recursive=bool(folder), revision=at, repo_type=kind)]
+            tree = HfApi().list_repo_tree(repository, folder, recursive=bool(folder), revision=at, repo_type=kind)
+            return [entry.path for entry in tree]
         except UNREACHABLE:
             return [file for file in _cached_files(kind, repository, at) if file.startswith(f"{folder}/" if folder else "")]
         except EntryNotFoundError:
@@ -92,9 +98,9 @@ def fetch(kind, repository, at, file) -> Path:
 def moved(run) -> list[str]:
     """A sentence for each recorded branch that now stands for another commit; nothing where the Hub cannot be asked."""
     notes = []
-    for name, at in _read(run).items():
+    for name, at in commits(run).items():
         kind, repository, revision = name.split(" ", 2)
-        if isinstance(at, str) and revision != at:
+        if revision != at:
             with contextlib.suppress(HubError):
                 if (now := _commit_now(kind, repository, revision)) != at:
                     notes.append(f"note: {revision} of {repository} has moved from {at} to {now}; {_file(run)} holds this profile to the "
@@ -144,14 +150,14 @@ def _explained(kind, repository, revision):
     try:
         yield
     except GatedRepoError as error:
-        raise HubError(f"{repository}: a gated {kind}: accept its licence on its Hub page, then `hf auth login` (or set HF_TOKEN)") from error
+        raise HubError(f"{repository}: a gated {kind}: accept its licence on its Hub page, then `hf auth login`") from error
     except RevisionNotFoundError as error:
-        raise HubError(f"{repository}: this {kind} has no revision {revision!r}: give a branch, a tag or a full commit hash of it") from error
+        raise HubError(f"{repository}: this {kind} has no revision {revision!r}: give a branch, tag or full commit hash") from error
     except RepositoryNotFoundError as error:
         raise HubError(f"{repository}: no such {kind} on the Hub: check the id, or `hf auth login` if it is private") from error
     except (*UNREACHABLE, LocalEntryNotFoundError, RevisionResolutionError) as error:
-        raise HubError(f"{repository}: the Hub cannot be reached, and its cache does not have this {kind} at {revision}: run once online, "
-                       "`hf download` it where there is a network, or give a local one") from error
+        raise HubError(f"{repository}: the Hub cannot be reached, and its cache does not have this {kind} at {revision}: run once "
+                       "online, `hf download` it where there is a network, or give a local one") from error
     except EntryNotFoundError as error:
         raise HubError(f"{repository}: this {kind} lacks a file at {revision} ({_first_line(error)})") from error
     except HFValidationError as error:

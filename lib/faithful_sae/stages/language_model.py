@@ -20,7 +20,8 @@ def model_key(run) -> str:
     if run.embedded:
         return digest([plain(run.embedded), corpora.text_hash(run, run.embedded.corpus), run.heldout, run.threads, run.dtype,
                        code_hash("embedded", "packing", "ngram")])
-    return digest([file_hash(run.model_folder) if run.model_folder else [run.model, hub.commit(run, "model", run.model, run.revision)], run.dtype])
+    folder = run.model_folder
+    return digest([file_hash(folder) if folder else [run.model, hub.commit(run, "model", run.model, run.revision)], run.dtype])
 
 
 def open_model(run):
