@@ -33,14 +33,15 @@ TEXTS = [" ".join(f"w{2 + (7 * i + j * j) % 60}" for j in range(30)) for i in ra
 
 
 def write_dataset(folder, texts=TEXTS):
-    """Three shards of `default/train`, the middle one of several row groups, and a `validation` split."""
+    """Three shards of `default/train`, each of three row groups, and two splits more."""
     for number, part in enumerate(np.array_split(np.array(texts, object), 3)):
         path = folder / "default" / "partial-train" / f"{number:04d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pa.parquet.write_table(pa.table({"id": range(len(part)), "text": list(part), "more": [None, *part[1:]]}), path, row_group_size=5)
-    path = folder / "default" / "validation" / "0000.parquet"
-    path.parent.mkdir()
-    pd.DataFrame({"text": ["not w3 to be read"]}).to_parquet(path)
+    for split in ("train_more", "validation"):
+        path = folder / "default" / split / "0000.parquet"
+        path.parent.mkdir()
+        pd.DataFrame({"text": ["not w3 to be read"]}).to_parquet(path)
     return folder
 
 
@@ -99,7 +100,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(make
     moved = cache / f"models--tiny--{architecture}"
     shutil.copytree(folders["model", f"tiny/{architecture}"][NEW], moved / "snapshots" / NEW)
     (moved / "refs" / "main").write_text(NEW)
-    assert open_model(run).revision == OLD
+    assert open_model(run).revision == OLD and torch.equal(open_model(run).activations(ids), local.activations(ids))
     assert hub.moved(run) == [f"note: main of tiny/{architecture} has moved from {OLD} to {NEW}; {run.artifacts.parent / 'hub.json'} holds this "
                               "profile to the former: `make clean` to start again with the latter"]
     remove(run.artifacts.parent / "hub.json")
@@ -175,8 +176,10 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     assert opened[0] == (("0000.parquet", done) if done < 14 else ("0001.parquet", done - 14))
 
 
-def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypatch):
-    path = write_dataset(tmp_path)  / "default" / "partial-train" / "0000.parquet"   # 14 records in groups of 5
+@pytest.mark.parametrize("at_once", [2, 10_000])
+def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(corpora, "RECORDS_AT_ONCE", at_once)
+    path = write_dataset(tmp_path) / "default" / "partial-train" / "0000.parquet"   # 14 records in groups of 5
     taken, original = [], pa.parquet.ParquetFile.iter_batches
     monkeypatch.setattr(pa.parquet.ParquetFile, "iter_batches", lambda self, **kwargs: taken.append(kwargs["row_groups"]) or original(self, **kwargs))
     for start in range(15):
@@ -209,7 +212,7 @@ def test_an_incomplete_cache(make_run, cache, lm):
 
 def test_what_can_be_wrong_with_a_dataset(make_run, cache):
     refused(hub_run(make_run, **{"corpora.web.config": "other"}), "corpora.web: web/text: no parquet files of configuration 'other'", "it has default")
-    refused(hub_run(make_run, **{"corpora.web.split": "test"}), "corpora.web", "split 'test'", "default/partial-train, default/validation")
+    refused(hub_run(make_run, **{"corpora.web.split": "test"}), "corpora.web", "split 'test'", "default/partial-train, default/train_more, default/validation")
     refused(hub_run(make_run, **{"corpora.web.text_key": "body"}), "corpora.web", "0000.parquet: no column 'body'", "'text'", "text_key")
     refused(hub_run(make_run, **{"corpora.web.text_key": "id"}), "corpora.web", "'id' holds int, not text")
     refused(make_run({"probing.tasks": {"hubs": TASK | {"label_key": "class"}}}), "probing.tasks.hubs", "no column 'class'")

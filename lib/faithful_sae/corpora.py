@@ -23,6 +23,7 @@ from faithful_sae.provenance import (ROOT, atomic_path, code_hash, digest, file_
                                      write_provenance)
 from faithful_sae.schema import ParamsError, Task, plain
 
+RECORDS_AT_ONCE = 10_000   # of a csv or parquet file
 PART_DOCUMENTS = 20_000   # are tokenised between two saves: a reading that is killed loses at most so many
 
 
@@ -67,7 +68,7 @@ def _numbered_records(path, keys, start):
         if suffix == ".parquet":
             records = _parquet_records(path, columns, start)
         elif suffix == ".csv":
-            chunks = pd.read_csv(path, chunksize=10_000, encoding="utf-8", keep_default_na=False)
+            chunks = pd.read_csv(path, chunksize=RECORDS_AT_ONCE, encoding="utf-8", keep_default_na=False)
             records = itertools.islice((record for chunk in chunks for record in _csv_records(chunk, path, columns)), start, None)
         elif suffix in (".jsonl", ".json"):
             records = itertools.islice(_json_records(opened(path, "rt", encoding="utf-8"), path, columns), start, None)
@@ -106,7 +107,7 @@ def _parquet_records(path, columns, start):
         while groups and start >= (rows := file.metadata.row_group(groups[0]).num_rows):
             start -= rows
             del groups[0]
-        for batch in file.iter_batches(row_groups=groups, columns=columns, batch_size=10_000):
+        for batch in file.iter_batches(row_groups=groups, columns=columns, batch_size=RECORDS_AT_ONCE):
             values = [batch.column(key).slice(min(start, len(batch))).to_pylist() for key in columns]
             start = max(start - len(batch), 0)
             yield from zip(*values)
