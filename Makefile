@@ -17,7 +17,7 @@ SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --pr
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop, PARAMS=path/to/folder, CORES=n"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress

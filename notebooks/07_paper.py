@@ -32,13 +32,14 @@ from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
 from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table
 from faithful_sae.params import load_profile
-from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE
+from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/
 
 # %%
 runs = load_profile(profile)
+trained = [run for run in runs if run.sae]  # a model may be there for its text alone
 Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for run in runs)}.")
 
 # %% [markdown]
@@ -51,7 +52,7 @@ Image(save_figure(runs, "method", tables.method_boxes(), plots.method), retina=T
 # ## Who plays which role
 
 # %%
-save_table(runs, "corpora", tables.corpora_table(runs), 2)
+save_table(runs, "corpora", tables.corpora_table(trained), 2)
 
 # %%
 save_table(runs, "language_models", tables.language_models(runs), 3)
@@ -67,7 +68,7 @@ save_table(runs, "table1", tables.table1(runs)).round(4)
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
 
 # %%
-table2 = save_table(runs, "table2", tables.sfr_table(runs, "table2", tables.INSTRUCTION))
+table2 = save_table(runs, "table2", tables.sfr_table(trained, "table2", tables.INSTRUCTION))
 table2.round(4)
 
 # %%
@@ -77,34 +78,34 @@ Image(save_figure(runs, "sfr_instruction", tables.bars_data(table2, tables.INSTR
 # ## Table 3: own text and the other model's
 
 # %%
-save_table(runs, "table3", tables.table3(runs)).round(4)
+save_table(runs, "table3", tables.table3(trained)).round(4)
 
 # %% [markdown]
 # ## Table 4 and Figure 3: SFR, faithful against Web corpora
 
 # %%
-table4 = save_table(runs, "table4", tables.sfr_table(runs, "table4", tables.WEB))
+table4 = save_table(runs, "table4", tables.sfr_table(trained, "table4", tables.WEB))
 table4.round(4)
 
 # %%
-shown = {*tables.WEB, *tables.columns_without_role(runs)}
+shown = {*tables.WEB, *tables.columns_without_role(trained)}
 Image(save_figure(runs, "sfr_web", tables.bars_data(table4, shown), plots.bars), retina=True)
 
 # %% [markdown]
 # ## Table 5: training configurations
 
 # %%
-save_table(runs, "table5", tables.table5(runs))
+save_table(runs, "table5", tables.table5(trained))
 
 # %% [markdown]
 # ## Table 6 and Figure 6: probing
 # Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the figure.
 
 # %%
-save_table(runs, "table6", tables.table6(runs)).round(4)
+save_table(runs, "table6", tables.table6(trained)).round(4)
 
 # %%
-data = tables.probing_figure_data(runs)
+data = tables.probing_figure_data(trained)
 Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 
 # %% [markdown]
@@ -112,14 +113,14 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 # In percent of the dictionary.
 
 # %%
-save_table(runs, "table7", tables.table7(runs)).round(4)
+save_table(runs, "table7", tables.table7(trained)).round(4)
 
 # %% [markdown]
 # ## Figure 5 and Appendix B: fidelity
 # Drawn by notebook 05, one set per language model.
 
 # %%
-for run in runs:
+for run in trained:
     for kind in ("fidelity_ce", "fidelity_l2", "fidelity_ev"):
         display(Image(str(run.figures / f"{exhibits()[kind].stem(run.name)}.png"), retina=True))
 
@@ -135,7 +136,8 @@ verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white
 # Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own).
 
 # %%
-listed = [(e, run) for run in runs for stage in (*PAPER_STAGES, PROFILE_STAGE) for e in notebook_exhibits(run, stage)]
+listed = [(e, run) for run in runs for stage in (*model_stages(run), PROFILE_STAGE) if stage in (*PAPER_STAGES, PROFILE_STAGE)
+          for e in notebook_exhibits(run, stage)]
 missing = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
 print(f"{len({e.id for e, _ in listed})} exhibits; missing files: {sorted(missing) or 'none'}")
 print(verdicts.verdict.value_counts().to_dict())

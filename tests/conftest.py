@@ -139,12 +139,13 @@ sae: {train_on: [faithful, text], d_sae: 24, k: 4, lr: 1.0e-3, tokens: 400, max_
       lm_batch_rows: 8, cache_activations: false, include_bos: false, recipe: default, seeds: [42, 49], data_seed: 0}
 sfr: {threshold: 0.7, dead_below: 0.0}
 ffr: {tokens: 500, frequency: 0.1, activation: 0.0, seed: 0}
-fidelity: {corpora: [text], rows: 8, rows_from: heldout}
+fidelity: {corpora: [text], rows: 8, rows_from: heldout, batch_rows: 16}
 probing:
   tasks: {parity: {role: sst2, train: train.jsonl, test: test.jsonl, text_key: text, label_key: label}}
   max_train: 40
   max_test: 40
   max_tokens: 12
+  batch_rows: 64
   include_bos: false
   inverse_regularisation: 1.0
   max_iter: 200

@@ -3,6 +3,10 @@
 import pytest
 
 from faithful_sae.claims import claims
+from faithful_sae.exhibits import profile_note
+from faithful_sae.schema import SAE_SECTIONS
+from faithful_sae.stages.rows import read_rows, write_rows
+from faithful_sae.tables import table1
 
 SECTIONS = {"instruction": 0, "own text": 1, "web": 2, "coverage": 3, "kl": 4, "fineweb": 5, "probing": 6, "cola": 7, "ffr": 8}
 F, O, P, W, A, B, C = "faithful", "faithful-other", "pile", "fineweb", "alpaca", "open-instruct", "flan"
@@ -81,3 +85,14 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
     assert table.measured[SECTIONS["probing"]].startswith("12 of 18") and table.measured[SECTIONS["cola"]].startswith("6 of 6")
     # in Table 7 FineWeb is lower than faithful for both Pythias, and for them alone
     assert verdicts["ffr"] == "agrees" and table.measured[SECTIONS["ffr"]].startswith("5 of 7")
+
+
+def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make_run):
+    trained = make_measured_run("a", sfr={F: [0.5], P: [0.6], W: [0.6]}, coverage=95.0, kl=1.0)
+    text = make_run({"label": "Text"} | dict.fromkeys(SAE_SECTIONS), name="b")
+    write_rows(text, "dataset", read_rows(trained, "dataset", "").assign(all_token_coverage=80.0, kl=3.0))
+    alone, together = (claims(runs).set_index("section") for runs in ([trained], [trained, text]))
+    about_text = ["5.4, Table 1"]
+    assert alone.drop(about_text).equals(together.drop(about_text)) and "Text 80.0 %" in together.measured["5.4, Table 1"].iloc[0]
+    assert list(together.verdict["5.4, Table 1"]) == ["disagrees", "disagrees"] and list(table1([trained, text]).model[:2]) == ["Model a", "Text"]
+    assert profile_note([trained, text]).endswith("SAE recipe: default.")

@@ -6,12 +6,14 @@ import pytest
 import yaml
 from conftest import SEED_DEPENDENCE, VALUES
 
-from faithful_sae.params import load_params, load_profile
+from faithful_sae.params import LISTED, load_params, load_profile
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import STAGE_KEYS, ParamsError, Run, stage_settings
+from faithful_sae.schema import STAGE_KEYS, Corpus, ParamsError, Run, Task, stage_settings
 
 EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 300, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
             "context": 16, "train_tokens": 100, "steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
+
+HUB = {"hub": "a/b", "revision": "main", "config": "default", "split": "train", "text_key": "text"}
 
 
 def test_a_valid_file(make_run):
@@ -99,7 +101,16 @@ WRONG = {
     "unknown role": ({"corpora.text.role": "the pile"}, "corpora.text.role = 'the pile'"),
     "a role played twice": ({"corpora.again": {"role": "pile", "path": "text.jsonl", "text_key": "text"}, "sae.train_on": ["text", "again"]},
                             "sae.train_on", "pile"),
-    "hub without split": ({"corpora.text": {"hub": "a/b", "text_key": "text"}}, "corpora.text.split is missing"),
+    "hub without split": ({"corpora.text": HUB | {"split": None}}, "corpora.text.split is missing"),
+    "hub without configuration": ({"corpora.text": HUB | {"config": None}}, "corpora.text.config is missing"),
+    "hub without revision": ({"corpora.text": HUB | {"revision": None}}, "corpora.text.revision is missing", "refs/convert/parquet"),
+    "a column that is no text": ({"corpora.text": HUB | {"text_key": ["a", 1]}}, "corpora.text.text_key[1] must be text"),
+    "a corpus nobody has listed": ({"corpora.text": {"listed": "pil"}}, "corpora.text.listed = 'pil' is not in", "corpora.yaml", "pile, fineweb"),
+    "a task nobody has listed": ({"probing.tasks.parity": {"listed": "pile"}}, "probing.tasks.parity.listed = 'pile' is not in", "sst2, cola"),
+    "SAEs without a measure": ({"ffr": None, "probing": None}, "ffr, probing must not be null alone"),
+    "a measure without SAEs": ({"sae": None}, "sae must not be null alone"),
+    "seeds without SAEs": (dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None) | {"seed_dependence": SEED_DEPENDENCE},
+                           "seed_dependence must be null where sae is"),
     "text of an unknown run": ({"corpora.faithful.faithful": "other"}, "corpora.faithful.faithful = 'other'", "other.yaml"),
     "documentation of no kind": ({"corpora.text": {"documentation": "books", "packages": ["numpy"], "max_characters": 9}},
                                  "corpora.text.documentation = 'books'"),
@@ -174,6 +185,31 @@ def test_a_code_tag_is_not_executed(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+# --- corpora of the Hub ----------------------------------------------------------------------------------------------------------------
+
+def test_a_listed_corpus_is_what_the_list_says_but_for_what_is_written_beside(make_run):
+    run = make_run({"corpora.pile": {"role": "pile", "listed": "pile"}, "corpora.text.role": None, "probing.tasks.cola": {"role": "cola", "listed": "cola"},
+                    "corpora.flan": {"listed": "flan", "revision": "0" * 40}})
+    assert run.corpora["pile"] == Corpus(role="pile", hub="monology/pile-uncopyrighted", revision="refs/convert/parquet", config="default",
+                                         split="train", text_key="text")
+    assert run.corpora["flan"].revision == "0" * 40 and run.corpora["flan"].text_key == ("inputs", "targets")
+    assert run.probing.tasks["cola"] == Task(role="cola", hub="nyu-mll/glue", revision="refs/convert/parquet", config="cola", text_key="sentence",
+                                             label_key="label", train_split="train", test_split="validation")
+
+
+def test_the_list_has_the_papers_corpora_and_says_licence_and_access_of_each():
+    listed = yaml.safe_load(LISTED.read_text())
+    assert {name: entry["hub"] for name, entry in listed["corpora"].items()} == {
+        "pile": "monology/pile-uncopyrighted", "fineweb": "HuggingFaceFW/fineweb", "openwebtext": "Skylion007/openwebtext",
+        "tinystories": "roneneldan/TinyStories", "flan": "Open-Orca/FLAN", "open-instruct": "xzuyn/open-instruct-uncensored-alpaca",
+        "alpaca": "aifeifei798/merged_uncensored_alpaca"}
+    assert set(listed["tasks"]) == {"sst2", "cola", "yelp", "agnews"}
+    for kind, known in (("corpora", Corpus), ("tasks", Task)):
+        for entry in listed[kind].values():
+            assert isinstance(entry.pop("licence"), str) and isinstance(entry.pop("gated"), bool)
+            assert set(entry) <= {f.name for f in dataclasses.fields(known)} and entry["revision"] and entry["config"] and entry["text_key"]
+
+
 # --- profiles -----------------------------------------------------------------------------------------------------------------------
 
 def test_profile(make_run):
@@ -202,7 +238,7 @@ def test_every_parameter_file_of_the_repository_loads():
     files = sorted(f for f in (ROOT / "params").glob("*/*.yaml"))
     for folder in {f.parent for f in files}:
         for run in load_profile(folder):
-            assert run.profile == folder.name and set(run.sae.train_on) <= set(run.corpora)
+            assert run.profile == folder.name and set(run.sae.train_on if run.sae else ()) <= set(run.corpora)
 
 
 # --- what a notebook depends on -------------------------------------------------------------------------------------------------------

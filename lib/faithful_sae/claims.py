@@ -15,16 +15,17 @@ NOT_TESTABLE = "not testable"
 
 
 def claims(runs) -> pd.DataFrame:
-    """One row per claim: the statement, its section, what was measured, the verdict."""
-    rows = [("On faithful text SFR is higher than on each instruction corpus", "4.1, Table 2", *_instruction(runs)),
-            ("SFR is higher on a model's own text than on another model's", "5.2, Table 3", *_own_text(runs)),
-            ("On web corpora SFR is at least that on faithful text, for most models", "5.3, Table 4", *_web(runs)),
+    """One row per claim: the statement, its section, what was measured, the verdict. Runs without SAEs count for Table 1's alone."""
+    trained = [run for run in runs if run.sae]
+    rows = [("On faithful text SFR is higher than on each instruction corpus", "4.1, Table 2", *_instruction(trained)),
+            ("SFR is higher on a model's own text than on another model's", "5.2, Table 3", *_own_text(trained)),
+            ("On web corpora SFR is at least that on faithful text, for most models", "5.3, Table 4", *_web(trained)),
             ("Faithful text covers over 90 % of the vocabulary, for every model", "5.4, Table 1", *_coverage(runs)),
             ("KL(model || dataset) of the first token stays below 2 for most models", "5.4, Table 1", *_kl(runs)),
-            ("Of the web SAEs FineWeb's has the highest CE difference off its own corpus", "5.5, Figure 5", *_fineweb_ce(runs)),
-            ("Probes read best from the faithful SAE's reconstruction in most cells", "5.6, Table 6", *_probing(runs, None)),
-            ("On CoLA probes read best from the faithful SAE, for every model", "5.6, Table 6", *_probing(runs, "cola")),
-            ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", *_ffr(runs))]
+            ("Of the web SAEs FineWeb's has the highest CE difference off its own corpus", "5.5, Figure 5", *_fineweb_ce(trained)),
+            ("Probes read best from the faithful SAE's reconstruction in most cells", "5.6, Table 6", *_probing(trained, None)),
+            ("On CoLA probes read best from the faithful SAE, for every model", "5.6, Table 6", *_probing(trained, "cola")),
+            ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", *_ffr(trained))]
     return pd.DataFrame(rows, columns=["claim", "section", "measured", "verdict"])
 
 

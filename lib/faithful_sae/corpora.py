@@ -3,6 +3,7 @@
 Rows are packed by packing.py. The last `heldout` share of them is kept from training, for evaluation.
 """
 
+import functools
 import gzip
 import itertools
 import json
@@ -13,11 +14,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
+from safetensors.numpy import load_file, save_file
 
-from faithful_sae import documentation
+from faithful_sae import documentation, hub
 from faithful_sae.packing import pack, tokenize, without_end
-from faithful_sae.provenance import ROOT, atomic_path, code_hash, digest, file_hash, is_current, write_provenance
-from faithful_sae.schema import ParamsError, plain
+from faithful_sae.provenance import (ROOT, atomic_path, code_hash, digest, file_hash, is_current, remove, remove_others, require_space,
+                                     write_provenance)
+from faithful_sae.schema import ParamsError, Task, plain
+
+RECORDS_AT_ONCE = 10_000   # of a csv or parquet file
+PART_DOCUMENTS = 20_000   # are tokenised between two saves: a reading that is killed loses at most so many
 
 
 class CorpusError(ValueError):
@@ -35,35 +42,47 @@ class TokenRows:
 
 # --- documents --------------------------------------------------------------------------------------------------------------
 
-def read_records(path, keys):
+def read_records(path, keys, start=0):
     """Yield a tuple of the fields `keys` for every record of a jsonl, csv, parquet or txt file, or one of those with .gz.
 
     A txt file has one field, its text; its documents are separated by blank lines.
 
+    Args:
+        keys: of the text, then of anything else. A tuple in the first place: these texts, joined by an empty line, are the text.
+        start: records to pass over; in a parquet file they are not read.
+
     Raises:
         CorpusError: unknown format, missing field, wrong type, text that is not UTF-8, broken line, no record at all.
     """
-    path, count = Path(path), 0
+    return (record for _, record in _numbered_records(path, keys, start))
+
+
+def _numbered_records(path, keys, start):
+    """Yield (number of records read, record) for those that have text."""
+    path, empty = Path(path), start == 0
+    several = keys[0] if isinstance(keys[0], tuple) else keys[:1]
+    columns = [*several, *keys[1:]]
     suffix = Path(path.name.removesuffix(".gz")).suffix
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         if suffix == ".parquet":
-            records = _table_records(pd.read_parquet(path, engine="pyarrow"), path, keys)
+            records = _parquet_records(path, columns, start)
         elif suffix == ".csv":
-            chunks = pd.read_csv(path, chunksize=10_000, encoding="utf-8", keep_default_na=False)
-            records = (record for chunk in chunks for record in _table_records(chunk, path, keys))
+            chunks = pd.read_csv(path, chunksize=RECORDS_AT_ONCE, encoding="utf-8", keep_default_na=False)
+            records = itertools.islice((record for chunk in chunks for record in _csv_records(chunk, path, columns)), start, None)
         elif suffix in (".jsonl", ".json"):
-            records = _json_records(opened(path, "rt", encoding="utf-8"), path, keys)
+            records = itertools.islice(_json_records(opened(path, "rt", encoding="utf-8"), path, columns), start, None)
         elif suffix == ".txt":
-            records = _paragraphs(opened(path, "rt", encoding="utf-8"))
+            records = itertools.islice(_paragraphs(opened(path, "rt", encoding="utf-8")), start, None)
         else:
             raise CorpusError(f"{path}: unknown format {suffix!r}: use jsonl, csv, parquet or txt, or one of them with .gz")
-        for record in records:
-            if not isinstance(record[0], str):
-                raise CorpusError(f"{path}: record {count + 1}: {keys[0]!r} holds {type(record[0]).__name__}, not text")
-            if record[0].strip():
-                count += 1
-                yield record
+        for number, record in enumerate(records, start + 1):
+            for key, text in zip(several, record):
+                if text is not None and not isinstance(text, str):
+                    raise CorpusError(f"{path}: record {number}: {key!r} holds {type(text).__name__}, not text")
+            if text := "\n\n".join(text for text in record[:len(several)] if text and text.strip()):
+                empty = False
+                yield number, (text, *record[len(several):])
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: not UTF-8 (byte {error.start} of a block: {error.object[error.start:error.start + 1]!r}): "
                           "convert it, for example with iconv -t UTF-8") from None
@@ -71,18 +90,35 @@ def read_records(path, keys):
         raise CorpusError(f"{path}: cannot be read ({error}): is it whole?") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CorpusError(f"{path}: not a readable csv ({error})") from None
-    if not count:
+    if empty:
         raise CorpusError(f"{path}: empty: it holds no text")
 
 
-def _table_records(frame, path, keys):
-    for key in keys:
-        if key not in frame.columns:
-            raise CorpusError(f"{path}: no column {key!r}; it has {', '.join(map(repr, frame.columns))}: set text_key or label_key")
-    return frame[list(keys)].itertuples(index=False, name=None)
+def _need_columns(path, there, columns):
+    for key in columns:
+        if key not in there:
+            raise CorpusError(f"{path}: no column {key!r}; it has {', '.join(map(repr, there))}: set text_key or label_key")
 
 
-def _json_records(lines, path, keys):
+def _parquet_records(path, columns, start):
+    with pyarrow.parquet.ParquetFile(path) as file:
+        _need_columns(path, file.schema_arrow.names, columns)
+        groups = list(range(file.num_row_groups))
+        while groups and start >= (rows := file.metadata.row_group(groups[0]).num_rows):
+            start -= rows
+            del groups[0]
+        for batch in file.iter_batches(row_groups=groups, columns=columns, batch_size=RECORDS_AT_ONCE):
+            values = [batch.column(key).slice(min(start, len(batch))).to_pylist() for key in columns]
+            start = max(start - len(batch), 0)
+            yield from zip(*values)
+
+
+def _csv_records(frame, path, columns):
+    _need_columns(path, list(frame.columns), columns)
+    return frame[columns].itertuples(index=False, name=None)
+
+
+def _json_records(lines, path, columns):
     with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -91,11 +127,11 @@ def _json_records(lines, path, keys):
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise CorpusError(f"{path}: line {number} is not JSON ({error.msg}): one object per line is needed") from None
-            missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+            missing = [key for key in columns if not isinstance(record, dict) or key not in record]
             if missing:
                 there = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
                 raise CorpusError(f"{path}: line {number} has no key {missing[0]!r}; it has {there}: set text_key or label_key")
-            yield tuple(record[key] for key in keys)
+            yield tuple(record[key] for key in columns)
 
 
 def _paragraphs(lines):
@@ -105,23 +141,22 @@ def _paragraphs(lines):
                 yield ("".join(group).strip(),)
 
 
-def _hub_records(entry, split, keys):
-    """Stream a Hub dataset. No dataset's own code is run (datasets 5 has no loading scripts)."""
-    import datasets
+def _files(run, entry, split=None):
+    """The files of a corpus or task, in order: functions that return a path, so that one of the Hub's is fetched when it is read."""
+    if entry.hub:
+        at = hub.commit(run, "dataset", entry.hub, entry.revision)
+        return [functools.partial(hub.fetch, "dataset", entry.hub, at, file)
+                for file in hub.split_files(run, entry.hub, entry.revision, entry.config, split or entry.split)]
+    return [functools.partial(_text_file, run, entry)]
 
-    try:
-        rows = datasets.load_dataset(entry.hub, entry.config, split=split, revision=entry.revision, streaming=True)
-        for row in rows:
-            for key in keys:
-                if key not in row:
-                    raise CorpusError(f"{entry.hub}: no column {key!r}; it has {', '.join(map(repr, row))}")
-            if isinstance(row[keys[0]], str) and row[keys[0]].strip():
-                yield tuple(row[key] for key in keys)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{entry.hub}: cannot be read from the Hub ({' '.join(str(error).split())[:200]}): check id, config, "
-                          "split and revision, `hf auth login` for a gated one, or give a local file with `path`") from error
+
+def _records(files, keys, position=(0, 0)):
+    """Yield (record, position after it) of several files, from a position on: (file, records read of it)."""
+    first, start = position
+    for number, file in enumerate(files[first:], first):
+        for read, record in _numbered_records(file(), keys, start):
+            yield record, (number, read)
+        start = 0
 
 
 def documentation_path(run, kind, packages, size, task=False) -> Path:
@@ -144,10 +179,10 @@ def documentation_file(run, kind, packages, size, task=False) -> Path:
 
 
 def text_hash(run, name) -> str:
-    """Hash of the text of a corpus that is not generated; of a Hub dataset, its id and revision."""
+    """Hash of the text of a corpus that is not generated; of a Hub dataset, its id and commit."""
     corpus = run.corpora[name]
     if corpus.hub:
-        return digest([corpus.hub, corpus.config, corpus.split, corpus.revision])
+        return digest([corpus.hub, corpus.config, corpus.split, hub.commit(run, "dataset", corpus.hub, corpus.revision)])
     return file_hash(_text_file(run, corpus))
 
 
@@ -159,11 +194,11 @@ def _text_file(run, corpus):
 def documents(run, name):
     """Yield the texts of a corpus that is not generated, in its own order."""
     corpus = run.corpora[name]
-    if corpus.hub:
-        records = _hub_records(corpus, corpus.split, [corpus.text_key])
-    else:
-        records = read_records(_text_file(run, corpus), [corpus.text_key or "text"])
-    return (record[0] for record in records)
+    return (record[0] for record, _ in _records(_files(run, corpus), _keys(corpus)))
+
+
+def _keys(entry):
+    return [entry.text_key or "text", *([entry.label_key or "label"] if isinstance(entry, Task) else [])]
 
 
 # --- token rows ---------------------------------------------------------------------------------------------------------------
@@ -185,8 +220,11 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     key = digest([settings, inputs, code_hash("packing", "corpora")])
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, key):
+        require_space(folder, 8 * run.corpus_tokens, f"reading {name}")
+        parts = folder.with_name(f"{name}-{key}.partial")
+        remove_others(parts)
         if faithful is None:
-            ids = tokenize(documents(run, name), lm.tokenizer)
+            ids = _tokenized(run, name, lm.tokenizer, parts)
         elif digest(faithful[2].get_vocab()) == vocabulary:
             ids = without_end(faithful[1], {lm.bos_id, lm.tokenizer.eos_token_id})
         else:
@@ -195,13 +233,37 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
         with atomic_path(folder) as tmp:
             tmp.mkdir(parents=True)
             np.save(tmp / "rows.npy", rows)
-            write_provenance(tmp / "provenance.json", key=key, parameters=settings, inputs=inputs)
+            write_provenance(tmp / "provenance.json", key=key, parameters=settings, inputs=inputs | _at(run, corpus))
+        remove(parts)
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     heldout = round(len(rows) * run.heldout)
     if not 0 < heldout < len(rows):
         raise CorpusError(f"{run.file}: corpora.{name}: only {len(rows)} rows of {run.sequence_length} tokens, too few for training "
                           f"and held-out rows (heldout = {run.heldout}): give more text or a shorter sequence_length")
     return TokenRows(name, rows[:-heldout], rows[-heldout:], digest([file_hash(folder), run.heldout]))
+
+
+def _tokenized(run, name, tokenizer, parts):
+    """Yield the ids of each document of a corpus that is not generated; those that are in the folder `parts` are not read again."""
+    parts.mkdir(parents=True, exist_ok=True)
+    position, done = (0, 0), sorted(parts.glob("*.safetensors"))
+    for path in done:
+        part = load_file(path)
+        position = part["position"].tolist()
+        yield from np.split(part["ids"], np.cumsum(part["lengths"])[:-1])
+    records, number = _records(_files(run, run.corpora[name]), _keys(run.corpora[name]), position), len(done)
+    while batch := list(itertools.islice(records, PART_DOCUMENTS)):
+        if found := [np.array(ids, np.int32) for ids in tokenize((text for (text,), _ in batch), tokenizer)]:
+            with atomic_path(parts / f"{number:05d}.safetensors") as tmp:
+                save_file({"ids": np.concatenate(found), "lengths": np.array([len(ids) for ids in found]),
+                           "position": np.array(batch[-1][1])}, tmp)
+            number += 1
+            yield from found
+
+
+def _at(run, entry):
+    """{"commit": that of a Hub dataset}, for provenance."""
+    return {"commit": hub.commit(run, "dataset", entry.hub, entry.revision)} if entry.hub else {}
 
 
 # --- labelled text --------------------------------------------------------------------------------------------------------------
@@ -217,8 +279,7 @@ def labelled(run, name):
     """
     task, probing = run.probing.tasks[name], run.probing
     rng = np.random.default_rng(probing.seed)
-    keys = [task.text_key or "text", task.label_key or "label"]
-    limits = probing.max_train, probing.max_test
+    keys, limits = _keys(task), (probing.max_train, probing.max_test)
     if task.documentation:
         path = documentation_file(run, task.documentation, task.packages, sum(limits), task=True)
         records, inputs = list(read_records(path, keys)), {"file": file_hash(path)}
@@ -229,9 +290,9 @@ def labelled(run, name):
         files = run.resolve(task.train), run.resolve(task.test)
         parts, inputs = [list(read_records(file, keys)) for file in files], {file.name: file_hash(file) for file in files}
     else:
-        parts = [list(itertools.islice(_hub_records(task, split, keys), limit * 2))
-                 for split, limit in zip((task.train_split, task.test_split), limits)]
-        inputs = {"hub": f"{task.hub}@{task.revision}"}
+        splits = [_records(_files(run, task, split), keys) for split in (task.train_split, task.test_split)]
+        parts = [[record for record, _ in itertools.islice(records, limit * 2)] for records, limit in zip(splits, limits)]
+        inputs = _at(run, task)
     chosen = []
     for records, limit in zip(parts, limits):
         records = [records[i] for i in rng.permutation(len(records))[:limit]]
@@ -251,13 +312,29 @@ def check_sources(run):
     Raises:
         ParamsError: naming the key of the YAML and what is wrong with its file.
     """
-    files = [(f"corpora.{name}.path", c.path, [c.text_key or "text"]) for name, c in run.corpora.items() if c.path]
-    for name, task in run.probing.tasks.items():
-        files += [(f"probing.tasks.{name}.{part}", getattr(task, part), [task.text_key or "text", task.label_key])
+    files = [(f"corpora.{name}.path", c.path, _keys(c)) for name, c in run.corpora.items() if c.path]
+    for name, task in run.tasks.items():
+        files += [(f"probing.tasks.{name}.{part}", getattr(task, part), _keys(task))
                   for part in ("train", "test") if getattr(task, part)]
     for key, path, keys in files:
         try:
             for _ in read_records(run.resolve(path), keys):
                 pass
         except CorpusError as error:
+            raise ParamsError(f"{run.file}: {key}: {error}") from None
+
+
+def check_hub_sources(run):
+    """Find the Hub datasets of a run and read the first record of each, before any work.
+
+    Raises:
+        ParamsError: naming the key of the YAML and what is wrong with its dataset.
+    """
+    sources = [(f"corpora.{name}", corpus, corpus.split) for name, corpus in run.corpora.items() if corpus.hub]
+    sources += [(f"probing.tasks.{name}", task, split) for name, task in run.tasks.items() if task.hub
+                for split in (task.train_split, task.test_split)]
+    for key, entry, split in sources:
+        try:
+            next(_records(_files(run, entry, split), _keys(entry)))
+        except (CorpusError, hub.HubError) as error:
             raise ParamsError(f"{run.file}: {key}: {error}") from None

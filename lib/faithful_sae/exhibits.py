@@ -8,6 +8,7 @@ import dataclasses
 import matplotlib
 import pandas as pd
 
+from faithful_sae import hub
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
 
@@ -24,7 +25,7 @@ def profile_note(runs) -> str:
     what = ["small language models of software documentation, trained on the spot; not the paper's models"] if any(
         run.embedded for run in runs) else []
     what += sorted({run.label for run in runs if not run.embedded})
-    return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted({run.sae.recipe for run in runs}))}."
+    return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted({run.sae.recipe for run in runs if run.sae}))}."
 
 
 def save_table(runs, exhibit_id, table, digits=4):
@@ -80,7 +81,7 @@ def _provenance(runs, stem):
     keys = [field.name for field in dataclasses.fields(runs[0]) if field.name != "file"]
     rows = {run.name: sorted((run.artifacts / "rows").glob("*.csv")) for run in runs}
     write_provenance(runs[0].figures / f"{stem}.provenance.json", parameters={run.name: run.settings(*keys) for run in runs},
-                     inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths},
+                     inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths} | hub.commits(runs[0]),
                      device=runs[0].device)
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import yaml
 
 from faithful_sae.catalogue import paper_models
+from faithful_sae.hub import PARQUET
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, ROLES, TASK_ROLES, ParamsError, Run
+from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run
+
+LISTED = ROOT / "params" / "corpora.yaml"
 
 
 def load_params(path) -> Run:
@@ -31,10 +34,10 @@ def load_params(path) -> Run:
     file = next((p.resolve() for p in (path, ROOT / path) if p.is_file()), None)
     if file is None:
         raise ParamsError(f"{path}: no such parameter file")
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{file}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    values = _read(file)
+    if isinstance(values, dict):
+        _fill_in(values, "corpora", "corpora", file)
+        _fill_in(values.get("probing"), "tasks", "probing.tasks", file)
     run = _build(Run, values, file, "", {"file": file})
     _check(run)
     return run
@@ -63,6 +66,24 @@ def load_profile(folder) -> list[Run]:
     if len({run.label for run in runs}) < len(runs):
         raise ParamsError(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
     return runs
+
+
+def _read(file):
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{file}: not a readable YAML file: {' '.join(str(error).split())}") from None
+
+
+def _fill_in(section, kind, key, file):
+    """Put what params/corpora.yaml says in the place of `listed: <name>`; keys beside it are kept."""
+    entries = section.get(kind) if isinstance(section, dict) else None
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, dict) and "listed" in entry:
+            listed, known = entry.pop("listed"), _read(LISTED)[kind]
+            if listed not in known:
+                raise ParamsError(f"{file}: {key}.{name}.listed = {listed!r} is not in {LISTED}, which has {', '.join(known)}")
+            entries[name] = {field: value for field, value in known[listed].items() if field not in ("licence", "gated")} | entry
 
 
 class _Loader(yaml.SafeLoader):
@@ -104,8 +125,9 @@ def _convert(kind, value, file, key):
 
     def wrong(expected):
         return ParamsError(f"{file}: {key} must be {expected}, not {value!r}")
-    if origin is types.UnionType:  # `X | None`
-        return None if value is None else _convert(args[0], value, file, key)
+    if origin is types.UnionType:  # `X | None` or `X | tuple of X | None`
+        several = next((kind for kind in args if typing.get_origin(kind) is tuple), args[0])
+        return None if value is None else _convert(several if isinstance(value, list) else args[0], value, file, key)
     if origin is typing.Literal:
         if value not in args:
             raise wrong(f"one of {', '.join(args)}")
@@ -146,11 +168,8 @@ def _check(run):
     need((run.embedded is not None) == (run.model == "embedded"), "embedded",
          "must be given exactly when model is `embedded`; write `embedded: null` otherwise")
     need(run.beside is None or run.beside in paper_models(), "beside", f"= {run.beside!r} must be one of {', '.join(paper_models())}, or null")
-    seeds = {"generate.seed": run.generate.seed, "sae.data_seed": run.sae.data_seed, "ffr.seed": run.ffr.seed, "probing.seed": run.probing.seed}
-    for key, value in (seeds | {f"sae.seeds[{i}]": seed for i, seed in enumerate(run.sae.seeds)}).items():
-        need(value >= 0, key, f"= {value} must be 0 or more")
-    need(run.ffr.activation >= 0, "ffr.activation", f"= {run.ffr.activation} must be 0 (the paper's) or more: latents are never negative")
-    for name in (*run.corpora, *run.probing.tasks):
+    need(run.generate.seed >= 0, "generate.seed", f"= {run.generate.seed} must be 0 or more")
+    for name in (*run.corpora, *run.tasks):
         need(re.fullmatch(r"[\w.-]*\w[\w.-]*", name), "corpora", f"and tasks are folder names too, so {name!r} may hold letters, digits, - _ . only")
     if run.embedded:
         e = run.embedded
@@ -160,7 +179,8 @@ def _check(run):
         need(run.sequence_length <= e.context, "sequence_length", f"= {run.sequence_length} exceeds embedded.context = {e.context}")
         need(run.generate.max_new_tokens < e.context, "generate.max_new_tokens",
              f"= {run.generate.max_new_tokens} must be below embedded.context = {e.context}: BOS takes one position")
-        need(run.probing.max_tokens <= e.context, "probing.max_tokens", f"= {run.probing.max_tokens} exceeds embedded.context = {e.context}")
+        need(not run.probing or run.probing.max_tokens <= e.context, "probing.max_tokens",
+             f"= {run.probing and run.probing.max_tokens} exceeds embedded.context = {e.context}")
         need(e.d_model % e.n_heads == 0, "embedded.d_model", f"= {e.d_model} must be a multiple of embedded.n_heads = {e.n_heads}")
         need(e.corpus in run.corpora and run.corpora[e.corpus].faithful is None, "embedded.corpus",
              f"= {e.corpus!r} must name a corpus under `corpora` that is not itself generated")
@@ -175,7 +195,20 @@ def _check(run):
                  f"= {corpus.faithful!r}: no {corpus.faithful}.yaml in {run.file.parent}; write `self` for this model's own text")
         need(not corpus.documentation or corpus.max_characters, f"corpora.{name}.max_characters", "is missing: how much text to take")
         need(not corpus.hub or corpus.split, f"corpora.{name}.split", "is missing: which split of the Hub dataset")
-    s = run.sae
+    absent = [section for section in SAE_SECTIONS if not getattr(run, section)]
+    need(len(absent) in (0, len(SAE_SECTIONS)), ", ".join(absent), f"must not be null alone: all of {', '.join(SAE_SECTIONS)} are, or none")
+    need(not absent or not run.seed_dependence, "seed_dependence", "must be null where sae is")
+    if not absent:
+        _check_saes(run, run.sae, need)
+    if run.seed_dependence:
+        _check_seed_dependence(run, run.seed_dependence, need)
+
+
+def _check_saes(run, s, need):
+    seeds = {"sae.data_seed": s.data_seed, "ffr.seed": run.ffr.seed, "probing.seed": run.probing.seed}
+    for key, value in (seeds | {f"sae.seeds[{i}]": seed for i, seed in enumerate(s.seeds)}).items():
+        need(value >= 0, key, f"= {value} must be 0 or more")
+    need(run.ffr.activation >= 0, "ffr.activation", f"= {run.ffr.activation} must be 0 (the paper's) or more: latents are never negative")
     need(s.k <= s.d_sae, "sae.k", f"= {s.k} exceeds sae.d_sae = {s.d_sae}: at most every latent can be active")
     need(len(s.seeds) >= 2 and len(set(s.seeds)) == len(s.seeds), "sae.seeds", "must hold at least two different seeds: SFR compares them")
     need(s.buffer_tokens >= s.batch_tokens, "sae.buffer_tokens", f"= {s.buffer_tokens} must be at least sae.batch_tokens = {s.batch_tokens}")
@@ -197,10 +230,6 @@ def _check(run):
             need(task.test, f"{key}.test", "is missing: the file to measure accuracy on")
             need(run.resolve(task.test).is_file(), f"{key}.test", f"= {task.test!r}: no such file ({run.resolve(task.test)})")
         need(not task.hub or (task.train_split and task.test_split), f"{key}.train_split", "and test_split must be given for a Hub dataset")
-
-
-    if run.seed_dependence:
-        _check_seed_dependence(run, run.seed_dependence, need)
 
 
 def _check_seed_dependence(run, d, need):
@@ -231,6 +260,9 @@ def _check_source(run, need, key, entry, sources, roles, kinds):
         for package in entry.packages:
             need(importlib.util.find_spec(package), f"{key}.packages", f"names {package!r}, which is not installed")
         need(bool(entry.packages) != (value == "topics"), f"{key}.packages", "must list installed packages (none for topics)")
+    if source == "hub":
+        need(entry.revision, f"{key}.revision", f"is missing: {PARQUET}, where the Hub has every dataset as parquet, or a commit of it")
+        need(entry.config, f"{key}.config", "is missing: which configuration of the Hub dataset (`default` where it has one alone)")
     if source in ("path", "train"):
         need(run.resolve(value).is_file(), f"{key}.{source}", f"= {value!r}: no such file ({run.resolve(value)})")
     if source in ("path", "train", "hub"):

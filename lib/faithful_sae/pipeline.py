@@ -4,10 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from faithful_sae.corpora import check_sources, documentation_path, write_documentation
+from faithful_sae import hub
+from faithful_sae.corpora import check_hub_sources, check_sources, documentation_path, write_documentation
 from faithful_sae.exhibits import notebook_exhibits
 from faithful_sae.provenance import ROOT, file_hash, remove
-from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ParamsError, model_stages, stage_settings
+from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ParamsError, model_stages, stage_corpora, stage_settings
 
 ROWS = {  # the csv files under rows/ that a notebook writes
     "01_generate_faithful": ("dataset", "first_token"), "02_train_sae": ("training", "saes"), "03_sfr": ("sfr", "matching"),
@@ -59,15 +60,12 @@ def profile_outputs(runs) -> list[str]:
 
 def stage_inputs(run, stage) -> list[str]:
     """Data a notebook reads: earlier notebooks' rows (this run's, and of runs whose text it uses), local files, documentation."""
-    corpora = {"01_generate_faithful": [run.embedded.corpus] if run.embedded else [], "02_train_sae": run.sae.train_on,
-               "05_fidelity_matrix": run.fidelity.corpora,
-               "08_seed_dependence": [run.seed_dependence.corpus] if run.seed_dependence else []}.get(stage, [])
-    corpora = [run.corpora[name] for name in corpora]
-    tasks = list(run.probing.tasks.values()) if stage == "06_probing" else []
+    corpora = [run.corpora[name] for name in stage_corpora(run, stage)]
+    tasks = list(run.tasks.values()) if stage == "06_probing" else []
     files = [str(run.resolve(path)) for path in [*(c.path for c in corpora), *(t.train for t in tasks), *(t.test for t in tasks)] if path]
     files += [str(documentation_path(run, *source)) for source in _sources(run, corpora, tasks)]
-    if stage == "01_generate_faithful" and not run.embedded and run.resolve(run.model).is_dir():
-        files += sorted(str(f) for f in run.resolve(run.model).iterdir() if f.is_file())
+    if stage == "01_generate_faithful" and (folder := run.model_folder):
+        files += sorted(str(f) for f in folder.iterdir() if f.is_file())
     if stage in ("02_train_sae", "08_seed_dependence"):
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
@@ -85,7 +83,7 @@ def settings(run, stage) -> str:
 
 def documentation_files(runs) -> dict[str, list]:
     """{file: [kind, packages, size, is a task]} of all that has to be extracted from installed packages."""
-    sources = [source for run in runs for source in _sources(run, run.corpora.values(), run.probing.tasks.values())]
+    sources = [source for run in runs for source in _sources(run, run.corpora.values(), run.tasks.values())]
     return {str(documentation_path(runs[0], *source)): source for source in sources}
 
 
@@ -110,14 +108,34 @@ def preflight(runs):
         corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; results of another folder's in the way.
     """
     for run in runs:
-        if not run.embedded and run.resolve(run.model).is_dir():
-            _check_model_folder(run, run.resolve(run.model))
+        if folder := run.model_folder:
+            files = [file.name for file in folder.iterdir()]
+            _check_model(run, files, folder / "config.json", folder)
         check_sources(run)
     owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
     folder = str(runs[0].file.parent)
     if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
         raise ParamsError(f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the folder, or `make clean "
                           f"PARAMS={other}` first")
+
+
+def preflight_hub(runs):
+    """The same for what is read from the Hub, under the profile's lock: all of it is looked up, held to the commits found, and begun.
+
+    Raises:
+        ParamsError: a model or dataset that is gated, renamed or missing, of another revision, without parquet files or the columns
+        asked for, or that cannot be reached.
+    """
+    for run in runs:
+        if not run.embedded and not run.model_folder:
+            try:
+                at = hub.commit(run, "model", run.model, run.revision)
+                _check_model(run, hub.repository_files("model", run.model, at), hub.fetch("model", run.model, at, "config.json"), f"its files at {at}")
+            except hub.HubError as error:
+                raise ParamsError(f"{run.file}: model: {error}") from None
+        check_hub_sources(run)
+    for note in hub.moved(runs[0]):
+        print(f"  {note}", flush=True)
 
 
 def take_possession(runs):
@@ -131,17 +149,17 @@ def take_possession(runs):
         _forget_damaged(run)
 
 
-def _check_model_folder(run, folder):
+def _check_model(run, files, config, where):
     def need(ok, key, why):
         if not ok:
             raise ParamsError(f"{run.file}: {key} {why}")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ParamsError(f"{run.file}: model = {run.model!r}: no readable config.json in {folder} ({error})") from None
-    need(list(folder.glob("*.safetensors")), "model", f"= {run.model!r}: no *.safetensors weights in {folder}")
-    need((folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file(), "model",
-         f"= {run.model!r}: no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json beside config.json")
+        raise ParamsError(f"{run.file}: model = {run.model!r}: no readable config.json in {where} ({error})") from None
+    need(any(file.endswith(".safetensors") for file in files), "model", f"= {run.model!r}: no *.safetensors weights in {where}")
+    need({"tokenizer.json", "tokenizer_config.json"} & set(files), "model",
+         f"= {run.model!r}: no tokenizer in {where}: copy tokenizer.json and tokenizer_config.json beside config.json")
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     context = config.get("max_position_embeddings", config.get("n_positions"))
     need(layers is None or run.layer < layers, "layer", f"= {run.layer} is out of range: {run.model} has blocks 0 to {(layers or 0) - 1}")
@@ -151,13 +169,13 @@ def _check_model_folder(run, folder):
          f"= {run.sequence_length} exceeds the context of {run.model}, {context} tokens")
     need(context is None or run.generate.max_new_tokens < context, "generate.max_new_tokens",
          f"= {run.generate.max_new_tokens} must be below the context of {run.model}, {context} tokens: BOS takes one position")
-    need(context is None or run.probing.max_tokens <= context, "probing.max_tokens",
-         f"= {run.probing.max_tokens} exceeds the context of {run.model}, {context} tokens")
+    need(context is None or not run.probing or run.probing.max_tokens <= context, "probing.max_tokens",
+         f"= {run.probing and run.probing.max_tokens} exceeds the context of {run.model}, {context} tokens")
 
 
 def _forget_damaged(run):
     folders = {"dataset": [run.artifacts / "faithful"] + ([run.artifacts / "lm"] if run.embedded else []),
-               "saes": [run.artifacts / "saes" / name for name in run.sae.train_on]}
+               "saes": [run.artifacts / "saes" / name for name in (run.sae.train_on if run.sae else ())]}
     if run.seed_dependence:
         folders["seed_saes"] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
     for name, artefacts in folders.items():

@@ -24,9 +24,9 @@ from faithful_sae import PUBLIC
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
 STARTED = time.time()
-PLUMBING = ("provenance", "schema", "params", "checkpoints", "formats")   # they move and check data; no number comes from them
+PLUMBING = ("provenance", "schema", "params", "checkpoints", "formats", "hub")   # they move and check data; no number comes from them
 ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")   # another version of one may compute another last digit
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
+PACKAGES = ("torch", "transformers", "datasets", "huggingface_hub", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
 
 

@@ -57,7 +57,11 @@ class Generate:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text from one of four places: `faithful`, `path`, `hub`, `documentation`; the other keys say how to read it."""
+    """Text from one of four places: `faithful`, `path`, `hub`, `documentation`; the other keys say how to read it.
+
+    Several text keys: their texts, joined by an empty line, are one document. In a YAML file `listed: <name>` stands for an entry of
+    params/corpora.yaml.
+    """
     role: str | None = None
     faithful: str | None = None
     path: str | None = None
@@ -66,7 +70,7 @@ class Corpus:
     revision: str | None = None
     config: str | None = None
     split: str | None = None
-    text_key: str | None = None
+    text_key: str | tuple[str, ...] | None = None
     packages: tuple[str, ...] = ()
     max_characters: int | None = None
 
@@ -112,6 +116,7 @@ class Fidelity:
     corpora: tuple[str, ...]
     rows: int
     rows_from: typing.Literal["heldout", "train"]
+    batch_rows: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Task:
     config: str | None = None
     train_split: str | None = None
     test_split: str | None = None
-    text_key: str | None = None
+    text_key: str | tuple[str, ...] | None = None
     label_key: str | None = None
     packages: tuple[str, ...] = ()
 
@@ -138,6 +143,7 @@ class Probing:
     max_train: int
     max_test: int
     max_tokens: int
+    batch_rows: int
     include_bos: bool
     inverse_regularisation: float
     max_iter: int
@@ -173,11 +179,11 @@ class Run:
     embedded: Embedded | None
     generate: Generate
     corpora: dict[str, Corpus]
-    sae: SAE
-    sfr: SFR
-    ffr: FFR
-    fidelity: Fidelity
-    probing: Probing
+    sae: SAE | None             # null, with the next four: text is generated, and that is all
+    sfr: SFR | None
+    ffr: FFR | None
+    fidelity: Fidelity | None
+    probing: Probing | None
     seed_dependence: SeedDependence | None
     file: Path = dataclasses.field(metadata={"internal": True})
 
@@ -201,6 +207,16 @@ class Run:
         """A path of the YAML, relative to the YAML's folder."""
         return (self.file.parent / Path(path).expanduser()).resolve()
 
+    @property
+    def model_folder(self) -> Path | None:
+        """The folder of a local model; None for an embedded one and for one of the Hub."""
+        folder = self.resolve(self.model)
+        return folder if not self.embedded and folder.is_dir() else None
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return self.probing.tasks if self.probing else {}
+
     def settings(self, *keys) -> dict:
         """The named top-level values as plain data, for a hash or for provenance."""
         return {key: plain(getattr(self, key)) for key in keys}
@@ -219,23 +235,29 @@ STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the noteboo
 }
 PROFILE_STAGE = "07_paper"                                                       # once per profile, every other once per model
 MODEL_STAGES = tuple(stage for stage in STAGE_KEYS if stage != PROFILE_STAGE)
+SAE_SECTIONS = ("sae", "sfr", "ffr", "fidelity", "probing")
 PAPER_STAGES = tuple(stage for stage in MODEL_STAGES if stage != "08_seed_dependence")   # whose rows PROFILE_STAGE gathers
 
 
 def model_stages(run) -> list[str]:
-    """The stages that run for one language model: without `seed_dependence` there is no 08."""
-    return [stage for stage in MODEL_STAGES if stage in PAPER_STAGES or run.seed_dependence]
+    """The stages that run for one language model: without `seed_dependence` there is no 08, without `sae` only 01."""
+    stages = [stage for stage in MODEL_STAGES if stage in PAPER_STAGES or run.seed_dependence]
+    return stages if run.sae else stages[:1]
+
+
+def stage_corpora(run, stage) -> tuple[str, ...]:
+    """Names of the corpora a notebook reads."""
+    return {"01_generate_faithful": run.embedded and (run.embedded.corpus,), "02_train_sae": run.sae and run.sae.train_on,
+            "05_fidelity_matrix": run.fidelity and run.fidelity.corpora,
+            "08_seed_dependence": run.seed_dependence and (run.seed_dependence.corpus,)}.get(stage) or ()
 
 
 def stage_settings(run, stage) -> dict:
     """The part of a run's parameters that one notebook depends on, with only the corpora it reads."""
     keys = STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
     settings = run.settings(*keys)
-    corpora = {"01_generate_faithful": (run.embedded.corpus,) if run.embedded else (),
-               "02_train_sae": run.sae.train_on, "05_fidelity_matrix": run.fidelity.corpora,
-               "08_seed_dependence": (run.seed_dependence.corpus,) if run.seed_dependence else ()}.get(stage)
-    if corpora is not None:
-        settings["corpora"] = {name: plain(run.corpora[name]) for name in corpora}
+    if stage in ("01_generate_faithful", "02_train_sae", "05_fidelity_matrix", "08_seed_dependence"):
+        settings["corpora"] = {name: plain(run.corpora[name]) for name in stage_corpora(run, stage)}
         if stage != "05_fidelity_matrix":  # whose titles name the roles
             for entry in settings["corpora"].values():
                 del entry["role"]

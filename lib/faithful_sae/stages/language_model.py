@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from faithful_sae import corpora, ngram, packing
+from faithful_sae import corpora, hub, ngram, packing
 from faithful_sae.embedded import train_language_model, train_tokenizer
 from faithful_sae.models import ModelError, load_model
 from faithful_sae.provenance import MissingInputError, code_hash, digest, file_hash, is_current, write_csv, write_provenance
@@ -16,12 +16,12 @@ from faithful_sae.stages.rows import write_rows
 
 
 def model_key(run) -> str:
-    """What determines a run's language model: its files, its Hub revision, or the recipe and text it is trained on."""
+    """What determines a run's language model: its files, its commit on the Hub, or the recipe and text it is trained on."""
     if run.embedded:
         return digest([plain(run.embedded), corpora.text_hash(run, run.embedded.corpus), run.heldout, run.threads, run.dtype,
                        code_hash("embedded", "packing", "ngram")])
-    folder = run.resolve(run.model)
-    return digest([file_hash(folder) if folder.is_dir() else [run.model, run.revision], run.dtype])
+    folder = run.model_folder
+    return digest([file_hash(folder) if folder else [run.model, hub.commit(run, "model", run.model, run.revision)], run.dtype])
 
 
 def open_model(run):
@@ -31,11 +31,13 @@ def open_model(run):
         MissingInputError: an embedded model that notebook 01 has not trained. ModelError: as load_model, or a context shorter
         than sequence_length.
     """
-    folder = run.artifacts / "lm" if run.embedded else run.resolve(run.model)
+    folder = run.artifacts / "lm" if run.embedded else run.model_folder
     if run.embedded and not is_current(folder, model_key(run)):
         raise MissingInputError(f"{folder}: not trained yet, or with other parameters: run notebooks/01_generate_faithful for "
                                 f"{run.profile}/{run.name} first")
-    lm = load_model(folder if folder.is_dir() else run.model, run.layer, run.device, run.dtype, None if folder.is_dir() else run.revision)
+    at = None if folder else hub.commit(run, "model", run.model, run.revision)
+    lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at)
+    lm.revision = at
     if run.sequence_length > lm.context:
         raise ModelError(f"{run.file}: sequence_length = {run.sequence_length} exceeds the context of {run.model}, {lm.context} tokens")
     return lm

@@ -18,7 +18,8 @@ def fidelity_matrix(run, saes, lm):
         rows = (tokens.heldout if run.fidelity.rows_from == "heldout" else tokens.train)[:run.fidelity.rows]
         if len(rows) < run.fidelity.rows:
             print(f"note: {name}: {len(rows)} {run.fidelity.rows_from} rows, fewer than the {run.fidelity.rows} asked for: all are used")
-        for ((trained_on, seed), include_bos), record in fidelity_of_all(saes, lm, rows, description=f"fidelity on {name}").items():
+        measured = fidelity_of_all(saes, lm, rows, run.fidelity.batch_rows, description=f"fidelity on {name}")
+        for ((trained_on, seed), include_bos), record in measured.items():
             records.append({"trained_on": trained_on, "evaluated_on": name, "seed": seed, "include_bos": include_bos, **vars(record)})
     rows = pd.DataFrame(records)
     write_rows(run, "fidelity", rows)

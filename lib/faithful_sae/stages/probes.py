@@ -12,7 +12,7 @@ def probe_tasks(run, saes, lm):
     p, records = run.probing, []
     for name in p.tasks:
         (train_texts, train_labels), (test_texts, test_labels), _ = corpora.labelled(run, name)
-        pooled = [pooled_representations(saes, lm, texts, p.max_tokens, p.include_bos, description=f"{name}: {part}")
+        pooled = [pooled_representations(saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{name}: {part}")
                   for part, texts in (("train", train_texts), ("test", test_texts))]
         majority = pd.Series(test_labels).eq(pd.Series(train_labels).mode()[0]).mean()
         records += [{"task": name, "train": len(train_texts), "test": len(test_texts), "majority": majority, **record} for record in
