@@ -130,7 +130,8 @@ def preflight_hub(runs):
         if not run.embedded and not run.model_folder:
             try:
                 at = hub.commit(run, "model", run.model, run.revision)
-                _check_model(run, hub.repository_files("model", run.model, at), hub.fetch("model", run.model, at, "config.json"), f"its files at {at}")
+                config = hub.fetch("model", run.model, at, "config.json")
+                _check_model(run, hub.repository_files("model", run.model, at), config, f"its files at {at}")
             except hub.HubError as error:
                 raise ParamsError(f"{run.file}: model: {error}") from None
         check_hub_sources(run)
