@@ -30,7 +30,7 @@ class Embedding:
 def train(checkpoint, lr=5e-3):
     stream = ActivationStream(Embedding(), ROWS, n_tokens=TOKENS, batch_tokens=BATCH, buffer_tokens=300, lm_batch_rows=4,
                               include_bos=False, seed=1)
-    return train_saes(stream, D, [24, 40, 24], [2, 3, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, checkpoint=checkpoint)
+    return train_saes(stream, D, [24, 400, 24], [2, 1, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, "authors", checkpoint=checkpoint)
 
 
 def everything(sae):
@@ -39,7 +39,10 @@ def everything(sae):
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    return [everything(sae) for sae in train(None)]
+    """Of an SAE that has dead latents nearly all the time, so that what it learns depends on which they are, and two that have not."""
+    saes = train(None)
+    assert (saes[1].training_log.dead > 0).mean() > 0.5
+    return [everything(sae) for sae in saes]
 
 
 def test_killed_at_random_moments(tmp_path, uninterrupted):
@@ -96,7 +99,8 @@ def test_a_checkpoint_of_another_training_is_not_used(tmp_path, uninterrupted):
     assert [everything(sae) for sae in train(Checkpoint(tmp_path / "checkpoint", "other"))] == uninterrupted
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b),
+                                    lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b'"step"', b'"stop"')])
 def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, capsys, damage):
     path = tmp_path / "checkpoint"
     train(Checkpoint(path, "key", every=0))
@@ -107,11 +111,14 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, 
 
 def test_checkpoints_of_other_corpora_are_left_alone(tmp_path):
     """`faithful` starts anew: its old checkpoint goes, those of `faithful-neox`, whose name begins alike, stay."""
-    names = ["faithful-0123.partial", "faithful-4567.partial", "faithful-neox-0123.partial", "library-0123.partial", "faithful-0123"]
+    names = ["faithful-0123.partial", "faithful-4567.partial", "faithful-neox-0123.partial", "library-0123.partial", "faithful-0123",
+             "c4.en-layer1-0123", "c4.en-layer2-0123", "c4.en-layer1-4567"]
     for name in names:
         (tmp_path / name).touch()
     remove_others(tmp_path / "faithful-4567.partial")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+    remove_others(tmp_path / "c4.en-layer1-4567", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({*names[1:]} - {"c4.en-layer1-0123"})
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):

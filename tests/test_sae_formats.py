@@ -420,6 +420,7 @@ REFUSED = {
                                      ["encoder.weight is [6, 20], transposed"]),
     "sparsify: transposed decoder": (edit(sparsify, "sae.safetensors", transpose("W_dec")),
                                      ["W_dec is [6, 20], transposed", "[20, 6]"]),
+    "sparsify: signed": (lambda f: sparsify(f, signed=True), ["cfg.json", "signed"]),
     "sparsify: other num_latents": (lambda f: sparsify(f, num_latents=21), ["cfg.json", "[21, 6]"]),
     "sparsify: 0 latents, other expansion": (lambda f: sparsify(f, num_latents=0, expansion_factor=4), ["cfg.json", "[24, 6]"]),
     "sparsify: 0 latents, no expansion": (lambda f: sparsify(f, num_latents=0, expansion_factor=0), ["num_latents = 0"]),

@@ -287,6 +287,14 @@ def test_every_activation_once_per_epoch(include_bos, epochs, buffer_tokens):
     assert got == Counter({token: count * epochs for token, count in expected.items()})
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    """Of the rows in groups of two, not only of the activations within them."""
+    n = int((ROWS != 0).sum())
+    tokens = torch.cat(stream(2 * n, buffer_tokens=16))[:, 0].int()
+    first, second = ([(t - 1) // (T - 1) for t in part.tolist()] for part in (tokens[:n], tokens[n:]))
+    assert max(abs(first.index(row) - second.index(row)) for row in range(R)) > 8 * (T - 1)
+
+
 @pytest.mark.parametrize("n_tokens", [1, 15, 16, 17, 100, 209, 210, 777])
 def test_n_tokens_exactly_in_full_batches(n_tokens):
     sizes = [len(b) for b in stream(n_tokens)]

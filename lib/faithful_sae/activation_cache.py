@@ -5,13 +5,13 @@ when they are used. What is not there, or not as it was written, is computed aga
 bfloat16 or float16, else four; reading is bound by the disk and the checksum (1 to 2 GB/s), not by the size of the model.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from faithful_sae.checkpoints import checksum
 from faithful_sae.provenance import atomic_path
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -32,7 +32,7 @@ class ActivationCache:
                 x, written = file.get_tensor("x"), (file.metadata() or {}).get("sha256")
         except (SafetensorError, OSError):
             return None
-        return x.float() if _checksum(x) == written else None
+        return x.float() if checksum({"x": x.contiguous()}) == written else None
 
     def write(self, group, x):
         """Keep the activations float32 [N, D] of a group.
@@ -43,11 +43,7 @@ class ActivationCache:
         x = x.detach().cpu()
         narrow = next((same for dtype in NARROW if torch.equal((same := x.to(dtype)).float(), x)), x)   # if the model computes in it
         with atomic_path(self._file(group)) as tmp:
-            save_file({"x": narrow.contiguous()}, tmp, {"sha256": _checksum(narrow)})
+            save_file({"x": narrow.contiguous()}, tmp, {"sha256": checksum({"x": narrow.contiguous()})})
 
     def _file(self, group):
         return self.folder / f"group_{group:06d}.safetensors"
-
-
-def _checksum(x):
-    return hashlib.sha256(x.contiguous().view(torch.uint8).numpy()).hexdigest()

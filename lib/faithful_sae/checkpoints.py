@@ -1,9 +1,11 @@
 """One file from which a killed training goes on as if nothing had happened: tensors and numbers, replaced atomically."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -34,8 +36,8 @@ class Checkpoint:
         start = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path) as tmp:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, tmp,
-                      {"key": self.key, "step": str(step), "numbers": json.dumps(numbers)})
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(tensors, tmp, {"key": self.key, "step": str(step), "numbers": json.dumps(numbers), "sha256": checksum(tensors)})
         end = time.monotonic()
         self.next, self.step = end + max(self.every, 20 * (end - start)), step
 
@@ -49,11 +51,14 @@ class Checkpoint:
                 if about.get("key") != self.key:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError):
+            step, numbers, whole = int(about["step"]), json.loads(about["numbers"]), checksum(tensors) == about["sha256"]
+        except (SafetensorError, OSError, KeyError, ValueError):
+            whole = False
+        if not whole:
             print(f"note: {self.path} is damaged: training starts again")
             return None
-        self.step = int(about["step"])
-        return self.step, tensors, json.loads(about["numbers"])
+        self.step = step
+        return step, tensors, numbers
 
     def remove(self):
         """The training is done and saved elsewhere."""
@@ -61,3 +66,11 @@ class Checkpoint:
 
     def __str__(self):
         return f"the last good checkpoint is {self.path}, step {self.step}" if self.step is not None else "there is no checkpoint yet"
+
+
+def checksum(tensors):
+    """SHA-256 of the numbers of a dict of contiguous tensors on the CPU, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(tensors[name].view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()

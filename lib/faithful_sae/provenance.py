@@ -72,11 +72,11 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def remove_others(mine):
-    """Forget what stands beside `mine`, a path that ends in -<key> or -<key>.<suffix>, under the same name with another key."""
+def remove_others(mine, suffix=".partial"):
+    """Forget what stands beside `mine`, a path that ends in -<key><suffix>, under the same name with another key."""
     name = mine.name.rpartition("-")[0]
-    for path in mine.parent.glob(f"*{mine.suffix}"):
-        if path != mine and (path.name.rpartition("-")[0], path.suffix) == (name, mine.suffix):
+    for path in mine.parent.glob(f"*-*{suffix}"):
+        if path != mine and path.name.rpartition("-")[0] == name and path.name.rpartition("-")[2].partition(".")[2] == suffix[1:]:
             remove(path)
 
 

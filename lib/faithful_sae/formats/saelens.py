@@ -32,6 +32,8 @@ def read(folder) -> Parts:
     if architecture not in ARCHITECTURES or activation not in (None, "relu", "topk"):
         raise source.refuse(f"architecture {architecture} with activation {activation or 'relu'} is none of "
                             + ", ".join(ARCHITECTURES))
+    if architecture != "topk" and activation == "topk" or "W_skip" in source.tensors:
+        raise source.refuse(f"{'W_skip' if 'W_skip' in source.tensors else 'activation topk'} does not go with architecture {architecture}")
     if config.get("reshape_activations", "none") != "none":
         raise source.refuse(f"reshape_activations {config['reshape_activations']}: it reads attention heads, no residual stream")
     parts = Parts(b_enc=None, **source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}))

@@ -16,6 +16,7 @@ from faithful_sae.formats.source import Parts, SAEError, Source, read_json
 from faithful_sae.provenance import atomic_path
 
 WEIGHTS = "sae.safetensors"
+KNOWN = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "d_in"}
 
 
 def read(folder) -> Parts:
@@ -26,6 +27,9 @@ def read(folder) -> Parts:
         raise source.refuse(f"activation {config['activation']} keeps one latent of each group, not the k largest")
     if config.get("transcode") or config.get("skip_connection") or "W_skip" in source.tensors:
         raise source.refuse("transcode or skip_connection: it predicts another activation than the one it reads")
+    other = [key for key, value in config.items() if value and key not in KNOWN]   # `signed` of older versions: k largest by size
+    if other:
+        raise source.refuse(f"{', '.join(other)}: not known to leave the k largest latents what they are")
     D = source.count("d_in", source["d_in"])
     F = source.count("num_latents", config.get("num_latents") or D * source["expansion_factor"])   # 0 stands for this product
     t = source.take({"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)})

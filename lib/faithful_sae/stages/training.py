@@ -91,9 +91,9 @@ def activation_cache(run, name, rows, lm):
     key = digest([run.settings("layer", "threads", "dtype", "device"), s.buffer_tokens, s.lm_batch_rows, s.include_bos, s.data_seed,
                   rows.key, model_key(run), code_hash("activations", "models")])
     folder = run.artifacts / "activations" / f"{name}-layer{run.layer}-{key}"
-    remove_others(folder)
+    remove_others(folder, "")
     if folder.exists():
-        missing -= sum(file.stat().st_size for file in folder.iterdir())
+        missing -= sum(file.stat().st_size for file in folder.glob("group_*.safetensors"))   # another notebook may be adding to them
     require_space(folder, missing, f"keeping the activations of {name} (sae.cache_activations)")
     return ActivationCache(folder)
 
