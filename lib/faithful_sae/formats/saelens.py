@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from faithful_sae.formats.hooks import describe
-from faithful_sae.formats.source import Parts, Source, read_json
+from faithful_sae.formats.source import Parts, SAEError, Source, read_json
 from faithful_sae.provenance import atomic_path
 
 WEIGHTS = "sae_weights.safetensors"
@@ -32,10 +32,12 @@ def read(folder) -> Parts:
     if architecture not in ARCHITECTURES or activation not in (None, "relu", "topk"):
         raise source.refuse(f"architecture {architecture} with activation {activation or 'relu'} is none of "
                             + ", ".join(ARCHITECTURES))
-    if architecture != "topk" and activation == "topk" or "W_skip" in source.tensors:
-        raise source.refuse(f"{'W_skip' if 'W_skip' in source.tensors else 'activation topk'} does not go with architecture {architecture}")
+    if activation == "topk" and architecture != "topk":
+        raise source.refuse(f"activation topk does not go with architecture {architecture}, which has its own way to select latents")
     if config.get("reshape_activations", "none") != "none":
         raise source.refuse(f"reshape_activations {config['reshape_activations']}: it reads attention heads, no residual stream")
+    if "W_skip" in source.tensors:
+        raise SAEError(f"{source.file}: holds W_skip: a transcoder, which predicts another activation than the one it reads")
     parts = Parts(b_enc=None, **source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}))
     if architecture == "gated":
         parts.gate(**source.take({"r_mag": (F,), "b_gate": (F,), "b_mag": (F,)}))
