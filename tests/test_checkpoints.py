@@ -30,7 +30,7 @@ class Embedding:
 def train(checkpoint, lr=5e-3):
     stream = ActivationStream(Embedding(), ROWS, n_tokens=TOKENS, batch_tokens=BATCH, buffer_tokens=300, lm_batch_rows=4,
                               include_bos=False, seed=1)
-    return train_saes(stream, D, [24, 400, 24], [2, 1, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, "authors", checkpoint=checkpoint)
+    return train_saes(stream, D, [24, 400, 24], [2, 1, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, checkpoint=checkpoint)
 
 
 def everything(sae):
@@ -100,7 +100,8 @@ def test_a_checkpoint_of_another_training_is_not_used(tmp_path, uninterrupted):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b),
-                                    lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b'"step"', b'"stop"')])
+                                    lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b'"step"', b'"stop"'),
+                                    lambda b: b.replace(rb'\"given\": 2', rb'\"given\": 1')])
 def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, capsys, damage):
     path = tmp_path / "checkpoint"
     train(Checkpoint(path, "key", every=0))

@@ -37,7 +37,8 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path) as tmp:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(tensors, tmp, {"key": self.key, "step": str(step), "numbers": json.dumps(numbers), "sha256": checksum(tensors)})
+            about = {"key": self.key, "step": str(step), "numbers": json.dumps(numbers)}
+            save_file(tensors, tmp, about | {"sha256": checksum(tensors, about)})
         end = time.monotonic()
         self.next, self.step = end + max(self.every, 20 * (end - start)), step
 
@@ -51,7 +52,8 @@ class Checkpoint:
                 if about.get("key") != self.key:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            step, numbers, whole = int(about["step"]), json.loads(about["numbers"]), checksum(tensors) == about["sha256"]
+            written = about.pop("sha256")
+            step, numbers, whole = int(about["step"]), json.loads(about["numbers"]), checksum(tensors, about) == written
         except (SafetensorError, OSError, KeyError, ValueError):
             whole = False
         if not whole:
@@ -68,9 +70,9 @@ class Checkpoint:
         return f"the last good checkpoint is {self.path}, step {self.step}" if self.step is not None else "there is no checkpoint yet"
 
 
-def checksum(tensors):
-    """SHA-256 of the numbers of a dict of contiguous tensors on the CPU, in the order of their names."""
-    total = hashlib.sha256()
+def checksum(tensors, about=None):
+    """SHA-256 of a dict of contiguous tensors on the CPU, with their names, and of what is said `about` them, {name: text}."""
+    total = hashlib.sha256(json.dumps([sorted(tensors), about], sort_keys=True).encode())
     for name in sorted(tensors):
         total.update(tensors[name].view(-1).view(torch.uint8).numpy())
     return total.hexdigest()
