@@ -58,14 +58,15 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(m
     train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
     assert set(kept.iterdir()) == first
     rows, folders = corpus(run, "text", lm), set()
-    for changed in (caching, dataclasses.replace(caching, layer=0), *(dataclasses.replace(caching, sae=dataclasses.replace(
-            caching.sae, **{name: value})) for name, value in {"buffer_tokens": 64, "lm_batch_rows": 4, "include_bos": True}.items())):
+    changes = ({"buffer_tokens": 64}, {"lm_batch_rows": 4}, {"include_bos": True})
+    for changed in (caching, dataclasses.replace(caching, layer=0), dataclasses.replace(caching, threads=2),
+                    *(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, **change)) for change in changes)):
         folders.add(activation_cache(changed, "text", rows, lm).folder)
     folders.add(activation_cache(caching, "text", dataclasses.replace(rows, key="another"), lm).folder)
     with monkeypatch.context() as patch:
         patch.setattr("faithful_sae.stages.training.model_key", lambda run: "another")
         folders.add(activation_cache(caching, "text", rows, lm).folder)
-    assert len(folders) == 7
+    assert len(folders) == 8
     train_all(caching, lm)
     first = set(kept.iterdir())
     other = dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, data_seed=1))
