@@ -16,7 +16,7 @@ from faithful_sae.formats.source import Parts, SAEError, Source, read_json
 from faithful_sae.provenance import atomic_path
 
 WEIGHTS = "sae.safetensors"
-KNOWN = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "d_in"}   # may be other than false
+KNOWN = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "d_in", "hook_name", "hook_layer"}   # may be other than false
 
 
 def read(folder) -> Parts:
