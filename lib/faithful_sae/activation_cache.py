@@ -42,8 +42,9 @@ class ActivationCache:
         """
         x = x.detach().cpu()
         narrow = next((same for dtype in NARROW if torch.equal((same := x.to(dtype)).float(), x)), x)   # if the model computes in it
+        kept = {"x": narrow.contiguous()}
         with atomic_path(self._file(group)) as tmp:
-            save_file({"x": narrow.contiguous()}, tmp, {"sha256": checksum({"x": narrow.contiguous()})})
+            save_file(kept, tmp, {"sha256": checksum(kept)})
 
     def _file(self, group):
         return self.folder / f"group_{group:06d}.safetensors"
