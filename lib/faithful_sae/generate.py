@@ -83,7 +83,7 @@ def require_memory(run, lm):
 
 
 def _probabilities(logits, temperature, top_p):
-    p = torch.softmax(logits / temperature, -1)
+    p = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     if top_p < 1:
         ordered, index = p.sort(-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p  # mass before the token already suffices
@@ -94,7 +94,7 @@ def _probabilities(logits, temperature, top_p):
 def _draw(p, generator):
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per row, where
     torch.multinomial takes one per token of the vocabulary."""
-    cdf = p.double().cumsum(-1)
+    cdf = p.cumsum(-1, dtype=torch.float64)
     if not cdf[:, -1].isfinite().all():
         raise FloatingPointError("the language model's logits are not finite: its weights are damaged, or dtype is too narrow for them")
     u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device) * cdf[:, -1:]
