@@ -28,7 +28,7 @@ def published_corpus(run, name, lm):
     folder, rows, settings = run.artifacts / "saes" / name, corpus(run, name, lm), sae_settings(run, name)
     places = {seed: locate(run, name, seed) for seed in run.sae.seeds}
     inputs = {f"seed{seed}": [origin, source_hashes(place)] for seed, (place, origin) in places.items()}
-    key = digest([settings, inputs, rows.key, model_key(run), code_hash("published", *FORMATS)])
+    key = digest([settings, inputs, rows.key, model_key(run), code_hash("published", "models", *FORMATS)])
     remove_others(folder.with_name(f"{name}-{key}.partial"))   # of a training that was given up for these
     if not is_current(folder, key):
         _convert(run, name, lm, rows, folder, settings, key, places, inputs)
