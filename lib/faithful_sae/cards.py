@@ -66,14 +66,14 @@ Each folder is in SAELens' layout (version 6).
 from huggingface_hub import snapshot_download
 folder = snapshot_download("{repository}", allow_patterns="{example}/*") + "/{example}"
 
-from faithful_sae import load_sae     # the companion
-sae = load_sae(folder)
+import faithful_sae                   # the companion
+sae = faithful_sae.load_sae(folder)
 
 from sae_lens import SAE              # SAELens
 sae = SAE.load_from_disk(folder)
 
 from sparsify import SparseCoder      # sparsify, by way of the companion
-load_sae(folder).to_sparsify("for_sparsify")
+faithful_sae.load_sae(folder).to_sparsify("for_sparsify")
 sae = SparseCoder.load_from_disk("for_sparsify")
 ```
 
