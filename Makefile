@@ -13,7 +13,7 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
-.PHONY: help paper test test-interop bench lab sync dry report clean
+.PHONY: help paper publish test test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
@@ -22,6 +22,9 @@ help:  ## list the targets
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress
 	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
+
+publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
+	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests

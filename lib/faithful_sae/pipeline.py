@@ -70,6 +70,9 @@ def stage_inputs(run, stage) -> list[str]:
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
         files.append(rows_file(run, "saes"))
+    if stage == "02_train_sae":
+        folders = [run.resolve(e.path.replace("{seed}", str(seed))) for e in run.published.values() if e.path for seed in run.sae.seeds]
+        files += sorted(str(f) for folder in folders for f in folder.iterdir() if f.is_file())
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
@@ -105,13 +108,15 @@ def preflight(runs):
 
     Raises:
         ParamsError: a local model folder without config, weights or tokenizer; a layer or length beyond the model's; a local
-        corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; results of another folder's in the way.
+        corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; a published SAE in a folder that is none,
+        is damaged, or is not of the run's model, layer, d_sae or k; results of another folder's in the way.
     """
     for run in runs:
         if folder := run.model_folder:
             files = [file.name for file in folder.iterdir()]
             _check_model(run, files, folder / "config.json", folder)
         check_sources(run)
+        _check_published(run, folder and folder / "config.json", lambda entry: entry.path)
     owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
     folder = str(runs[0].file.parent)
     if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
@@ -123,11 +128,12 @@ def preflight_hub(runs):
     """The same for what is read from the Hub, under the profile's lock: all of it is looked up, held to the commits found, and begun.
 
     Raises:
-        ParamsError: a model or dataset that is gated, renamed or missing, of another revision, without parquet files or the columns
-        asked for, or that cannot be reached.
+        ParamsError: a model, dataset or SAE that is gated, renamed or missing, of another revision, without parquet files or the columns
+        asked for, or that cannot be reached; an SAE as in `preflight`.
     """
     for run in runs:
-        if not run.embedded and not run.model_folder:
+        config = run.model_folder and run.model_folder / "config.json"
+        if elsewhere := not run.embedded and not run.model_folder:
             try:
                 at = hub.commit(run, "model", run.model, run.revision)
                 config = hub.fetch("model", run.model, at, "config.json")
@@ -135,6 +141,7 @@ def preflight_hub(runs):
             except hub.HubError as error:
                 raise ParamsError(f"{run.file}: model: {error}") from None
         check_hub_sources(run)
+        _check_published(run, config, lambda entry: entry.hub or elsewhere)
     for note in hub.moved(runs[0]):
         print(f"  {note}", flush=True)
 
@@ -148,6 +155,18 @@ def take_possession(runs):
         remove(leftover)
     for run in runs:
         _forget_damaged(run)
+
+
+def _check_published(run, config, chosen):
+    """Read the published SAEs of the corpora whose entry is `chosen`. config: the model's, where there is one already."""
+    config = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    width = run.embedded.d_model if run.embedded else config.get("hidden_size", config.get("n_embd"))
+    for name in [name for name, entry in run.published.items() if chosen(entry)]:
+        from faithful_sae.published import SAEError, load_published   # with torch, for which nobody else waits
+        try:
+            load_published(run, name, width)
+        except (SAEError, hub.HubError) as error:
+            raise ParamsError(f"{run.file}: sae.published.{name}: {error}") from None
 
 
 def _check_model(run, files, config, where):

@@ -142,11 +142,12 @@ def lib_files(path) -> list[Path]:
 @functools.cache
 def code_hash(*modules) -> str:
     """Hash of what the named modules and all they import compute, and of the libraries under them: a changed comment or docstring
-    leaves it as it is."""
-    files = {file for module in modules for file in (PACKAGE / f"{module}.py", *lib_files(PACKAGE / f"{module}.py"))}
+    leaves it as it is. Plumbing counts only where it is named."""
+    named = {PACKAGE / f"{module}.py" for module in modules}
+    files = named.union(*map(lib_files, named))
     versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
     return digest(versions | {str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files
-                              if file.relative_to(PACKAGE).with_suffix("").parts[0] not in PLUMBING})
+                              if file in named or file.relative_to(PACKAGE).with_suffix("").parts[0] not in PLUMBING})
 
 
 def _without_docstrings(file):

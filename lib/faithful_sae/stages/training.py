@@ -10,6 +10,7 @@ from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.checkpoints import Checkpoint
 from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove_others, require_space, write_provenance
 from faithful_sae.stages.language_model import model_key
+from faithful_sae.stages.published import published_corpus
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
 from faithful_sae.stages.token_rows import corpus
@@ -29,7 +30,7 @@ def train_corpus(run, name, lm):
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
     summary = pd.DataFrame([{"corpus": name, "seed": seed, "tokens": n_tokens, "distinct_tokens": available,
                              "passes": n_tokens / available} | last_point(curves[curves.seed == seed]) for seed in s.seeds])
-    return curves, summary.assign(weights=[file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in s.seeds])
+    return curves, summary.assign(weights=[file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in s.seeds], source=pd.NA)
 
 
 def token_budget(run, name, rows, lm, tokens):
@@ -105,9 +106,14 @@ def last_point(curve):
 
 
 def train_all(run, lm):
-    """Train (or reuse) the SAEs of every corpus in sae.train_on; writes rows `training` and `saes`, and returns both."""
-    curves, summaries = zip(*(train_corpus(run, name, lm) for name in run.sae.train_on))
-    curves, summary = pd.concat(curves, ignore_index=True), pd.concat(summaries, ignore_index=True)
+    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows `training` and `saes`, and returns both.
+
+    A row of `training` without a step is what a published SAE does on the run's own text.
+    """
+    curves, summaries = zip(*((published_corpus if name in run.published else train_corpus)(run, name, lm) for name in run.sae.train_on))
+    curves = pd.concat(curves, ignore_index=True)[["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]].astype({"step": "Int64"})
+    summary = pd.concat(summaries, ignore_index=True)[["corpus", "seed", "tokens", "distinct_tokens", "passes", "fvu", "l0", "dead", "weights",
+                                                       "source"]].astype({"tokens": "Int64", "distinct_tokens": "Int64"})
     curves["tokens"] = curves.step * run.sae.batch_tokens
     write_rows(run, "training", curves)
     write_rows(run, "saes", summary)
