@@ -49,10 +49,10 @@ def sample(lm, batch_rows, max_new_tokens, generator, temperature=1.0, top_p=1.0
         while len(slots):
             places = decoder.lengths.numpy()[slots]
             logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[:, :lm.vocab_size].float()
-            p = _probabilities(logits, temperature, top_p)
+            p = next_token_probabilities(logits, temperature, top_p)
             if first_token == "flat":
                 p[torch.from_numpy(places == 0).to(lm.device)] = 1 / lm.vocab_size
-            ids = _draw(p, generator)[:, 0].cpu().numpy()
+            ids = draw_tokens(p, generator)[:, 0].cpu().numpy()
             text[slots, places] = ids
             sampled += len(slots)
             progress(len(slots))
@@ -83,7 +83,7 @@ def require_memory(run, lm):
                           f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit")
 
 
-def _probabilities(logits, temperature, top_p):
+def next_token_probabilities(logits, temperature, top_p):
     p = torch.softmax(logits / temperature, -1)
     if top_p < 1:
         ordered, index = p.sort(-1, descending=True)
@@ -92,7 +92,7 @@ def _probabilities(logits, temperature, top_p):
     return p
 
 
-def _draw(p, generator):
+def draw_tokens(p, generator):
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per row, where
     torch.multinomial takes one per token of the vocabulary."""
     cdf = p.double().cumsum(-1)

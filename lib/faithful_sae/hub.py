@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (CachedRepoTreeNotFoundError, EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError,
                                     LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
                                     RevisionResolutionError)
@@ -93,6 +93,14 @@ def fetch(kind, repository, at, file) -> Path:
     """
     with _explained(kind, repository, at):
         return Path(hf_hub_download(repository, file, repo_type=kind, revision=at))
+
+
+def has_weights(model, at) -> bool:
+    """Whether all weights of a model at a commit are in the cache."""
+    with contextlib.suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        wanted = [file for file in _cached_files("model", model, at) if file.endswith(".safetensors")]
+        return bool(wanted) and all(isinstance(try_to_load_from_cache(model, file, revision=at), str) for file in wanted)
+    return False
 
 
 def moved(run) -> list[str]:

@@ -49,7 +49,7 @@ class LanguageModel:
 
     @property
     def shape(self) -> Shape:
-        return shape_of(self.model.config, self.model.num_parameters(), self.model.dtype.itemsize)
+        return shape_of(self.model)
 
     @contextlib.contextmanager
     def _at_layer(self, function, skip=False):

@@ -19,7 +19,6 @@ LOGIT = 26                     # bytes per logit of fidelity: logits, log p, log
 FFR_ROWS = 32                  # rows of random tokens in a forward pass
 MATCHING_ROW = 2_500           # bytes a row of a dictionary takes while it is matched, beside a copy of it
 DENSE_ROWS = 12_288            # up to so many rows, scipy's three float64 matrices may be what is left
-SAE_STAGES = ("04_ffr", "05_fidelity_matrix", "06_probing")   # which hold the language model and all SAEs
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ class Needs:
     tokens: int
 
 
-def shape_of(config, parameters, bytes_per_weight) -> Shape:
-    """The sizes in a transformers configuration, whatever the architecture calls them."""
-    heads = config.num_attention_heads
+def shape_of(model) -> Shape:
+    """The sizes of a transformers model, whatever its configuration calls them."""
+    config, heads = model.config, model.config.num_attention_heads
     return Shape(config.num_hidden_layers, config.hidden_size, heads, getattr(config, "num_key_value_heads", None) or heads,
                  getattr(config, "head_dim", None) or config.hidden_size // heads,
                  getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size,
-                 config.vocab_size, parameters, config.max_position_embeddings, bytes_per_weight)
+                 config.vocab_size, model.num_parameters(), config.max_position_embeddings, model.dtype.itemsize)
 
 
 def needs(run, shape, stage) -> Needs:
@@ -134,8 +133,10 @@ def _memory(run, shape, stage):
     s, length = run.sae, run.sequence_length
     if stage == "01_generate_faithful":
         g, trained = run.generate, language_model_training_bytes(run.embedded, shape) if run.embedded else 0
-        rows = sampling_bytes(shape, g.batch_rows, g.max_new_tokens)
-        return max(weights(shape) + math.ceil(rows / SAMPLING_SHARE), trained), 8 * g.shard_tokens
+        rows = math.ceil(sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE)
+        if g.backend == "vllm":   # which has a copy of the model, and makes do with what is left for rows
+            rows = weights(shape)
+        return max(weights(shape) + rows, trained), 8 * g.shard_tokens
     if stage == "02_train_sae":
         training = training_bytes(shape.d_model, [s.d_sae] * len(s.seeds), s.batch_tokens, s.buffer_tokens)
         saved = len(s.seeds) * 3 * sae_bytes(shape.d_model, s.d_sae)
@@ -238,6 +239,11 @@ def budget(run, tokens) -> int:
     return min(tokens, _train_tokens(run) * run.sae.max_epochs)
 
 
+def read(run, tokens) -> int:
+    """Tokens that the language model reads for SAEs of so many: all, or, where their activations are kept, each once."""
+    return min(budget(run, tokens), _train_tokens(run)) if run.sae.cache_activations else budget(run, tokens)
+
+
 def study(run) -> dict[int, list]:
     """{layer: SAEs as stages.seed_study trains them} of notebook 08."""
     d = run.seed_dependence
@@ -251,10 +257,9 @@ def tokens(run, stage) -> int:
     s, e = run.sae, run.embedded
     if stage == "01_generate_faithful":
         return run.generate.tokens + (e.steps * e.batch_rows * e.context if e else 0)
-    read = (lambda tokens: min(budget(run, tokens), _train_tokens(run))) if s.cache_activations else (lambda tokens: budget(run, tokens))
-    return {"02_train_sae": lambda: len(s.train_on) * read(s.tokens),
+    return {"02_train_sae": lambda: len(s.train_on) * read(run, s.tokens),
             "03_sfr": lambda: 0,
             "04_ffr": lambda: run.ffr.tokens,
             "05_fidelity_matrix": lambda: len(run.fidelity.corpora) * run.fidelity.rows * run.sequence_length,
             "06_probing": lambda: len(run.tasks) * (run.probing.max_train + run.probing.max_test) * run.probing.max_tokens,
-            "08_seed_dependence": lambda: sum(read(max(entry["tokens"] for entry in wanted)) for wanted in study(run).values())}[stage]()
+            "08_seed_dependence": lambda: sum(read(run, max(entry["tokens"] for entry in wanted)) for wanted in study(run).values())}[stage]()

@@ -34,8 +34,7 @@ def model_shape(run) -> Shape:
         HubError: a model of the Hub whose config.json is neither in the cache nor within reach. ModelError: no readable config.json.
     """
     with torch.device("meta"):
-        model = unloaded_model(run)
-    return shape_of(model.config, model.num_parameters(), model.dtype.itemsize)
+        return shape_of(unloaded_model(run))
 
 
 def unloaded_model(run):

@@ -8,6 +8,7 @@ import pandas as pd
 from faithful_sae import activations, needs, train
 from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.checkpoints import Checkpoint
+from faithful_sae.corpora import rows_key
 from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove_others, require_space, write_provenance
 from faithful_sae.stages.language_model import model_key
 from faithful_sae.stages.rows import write_rows
@@ -51,7 +52,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed. label: which of these tells the training
             curves in the folder's training.csv apart.
     """
-    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    key = _key(run, settings, rows.key)
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     if is_current(folder, key):
         checkpoint.remove()
@@ -78,6 +79,16 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
                          inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
     checkpoint.remove()
+
+
+def _key(run, settings, rows_key):
+    return digest([settings, rows_key, model_key(run), code_hash("train", "activations", "models")])
+
+
+def corpus_is_trained(run, name) -> bool:
+    """Whether the SAEs of a corpus are there, for its token rows as they are now."""
+    folder, rows = run.artifacts / "saes" / name, run.artifacts / "corpora" / name
+    return rows.exists() and is_current(folder, _key(run, sae_settings(run), rows_key(run, rows)))
 
 
 def activation_cache(run, name, rows, lm):
