@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (CachedRepoTreeNotFoundError, EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError,
                                     LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
                                     RevisionResolutionError)
@@ -112,6 +112,14 @@ def fetch_folder(kind, repository, at, folder, names) -> Path:
     for file in files:
         fetch(kind, repository, at, file)
     return found[0].parent
+
+
+def has_weights(model, at) -> bool:
+    """Whether all weights of a model at a commit are in the cache."""
+    with contextlib.suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        wanted = [file for file in _cached_files("model", model, at) if file.endswith(".safetensors")]
+        return bool(wanted) and all(isinstance(try_to_load_from_cache(model, file, revision=at), str) for file in wanted)
+    return False
 
 
 def moved(run) -> list[str]:

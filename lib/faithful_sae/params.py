@@ -47,7 +47,19 @@ def load_profile(folder) -> list[Run]:
     """All runs of a profile, sorted by name. `folder` is a folder or the name of one in `params/`.
 
     Raises:
-        ParamsError: as load_params; no YAML in the folder; a folder named like a built-in profile (outputs would mix).
+        ParamsError: whatever `read_profile` finds; what it raises.
+    """
+    runs, problems = read_profile(folder)
+    if problems:
+        raise ParamsError("\n  ".join(problems))
+    return runs
+
+
+def read_profile(folder) -> tuple[list[Run], list[str]]:
+    """(runs that can be used, sorted by name; what is wrong with each other file, one line each, and with them together).
+
+    Raises:
+        ParamsError: no such folder, or no YAML in it; a folder named like a built-in profile (outputs would mix).
     """
     folder = Path(folder)
     if not folder.is_dir() and (ROOT / "params" / folder).is_dir():
@@ -62,10 +74,15 @@ def load_profile(folder) -> list[Run]:
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise ParamsError(f"{folder}: no .yaml file in this profile: add one per language model (see params/laptop)")
-    runs = [load_params(file) for file in files]
+    runs, problems = [], []
+    for file in files:
+        try:
+            runs.append(load_params(file))
+        except ParamsError as error:
+            problems.append(str(error))
     if len({run.label for run in runs}) < len(runs):
-        raise ParamsError(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
-    return runs
+        problems.append(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
+    return runs, problems
 
 
 def _read(file):
