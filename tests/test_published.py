@@ -17,7 +17,7 @@ from test_hub import OLD, check
 
 from faithful_sae import hub, plots, tables
 from faithful_sae.exhibits import profile_note
-from faithful_sae.pipeline import preflight, preflight_hub, settings, stage_inputs
+from faithful_sae.pipeline import hub_problems, problems, refuse, settings, stage_inputs
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.published import measure
 from faithful_sae.sae import SAEError, TopKSAE, load_sae
@@ -107,7 +107,7 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
     remove(run.artifacts / "saes")
 
     again = make_run({"sae.train_on": ["text"], "sae.published": {"text": HERE}})
-    preflight([again])
+    refuse(problems([again]))
     train_all(again, lm)
     read = load_saes(again, lm)
     for key, sae in trained.items():
@@ -192,7 +192,7 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
         sae = random_sae(run, seed)
         sae.k, sae.threshold, sae.normalisation = None, torch.full((run.sae.d_sae,), 0.8), "layer_norm"
         sae.save(folder_of(run, seed))
-    preflight([run])
+    refuse(problems([run]))
     lm = open_model(run)
     train_all(run, lm)
     assert "note: text, seed 42: keeps the latents above a threshold, not the k largest; sae.k = 4 is not its own" in capsys.readouterr().out
@@ -295,10 +295,10 @@ REFUSED = {
 def test_an_sae_that_does_not_fit_is_refused_before_any_work(published, case):
     damage, *words = REFUSED[case]
     run = published()
-    preflight([run])
+    refuse(problems([run]))
     damage(folder_of(run, 49))
     with pytest.raises(ParamsError) as error:
-        preflight([run])
+        refuse(problems([run]))
     message = str(error.value)
     assert message.startswith(f"{run.file}: sae.published.text: {folder_of(run, 49)}") and "\n" not in message
     assert all(word in message for word in words), message
@@ -358,7 +358,7 @@ def cache(repository, tmp_path, monkeypatch):
 
 def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, repository):
     run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY}})
-    preflight([run]), preflight_hub([run])
+    refuse(problems([run])), refuse(hub_problems([run]))
     lm = open_model(run)
     _, summary = train_all(run, lm)
     assert summary.source.tolist() == [f"pub/saes/runs/layers.0/seed{seed} at {OLD}" for seed in (42, 49)]
@@ -375,7 +375,7 @@ def test_what_can_be_wrong_with_saes_of_the_hub(make_run, cache):
     def refused(*words, **entry):
         run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY | entry}})
         with pytest.raises(ParamsError) as error:
-            preflight_hub([run])
+            refuse(hub_problems([run]))
         assert str(error.value).startswith(f"{run.file}: sae.published.text: ") and "\n" not in str(error.value)
         assert all(word in str(error.value) for word in words), str(error.value)
     refused("pub/saes: no SAE in runs/layers.9/seed42 at", "it has none of sae_weights.safetensors", folder="runs/layers.9/seed{seed}")
