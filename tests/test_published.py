@@ -422,3 +422,10 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
     finally:
         remove(artifacts)
         remove(figures)
+
+
+def test_the_workflow_plans_them(published):
+    """Its settings hold `{seed}`, which Snakemake would take for a wildcard of its own."""
+    result = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile", "workflow/profiles/local", "--cores", "1",
+                             "--config", f"profile={published().file.parent}", "--dry-run", "--quiet", "rules"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0 and "02_train_sae" in result.stdout and "07_paper" in result.stdout, result.stderr[-2000:]
