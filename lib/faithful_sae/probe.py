@@ -74,14 +74,20 @@ def _name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
+def _now(device) -> float:
+    """Seconds, when all that was asked of the device is done. On one CPU thread, of CPU time: what others on the machine take of it
+    is not counted."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def _seconds(step, device, seconds=SECONDS):
-    """Wall time of one `step()`: the least of several, so that it tells of this machine and not of what else it is doing."""
+    """Time of one `step()`, the least of several: the first compiles and allocates, and some are disturbed."""
     def timed():
-        start = time.perf_counter()
+        start = _now(device)
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return _now(device) - start
     timed()
     times, end = [], time.perf_counter() + seconds
     while len(times) < STEPS or time.perf_counter() < end:
@@ -143,9 +149,7 @@ class _Rates:
                 last = None
                 while len(times) < STEPS + 2 or time.perf_counter() < end:
                     yield x
-                    if lm.device.type == "cuda":
-                        torch.cuda.synchronize(lm.device)
-                    now = time.perf_counter()
+                    now = _now(lm.device)
                     times.append(now - (last or now))
                     last = now
             train_saes(batches(time.perf_counter() + (SHORT if any(isinstance(name, tuple) for name in self.known) else SECONDS)), lm.d_model,
