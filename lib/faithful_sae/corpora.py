@@ -18,6 +18,7 @@ import pyarrow.parquet
 from safetensors.numpy import load_file, save_file
 
 from faithful_sae import documentation, hub
+from faithful_sae.needs import rows_disk
 from faithful_sae.packing import pack, tokenize, without_end
 from faithful_sae.provenance import (ROOT, atomic_path, code_hash, digest, file_hash, is_current, remove, remove_others, require_space,
                                      write_provenance)
@@ -220,7 +221,7 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     key = digest([settings, inputs, code_hash("packing", "corpora")])
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, key):
-        require_space(folder, 8 * run.corpus_tokens, f"reading {name}")
+        require_space(folder, rows_disk(run.corpus_tokens), f"reading {name}")
         parts = folder.with_name(f"{name}-{key}.partial")
         remove_others(parts)
         if faithful is None:

@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from faithful_sae import vllm_backend
-from faithful_sae.decoding import Decoder, cache_bytes
+from faithful_sae import needs, vllm_backend
+from faithful_sae.decoding import Decoder
 from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, remove_others, require_space, write_provenance
 
 
@@ -75,11 +75,12 @@ def require_memory(run, lm):
         MemoryError: with the number of rows that would fit.
     """
     g = run.generate
-    per_row = cache_bytes(lm.model, 1, g.max_new_tokens) + 24 * lm.model.config.vocab_size
+    per_row = needs.sampling_bytes(lm.shape, 1, g.max_new_tokens)
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    if g.batch_rows * per_row > 0.9 * free:
+    fit = int(needs.SAMPLING_SHARE * free / per_row)
+    if g.batch_rows > fit:
         raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
-                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {int(0.9 * free / per_row)} rows fit")
+                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit")
 
 
 def _probabilities(logits, temperature, top_p):
@@ -118,7 +119,7 @@ def generate_dataset(run, lm, key, inputs=None):
     if is_current(folder, key):
         return folder
     start, n_shards = time.time(), math.ceil(g.tokens / g.shard_tokens)
-    require_space(folder, 4 * (g.tokens + n_shards * g.batch_rows * g.max_new_tokens), "the faithful dataset")   # all begun is finished
+    require_space(folder, needs.text_disk(g), "the faithful dataset")
     shards = folder.with_name(f"faithful-{key}.partial")
     remove_others(shards)
     shards.mkdir(parents=True, exist_ok=True)

@@ -266,6 +266,26 @@ def stage_settings(run, stage) -> dict:
     return settings
 
 
+def wanted_saes(run, layer, cap) -> list[dict]:
+    """The SAEs of one layer of 08 as stages.training takes them: every seed as `sae` has it, some seeds with one number changed.
+
+    Args:
+        cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and are one SAE then, not several.
+    """
+    s, d = run.sae, run.seed_dependence
+    plain, some = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}, d.seeds[:d.sweep_seeds]
+    groups = [(plain, d.seeds if layer == run.layer else some)]
+    if layer == run.layer:
+        groups += [(plain | {key: value}, some) for key in ("d_sae", "k", "tokens") for value in getattr(d, key)]
+    found = {}
+    for sizes, seeds in groups:
+        sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
+        for seed in seeds:
+            name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
+            found[name] = {"name": name, **sizes, "seed": seed}
+    return list(found.values())
+
+
 def plain(value):
     """A parameter value as JSON-serialisable data."""
     if dataclasses.is_dataclass(value):

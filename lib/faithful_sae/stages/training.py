@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from faithful_sae import activations, train
+from faithful_sae import activations, needs, train
 from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.checkpoints import Checkpoint
 from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove_others, require_space, write_provenance
@@ -58,8 +58,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         return
     s, start = run.sae, time.time()
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
-    weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
-    require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
+    require_space(folder, needs.training_disk(lm.d_model, sizes["d_sae"]), f"training the SAEs of {name}")
     remove_others(checkpoint.path)   # of trainings that were given up for one with other parameters
     batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
@@ -87,7 +86,7 @@ def activation_cache(run, name, rows, lm):
     Raises:
         DiskFullError: they would not fit, all of them.
     """
-    s, missing = run.sae, rows.train.size * lm.d_model * lm.model.dtype.itemsize
+    s, missing = run.sae, needs.activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize)
     key = digest([run.settings("layer", "threads", "dtype", "device"), s.buffer_tokens, s.lm_batch_rows, s.include_bos, s.data_seed,
                   rows.key, model_key(run), code_hash("activations", "models")])
     folder = run.artifacts / "activations" / f"{name}-layer{run.layer}-{key}"
