@@ -39,7 +39,7 @@ test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of othe
 	@cd $(ROOT) && $(PEERS)/bin/python -m pytest tests/interop
 
 test-slurm: $(STAMP)  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
-	@cd $(ROOT) && $(PY) -m pytest tests/slurm
+	@cd $(ROOT) && $(PY) -m pytest tests/slurm/smoke.py
 
 bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py

@@ -24,7 +24,7 @@ from faithful_sae.params import load_profile
 from faithful_sae.provenance import ROOT, digest
 from faithful_sae.schema import PROFILE_STAGE, ParamsError
 
-SNAKEMAKE = 500_000_000   # bytes of RAM that a job's two processes of Snakemake and papermill take beside the notebook; 0.4 GB measured
+SNAKEMAKE = 600_000_000   # bytes of RAM of a job beside its notebook: two processes of Snakemake, 0.2 GB each, and papermill
 STOPPING = 120            # seconds that Slurm is given to end cancelled jobs
 
 

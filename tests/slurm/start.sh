@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# A Slurm of one machine under one folder, to try `make paper ENGINE=slurm` on: plain processes of whoever calls, nothing in /etc.
-#   tests/slurm/start.sh FOLDER && export SLURM_CONF=FOLDER/slurm.conf      then      tests/slurm/stop.sh FOLDER
-# Needs Debian's packages slurm-wlm and munge. The one GPU that it counts is none: it is there to be asked for.
+# A Slurm of one machine under one folder, to try `make paper ENGINE=slurm` on: tests/slurm/start.sh FOLDER, then stop.sh FOLDER.
+# Needs root and Debian's packages slurm-wlm and munge. Three plain processes, and two links in /etc/slurm, where the commands in a job
+# look for their configuration whatever its environment says. The GPU that it counts is none: it is there to be asked for.
 set -euo pipefail
 PATH="$PATH:/usr/sbin"
+[ "$(id -u)" = 0 ] || { echo "only root can start Slurm" >&2; exit 1; }
+for file in slurm.conf gres.conf; do
+    [ ! -e "/etc/slurm/$file" ] || { echo "/etc/slurm/$file is there: this machine has a Slurm of its own" >&2; exit 1; }
+done
 mkdir -p "$1"/state "$1"/spool
 chmod 700 "$1"
 folder="$(cd "$1" && pwd)"
-user="$(id -un)"
 memory="$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)"
 
 cat > "$folder/gres.conf" <<END
@@ -16,8 +19,8 @@ END
 cat > "$folder/slurm.conf" <<END
 ClusterName=one
 SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmUser=$user
-SlurmdUser=$user
+SlurmUser=root
+SlurmdUser=root
 SlurmctldPort=16817
 SlurmdPort=16818
 AuthType=auth/munge
@@ -43,7 +46,8 @@ GresTypes=gpu
 NodeName=node1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=node1 Default=YES MaxTime=INFINITE State=UP
 END
-export SLURM_CONF="$folder/slurm.conf"
+mkdir -p /etc/slurm
+ln -sf "$folder/slurm.conf" "$folder/gres.conf" /etc/slurm/
 
 [ -s "$folder/munge.key" ] || { head -c 128 /dev/urandom > "$folder/munge.key" && chmod 600 "$folder/munge.key"; }
 munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
