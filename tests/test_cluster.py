@@ -172,3 +172,22 @@ def test_the_laptop_s_embedded_models_are_trained_first():
     run = {run.name: run for run in load_profile("laptop")}["neox"]
     inputs = pipeline.corpus_inputs(run, "faithful-llama")
     assert inputs == [str(ROOT / "artifacts" / "laptop" / name / "rows" / "dataset.csv") for name in ("llama", "neox")]
+
+
+def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monkeypatch):
+    from faithful_sae.provenance import write_provenance
+    run = make_run()
+    monkeypatch.setattr(pipeline, "ROOT", run.artifacts.parents[2])
+    markers = {name: run.artifacts / "trained" / f"{name}.txt" for name in run.sae.train_on}
+    for name, marker in markers.items():
+        weights = run.artifacts / "saes" / name / "seed42" / "sae_weights.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"whole")
+        write_provenance(run.artifacts / "saes" / name / "provenance.json", key="k")
+        marker.parent.mkdir(exist_ok=True)
+        marker.write_text("hash")
+    pipeline.take_possession([run])
+    assert all(marker.exists() for marker in markers.values())
+    weights.write_bytes(b"who")
+    pipeline.take_possession([run])
+    assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
