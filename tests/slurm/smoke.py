@@ -47,12 +47,11 @@ def running(rule):
     return [job for job, comment in pairs if comment.startswith(f"rule_{rule}")]
 
 
-def kill(pid):
-    """SIGKILL to a process and all below it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (*psutil.Process(pid).children(recursive=True), psutil.Process(pid)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+def kill(*processes):
+    """SIGKILL to processes and all below them, those above first: none is left to report that one has ended."""
+    for process in (*processes, *(child for process in processes for child in process.children(recursive=True))):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 folders = {}
@@ -86,7 +85,7 @@ def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, t
     # the process that submits is killed: its jobs go on, so that no other run may begin, here or on the cluster
     run = begin(name, log)
     until(lambda: running("train_corpus"))
-    kill(run.pid)
+    kill(psutil.Process(run.pid))
     run.wait()
     assert jobs(name) and all(job.isdigit() for job in jobs(name))
     for engine in ("local", "slurm"):
@@ -99,13 +98,11 @@ def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, t
     run = begin(name, log)
     until(lambda: running("train_corpus"))
     lost = running("train_corpus")[0]
-    kill(int((state / "slurmd.pid").read_text()))
-    for step in [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("slurmstepd")]:
-        kill(step.pid)
+    steps = [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith("slurmstepd")]
+    kill(psutil.Process(int((state / "slurmd.pid").read_text())), *steps)
     sh("scontrol", "update", "nodename=node1", "state=down", "reason=lost")
     assert not running("train_corpus")
     subprocess.run(["slurmd", "-N", "node1"], env=os.environ | SLURM, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    sh("scontrol", "update", "nodename=node1", "state=resume")
     until(lambda: "Restarts=1" in sh("scontrol", "show", "job", lost) and running("train_corpus"))
     second = make("paper", name)   # while the first is at work
     assert second.returncode != 0 and f"process {json.loads(lock(name).read_text())['pid']} on" in second.stderr
