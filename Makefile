@@ -12,13 +12,18 @@ PARAMS  ?=
 CHOSEN  := $(if $(PARAMS),$(abspath $(PARAMS)),$(PROFILE))
 NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
-SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
+# a folder in workflow/profiles: where jobs run
+ENGINE  ?= local
+WHERE_local = --cores $(CORES)
+WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae.cluster prefix "$(CHOSEN)")"
+SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(ENGINE) \
+	$(if $(filter local,$(ENGINE)),$(WHERE_local),$(WHERE_jobs)) --config profile="$(CHOSEN)" engine="$(ENGINE)"
 
-.PHONY: help paper check publish test test-interop bench lab sync dry report clean
+.PHONY: help paper stop check publish test test-slurm test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n, PROBE=0"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n, ENGINE=local|slurm, PROBE=0"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress
@@ -30,12 +35,18 @@ publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARA
 check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
 	@cd $(ROOT) && $(PY) -m faithful_sae.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
 
+stop: $(STAMP)  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
+	@cd $(ROOT) && $(PY) -m faithful_sae.cluster stop "$(CHOSEN)"
+
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
 test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
 	@cd $(ROOT) && $(PEERS)/bin/python -m pytest tests/interop
+
+test-slurm: $(STAMP)  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
+	@cd $(ROOT) && $(PY) -m pytest tests/slurm/smoke.py
 
 bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py

@@ -125,6 +125,7 @@ revision: null
 dtype: float32
 device: cpu
 threads: 1
+hours: {generate: 1.0, train: 1.0, measure: 1.0}
 layer: 1
 sequence_length: 12
 corpus_tokens: 600

@@ -5,6 +5,7 @@ with its traceback, which is printed too). While a cell works, its progress bar 
 """
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import re
@@ -18,21 +19,45 @@ import papermill
 EVERY = 15  # seconds between two lines of progress
 
 
-class _Progress(logging.Handler):
-    """Print a line of a cell's progress bar every few seconds, and every `note:` of a cell, after the name of the step."""
+class Progress:
+    """Called with a step's output, print a line of its progress bar every few seconds, and every `note:`, after the step's name."""
 
     def __init__(self, title):
-        super().__init__()
         self.title, self.last = title, time.time()
 
-    def emit(self, record):
-        text = record.getMessage().strip()
+    def __call__(self, text):
+        text = text.strip()
         for note in re.findall(r"(?:^|UserWarning: )note: .*", text, re.M):
             print(f"    {self.title}  {note.removeprefix('UserWarning: ')}", flush=True)
         line = re.split(r"[\r\n]", text)[-1].strip()
         if "%|" in line and time.time() - self.last > EVERY:
             self.last = time.time()
             print(f"    {self.title}  {re.sub(r'[|].*[|]', '', line)}", flush=True)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, progress):
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record):
+        self.progress(record.getMessage())
+
+
+@contextlib.contextmanager
+def alone(path, title):
+    """Wait until no other process is between the beginning and the end of this, whose lock file is `path`.
+
+    After a crash of the engine a step of its may still be at work, here or on another machine: never two writers of one result.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"    {title}  waits for the same step of an earlier, killed run to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run_notebook(notebook, output, parameters):
@@ -42,22 +67,15 @@ def run_notebook(notebook, output, parameters):
         papermill.PapermillExecutionError: a cell failed.
     """
     output, start = Path(output), time.time()
-    output.parent.mkdir(parents=True, exist_ok=True)
     failed, running = (output.with_suffix(f".{word}.ipynb") for word in ("failed", "running"))
     title = " · ".join([Path(notebook).stem, *(Path(value).stem for value in parameters.values())])
-    with open(output.with_suffix(".lock"), "w") as lock:
-        # after a crash of the engine the old notebook may still be running: never two writers of one result
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"    {title}  waits for the same notebook of an earlier, killed run to end", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(output.with_suffix(".lock"), title):
         source = output.with_suffix(".source.ipynb")
         jupytext.write(jupytext.read(notebook), source)
         logger = logging.getLogger("papermill")
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        logger.handlers = [_Progress(title)]
+        logger.handlers = [_Handler(Progress(title))]
         print(f"  ▸ {title}", flush=True)
         try:
             papermill.execute_notebook(source, running, parameters=parameters, cwd=Path(notebook).parent, progress_bar=False, log_output=True)

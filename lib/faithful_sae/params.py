@@ -173,7 +173,7 @@ def _check(run):
         if not ok:
             raise ParamsError(f"{run.file}: {key} {why}")
     positive = {"threads": run.threads, "sequence_length": run.sequence_length, "corpus_tokens": run.corpus_tokens}
-    for section in ("embedded", "generate", "sae", "ffr", "fidelity", "probing"):
+    for section in ("hours", "embedded", "generate", "sae", "ffr", "fidelity", "probing"):
         part = getattr(run, section)
         positive |= {f"{section}.{f.name}": getattr(part, f.name) for f in dataclasses.fields(part)
                      if f.type in (int, float) and f.name not in ("seed", "data_seed", "activation", "weight_decay")} if part else {}

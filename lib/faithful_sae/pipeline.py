@@ -42,6 +42,31 @@ def stage_outputs(runs, stage) -> list[str]:
             + [str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")])
 
 
+def trained_file(run, corpus) -> str:
+    """What stands for the SAEs of a corpus in the workflow: a file with their hash."""
+    return str(run.artifacts / "trained" / f"{corpus}.txt")
+
+
+def corpus_inputs(run, corpus) -> list[str]:
+    """Data that training on one corpus reads: a local or extracted file, the text of this or another run; the files of SAEs of a folder."""
+    source, published = run.corpora[corpus], run.published.get(corpus)
+    files = [str(run.resolve(source.path))] if source.path else []
+    files += [str(documentation_path(run, *entry)) for entry in _sources(run, [source], [])]
+    if published and published.path:
+        folders = [run.resolve(published.path.replace("{seed}", str(seed))) for seed in run.sae.seeds]
+        files += sorted(str(file) for folder in folders for file in folder.iterdir() if file.is_file())
+    writers = {run.name if source.faithful == "self" else source.faithful} - {None} | ({run.name} if run.embedded else set())
+    return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(writers)]
+
+
+def corpus_settings(run, corpus) -> str:
+    """The parameters that training on one corpus depends on, as text."""
+    record = stage_settings(run, "02_train_sae")
+    del record["label"], record["sae"]["train_on"]
+    record["sae"]["published"] = (record["sae"]["published"] or {}).get(corpus)
+    return json.dumps(record | {"corpora": record["corpora"][corpus]}, sort_keys=True)
+
+
 def run_outputs(runs, wanted=MODEL_STAGES) -> list[str]:
     """Everything the `wanted` notebooks write for all runs."""
     return [path.replace("{run}", run.name) for run in runs for stage in model_stages(run) if stage in wanted
@@ -66,13 +91,12 @@ def stage_inputs(run, stage) -> list[str]:
     files += [str(documentation_path(run, *source)) for source in _sources(run, corpora, tasks)]
     if stage == "01_generate_faithful" and (folder := run.model_folder):
         files += sorted(str(f) for f in folder.iterdir() if f.is_file())
+    if stage == "02_train_sae":
+        files += [trained_file(run, name) for name in run.sae.train_on]
     if stage in ("02_train_sae", "08_seed_dependence"):
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
         files.append(rows_file(run, "saes"))
-    if stage == "02_train_sae":
-        folders = [run.resolve(e.path.replace("{seed}", str(seed))) for e in run.published.values() if e.path for seed in run.sae.seeds]
-        files += sorted(str(f) for folder in folders for f in folder.iterdir() if f.is_file())
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
@@ -201,14 +225,13 @@ def _model_problems(run, files, config, where):
 
 
 def _forget_damaged(run):
-    folders = {"dataset": [run.artifacts / "faithful"] + ([run.artifacts / "lm"] if run.embedded else []),
-               "saes": [run.artifacts / "saes" / name for name in (run.sae.train_on if run.sae else ())]}
+    folders = {rows_file(run, "dataset"): [run.artifacts / "faithful"] + ([run.artifacts / "lm"] if run.embedded else [])}
+    folders |= {trained_file(run, name): [run.artifacts / "saes" / name] for name in (run.sae.train_on if run.sae else ())}
     if run.seed_dependence:
-        folders["seed_saes"] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
-    for name, artefacts in folders.items():
-        rows = Path(rows_file(run, name))
-        if rows.exists() and not all(map(_whole, artefacts)):
-            rows.unlink()
+        folders[rows_file(run, "seed_saes")] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
+    for made, artefacts in folders.items():
+        if not all(map(_whole, artefacts)):
+            Path(made).unlink(missing_ok=True)
 
 
 def _whole(folder):

@@ -42,6 +42,14 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Hours:
+    """Wall-clock limits of a job on a cluster; on one machine nothing is limited. A job that was cut off goes on when it is run again."""
+    generate: float             # notebook 01
+    train: float                # the SAEs of one corpus; notebook 08
+    measure: float              # every other notebook
+
+
+@dataclass(frozen=True)
 class Generate:
     """The faithful dataset (paper 3.1)."""
     tokens: int
@@ -187,6 +195,7 @@ class Run:
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"]
     device: typing.Literal["auto", "cpu", "cuda"]
     threads: int
+    hours: Hours
     layer: int
     sequence_length: int
     corpus_tokens: int

@@ -115,12 +115,17 @@ def last_point(curve):
     return {"fvu": tail.fvu.mean(), "l0": tail.l0.mean(), "dead": int(curve.dead.iloc[-1])}
 
 
+def corpus_saes(run, name, lm):
+    """Train the SAEs of one corpus, or read them where they are published, unless they are there already: as train_corpus."""
+    return (published_corpus if name in run.published else train_corpus)(run, name, lm)
+
+
 def train_all(run, lm):
     """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows `training` and `saes`, and returns both.
 
     A row of `training` without a step is what a published SAE does on the run's own text.
     """
-    curves, summaries = zip(*((published_corpus if name in run.published else train_corpus)(run, name, lm) for name in run.sae.train_on))
+    curves, summaries = zip(*(corpus_saes(run, name, lm) for name in run.sae.train_on))
     curves = pd.concat(curves, ignore_index=True)[["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]].astype({"step": "Int64"})
     summary = pd.concat(summaries, ignore_index=True)[["corpus", "seed", "tokens", "distinct_tokens", "passes", "fvu", "l0", "dead", "weights",
                                                        "source"]].astype({"tokens": "Int64", "distinct_tokens": "Int64"})
