@@ -11,17 +11,24 @@ PARAMS  ?=
 CHOSEN  := $(if $(PARAMS),$(abspath $(PARAMS)),$(PROFILE))
 NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
-SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
+# names of some language models of the profile, all without
+MODELS  ?=
+SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)" $(if $(MODELS),models="$(MODELS)")
+TABLES  = $(SNAKEMAKE) tables=true --quiet rules host reason progress --force 07_paper
 
-.PHONY: help paper test test-interop bench lab sync dry report clean
+.PHONY: help paper tables test test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", CORES=n"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
-	@$(SNAKEMAKE) --quiet rules host reason progress
+	@$(SNAKEMAKE) --quiet rules host reason progress || { test $$? -eq 3 || ($(TABLES)); exit 1; }
 	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
+
+tables: $(STAMP)  ## the tables and figures of what a profile has so far; names what is missing (also while `make paper` runs)
+	@$(TABLES)
+	@echo "done: figures/$(NAME)/missing.md in $(ROOT) says what is not there yet"
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests

@@ -168,7 +168,7 @@ def is_current(folder, key) -> bool:
         return False
 
 
-def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto"):
+def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto", missing=None):
     """Write what made a result: parameters and their hash, input hashes, versions, device, commit, wall time.
 
     Args:
@@ -178,12 +178,14 @@ def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=No
             Hub are read by its own library from its own place.
         inputs: {name: hash} of what was read.
         seconds: wall time; by default that of this process so far. device: "auto" is the GPU if there is one.
+        missing: of a profile's exhibit, what had not been measured when it was made (exhibits.unmeasured).
     """
     import torch
 
     parameters = parameters or {}
     write_json(path, {
         "key": key, "content": file_hash(Path(path).parent) if key else None, "parameters": parameters, "parameters_hash": digest(parameters), "inputs": inputs or {},
+        **({} if missing is None else {"missing": missing}),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": "cpu" if str(device) == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(), "git_commit": git_commit(), "wall_seconds": round(time.time() - STARTED if seconds is None else seconds, 1),
