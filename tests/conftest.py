@@ -124,6 +124,7 @@ model: to be filled in
 revision: null
 dtype: float32
 device: cpu
+gpus: 1
 threads: 1
 layer: 1
 sequence_length: 12

@@ -4,8 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from faithful_sae.catalogue import exhibits
+from faithful_sae.models import device_map
 from faithful_sae.params import load_profile
 from faithful_sae.pipeline import profile_outputs, rows_file, stage_inputs
 from faithful_sae.provenance import ROOT
@@ -98,6 +101,19 @@ def test_it_fits_a_gpu_of_24_gb(runs, name):
         probing = saes + run.probing.batch_rows * run.probing.max_tokens * len(s.train_on) * len(s.seeds) * s.d_sae * 4
         for what, needed in (("training", training + forward), ("fidelity", fidelity), ("probing", probing)):
             assert weights + needed < GPU, (what, (weights + needed) / 1e9)
+
+
+def test_the_largest_model_on_two_gpus():
+    """Its file says: 16 blocks on each, 8.0 GB; built on `meta`, with the sizes of its config.json, it holds no memory."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                             num_attention_heads=32, num_key_value_heads=8, dtype=torch.bfloat16)).to(torch.bfloat16)
+    held = [0, 0]
+    places = device_map(model, 2)
+    for module, number in places.items():
+        held[number] += sum(w.nbytes for w in module.parameters())
+    assert sum(held) == pytest.approx(2 * SIZES["llama-8b"][0], rel=1e-3) and held == pytest.approx([8.03e9] * 2, rel=1e-3)
+    assert [places[block] for block in model.model.layers] == [0] * 16 + [1] * 16
 
 
 def test_a_dry_run_needs_neither_network_nor_gpu():

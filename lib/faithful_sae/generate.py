@@ -75,11 +75,13 @@ def require_memory(run, lm):
         MemoryError: with the number of rows that would fit.
     """
     g = run.generate
-    per_row = cache_bytes(lm.model, 1, g.max_new_tokens) + 24 * lm.model.config.vocab_size
-    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    if g.batch_rows * per_row > 0.9 * free:
-        raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
-                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {int(0.9 * free / per_row)} rows fit")
+    cache, logits = cache_bytes(lm.model, 1, g.max_new_tokens), 24 * lm.model.config.vocab_size
+    for device, share in lm.shares.items():   # of the blocks; logits come out on the last
+        per_row = share * cache + logits * (device == lm.device)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if g.batch_rows * per_row > 0.9 * free:
+            raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
+                              f"and logits, and {free / 1e9:,.1f} GB are free: at most {int(0.9 * free / per_row)} rows fit")
 
 
 def _probabilities(logits, temperature, top_p):

@@ -171,6 +171,7 @@ class Run:
     revision: str | None
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"]
     device: typing.Literal["auto", "cpu", "cuda"]
+    gpus: int                   # in no key of an artefact: the blocks compute the same, wherever they are
     threads: int
     layer: int
     sequence_length: int
