@@ -13,14 +13,18 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 # names of some language models of the profile, all without
 MODELS  ?=
-SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)" $(if $(MODELS),models="$(MODELS)")
+# jobs that share the sampling of each text, and the activations that sae.cache_activations keeps; they change no byte
+WORKERS ?=
+# GPUs of this machine
+GPUS    ?=
+SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) $(if $(GPUS),--resources gpu=$(GPUS)) --config profile="$(CHOSEN)" $(if $(MODELS),models="$(MODELS)") $(if $(WORKERS),workers=$(WORKERS))
 TABLES  = $(SNAKEMAKE) tables=true --quiet rules host reason progress --force 07_paper
 
 .PHONY: help paper tables test test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", CORES=n"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", CORES=n, GPUS=n, WORKERS=n"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress || { test $$? -eq 3 || ($(TABLES)); exit 1; }

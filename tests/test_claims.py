@@ -65,7 +65,8 @@ WAITING = [   # claim, verdict, whose rows `forgotten` are not there: of two mod
 
 @pytest.mark.parametrize("claim, verdict, values, forgotten", WAITING, ids=[f"{c[0]}-{c[1]}" for c in WAITING])
 def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(make_measured_run, claim, verdict, values, forgotten):
-    runs = [make_measured_run(name, {F: values[:1], P: values[1:], W: values[1:], A: values[1:]}) for name in ("a", "b")]
+    runs = [make_measured_run(name, {F: values[:1], P: values[1:], W: values[1:], A: values[1:]},
+                              ce={F: 0.1, P: 0.4, W: 0.3}) for name in ("a", "b")]
     (runs[1].artifacts / "rows" / f"{forgotten}.csv").unlink()
     row = claims(runs).iloc[SECTIONS[claim]]
     assert row.verdict == verdict and row.measured.endswith("; not measured: Model b") and "of 1: Model a" in row.measured

@@ -89,10 +89,10 @@ def _kl(runs):
 
 
 def _fineweb_ce(runs):
-    runs, found = _comparable(runs, WEB, needed=2), []
+    # on corpora that are none of the three's own, so that all three are averaged over the same
+    runs, found = [run for run in _comparable(runs, WEB, needed=2) if {*run.fidelity.corpora} - {*_web_corpora(run)}], []
     for run in measured(runs, "fidelity"):
         names, rows = _web_corpora(run), read_rows(run, "fidelity", "05_fidelity_matrix")
-        # on corpora that are none of the three's own, so that all three are averaged over the same
         rows = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos & rows.trained_on.isin(names) & ~rows.evaluated_on.isin(names)]
         means = {names[name]: float(ce) for name, ce in rows.groupby("trained_on").ce_diff.mean().items()}
         for faithful, others in _split(means, WEB):

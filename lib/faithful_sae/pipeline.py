@@ -89,6 +89,18 @@ def stage_inputs(run, stage) -> list[str]:
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
 
+def worker_marks(run, stage, workers) -> list[str]:
+    """Marks of the workers that a notebook waits for: none with one, which is the notebook itself."""
+    kept = run.sae.train_on if stage == "02_train_sae" and run.sae.cache_activations else ()
+    what = ["text"] if stage == "01_generate_faithful" else [f"activations:{name}" for name in kept]
+    return [str(run.artifacts / "workers" / w / f"{i}of{workers}") for w in what for i in range(workers) if workers > 1]
+
+
+def gpus(run) -> int:
+    """How many GPUs a job of a run uses."""
+    return run.gpus if run.device == "cuda" else 0
+
+
 def settings(run, stage) -> str:
     """The parameters a notebook depends on, as text: Snakemake reruns the notebook when it changes."""
     return json.dumps(stage_settings(run, stage), sort_keys=True)

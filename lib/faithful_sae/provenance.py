@@ -8,6 +8,7 @@ that finds an artefact with the key it would produce reuses it; that is the whol
 import ast
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -61,6 +62,26 @@ def atomic_path(path):
             raise DiskFullError(errno.ENOSPC, f"disk full while writing {path}: free some space and run again; finished "
                                               "results are kept") from error
         raise
+
+
+@contextlib.contextmanager
+def locked(path, shared=False, wait=True):
+    """Hold a lock, alone or `shared` with others that share it; it ends with the process, however that ends. The file stays.
+
+    Yields True; without `wait`, False when another process is in the way.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            print(f"note: waits for another process that holds {path}", flush=True)
+            fcntl.flock(file, kind)
+        yield True
 
 
 def remove(path):

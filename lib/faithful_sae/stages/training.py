@@ -51,7 +51,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed. label: which of these tells the training
             curves in the folder's training.csv apart.
     """
-    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    key = training_key(run, rows, settings)
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     if is_current(folder, key):
         checkpoint.remove()
@@ -61,10 +61,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
     require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
     remove_others(checkpoint.path)   # of trainings that were given up for one with other parameters
-    batches = activations.ActivationStream(
-        lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
-        lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed,
-        cache=activation_cache(run, name, rows, lm) if s.cache_activations else None)
+    batches = activation_stream(run, name, rows, lm, max(sizes["tokens"]))
     saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
                             s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
                             checkpoint)
@@ -79,6 +76,19 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         write_provenance(tmp / "provenance.json", key=key, parameters=settings, seconds=time.time() - start, device=lm.device,
                          inputs={"tokens": rows.key, "model": model_key(run), "commit": lm.revision})
     checkpoint.remove()
+
+
+def training_key(run, rows, settings) -> str:
+    """What determines the SAEs trained from one stream."""
+    return digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+
+
+def activation_stream(run, name, rows, lm, n_tokens):
+    """The activations of a corpus in the order in which SAEs are trained on them, kept on disk if the run says so."""
+    s = run.sae
+    return activations.ActivationStream(
+        lm, rows.train, n_tokens=n_tokens, batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens, lm_batch_rows=s.lm_batch_rows,
+        include_bos=s.include_bos, seed=s.data_seed, cache=activation_cache(run, name, rows, lm) if s.cache_activations else None)
 
 
 def activation_cache(run, name, rows, lm):
