@@ -116,11 +116,27 @@ def test_the_largest_model_on_two_gpus():
     assert [places[block] for block in model.model.layers] == [0] * 16 + [1] * 16
 
 
-def test_a_dry_run_needs_neither_network_nor_gpu():
+def dry_run(*config):
+    """(exit code, {job: how many}, what is said of errors)."""
     result = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile", "workflow/profiles/local",
-                             "--cores", "8", "--config", "profile=paper", "--dry-run", "--quiet", "rules"], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-2000:]
-    counts = dict(line.split() for line in result.stdout.split("Job stats:")[1].splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+                             "--cores", "8", "--config", "profile=paper", *config, "--dry-run", "--quiet", "rules"],
+                            capture_output=True, text=True, cwd=ROOT)
+    lines = result.stdout.partition("Job stats:")[2].splitlines()
+    return result.returncode, dict(line.split() for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()), result.stderr
+
+
+def test_some_models_and_several_workers():
+    """Pythia 1.4B's SAEs need the text of 2.8B; workers sample both texts, and 07 runs although six models are missing."""
+    code, counts, _ = dry_run("models=pythia-1.4b", "workers=3")
+    assert code == 0 and counts == {"share_of_text": "6", "01_generate_faithful": "2", "07_paper": "1", "all": "1", "total": "15",
+                                    **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing"), "1")}
+    code, _, said = dry_run("models=gpt3")
+    assert code == 3 and "MODELS: 'gpt3' is not in" in said
+
+
+def test_a_dry_run_needs_neither_network_nor_gpu():
+    code, counts, said = dry_run()
+    assert code == 0, said[-2000:]
     assert counts == {"01_generate_faithful": "8", "07_paper": "1", "all": "1", "total": "45",
                       **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing"), "7")}
     assert not (ROOT / "artifacts" / "paper" / "hub.json").exists()

@@ -38,20 +38,20 @@ def stage_outputs(runs, stage) -> list[str]:
             + [str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")])
 
 
-def run_outputs(runs, wanted=MODEL_STAGES) -> list[str]:
-    """Everything the `wanted` notebooks write for all runs."""
-    return [path.replace("{run}", run.name) for run in runs for stage in model_stages(run) if stage in wanted
+def run_outputs(runs, wanted=MODEL_STAGES, some=None) -> list[str]:
+    """Everything the `wanted` notebooks write for all runs of a profile, or for `some` of them."""
+    return [path.replace("{run}", run.name) for run in some or runs for stage in model_stages(run) if stage in wanted
             for path in stage_outputs(runs, stage)]
 
 
-def paper_inputs(runs) -> list[str]:
+def paper_inputs(runs, some=None) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and figures are made of."""
-    return run_outputs(runs, PAPER_STAGES)
+    return run_outputs(runs, PAPER_STAGES, some)
 
 
-def profile_outputs(runs, wanted=None) -> list[str]:
-    """Everything `make paper` makes, of all runs or of the `wanted`."""
-    return run_outputs(wanted or runs) + stage_exhibits(runs[0], PROFILE_STAGE)
+def profile_outputs(runs, some=None) -> list[str]:
+    """Everything `make paper` makes, of all runs or of `some`."""
+    return run_outputs(runs, some=some) + stage_exhibits(runs[0], PROFILE_STAGE)
 
 
 def chosen(runs, names) -> list:
