@@ -14,29 +14,42 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 # a folder in workflow/profiles: where jobs run
 ENGINE  ?= local
-WHERE_local = --cores $(CORES)
+# names of some language models of the profile, all without
+MODELS  ?=
+# jobs that share the sampling of each text, and the activations that sae.cache_activations keeps; they change no byte
+WORKERS ?=
+# GPUs of this machine
+GPUS    ?=
+WHERE_local = --cores $(CORES) $(if $(GPUS),--resources gpu=$(GPUS))
 WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae.cluster prefix "$(CHOSEN)")"
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(ENGINE) \
-	$(if $(filter local,$(ENGINE)),$(WHERE_local),$(WHERE_jobs)) --config profile="$(CHOSEN)" engine="$(ENGINE)"
+	$(if $(filter local,$(ENGINE)),$(WHERE_local),$(WHERE_jobs)) \
+	--config profile="$(CHOSEN)" engine="$(ENGINE)" $(if $(MODELS),models="$(MODELS)") $(if $(WORKERS),workers=$(WORKERS))
+TABLES  = $(SNAKEMAKE) tables=true --quiet rules host reason progress --force 07_paper
 
-.PHONY: help paper stop check publish test test-slurm test-interop bench lab sync dry report clean
+.PHONY: help paper tables stop check publish test test-slurm test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n, ENGINE=local|slurm, PROBE=0"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", CORES=n, GPUS=n, WORKERS=n,"
+	@echo "           ENGINE=local|slurm, PROBE=0"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
-	@$(SNAKEMAKE) --quiet rules host reason progress
+	@$(SNAKEMAKE) --quiet rules host reason progress || { test $$? -eq 3 || ($(TABLES)); exit 1; }
 	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
 
-publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
-	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
+tables: $(STAMP)  ## the tables and figures of what a profile has so far; names what is missing (also while `make paper` runs)
+	@$(TABLES)
+	@echo "done: figures/$(NAME)/missing.md in $(ROOT) says what is not there yet"
+
+stop: $(STAMP)  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
+	@cd $(ROOT) && $(PY) -m faithful_sae.cluster stop "$(CHOSEN)"
 
 check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
 	@cd $(ROOT) && $(PY) -m faithful_sae.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
 
-stop: $(STAMP)  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
-	@cd $(ROOT) && $(PY) -m faithful_sae.cluster stop "$(CHOSEN)"
+publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
+	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests

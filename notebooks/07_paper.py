@@ -20,6 +20,9 @@
 # paper's numbers beside them. `source` says which is which. Nothing is left out because it disagrees: the last table goes
 # through the paper's claims one by one.
 #
+# Not everything need be there: a model that failed, or that nobody has run yet, is left out, and so are rows of other parameters
+# than the files now say. The paper's row then stands alone. What is missing is named first, with the command that makes it.
+#
 # **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of software documentation, and
 # each corpus plays the role of one of the paper's (first table). Their numbers can agree with a claim or not; they cannot equal
 # the paper's.
@@ -30,9 +33,10 @@ from IPython.display import Image, Markdown, display
 from faithful_sae import plots, tables
 from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
-from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table
+from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table, unmeasured
 from faithful_sae.params import load_profile
 from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
+from faithful_sae.stages.rows import measured
 
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/
@@ -41,6 +45,14 @@ profile = "smoke"  # a folder of parameter files, or the name of one in params/
 runs = load_profile(profile)
 trained = [run for run in runs if run.sae]  # a model may be there for its text alone
 Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for run in runs)}.")
+
+# %% [markdown]
+# ## What is missing
+# An empty table: nothing.
+
+# %%
+missing = save_table(runs, "missing", unmeasured(runs))
+missing.style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]
 # ## The method
@@ -62,7 +74,8 @@ save_table(runs, "language_models", tables.language_models(runs), 3)
 # Percent of the vocabulary, overall and as first token; KL(model ‖ dataset) of the first token in nats.
 
 # %%
-save_table(runs, "table1", tables.table1(runs)).round(4)
+table1 = save_table(runs, "table1", tables.table1(runs))
+table1.round(4)
 
 # %% [markdown]
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
@@ -102,7 +115,8 @@ save_table(runs, "table5", tables.table5(trained))
 # Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the figure.
 
 # %%
-save_table(runs, "table6", tables.table6(trained)).round(4)
+table6 = save_table(runs, "table6", tables.table6(trained))
+table6.round(4)
 
 # %%
 data = tables.probing_figure_data(trained)
@@ -113,16 +127,18 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 # In percent of the dictionary.
 
 # %%
-save_table(runs, "table7", tables.table7(trained)).round(4)
+table7 = save_table(runs, "table7", tables.table7(trained))
+table7.round(4)
 
 # %% [markdown]
 # ## Figure 5 and Appendix B: fidelity
 # Drawn by notebook 05, one set per language model.
 
 # %%
-for run in trained:
+for run in measured(trained, "fidelity"):
     for kind in ("fidelity_ce", "fidelity_l2", "fidelity_ev"):
-        display(Image(str(run.figures / f"{exhibits()[kind].stem(run.name)}.png"), retina=True))
+        if (drawn := run.figures / f"{exhibits()[kind].stem(run.name)}.png").exists():
+            display(Image(str(drawn), retina=True))
 
 # %% [markdown]
 # ## The paper's claims
@@ -133,12 +149,16 @@ verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white
 
 # %% [markdown]
 # ## Check
-# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own).
+# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own), but for
+# notebooks that are named as missing; and a model that is measured stands in the tables, one that is not does not.
 
 # %%
+unfinished = set(zip(missing.model, missing.notebook))
 listed = [(e, run) for run in runs for stage in (*model_stages(run), PROFILE_STAGE) if stage in (*PAPER_STAGES, PROFILE_STAGE)
-          for e in notebook_exhibits(run, stage)]
-missing = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
-print(f"{len({e.id for e, _ in listed})} exhibits; missing files: {sorted(missing) or 'none'}")
+          and (run.label, stage) not in unfinished for e in notebook_exhibits(run, stage)]
+absent = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
+print(f"{len({e.id for e, _ in listed})} exhibits; absent files: {sorted(absent) or 'none'}; notebooks not run: {len(missing)}")
 print(verdicts.verdict.value_counts().to_dict())
-assert not missing
+assert not absent
+for rows, table in (("dataset", table1), ("probing", table6), ("ffr", table7)):
+    assert set(table[table.source == "here"].model) == {run.label for run in measured(runs, rows)}, rows

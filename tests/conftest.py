@@ -124,6 +124,7 @@ model: to be filled in
 revision: null
 dtype: float32
 device: cpu
+gpus: 1
 threads: 1
 hours: {generate: 1.0, train: 1.0, measure: 1.0}
 layer: 1
@@ -173,7 +174,10 @@ def make_measured_run(make_run):
         corpora = {names[r]: {"role": r if r in schema.ROLES else None, **sources.get(r, TEXT)} for r in sfr}
         tasks = {f"my-{r}": {"role": r, "train": "train.jsonl", "test": "test.jsonl", "text_key": "text", "label_key": "label"}
                  for r in probing or {"sst2": {}}}
-        run = make_run({"label": f"Model {name}", "beside": beside, "corpora": corpora, "sae.train_on": list(corpora),
+        train_on = list(corpora)
+        if ce:
+            corpora["elsewhere"] = {"role": None, **TEXT}
+        run = make_run({"label": f"Model {name}", "beside": beside, "corpora": corpora, "sae.train_on": train_on,
                         "fidelity.corpora": list(corpora), "probing.tasks": tasks}, name=name)
         pairs = [{"corpus": names[r], "seed_a": 42, "seed_b": 49 + i, "d_sae": 24, "sfr": v, "sfr_strict": v - 0.01, "sfr_alive": v + 0.1,
                   "sfr_encoder_decoder": v / 2, "mean_cosine": 0.5, "dead": 0.25} for r, vs in sfr.items() for i, v in enumerate(vs)]

@@ -57,6 +57,25 @@ def test_verdicts(make_measured_run, claim, verdict, cases):
     assert all(f"Model m{i}" in row.measured for i in range(len(runs))) or verdict == "not testable"
 
 
+WAITING = [   # claim, verdict, whose rows `forgotten` are not there: of two models of which the first is measured
+    ("instruction", "agrees so far", [0.6, 0.5], "sfr"), ("instruction", "disagrees", [0.5, 0.6], "sfr"),   # of all: one that fails is enough
+    ("web", "disagrees so far", [0.6, 0.5], "sfr"), ("web", "agrees so far", [0.5, 0.6], "sfr"), ("coverage", "agrees so far", [0.5, 0.5], "dataset"),
+    ("kl", "agrees so far", [0.5, 0.5], "dataset"), ("fineweb", "disagrees", [0.5, 0.5], "fidelity"), ("ffr", "disagrees so far", [0.5, 0.5], "ffr")]
+
+
+@pytest.mark.parametrize("claim, verdict, values, forgotten", WAITING, ids=[f"{c[0]}-{c[1]}" for c in WAITING])
+def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(make_measured_run, claim, verdict, values, forgotten):
+    runs = [make_measured_run(name, {F: values[:1], P: values[1:], W: values[1:], A: values[1:]},
+                              ce={F: 0.1, P: 0.4, W: 0.3}) for name in ("a", "b")]
+    (runs[1].artifacts / "rows" / f"{forgotten}.csv").unlink()
+    row = claims(runs).iloc[SECTIONS[claim]]
+    assert row.verdict == verdict and row.measured.endswith("; not measured: Model b") and "of 1: Model a" in row.measured
+    (runs[0].artifacts / "rows" / f"{forgotten}.csv").unlink()
+    row = claims(runs).iloc[SECTIONS[claim]]
+    assert (row.verdict, row.measured) == ("not measured", "not measured: Model a, Model b")
+    assert claims(runs).verdict[SECTIONS["own text"]] == "not testable", "no model has the other's text, measured or not"
+
+
 def test_what_was_measured_is_shown(make_measured_run):
     run = make_measured_run("m", {F: [0.6, 0.7], A: [0.61234], C: [0.2]}, ffr={F: [0.1234], A: [5.0]})
     measured = claims([run]).measured[0]

@@ -1,5 +1,6 @@
 """The list of exhibits is well-formed, and its numbers are those of the paper, typed here a second time."""
 
+import dataclasses
 import itertools
 import json
 
@@ -10,9 +11,10 @@ from matplotlib.figure import Figure
 from faithful_sae import catalogue
 from faithful_sae import exhibits as module
 from faithful_sae.catalogue import exhibits, paper_models
-from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table
+from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import ROLES, TASK_ROLES
+from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES
+from faithful_sae.stages.rows import write_rows
 
 MODELS = {"gpt2", "pythia-1.4b", "pythia-2.8b", "pythia-6.9b", "gemma-2b", "llama-1b", "llama-3b", "llama-8b"}
 
@@ -128,6 +130,36 @@ def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
         contents.append({f.name: f.read_bytes() for f in (root / "figures" / "handmade").glob("training*.*") if f.suffix != ".json"})
     assert contents[0] == contents[1] and set(contents[0]) == {f"training_tiny.{s}" for s in ("csv", "pdf", "png")}
     assert drawn[0] is not data and drawn[0].y.tolist() == data.y.tolist() and drawn[0].name[0] == "NA"
+
+
+def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measured_run, root):
+    runs = [make_measured_run(name, {"faithful": [0.5]}) for name in "ab"]
+    for run in runs:   # what the fixture leaves out
+        for name in ("first_token", "training", "matching", "firing"):
+            write_rows(run, name, pd.DataFrame({"x": [1]}))
+        for stage in PAPER_STAGES:
+            for file in (file for e in notebook_exhibits(run, stage) for file in e.files(run.name)):
+                (root / "figures" / "handmade").mkdir(parents=True, exist_ok=True)
+                (root / "figures" / "handmade" / file).touch()
+    assert unmeasured(runs).empty
+
+    def written():
+        save_table(runs, "missing", unmeasured(runs))
+        folder = root / "figures" / "handmade"
+        return (folder / "missing.csv").read_text(), (folder / "missing.md").read_text(), json.loads((folder / "missing.provenance.json").read_text())
+    csv, markdown, record = written()
+    assert csv == "model,notebook,why,command\n" and "Not complete" not in markdown and record["missing"] == []
+    assert {name.split("/")[0] for name in record["inputs"]} == {"a", "b"}
+    (runs[1].artifacts / "rows" / "ffr.csv").unlink()
+    (root / "figures" / "handmade" / "fidelity_l2_a.pdf").unlink()
+    runs[0] = dataclasses.replace(runs[0], probing=dataclasses.replace(runs[0].probing, max_iter=7))
+    csv, markdown, record = written()
+    command = f"make paper PARAMS={runs[0].file.parent} MODELS="
+    assert record["missing"] == [{"model": f"Model {n}", "notebook": stage, "why": why, "command": command + n} for n, stage, why in (
+        ("a", "05_fidelity_matrix", "not finished"), ("a", "06_probing", "made with other parameters"), ("b", "04_ffr", "not made"))]
+    assert "Not complete: table `missing` names 3 of its notebooks" in markdown and "a/probing.csv" not in record["inputs"] and "b/probing.csv" in record["inputs"]
+    save_table(runs[1], "fidelity", pd.DataFrame({"x": [1]}))
+    assert "Not complete" not in (root / "figures" / "handmade" / "fidelity_b.md").read_text(), "a model's own exhibit is complete"
 
 
 def test_the_embedded_models_own_exhibit(make_run):

@@ -248,7 +248,7 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
     assert not folder.exists()
     monkeypatch.setattr(generate, "sample", sample)
     assert content(generate.generate_dataset(run, lm, "key")) == files
-    assert [p.name for p in run.artifacts.iterdir()] == ["faithful"]  # nothing partial is left
+    assert sorted(p.name for p in run.artifacts.iterdir()) == [".faithful.lock", "faithful"]  # nothing partial is left
 
 
 def test_killed_at_random_moments(make_run, lm):

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import types
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_tokenizer
+from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from faithful_sae import load_model
-from faithful_sae.models import ModelError
+from faithful_sae.decoding import Decoder
+from faithful_sae.generate import sample
+from faithful_sae.models import LanguageModel, ModelError, device_map, spread
 
 IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(1, torch.tensor([0]), BOS)
 EVERYWHERE = pytest.mark.parametrize("layer", range(LAYERS))
@@ -192,3 +195,82 @@ def test_neither_bos_nor_eos(folder):
 def test_a_gpu_that_is_not_there(folder):
     with pytest.raises(ModelError, match="cuda was asked for"):
         load_model(folder, 0, "cuda")
+
+
+# --- several devices ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_weight_has_a_device_and_they_hold_about_the_same(architecture, n):
+    model = make_model(architecture)
+    places = device_map(model, n)
+    held, seen = [0] * n, set()
+    for module, number in places.items():
+        held[number] += sum(w.nbytes for w in module.parameters())
+        seen |= {id(w) for w in module.parameters()}
+    assert seen == {id(w) for w in model.parameters()}
+    numbers = [places[block] for block in LanguageModel(model, make_tokenizer(), 1, BOS).blocks]
+    assert numbers == sorted(numbers) and places[model.get_input_embeddings()] == 0 and places[model.get_output_embeddings()] == n - 1
+    assert set(places.values()) <= set(range(n))
+    biggest = max(sum(w.nbytes for w in module.parameters()) for module in places)
+    assert max(held) <= sum(held) / n + biggest
+
+
+def test_a_model_of_many_blocks_is_cut_in_halves():
+    """By hand: 3000 weights in each block, 800 in the embedding, 808 behind; 10 blocks: five on each side."""
+    model = types.SimpleNamespace()
+    blocks = torch.nn.ModuleList(torch.nn.Linear(3000, 1, bias=False) for _ in range(10))
+    base = torch.nn.Module()
+    base.embed, base.layers, base.norm, base.rotary = torch.nn.Embedding(80, 10), blocks, torch.nn.RMSNorm(8), torch.nn.Identity()
+    head = torch.nn.Linear(10, 80, bias=False)
+    model.base_model, model.get_output_embeddings = base, lambda: head
+    assert [*device_map(model, 2).items()] == [(base.embed, 0), (base.rotary, 0), *((b, i // 5) for i, b in enumerate(blocks)), (base.norm, 1), (head, 1)]
+    assert [device_map(model, 3)[b] for b in blocks] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]   # 800 + 3 x 3000 of 31608; then up to 21072
+
+
+@pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu"] * 3], ids=len)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_spread_model_computes_the_same_bytes(model_folders, architecture, devices):
+    whole, parts = (load_model(model_folders[architecture], 1, "cpu", "float32") for _ in range(2))
+    spread(parts.model, devices)
+    ids = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    x = whole.activations(ids)
+    for a, b in ((x, parts.activations(ids)), (whole.activations(ids, mask), parts.activations(ids, mask)),
+                 *zip(whole.logits(ids), parts.logits(ids)), (whole.spliced_logits(ids, x / 2), parts.spliced_logits(ids, x / 2)),
+                 (whole.bos_distribution(), parts.bos_distribution())):
+        assert torch.equal(a, b)
+    assert any(block._forward_pre_hooks for block in parts.blocks) and not any(block._forward_pre_hooks for block in whole.blocks)
+    draws = [sample(lm, 4, 8, torch.Generator().manual_seed(1), tokens=60) for lm in (whole, parts)]
+    assert [d.tolist() for d in draws[0]] == [d.tolist() for d in draws[1]]
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_input_of_a_part_is_on_its_device(model_folders, architecture, layer):
+    """The second device is `meta`, on which nothing is computed but every operation with a tensor of another device is an error."""
+    lm = load_model(model_folders[architecture], layer, "cpu", "float32")
+    spread(lm.model, ["cpu", "meta"])
+    lm = LanguageModel(lm.model, lm.tokenizer, layer, BOS)
+    homes = [next(block.parameters()).device.type for block in lm.blocks]
+    assert homes[0] == "cpu" and homes[-1] == "meta" and lm.device.type == "meta"
+    assert lm.model.get_input_embeddings().weight.device.type == "cpu", "a head that shares its weights gets its own"
+    ids, mask = torch.randint(2, VOCABULARY, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    assert lm.activations(ids, mask.to("cpu")).device.type == "meta"
+    logits, x = lm.logits(ids)
+    assert logits.device.type == x.device.type == "meta" and logits.shape[:2] == x.shape[:2] == ids.shape
+    if homes[layer] == "meta":   # nothing comes back from there
+        assert lm.spliced_logits(ids, x).shape == logits.shape
+    with Decoder(lm.model, 3, 8) as decoder:
+        for _ in range(2):
+            assert decoder.step(torch.tensor([2, 3]), torch.tensor([0, 2])).device.type == "meta"
+        assert [decoder.layers[i][0].device.type for i in range(LAYERS)] == homes
+
+
+def test_more_gpus_than_there_are(model_folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ModelError, match="gpus: 2 were asked for, and there are 1 here"):
+        load_model(model_folders["llama"], 1, "cuda", "float32", gpus=2)

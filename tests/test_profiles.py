@@ -4,8 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from faithful_sae.catalogue import exhibits
+from faithful_sae.models import device_map
 from faithful_sae.needs import Shape, needs
 from faithful_sae.params import load_profile
 from faithful_sae.pipeline import profile_outputs, rows_file, stage_inputs
@@ -95,11 +98,40 @@ def test_it_fits_a_gpu_of_24_gb_and_the_file_says_so(runs, name):
     assert f"#   GPU  {', '.join(gpu)}\n#   RAM  {', '.join(ram)}\n" in run.file.read_text()
 
 
-def test_a_dry_run_needs_neither_network_nor_gpu():
+def test_the_largest_model_on_two_gpus():
+    """Its file says: 16 blocks on each, 8.0 GB; built on `meta`, with the sizes of its config.json, it holds no memory."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                             num_attention_heads=32, num_key_value_heads=8, dtype=torch.bfloat16)).to(torch.bfloat16)
+    held = [0, 0]
+    places = device_map(model, 2)
+    for module, number in places.items():
+        held[number] += sum(w.nbytes for w in module.parameters())
+    assert sum(held) == pytest.approx(2 * SIZES["llama-8b"].parameters, rel=1e-3) and held == pytest.approx([8.03e9] * 2, rel=1e-3)
+    assert [places[block] for block in model.model.layers] == [0] * 16 + [1] * 16
+
+
+def dry_run(*config):
+    """(exit code, {job: how many}, what is said of errors)."""
     result = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile", "workflow/profiles/local",
-                             "--cores", "8", "--config", "profile=paper", "engine=local", "--dry-run", "--quiet", "rules"], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-2000:]
-    counts = dict(line.split() for line in result.stdout.split("Job stats:")[1].splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+                             "--cores", "8", "--config", "profile=paper", "engine=local", *config, "--dry-run", "--quiet", "rules"],
+                            capture_output=True, text=True, cwd=ROOT)
+    lines = result.stdout.partition("Job stats:")[2].splitlines()
+    return result.returncode, dict(line.split() for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()), result.stderr
+
+
+def test_some_models_and_several_workers():
+    """Pythia 1.4B's SAEs need the text of 2.8B; workers sample both texts, and 07 runs although six models are missing."""
+    code, counts, _ = dry_run("models=pythia-1.4b", "workers=3")
+    assert code == 0 and counts == {"share_of_text": "6", "01_generate_faithful": "2", "train_corpus": "5", "07_paper": "1", "all": "1",
+                                    "total": "20", **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing"), "1")}
+    code, _, said = dry_run("models=gpt3")
+    assert code == 3 and "MODELS: 'gpt3' is not in" in said
+
+
+def test_a_dry_run_needs_neither_network_nor_gpu():
+    code, counts, said = dry_run()
+    assert code == 0, said[-2000:]
     assert counts == {"01_generate_faithful": "8", "train_corpus": "31", "07_paper": "1", "all": "1", "total": "76",
                       **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing"), "7")}
     assert not (ROOT / "artifacts" / "paper" / "hub.json").exists()

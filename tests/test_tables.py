@@ -1,11 +1,13 @@
 """The paper's tables from rows made by hand: averages, columns by role, and the paper's own row in the right place."""
 
+import dataclasses
+
 import numpy as np
-import pandas as pd
 import pytest
 
-from faithful_sae import tables
+from faithful_sae import plots, tables
 from faithful_sae.provenance import MissingInputError
+from faithful_sae.stages.rows import lacking, measured, read_rows
 
 
 def here(table):
@@ -115,12 +117,79 @@ def test_who_plays_which_role(make_measured_run):
     assert table.text["my-faithful"] == "text of Model a" and table.text["my-pile"] == "text.jsonl" and table.passes["my-pile"] == 1.23
 
 
+def forget(run, *names):
+    for name in names:
+        (run.artifacts / "rows" / f"{name}.csv").unlink()
+
+
+@pytest.fixture
+def partial(make_measured_run):
+    """Two runs: one measured whole, the other without what `forgotten` names."""
+    def make(*forgotten):
+        values, probing = {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7], "alpaca": [0.2]}, {"sst2": {"faithful": [0.5], "pile": [0.4]}}
+        runs = [make_measured_run(name, values, probing=probing, beside=beside) for name, beside in (("a", "pythia-1.4b"), ("b", "gpt2"))]
+        forget(runs[1], *forgotten)
+        return runs
+    return make
+
+
+SHOWN = {   # which rows each table shows
+    "table1": ("dataset", tables.table1), "table2": ("sfr", lambda runs: tables.sfr_table(runs, "table2", tables.INSTRUCTION)),
+    "table3": ("sfr", lambda runs: tables.table3(runs).rename(columns={"target": "model"})),
+    "table4": ("sfr", lambda runs: tables.sfr_table(runs, "table4", tables.WEB)), "table6": ("probing", tables.table6), "table7": ("ffr", tables.table7)}
+
+
+@pytest.mark.parametrize("forgotten", [(), ("ffr",), ("probing", "fidelity"), ("sfr", "ffr", "fidelity", "probing"),
+                                       ("saes", "sfr", "ffr", "fidelity", "probing", "dataset")], ids=len)
+def test_tables_show_what_is_measured_and_the_papers_rows_whatever_is(partial, forgotten):
+    whole, runs = {name: table(partial()) for name, (_, table) in SHOWN.items()}, partial(*forgotten)
+    for name, (rows, table) in SHOWN.items():
+        got = table(runs)
+        assert set(got[got.source == "here"].model) == {"Model a"} | ({"Model b"} if rows not in forgotten else set()), name
+        paper, expected = (t[t.source == "paper"].model.tolist() for t in (got, whole[name]))
+        assert sorted(paper) == sorted(expected) and paper, name
+    figure = tables.probing_figure_data(runs)
+    assert set(figure.model) == {"Model a"} | ({"Model b"} if "probing" not in forgotten else set())
+    corpora = tables.corpora_table(runs)
+    assert corpora[corpora.model == "Model b"]["training tokens"].isna().all() == ("saes" in forgotten)
+
+
+def test_a_profile_of_which_nothing_is_measured(make_run):
+    runs = [make_run({"label": "One", "beside": "gpt2"}, name="one"), make_run({"label": "Two"}, name="two")]
+    for name, (_, table) in SHOWN.items():
+        assert set(table(runs).source) == {"paper"}, name
+    assert tables.probing_figure_data(runs).empty and len(tables.language_models(runs)) == 2 and len(tables.corpora_table(runs)) == 6
+    assert plots.probing(tables.probing_figure_data(runs)).texts[0].get_text() == "nothing measured yet"
+    sources = [ax.get_title() for ax in plots.bars(tables.bars_data(SHOWN["table4"][1](runs), tables.WEB)).axes]
+    assert sources == ["the paper"]
+
+
+def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
+    """sfr.threshold concerns SFR alone, sae.lr what stands on the SAEs, generate.seed everything, and another run's text its readers."""
+    values = {"faithful": [0.5], "faithful-other": [0.4]}
+    make_measured_run("z", {"faithful": [0.5]})
+    run = make_measured_run("a", values, other="z")
+    everything = ("dataset", "saes", "sfr", "ffr", "fidelity", "probing")
+
+    def shown(run):
+        return tuple(name for name in everything if measured([run], name))
+    assert shown(run) == everything
+    for section, change, kept in (("sfr", {"threshold": 0.6}, ("dataset", "saes", "ffr", "fidelity", "probing")), ("sae", {"lr": 0.5}, ("dataset",)),
+                                  ("ffr", {"tokens": 7}, ("dataset", "saes", "sfr", "fidelity", "probing")), ("generate", {"seed": 6}, ())):
+        changed = dataclasses.replace(run, **{section: dataclasses.replace(getattr(run, section), **change)})
+        assert shown(changed) == kept, section
+        assert lacking(changed, next(name for name in everything if name not in kept)) == "made with other parameters"
+    text = make_run({"label": "Model z", "generate.seed": 6}, name="z").file
+    assert shown(run) == ("dataset",) and text.stem == "z"
+    (run.artifacts / "rows" / "dataset.json").unlink()
+    assert shown(run) == () and lacking(run, "dataset") == "made with unknown parameters"
+
+
 def test_a_missing_csv_names_its_notebook(make_measured_run):
     run = make_measured_run("a", {"faithful": [0.5]})
-    (run.artifacts / "rows" / "ffr.csv").unlink()
+    forget(run, "ffr")
     with pytest.raises(MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"):
-        tables.table7([run])
-    assert isinstance(tables.table1([run]), pd.DataFrame)
+        read_rows(run, "ffr", "04_ffr")
 
 
 def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_run):

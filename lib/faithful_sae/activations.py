@@ -87,6 +87,11 @@ class ActivationStream:
         """Go on from a `state` of a stream with the same arguments."""
         self.window, self.given, self.left = int(state["window"]), int(state["given"]), state["left"].to(self.lm.device)
 
+    def keep(self, groups):
+        """See to it that the cache holds these groups, of the `groups` there are."""
+        for group in groups:
+            self._group(group)
+
     def _next(self, left, used):
         if self.window >= self.windows and self.given + used + len(left) == 0:
             raise ValueError("the token rows hold nothing but BOS, and BOS is left out (include_bos: false)")

@@ -1,17 +1,18 @@
 """The paper's claims as statements that measured rows agree or disagree with. Nothing is tuned until one holds.
 
 A claim is *not testable* where the profile lacks what it compares; otherwise the verdict is the statement's, evaluated on the
-numbers as they are. Differences are printed with what they are made of, so that a reader sees a close call.
+numbers as they are. Differences are printed with what they are made of, so that a reader sees a close call. Models that would count
+and have not been measured are named; until they are, a verdict that they may change is one *so far*.
 """
 
 import math
 
 import pandas as pd
 
-from faithful_sae.stages.rows import read_rows
+from faithful_sae.stages.rows import measured, read_rows
 from faithful_sae.tables import INSTRUCTION, TASKS, WEB, ffr_values, probing_means, sfr_values
 
-NOT_TESTABLE = "not testable"
+NOT_TESTABLE, NOT_MEASURED = "not testable", "not measured"
 
 
 def claims(runs) -> pd.DataFrame:
@@ -29,93 +30,104 @@ def claims(runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "section", "measured", "verdict"])
 
 
-def _verdict(found, most=False):
-    """(text, verdict) from [(text, holds)]; `most`: more than half must hold, otherwise all."""
+def _verdict(found, runs, name, most=False):
+    """(text, verdict) from [(text, holds)]; `most`: more than half must hold, otherwise all. runs: those that count, where their
+    rows `name` are made."""
+    there = measured(runs, name)
+    missing = [run.label for run in runs if run not in there]
+    waiting = [f"not measured: {', '.join(missing)}"] if missing else []
     if not found:
-        return "the profile has not what this compares", NOT_TESTABLE
+        return (waiting[0], NOT_MEASURED) if missing else ("the profile has not what this compares", NOT_TESTABLE)
     held = sum(holds for _, holds in found)
     agrees = held > len(found) / 2 if most else held == len(found)
-    return f"{held} of {len(found)}: " + "; ".join(text for text, _ in found), "agrees" if agrees else "disagrees"
+    settled = not missing or not most and not agrees   # one that does not hold is enough
+    return ("; ".join([f"{held} of {len(found)}: " + "; ".join(text for text, _ in found), *waiting]),
+            ("agrees" if agrees else "disagrees") + ("" if settled else " so far"))
 
 
-def _sfr_comparisons(runs, against):
-    """[(run, faithful SFR, {role: SFR} of `against`, standard error of one SFR)] where both sides exist."""
-    out = []
-    for run in runs:
-        values = sfr_values([run])[run.name]
-        others = {role: values[role] for role in against if role in values and role != "faithful"}
-        if "faithful" in values and others:
-            p = values["faithful"]
-            out.append((run, p, others, math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)))
-    return out
+def _comparable(runs, against, needed=1):
+    """The runs with SAEs of faithful text and of at least `needed` others of the roles `against`."""
+    roles = {run.name: {run.corpora[name].role for name in run.sae.train_on} for run in runs}
+    return [run for run in runs if "faithful" in roles[run.name] and len(roles[run.name] & {*against} - {"faithful"}) >= needed]
+
+
+def _split(values, against):
+    """[(faithful text's value, {role: value} of the others in `against`)], or [] without the one or the others."""
+    others = {role: values[role] for role in against if role in values and role != "faithful"}
+    return [(values["faithful"], others)] if "faithful" in values and others else []
+
+
+def _sfr_verdict(runs, against, holds, needed=1, most=False):
+    """holds: function of (SFR on faithful text, {role: SFR}). The standard error is that of one SFR."""
+    runs, found = _comparable(runs, against, needed), []
+    for run in measured(runs, "sfr"):
+        for p, others in _split(sfr_values([run])[run.name], against):
+            found.append((_listing(run, p, others, math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)), holds(p, others)))
+    return _verdict(found, runs, "sfr", most)
+
+
+def _instruction(runs):
+    return _sfr_verdict(runs, INSTRUCTION, lambda p, others: p > max(others.values()))
+
+
+def _own_text(runs):
+    return _sfr_verdict(runs, ("faithful-other",), lambda p, others: p > others["faithful-other"])
+
+
+def _web(runs):
+    return _sfr_verdict(runs, WEB, lambda p, others: min(others.values()) >= p, needed=2, most=True)
+
+
+def _coverage(runs):
+    return _verdict([(f"{run.label} {c:.1f} %", c > 90) for run in measured(runs, "dataset")
+                     for c in read_rows(run, "dataset", "01_generate_faithful").all_token_coverage], runs, "dataset")
+
+
+def _kl(runs):
+    return _verdict([(f"{run.label} {kl:.3f} nats", kl < 2) for run in measured(runs, "dataset")
+                     for kl in read_rows(run, "dataset", "01_generate_faithful").kl], runs, "dataset", most=True)
+
+
+def _fineweb_ce(runs):
+    # on corpora that are none of the three's own, so that all three are averaged over the same
+    runs, found = [run for run in _comparable(runs, WEB, needed=2) if {*run.fidelity.corpora} - {*_web_corpora(run)}], []
+    for run in measured(runs, "fidelity"):
+        names, rows = _web_corpora(run), read_rows(run, "fidelity", "05_fidelity_matrix")
+        rows = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos & rows.trained_on.isin(names) & ~rows.evaluated_on.isin(names)]
+        means = {names[name]: float(ce) for name, ce in rows.groupby("trained_on").ce_diff.mean().items()}
+        for faithful, others in _split(means, WEB):
+            found.append((_listing(run, faithful, others) + " nats", max(means, key=means.get) == "fineweb"))
+    return _verdict(found, runs, "fidelity")
+
+
+def _web_corpora(run):
+    """{name: role} of the web corpora with SAEs."""
+    return {name: run.corpora[name].role for name in run.sae.train_on if run.corpora[name].role in WEB}
+
+
+def _probing(runs, task_role):
+    wanted = (task_role,) if task_role else TASKS
+    runs, found = [run for run in _comparable(runs, WEB) if {task.role for task in run.tasks.values()} & {*wanted}], []
+    means = probing_means(runs)
+    for run in measured(runs, "probing"):
+        roles = _web_corpora(run)
+        for task, spec in run.probing.tasks.items():
+            part = means[(means.run == run.name) & (means.task == task) & (means.representation == "reconstruction")]
+            values = {roles[c]: a for c, a in zip(part.corpus, part.accuracy) if c in roles}
+            for faithful, others in _split(values, WEB) if spec.role in wanted else ():
+                found.append((_listing(run, faithful, others).replace(": ", f", {task}: ", 1), faithful > max(others.values())))
+    return _verdict(found, runs, "probing", most=task_role is None)
+
+
+def _ffr(runs):
+    runs, found = _comparable(runs, WEB), []
+    for run in measured(runs, "ffr"):
+        for faithful, others in _split(ffr_values([run])[run.name], WEB):
+            found.append((_listing(run, faithful, others) + " %", faithful < min(others.values())))
+    return _verdict(found, runs, "ffr", most=True)
 
 
 def _listing(run, faithful, others, error=None, digits=3):
     rest = ", ".join(f"{role} {value:.{digits}f}" for role, value in others.items())
     spread = f" (binomial s.e. {error:.3f})" if error is not None else ""
     return f"{run.label}: faithful {faithful:.{digits}f}{spread}, {rest}"
-
-
-def _instruction(runs):
-    return _verdict([(_listing(run, p, others, error), p > max(others.values()))
-                     for run, p, others, error in _sfr_comparisons(runs, INSTRUCTION)])
-
-
-def _own_text(runs):
-    return _verdict([(_listing(run, p, others, error), p > others["faithful-other"])
-                     for run, p, others, error in _sfr_comparisons(runs, ("faithful-other",))])
-
-
-def _web(runs):
-    return _verdict([(_listing(run, p, others, error), min(others.values()) >= p)
-                     for run, p, others, error in _sfr_comparisons(runs, WEB) if len(others) == 2], most=True)
-
-
-def _coverage(runs):
-    return _verdict([(f"{run.label} {c:.1f} %", c > 90) for run in runs
-                     for c in read_rows(run, "dataset", "01_generate_faithful").all_token_coverage])
-
-
-def _kl(runs):
-    return _verdict([(f"{run.label} {kl:.3f} nats", kl < 2) for run in runs
-                     for kl in read_rows(run, "dataset", "01_generate_faithful").kl], most=True)
-
-
-def _fineweb_ce(runs):
-    found = []
-    for run in runs:
-        names = {run.corpora[name].role: name for name in run.sae.train_on if run.corpora[name].role in WEB}
-        rows = read_rows(run, "fidelity", "05_fidelity_matrix")
-        # on corpora that are none of the three's own, so that all three are averaged over the same
-        rows = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos & rows.trained_on.isin(names.values())
-                    & ~rows.evaluated_on.isin(names.values())]
-        off = rows.groupby("trained_on").ce_diff.mean()
-        if len(names) == 3 and len(off) == 3:
-            means = {role: float(off[name]) for role, name in names.items()}
-            others = {role: value for role, value in means.items() if role != "faithful"}
-            found.append((_listing(run, means["faithful"], others) + " nats", max(means, key=means.get) == "fineweb"))
-    return _verdict(found)
-
-
-def _probing(runs, task_role):
-    found, means = [], probing_means(runs)
-    for run in runs:
-        roles = {name: run.corpora[name].role for name in run.sae.train_on if run.corpora[name].role in WEB}
-        for task, spec in run.probing.tasks.items():
-            part = means[(means.run == run.name) & (means.task == task) & (means.representation == "reconstruction")]
-            values = {roles[c]: a for c, a in zip(part.corpus, part.accuracy) if c in roles}
-            if "faithful" in values and len(values) > 1 and spec.role in ((task_role,) if task_role else TASKS):
-                others = {role: value for role, value in values.items() if role != "faithful"}
-                text = _listing(run, values["faithful"], others).replace(": ", f", {task}: ", 1)
-                found.append((text, values["faithful"] > max(others.values())))
-    return _verdict(found, most=task_role is None)
-
-
-def _ffr(runs):
-    found = []
-    for run in runs:
-        values = ffr_values([run])[run.name]
-        others = {role: values[role] for role in WEB if role in values and role != "faithful"}
-        if "faithful" in values and others:
-            found.append((_listing(run, values["faithful"], others) + " %", values["faithful"] < min(others.values())))
-    return _verdict(found, most=True)

@@ -25,6 +25,7 @@ from faithful_sae.provenance import ROOT, digest
 from faithful_sae.schema import PROFILE_STAGE, ParamsError
 
 SNAKEMAKE = 600_000_000   # bytes of RAM of a job beside its notebook: two processes of Snakemake, 0.2 GB each, and papermill
+STEPS = {"faithful_sae.execute", "faithful_sae.train_corpus", "faithful_sae.stages.workers"}   # what the workflow starts
 STOPPING = 120            # seconds that Slurm is given to end cancelled jobs
 
 
@@ -121,7 +122,7 @@ def stop(profile):
                 time.sleep(1)
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if {"faithful_sae.execute", "faithful_sae.train_corpus"} & set(words) and any(f"{_lock(profile).parent}/" in w for w in words):
+            if STEPS & set(words) and any(f"{_lock(profile).parent}/" in w for w in words):
                 _kill(process.pid)
 
 

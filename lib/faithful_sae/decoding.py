@@ -50,8 +50,9 @@ class Decoder:
 
     def attend(self, layer, query, k, v, scale, softcap, window):
         if layer not in self.layers:
-            self.layers[layer] = [t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)]
-        return one_token_attention(query, k, v, *self.layers[layer], self.slots, self.before, self.longest, scale, softcap, window)
+            self.layers[layer] = [t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)]   # on the layer's device
+        slots, before = self.slots.to(k.device), self.before.to(k.device)
+        return one_token_attention(query, k, v, *self.layers[layer], slots, before, self.longest, scale, softcap, window)
 
 
 def _attention(module, query, key, value, attention_mask, *, decoder, scaling, softcap=None, sliding_window=None, **kwargs):

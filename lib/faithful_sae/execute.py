@@ -5,8 +5,6 @@ with its traceback, which is printed too). While a cell works, its progress bar 
 """
 
 import argparse
-import contextlib
-import fcntl
 import logging
 import re
 import sys
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import jupytext
 import papermill
+
+from faithful_sae.provenance import locked
 
 EVERY = 15  # seconds between two lines of progress
 
@@ -44,22 +44,6 @@ class _Handler(logging.Handler):
         self.progress(record.getMessage())
 
 
-@contextlib.contextmanager
-def alone(path, title):
-    """Wait until no other process is between the beginning and the end of this, whose lock file is `path`.
-
-    After a crash of the engine a step of its may still be at work, here or on another machine: never two writers of one result.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"    {title}  waits for the same step of an earlier, killed run to end", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def run_notebook(notebook, output, parameters):
     """Execute a notebook and keep it; returns the seconds it took.
 
@@ -69,7 +53,7 @@ def run_notebook(notebook, output, parameters):
     output, start = Path(output), time.time()
     failed, running = (output.with_suffix(f".{word}.ipynb") for word in ("failed", "running"))
     title = " · ".join([Path(notebook).stem, *(Path(value).stem for value in parameters.values())])
-    with alone(output.with_suffix(".lock"), title):
+    with locked(output.with_suffix(".lock")):   # a killed engine may have left this step at work: never two writers of one result
         source = output.with_suffix(".source.ipynb")
         jupytext.write(jupytext.read(notebook), source)
         logger = logging.getLogger("papermill")

@@ -1,6 +1,7 @@
 """The two ways to write an exhibit, save_table and save_figure, and the README's table of them.
 
-Files go to figures/<profile>/, each with its provenance beside it. Everything written says which profile it is from.
+Files go to figures/<profile>/, each with its provenance beside it. Everything written says which profile it is from, and a profile's
+exhibits say when not all of it has been measured.
 """
 
 import dataclasses
@@ -11,6 +12,8 @@ import pandas as pd
 from faithful_sae import hub
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
+from faithful_sae.schema import EMBEDDED_ROWS, PAPER_STAGES, ROWS, model_stages
+from faithful_sae.stages.rows import lacking
 
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
@@ -30,6 +33,22 @@ def profile_note(runs) -> str:
     return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted(recipes))}."
 
 
+def unmeasured(runs) -> pd.DataFrame:
+    """What 07's exhibits lack: model, notebook, why, and the command that makes it. Empty when all is there."""
+    found = []
+    for run in runs:
+        folder, models = run.file.parent, f"MODELS={run.name}"
+        profile = f"PROFILE={run.profile}" if folder == ROOT / "params" / run.profile else f"PARAMS={folder}"
+        for stage in (stage for stage in model_stages(run) if stage in PAPER_STAGES):
+            extra = (EMBEDDED_ROWS,) if run.embedded and stage == "01_generate_faithful" else ()
+            why = {lacking(run, name) for name in (*ROWS[stage], *extra)} - {None}
+            if not all((run.figures / file).exists() for e in notebook_exhibits(run, stage) for file in e.files(run.name)):
+                why = why or {"not finished"}   # killed between its rows and its last exhibit
+            if why:
+                found.append({"model": run.label, "notebook": stage, "why": min(why), "command": f"make paper {profile} {models}"})
+    return pd.DataFrame(found, columns=["model", "notebook", "why", "command"])
+
+
 def save_table(runs, exhibit_id, table, digits=4):
     """Write a table as csv (all digits), md and tex (rounded to `digits`), and return it for display.
 
@@ -37,7 +56,7 @@ def save_table(runs, exhibit_id, table, digits=4):
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
-    note, folder = profile_note(runs), runs[0].figures
+    note, folder = _note(exhibit, runs), runs[0].figures
     write_csv(folder / f"{stem}.csv", table)
     rounded = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v))
     rounded.columns = [str(c).replace("_", " ") for c in table.columns]
@@ -47,7 +66,7 @@ def save_table(runs, exhibit_id, table, digits=4):
     with atomic_path(folder / f"{stem}.tex") as tmp:
         tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
                                         label=f"tab:{stem}"), encoding="utf-8")
-    _provenance(runs, stem)
+    _provenance(exhibit, runs, stem)
     return table
 
 
@@ -65,11 +84,11 @@ def save_figure(runs, exhibit_id, data, draw):
     write_csv(folder / f"{stem}.csv", data)
     figure = draw(pd.read_csv(folder / f"{stem}.csv", keep_default_na=False, na_values=[""]))
     # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
-    figure.text(0.005, 1 + 0.03 / figure.get_figheight(), profile_note(runs), fontsize=5.5, color="0.35", va="bottom")
+    figure.text(0.005, 1 + 0.03 / figure.get_figheight(), _note(exhibit, runs, "\n"), fontsize=5.5, color="0.35", va="bottom")
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):  # same data, same bytes
         with atomic_path(folder / f"{stem}.{suffix}") as tmp, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(tmp, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.06, metadata=undated)
-    _provenance(runs, stem)
+    _provenance(exhibit, runs, stem)
     return str(folder / f"{stem}.png")
 
 
@@ -79,12 +98,17 @@ def _place(runs, exhibit_id):
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _provenance(runs, stem):
+def _note(exhibit, runs, separator=" "):
+    lacks = exhibit.scope == "profile" and len(unmeasured(runs))
+    return profile_note(runs) + (f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have not run." if lacks else "")
+
+
+def _provenance(exhibit, runs, stem):
     keys = [field.name for field in dataclasses.fields(runs[0]) if field.name != "file"]
-    rows = {run.name: sorted((run.artifacts / "rows").glob("*.csv")) for run in runs}
+    rows = {run.name: [path for path in sorted((run.artifacts / "rows").glob("*.csv")) if not lacking(run, path.stem)] for run in runs}
     write_provenance(runs[0].figures / f"{stem}.provenance.json", parameters={run.name: run.settings(*keys) for run in runs},
                      inputs={f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths} | hub.commits(runs[0]),
-                     device=runs[0].device)
+                     device=runs[0].device, missing=unmeasured(runs).to_dict("records") if exhibit.scope == "profile" else None)
 
 
 def readme_table(profile="laptop") -> str:

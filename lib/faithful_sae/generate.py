@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from faithful_sae import needs, vllm_backend
 from faithful_sae.decoding import Decoder
-from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, remove_others, require_space, write_provenance
+from faithful_sae.provenance import (MissingInputError, atomic_path, is_current, locked, remove, remove_others, require_space,
+                                      write_provenance)
 
 
 @torch.inference_mode()
@@ -75,12 +76,15 @@ def require_memory(run, lm):
         MemoryError: with the number of rows that would fit.
     """
     g = run.generate
-    per_row = needs.sampling_bytes(lm.shape, 1, g.max_new_tokens)
-    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    fit = int(needs.SAMPLING_SHARE * free / per_row)
-    if g.batch_rows > fit:
-        raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
-                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit")
+    cache = needs.cache_bytes(lm.shape, 1, g.max_new_tokens)
+    logits = needs.sampling_bytes(lm.shape, 1, g.max_new_tokens) - cache
+    for device, share in lm.shares.items():   # of the blocks; logits come out on the last
+        per_row = share * cache + logits * (device == lm.device)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        fit = int(needs.SAMPLING_SHARE * free / per_row)
+        if g.batch_rows > fit:
+            raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
+                              f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit")
 
 
 def next_token_probabilities(logits, temperature, top_p):
@@ -105,39 +109,57 @@ def draw_tokens(p, generator):
 def generate_dataset(run, lm, key, inputs=None):
     """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed run goes on where it was.
 
-    Each shard has its own generator, seeded by (seed, shard): the same tokens whether or not the run was interrupted.
+    Each shard has its own generator, seeded by (seed, shard): the same tokens whether or not the run was interrupted, and however many
+    processes sample_share's shards beforehand. While one of them still runs, this waits.
 
     Raises:
         DiskFullError: before any work, if the tokens would not fit.
         MemoryError: before any work, if batch_rows rows would not fit in memory.
         ValueError: max_new_tokens beyond the model's context.
     """
-    g, folder = run.generate, run.artifacts / "faithful"
+    folder = run.artifacts / "faithful"
+    with locked(run.artifacts / ".faithful.lock"):
+        if is_current(folder, key):
+            return folder
+        start, shards = time.time(), folder.with_name(f"faithful-{key}.partial")
+        remove_others(shards)
+        _sample_shards(run, lm, shards)
+        for unfinished in shards.glob(".*"):   # of a process killed while it wrote, and locks
+            remove(unfinished)
+        write_provenance(shards / "provenance.json", key=key, parameters=run.settings("generate"), inputs=inputs,
+                         seconds=time.time() - start, device=lm.device)
+        remove(folder)
+        os.replace(shards, folder)
+    return folder
+
+
+def sample_share(run, lm, key, worker, of):
+    """Sample every `of`-th shard of the dataset from number `worker` on, beside other processes that do; generate_dataset joins them.
+
+    Raises as generate_dataset.
+    """
+    folder = run.artifacts / "faithful"
+    with locked(run.artifacts / ".faithful.lock", shared=True):
+        if not is_current(folder, key):
+            _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
+
+
+def _sample_shards(run, lm, shards, worker=0, of=1):
+    """Write the shards that are not there; one that a worker of a killed run is still at is left to it."""
+    g, numbers = run.generate, range(worker, math.ceil(run.generate.tokens / run.generate.shard_tokens), of)
     if g.max_new_tokens >= lm.context:
         raise ValueError(f"{run.file}: generate.max_new_tokens = {g.max_new_tokens} must be below the model's context of "
                          f"{lm.context} tokens: BOS takes one position")
-    if is_current(folder, key):
-        return folder
-    start, n_shards = time.time(), math.ceil(g.tokens / g.shard_tokens)
-    require_space(folder, needs.text_disk(g), "the faithful dataset")
-    shards = folder.with_name(f"faithful-{key}.partial")
-    remove_others(shards)
-    shards.mkdir(parents=True, exist_ok=True)
-    for unfinished in shards.glob(".*"):   # of a process killed while it wrote
-        remove(unfinished)
+    require_space(shards, needs.text_disk(g) // of, "the faithful dataset")
     draw = vllm_backend.sampler(run, lm) if g.backend == "vllm" else _sampler(run, lm)
-    with tqdm(total=g.tokens, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
-        for shard in range(n_shards):
+    with tqdm(total=g.tokens // of, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
+        for shard in numbers:
             path = shards / f"shard_{shard:05d}.safetensors"
-            if not path.exists():
-                _write_shard(path, run, draw, shard, bar)
-            else:
-                bar.update(len(load_file(path)["ids"]))
-    write_provenance(shards / "provenance.json", key=key, parameters=run.settings("generate"), inputs=inputs,
-                     seconds=time.time() - start, device=lm.device)
-    remove(folder)
-    os.replace(shards, folder)
-    return folder
+            with locked(shards / f".{path.stem}.lock", wait=False) as free:
+                if free and not path.exists():
+                    _write_shard(path, run, draw, shard, bar)
+                elif free:
+                    bar.update(len(load_file(path)["ids"]))
 
 
 def _sampler(run, lm):

@@ -3,6 +3,10 @@
 That tensor is `hidden_states[layer]` of Hugging Face and `blocks.<layer>.hook_resid_pre` of TransformerLens (paper, Table 5).
 Weights are Hugging Face's as they are, for training and for evaluation alike. Loading never runs a model's own code and reads
 weights from safetensors alone.
+
+A model that does not fit one GPU is spread over several: the embedding and the first blocks on the first, the last blocks and the
+head on the last. Each part fetches its inputs; ids go in from anywhere, and what comes out is on `device`, the last, where SAEs are
+too. Blocks run one after the other, so more GPUs make room, not speed, and change no number.
 """
 
 import contextlib
@@ -12,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from faithful_sae.needs import Shape, shape_of
@@ -31,7 +36,7 @@ class _Stop(Exception):
 class LanguageModel:
     """A causal LM with its tokenizer and the hook point `layer`; made by load_model.
 
-    Token ids are int64 [B, T]. Rows are packed without padding unless an attention mask is given.
+    Token ids are int64 [B, T], on any device. Rows are packed without padding unless an attention mask is given.
     """
     model: torch.nn.Module
     tokenizer: object
@@ -40,9 +45,10 @@ class LanguageModel:
     revision: str | None = None   # the resolved commit of a Hub model
 
     def __post_init__(self):
-        base = self.model.base_model
-        self.blocks = next(getattr(base, name) for name in BLOCKS if hasattr(base, name))
-        self.device = next(self.model.parameters()).device
+        self.blocks = _blocks(self.model)
+        self.device = self.model.get_output_embeddings().weight.device
+        homes = [next(block.parameters()).device for block in self.blocks]
+        self.shares = {device: homes.count(device) / len(homes) for device in {*homes, self.device}}   # of the blocks, by device
         self.d_model = self.model.config.hidden_size
         self.context = self.model.config.max_position_embeddings
         self.vocab_size = len(self.tokenizer)   # without the rows some models pad their embedding with
@@ -81,32 +87,32 @@ class LanguageModel:
             raise _Stop(x)
         with self._at_layer(stop):
             try:
-                self.model.base_model(input_ids=ids.to(self.device), attention_mask=attention_mask, use_cache=False)
+                self.model.base_model(input_ids=ids.to(self.model.device), attention_mask=attention_mask, use_cache=False)
             except _Stop as stopped:
-                return stopped.args[0].float()
+                return stopped.args[0].to(self.device).float()
 
     @torch.no_grad()
     def logits(self, ids):
         """Next-token logits float32 [B, T, V] and the hooked activations float32 [B, T, D], in one pass."""
         kept = []
-        with self._at_layer(lambda x: kept.append(x.float())):
-            logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits.float()
+        with self._at_layer(lambda x: kept.append(x.to(self.device).float())):
+            logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
         return logits, kept[0]
 
     @torch.no_grad()
     def spliced_logits(self, ids, x):
         """Logits float32 [B, T, V] when `x` [B, T, D] stands in for the hooked tensor. Blocks before the hook do not run."""
-        with self._at_layer(lambda hidden: x.to(hidden.dtype), skip=True):
-            return self.model(input_ids=ids.to(self.device), use_cache=False).logits.float()
+        with self._at_layer(lambda hidden: x.to(hidden), skip=True):
+            return self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
 
     @torch.no_grad()
     def bos_distribution(self):
         """The model's distribution of the first token, given BOS alone: float64 [vocab_size], sums to 1."""
-        logits = self.model(input_ids=torch.tensor([[self.bos_id]], device=self.device), use_cache=False).logits
+        logits = self.model(input_ids=torch.tensor([[self.bos_id]], device=self.model.device), use_cache=False).logits
         return torch.softmax(logits[0, -1, :self.vocab_size].double(), -1).cpu()
 
 
-def load_model(id_or_path, layer, device="auto", dtype="auto", revision=None) -> LanguageModel:
+def load_model(id_or_path, layer, device="auto", dtype="auto", revision=None, gpus=1) -> LanguageModel:
     """Load a causal LM from a Hub id or a folder.
 
     Args:
@@ -115,15 +121,18 @@ def load_model(id_or_path, layer, device="auto", dtype="auto", revision=None) ->
         device: "cpu", "cuda", or "auto" (a GPU if there is one).
         dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
         revision: branch, tag or commit of a Hub model; the commit it resolves to is kept in `.revision`.
+        gpus: how many of the GPUs it is spread over.
 
     Raises:
-        ModelError: missing or incomplete folder, unknown or gated or unreachable model, no tokenizer, no BOS, layer out of range.
+        ModelError: fewer GPUs than asked for; missing or incomplete folder, unknown or gated or unreachable model, no tokenizer, no BOS, layer out of range.
     """
     name = str(id_or_path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device: cuda was asked for and there is none here: write `device: auto` or `cpu` to run {name} without")
+    if gpus > 1 and (device != "cuda" or torch.cuda.device_count() < gpus):
+        raise ModelError(f"gpus: {gpus} were asked for, and there are {torch.cuda.device_count()} here: give {name} more, or lower gpus")
     with explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision)
     if not 0 <= layer < config.num_hidden_layers:
@@ -139,7 +148,56 @@ def load_model(id_or_path, layer, device="auto", dtype="auto", revision=None) ->
             output_loading_info=True)
     if loaded["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(f"{name}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}: is every *.safetensors file there?")
-    return LanguageModel(model.to(device).eval(), tokenizer, layer, bos_id, getattr(config, "_commit_hash", None))
+    spread(model.eval(), [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device])
+    return LanguageModel(model, tokenizer, layer, bos_id, getattr(config, "_commit_hash", None))
+
+
+def spread(model, devices):
+    """Put a model on one device or, in contiguous runs of blocks of about equal size, on several; changes it in place."""
+    if len(devices) == 1:
+        model.to(devices[0])
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is embedding.weight:   # one matrix, used on the first device and on the last
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for part, number in device_map(model, len(devices)).items():
+        part.to(devices[number])
+        part.register_forward_pre_hook(_fetch(devices[number]), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(_fetch(devices[0]), with_kwargs=True)   # positions and masks are made where ids are
+
+
+def device_map(model, n) -> dict:
+    """{module: number of its device, 0 to n - 1}, of all modules in the order in which they run.
+
+    A block goes where its middle falls when all weights, laid end to end, are cut into n equal lengths; so no device holds more than
+    an equal share and one block, or the embedding, more.
+    """
+    parts, blocks = list(model.base_model.children()), _blocks(model)
+    at = parts.index(blocks)
+    behind = [part for part in parts[at + 1:] if _bytes(part)]
+    before = [part for part in parts if part is not blocks and part not in behind]   # rotary embeddings, too, serve from the first
+    behind.append(model.get_output_embeddings())
+    done = sum(map(_bytes, before))
+    total, places = done + _bytes(blocks) + sum(map(_bytes, behind)), []
+    for block in blocks:
+        places.append(min(int(n * (done + _bytes(block) / 2) / total), n - 1))
+        done += _bytes(block)
+    return dict.fromkeys(before, 0) | dict(zip(blocks, places)) | dict.fromkeys(behind, n - 1)
+
+
+def _bytes(module):
+    return sum(weights.nbytes for weights in module.parameters())
+
+
+def _blocks(model):
+    return next(getattr(model.base_model, name) for name in BLOCKS if hasattr(model.base_model, name))
+
+
+def _fetch(device):
+    """A hook that brings a module's tensors to its device; what is there already stays as it is."""
+    def hook(_, args, kwargs):
+        return tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
+    return hook
 
 
 def beginning_of_sequence(tokenizer, name) -> int:

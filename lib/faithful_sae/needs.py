@@ -40,7 +40,7 @@ class Shape:
 class Needs:
     """Of one stage, in bytes at its peak; `tokens`: those the language model reads or writes, each counted once per pass over it.
 
-    `device_memory`: of a GPU, CUDA's own included; 0 for a run on a CPU, where it is part of `memory`. `disk`: of the artefacts it
+    `device_memory`: of the fullest GPU, CUDA's own included; 0 for a run on a CPU, where it is part of `memory`. `disk`: of the artefacts it
     leaves, and of the checkpoints and parts beside them.
     """
     device_memory: int
@@ -68,7 +68,8 @@ def needs(run, shape, stage) -> Needs:
     if run.device != "cuda":
         return Needs(0, PROCESS + device + host, disk(run, shape, stage), tokens(run, stage))
     staged = 0 if stage == "03_sfr" else weights(shape)   # weights are read into RAM, then moved
-    return Needs(CUDA + device if device else 0, PROCESS + CUDA_PROCESS + staged + host, disk(run, shape, stage), tokens(run, stage))
+    elsewhere = weights(shape) - math.ceil(weights(shape) / run.gpus)   # the last GPU has the hooked block or logits, and all else
+    return Needs(CUDA + device - elsewhere if device else 0, PROCESS + CUDA_PROCESS + staged + host, disk(run, shape, stage), tokens(run, stage))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def _check(run):
     def need(ok, key, why):
         if not ok:
             raise ParamsError(f"{run.file}: {key} {why}")
-    positive = {"threads": run.threads, "sequence_length": run.sequence_length, "corpus_tokens": run.corpus_tokens}
+    positive = {"gpus": run.gpus, "threads": run.threads, "sequence_length": run.sequence_length, "corpus_tokens": run.corpus_tokens}
     for section in ("hours", "embedded", "generate", "sae", "ffr", "fidelity", "probing"):
         part = getattr(run, section)
         positive |= {f"{section}.{f.name}": getattr(part, f.name) for f in dataclasses.fields(part)
@@ -204,6 +204,8 @@ def _check(run):
     elif run.model.startswith((".", "/", "~")):
         need(run.resolve(run.model).is_dir(), "model", f"= {run.model!r}: no such folder ({run.resolve(run.model)})")
     g = run.generate
+    need(run.gpus == 1 or run.device == "cuda", "gpus", f"= {run.gpus} needs device: cuda; write `gpus: 1` with device: {run.device}")
+    need(run.gpus == 1 or g.backend == "transformers", "generate.backend", f"= {g.backend!r} samples on one GPU: not with gpus = {run.gpus}")
     need(0 < g.top_p <= 1, "generate.top_p", f"= {g.top_p} must be above 0 and at most 1 (1 = the paper's plain sampling)")
     for name, corpus in run.corpora.items():
         _check_source(run, need, f"corpora.{name}", corpus, ("faithful", "path", "hub", "documentation"), ROLES, DOCUMENTATION_KINDS)

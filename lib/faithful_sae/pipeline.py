@@ -6,14 +6,10 @@ from pathlib import Path
 
 from faithful_sae import hub
 from faithful_sae.corpora import documentation_path, hub_source_problems, source_problems, write_documentation
-from faithful_sae.exhibits import notebook_exhibits
+from faithful_sae.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.provenance import ROOT, file_hash, remove
-from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ParamsError, model_stages, stage_corpora, stage_settings
-
-ROWS = {  # the csv files under rows/ that a notebook writes
-    "01_generate_faithful": ("dataset", "first_token"), "02_train_sae": ("training", "saes"), "03_sfr": ("sfr", "matching"),
-    "04_ffr": ("ffr", "firing"), "05_fidelity_matrix": ("fidelity",), "06_probing": ("probing",),
-    "08_seed_dependence": ("seed_saes", "seed_pairs", "seed_latents", "seed_modes", "seed_curve", "seed_fits", "seed_threshold")}
+from faithful_sae.schema import (EMBEDDED_ROWS, MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ROWS, ParamsError, model_stages, stage_corpora,
+                                 stage_settings)
 
 
 def rows_file(run, name) -> str:
@@ -36,7 +32,7 @@ def stage_outputs(runs, stage) -> list[str]:
     The embedded models' own rows and figure are outputs only where all models are embedded: a rule has one list of outputs.
     """
     embedded, run = all(run.embedded for run in runs), next(run for run in runs if stage in model_stages(run))
-    rows = ROWS[stage] + (("language_model",) if embedded and stage == "01_generate_faithful" else ())
+    rows = ROWS[stage] + ((EMBEDDED_ROWS,) if embedded and stage == "01_generate_faithful" else ())
     shown = [e for e in notebook_exhibits(run, stage) if embedded or e.id != "lm_training"]
     return ([str(run.artifacts.parent / "{run}" / "rows" / f"{name}.csv") for name in rows]
             + [str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")])
@@ -67,20 +63,39 @@ def corpus_settings(run, corpus) -> str:
     return json.dumps(record | {"corpora": record["corpora"][corpus]}, sort_keys=True)
 
 
-def run_outputs(runs, wanted=MODEL_STAGES) -> list[str]:
-    """Everything the `wanted` notebooks write for all runs."""
-    return [path.replace("{run}", run.name) for run in runs for stage in model_stages(run) if stage in wanted
+def run_outputs(runs, wanted=MODEL_STAGES, some=None) -> list[str]:
+    """Everything the `wanted` notebooks write for all runs of a profile, or for `some` of them."""
+    return [path.replace("{run}", run.name) for run in some or runs for stage in model_stages(run) if stage in wanted
             for path in stage_outputs(runs, stage)]
 
 
-def paper_inputs(runs) -> list[str]:
+def paper_inputs(runs, some=None) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and figures are made of."""
-    return run_outputs(runs, PAPER_STAGES)
+    return run_outputs(runs, PAPER_STAGES, some)
 
 
-def profile_outputs(runs) -> list[str]:
-    """Everything `make paper` makes."""
-    return run_outputs(runs) + stage_exhibits(runs[0], PROFILE_STAGE)
+def profile_outputs(runs, some=None) -> list[str]:
+    """Everything `make paper` makes, of all runs or of `some`."""
+    return run_outputs(runs, some=some) + stage_exhibits(runs[0], PROFILE_STAGE)
+
+
+def chosen(runs, names) -> list:
+    """The runs called one of `names`, a text with spaces between them; all of them without one.
+
+    Raises:
+        ParamsError: a name that no run has.
+    """
+    by_name = {run.name: run for run in runs}
+    for name in (names := str(names or "").split()):
+        if name not in by_name:
+            raise ParamsError(f"MODELS: {name!r} is not in {runs[0].file.parent}, which has {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(names)] or runs
+
+
+def with_sources(runs, wanted) -> list:
+    """The wanted runs and those whose text they use."""
+    names = {run.name for run in wanted} | {corpus.faithful for run in wanted for corpus in run.corpora.values()}
+    return [run for run in runs if run.name in names]
 
 
 def stage_inputs(run, stage) -> list[str]:
@@ -99,6 +114,30 @@ def stage_inputs(run, stage) -> list[str]:
         files.append(rows_file(run, "saes"))
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
+
+
+def text_marks(run, stage, workers) -> list[str]:
+    """Marks of the workers that notebook 01 waits for: none with one, which is the notebook itself."""
+    return _marks(run, "text", workers) if stage == "01_generate_faithful" else []
+
+
+def activation_marks(run, corpus, workers) -> list[str]:
+    """Marks of the workers that training on a corpus waits for, where its activations are kept."""
+    return _marks(run, f"activations:{corpus}", workers) if run.sae.cache_activations and corpus not in run.published else []
+
+
+def _marks(run, what, workers):
+    return [str(run.artifacts / "workers" / what / f"{i}of{workers}") for i in range(workers) if workers > 1]
+
+
+def share_inputs(run, corpus=None) -> list[str]:
+    """Data that a worker reads: what training on the corpus does, or, for a share of the text, notebook 01."""
+    return corpus_inputs(run, corpus) if corpus else stage_inputs(run, "01_generate_faithful")
+
+
+def gpus(run) -> int:
+    """How many GPUs a job of a run uses."""
+    return run.gpus if run.device == "cuda" else 0
 
 
 def settings(run, stage) -> str:
@@ -173,13 +212,16 @@ def refuse(problems):
 
 def take_possession(runs):
     """Under the profile's lock: note whose results these are, clear what killed runs left, and forget rows whose artefacts are
-    gone or damaged, so that they are made again."""
+    gone or damaged, so that they are made again, and exhibits that say that other things are missing than are."""
     folder = ROOT / "artifacts" / runs[0].profile
     (folder / "profile.txt").write_text(f"{runs[0].file.parent}\n", encoding="utf-8")
     for leftover in folder.rglob(".*.tmp"):
         remove(leftover)
     for run in runs:
         _forget_damaged(run)
+    listed = runs[0].figures / "missing.csv"
+    if listed.exists() and listed.read_text(encoding="utf-8") != unmeasured(runs).to_csv(index=False, lineterminator="\n"):
+        listed.unlink()
 
 
 def _published_problems(run, config, chosen):

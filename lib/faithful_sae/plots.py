@@ -216,6 +216,10 @@ def bars(data, value="sfr", ylabel="shared feature ratio"):
 @_styled
 def probing(data):
     """Accuracy and F1 of probes on the activations (baseline), the SAE latents and the reconstruction; mean over seeds."""
+    if data.empty:
+        figure = Figure(figsize=(WIDTH, 0.6))
+        figure.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.35")
+        return figure
     models, tasks = list(dict.fromkeys(data.model)), list(dict.fromkeys(data.task))
     corpora = [c for c in dict.fromkeys(data.corpus.dropna())]
     colours, metrics = _colours(corpora), ("accuracy", "f1")

@@ -8,6 +8,7 @@ that finds an artefact with the key it would produce reuses it; that is the whol
 import ast
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -61,6 +62,26 @@ def atomic_path(path):
             raise DiskFullError(errno.ENOSPC, f"disk full while writing {path}: free some space and run again; finished "
                                               "results are kept") from error
         raise
+
+
+@contextlib.contextmanager
+def locked(path, shared=False, wait=True):
+    """Hold a lock, alone or `shared` with others that share it; it ends with the process, however that ends. The file stays.
+
+    Yields True; without `wait`, False when another process is in the way.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            print(f"note: waits for another process that holds {path}", flush=True)
+            fcntl.flock(file, kind)
+        yield True
 
 
 def remove(path):
@@ -174,7 +195,7 @@ def is_current(folder, key) -> bool:
         return False
 
 
-def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto"):
+def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto", missing=None):
     """Write what made a result: parameters and their hash, input hashes, versions, device, commit, wall time.
 
     Args:
@@ -184,12 +205,14 @@ def write_provenance(path, *, key=None, parameters=None, inputs=None, seconds=No
             Hub are read by its own library from its own place.
         inputs: {name: hash} of what was read.
         seconds: wall time; by default that of this process so far. device: "auto" is the GPU if there is one.
+        missing: of a profile's exhibit, what had not been measured when it was made (exhibits.unmeasured).
     """
     import torch
 
     parameters = parameters or {}
     write_json(path, {
         "key": key, "content": file_hash(Path(path).parent) if key else None, "parameters": parameters, "parameters_hash": digest(parameters), "inputs": inputs or {},
+        **({} if missing is None else {"missing": missing}),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": "cpu" if str(device) == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(), "git_commit": git_commit(), "wall_seconds": round(time.time() - STARTED if seconds is None else seconds, 1),

@@ -194,6 +194,7 @@ class Run:
     revision: str | None
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"]
     device: typing.Literal["auto", "cpu", "cuda"]
+    gpus: int                   # in no key of an artefact: the blocks compute the same, wherever they are
     threads: int
     hours: Hours
     layer: int
@@ -265,6 +266,11 @@ STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the noteboo
 PROFILE_STAGE = "07_paper"                                                       # once per profile, every other once per model
 MODEL_STAGES = tuple(stage for stage in STAGE_KEYS if stage != PROFILE_STAGE)
 SAE_SECTIONS = ("sae", "sfr", "ffr", "fidelity", "probing")
+ROWS = {  # the csv files under rows/ that a notebook writes
+    "01_generate_faithful": ("dataset", "first_token"), "02_train_sae": ("training", "saes"), "03_sfr": ("sfr", "matching"),
+    "04_ffr": ("ffr", "firing"), "05_fidelity_matrix": ("fidelity",), "06_probing": ("probing",),
+    "08_seed_dependence": ("seed_saes", "seed_pairs", "seed_latents", "seed_modes", "seed_curve", "seed_fits", "seed_threshold")}
+EMBEDDED_ROWS = "language_model"                                                 # 01 writes it as well, for an embedded model
 PAPER_STAGES = tuple(stage for stage in MODEL_STAGES if stage != "08_seed_dependence")   # whose rows PROFILE_STAGE gathers
 
 

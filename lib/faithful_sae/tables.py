@@ -1,14 +1,15 @@
 """Rows of a profile's runs -> the paper's tables, each measured row with the paper's own beside it.
 
 Columns are the paper's corpora; which corpus of a run plays which role its YAML says (and the exhibit `corpora` shows). A
-trained corpus without a role gets a column of its own in Tables 4 and 7. `source` is `here` or `paper`.
+trained corpus without a role gets a column of its own in Tables 4 and 7. `source` is `here` or `paper`. A run whose rows have not
+been made, or with other parameters, is left out: `exhibits.unmeasured` names it.
 """
 
 import pandas as pd
 
 from faithful_sae.catalogue import exhibits, paper_models
 from faithful_sae.schema import ROLES
-from faithful_sae.stages.rows import read_rows
+from faithful_sae.stages.rows import measured, read_rows
 
 WEB = ("pile", "faithful", "fineweb")
 TASKS = ("sst2", "cola", "yelp")   # of Table 6
@@ -19,8 +20,9 @@ ROLE_NAMES = {"faithful": "Faithful", "faithful-other": "Faithful, other model's
 
 
 def gather(runs, name, notebook):
-    """rows/<name>.csv of all runs in one DataFrame, with columns run and model in front."""
-    return pd.concat([read_rows(run, name, notebook).assign(run=run.name, model=run.label) for run in runs], ignore_index=True)
+    """rows/<name>.csv of all runs that have them in one DataFrame, with columns run and model behind; None if no run has."""
+    parts = [read_rows(run, name, notebook).assign(run=run.name, model=run.label) for run in measured(runs, name)]
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def heading(run, corpus) -> str:
@@ -50,12 +52,12 @@ def corpora_table(runs):
     """Which corpus and which task of each run plays which role of the paper, and how much of it there is."""
     rows = []
     for run in runs:
-        trained = read_rows(run, "saes", "02_train_sae").drop_duplicates("corpus").set_index("corpus")
-        known = trained.index.difference(run.published)   # what published SAEs were trained on, nobody here can say
+        trained = read_rows(run, "saes", "02_train_sae").drop_duplicates("corpus").set_index("corpus") if measured([run], "saes") else None
+        known = trained.index.difference(run.published) if trained is not None else ()   # what published SAEs were trained on, nobody here can say
         for name, corpus in run.corpora.items():
             text = (f"text of {run.label if corpus.faithful == 'self' else corpus.faithful}" if corpus.faithful else corpus.path or corpus.hub
                     or f"{corpus.documentation} of {', '.join(corpus.packages) or 'the standard library'}")
-            used = trained.loc[name] if name in trained.index else None
+            used = trained.loc[name] if trained is not None and name in trained.index else None
             rows.append({"model": run.label, "name": name, "plays": ROLE_NAMES.get(corpus.role, ""), "text": text,
                          "training tokens": int(used.distinct_tokens) if name in known else pd.NA,
                          "passes": round(used.passes, 2) if name in known else pd.NA,
@@ -67,8 +69,8 @@ def corpora_table(runs):
 
 
 def language_models(runs):
-    """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come ready-made)."""
-    rows = [read_rows(run, "language_model", "01_generate_faithful").assign(model=run.label) if run.embedded else
+    """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come ready-made, and before 01)."""
+    rows = [read_rows(run, "language_model", "01_generate_faithful").assign(model=run.label) if measured([run], "language_model") else
             pd.DataFrame([{"model": run.label}]) for run in runs]
     table = pd.concat(rows, ignore_index=True)
     return table[["model", *[c for c in table.columns if c != "model"]]]
@@ -78,17 +80,19 @@ def table1(runs):
     """Coverage of the vocabulary and KL of the first token."""
     rows = gather(runs, "dataset", "01_generate_faithful")
     kept = ["model", "tokens", "vocab_size", "all_token_coverage", "first_token_coverage", "kl", "missing_mass"]
-    return beside(rows[kept].to_dict("records"), runs, exhibits()["table1"].numbers)
+    return beside(rows[kept].to_dict("records") if rows is not None else [], runs, exhibits()["table1"].numbers)
 
 
 def sfr_values(runs, column="sfr"):
     """{run name: {role or corpus name: SFR}}, averaged over the pairs of seeds."""
-    return {run.name: _by_role(run, read_rows(run, "sfr", "03_sfr").groupby("corpus", sort=False)[column].mean()) for run in runs}
+    return {run.name: _by_role(run, read_rows(run, "sfr", "03_sfr").groupby("corpus", sort=False)[column].mean())
+            for run in measured(runs, "sfr")}
 
 
 def ffr_values(runs, column="ffr"):
     """{run name: {role or corpus name: FFR in percent}}, averaged over seeds (paper 4)."""
-    return {run.name: _by_role(run, read_rows(run, "ffr", "04_ffr").groupby("corpus", sort=False)[column].mean()) for run in runs}
+    return {run.name: _by_role(run, read_rows(run, "ffr", "04_ffr").groupby("corpus", sort=False)[column].mean())
+            for run in measured(runs, "ffr")}
 
 
 def _by_role(run, values):
@@ -114,7 +118,7 @@ def sfr_table(runs, table_id, roles):
     sfr, alive, dead = sfr_values(runs), sfr_values(runs, "sfr_alive"), sfr_values(runs, "dead")
     strict, both = sfr_values(runs, "sfr_strict"), sfr_values(runs, "sfr_encoder_decoder")
     rows = []
-    for run in runs:
+    for run in measured(runs, "sfr"):
         own = [r for r in sfr[run.name] if r in roles or (table_id == "table4" and _has_no_role(run, r))]
         if own:
             rows.append({"model": run.label} | {r: sfr[run.name][r] for r in own}
@@ -126,8 +130,9 @@ def sfr_table(runs, table_id, roles):
 
 def table3(runs):
     """SFR by target model and source of its faithful text."""
-    rows = []
-    for run, values in zip(runs, sfr_values(runs).values()):
+    rows, sfr = [], sfr_values(runs)
+    for run in measured(runs, "sfr"):
+        values = sfr[run.name]
         sources = {run.corpora[name].role: run.corpora[name].faithful for name in run.sae.train_on if run.corpora[name].faithful}
         labels = {r.name: r.label for r in runs} | {"self": run.label}
         rows += [{"target": run.label, "text from": labels[source], "source": "here", "sfr": values[role]}
@@ -156,15 +161,17 @@ def table5(runs):
 
 def probing_means(runs):
     """Accuracy and F1 by model, task, representation and corpus (heading), averaged over seeds."""
-    rows = gather(runs, "probing", "06_probing")
-    keys = ["run", "model", "task", "representation", "corpus"]
+    rows, keys = gather(runs, "probing", "06_probing"), ["run", "model", "task", "representation", "corpus"]
+    if rows is None:
+        return pd.DataFrame(columns=[*keys, "accuracy", "f1"])
     return rows.groupby(keys, sort=False, dropna=False)[["accuracy", "f1"]].mean().reset_index()
 
 
 def probing_figure_data(runs):
     """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and corpora by their headings."""
-    means, parts = probing_means(runs), []
-    for run in runs:
+    means = probing_means(runs)
+    parts = [means[:0]]
+    for run in measured(runs, "probing"):
         part = means[means.run == run.name]
         shown = {name: heading(run, name) for name in run.sae.train_on if run.corpora[name].role in (*WEB, None)}
         part = part[part.corpus.isna() | part.corpus.isin(shown)]
@@ -176,6 +183,7 @@ def probing_figure_data(runs):
 def table6(runs):
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's appendix C.1."""
     means, rows, numbers = probing_means(runs), [], exhibits()["table6"].numbers
+    runs = measured(runs, "probing")
     for run in runs:
         mine = means[means.run == run.name]
         for task, spec in run.probing.tasks.items():
@@ -196,7 +204,7 @@ def table7(runs):
     """FFR in percent; beside the paper's definition (activation > 0) the authors' code's (> 1.0)."""
     ffr, authors = ffr_values(runs), ffr_values(runs, "ffr_authors")
     rows = []
-    for run in runs:
+    for run in measured(runs, "ffr"):
         own = [r for r in ffr[run.name] if r in WEB or _has_no_role(run, r)]
         rows.append({"model": run.label} | {r: ffr[run.name][r] for r in own} | {f"{r}, activation > 1": authors[run.name][r] for r in own})
     return beside(rows, runs, exhibits()["table7"].numbers)

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from faithful_sae.execute import Progress, alone
-from faithful_sae.provenance import atomic_path
+from faithful_sae.execute import Progress
+from faithful_sae.provenance import atomic_path, locked
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.training import corpus_saes
@@ -41,7 +41,7 @@ def main():
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     start, title = time.time(), f"02_train_sae · {args.corpus} · {Path(args.params).stem}"
-    with alone(args.output.with_suffix(".lock"), title), contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)):
+    with locked(args.output.with_suffix(".lock")), contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)):
         print(f"  ▸ {title}", flush=True)
         run = open_run(args.params)
         corpus_saes(run, args.corpus, open_model(run))

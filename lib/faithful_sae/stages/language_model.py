@@ -59,7 +59,7 @@ def open_model(run):
         raise MissingInputError(f"{folder}: not trained yet, or with other parameters: run notebooks/01_generate_faithful for "
                                 f"{run.profile}/{run.name} first")
     at = None if folder else hub.commit(run, "model", run.model, run.revision)
-    lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at)
+    lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at, run.gpus)
     lm.revision = at
     if run.sequence_length > lm.context:
         raise ModelError(f"{run.file}: sequence_length = {run.sequence_length} exceeds the context of {run.model}, {lm.context} tokens")

@@ -1,10 +1,16 @@
 """Opening a run, and the csv files through which notebooks hand over their results."""
 
+import json
+
 import pandas as pd
 import torch
 
 from faithful_sae.params import load_params
-from faithful_sae.provenance import MissingInputError, write_csv
+from faithful_sae.provenance import MissingInputError, digest, write_csv, write_json
+from faithful_sae.schema import EMBEDDED_ROWS, ROWS, stage_corpora, stage_settings
+
+STAGE_OF = {name: stage for stage, names in ROWS.items() for name in names} | {EMBEDDED_ROWS: "01_generate_faithful"}
+BEFORE = {"01_generate_faithful": (), "02_train_sae": ("01_generate_faithful",), "08_seed_dependence": ("01_generate_faithful",)}
 
 
 def open_run(path):
@@ -15,8 +21,10 @@ def open_run(path):
 
 
 def write_rows(run, name, rows):
-    """Write rows/<name>.csv of a run, so that other notebooks and the exhibits can read it."""
-    write_csv(run.artifacts / "rows" / f"{name}.csv", rows)
+    """Write rows/<name>.csv of a run, so that other notebooks and the exhibits can read it, and beside it what it was made with."""
+    path = run.artifacts / "rows" / f"{name}.csv"
+    write_csv(path, rows)
+    write_json(path.with_suffix(".json"), {"made_with": made_with(run, STAGE_OF[name])})
 
 
 def read_rows(run, name, notebook):
@@ -25,3 +33,31 @@ def read_rows(run, name, notebook):
     if not path.exists():
         raise MissingInputError(f"{path} is missing: run notebooks/{notebook} for {run.profile}/{run.name} first")
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def measured(runs, name) -> list:
+    """The runs that have rows/<name>.csv, made with the parameters they have now: others must not stand beside them in a table."""
+    return [run for run in runs if not lacking(run, name)]
+
+
+def lacking(run, name) -> str | None:
+    """Why rows/<name>.csv cannot be shown, or None."""
+    path = run.artifacts / "rows" / f"{name}.csv"
+    if not path.exists():
+        return "not made"
+    try:
+        recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["made_with"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "made with unknown parameters"
+    return None if recorded == made_with(run, STAGE_OF[name]) else "made with other parameters"
+
+
+def made_with(run, stage) -> str:
+    """Hash of the parameters that a stage's rows depend on: its own, those of the stages before it, and of the runs whose text it uses.
+
+    Code is not in it: `make paper` compares that, and what is left of a run of weeks is still worth a look when a comment has changed.
+    """
+    stages = (*BEFORE.get(stage, ("01_generate_faithful", "02_train_sae")), stage)
+    others = sorted({run.corpora[name].faithful for s in stages for name in stage_corpora(run, s)} - {None, "self"})
+    return digest([[stage_settings(run, s) for s in stages],
+                   [stage_settings(load_params(run.file.with_name(f"{name}.yaml")), "01_generate_faithful") for name in others]])

@@ -53,7 +53,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed. label: which of these tells the training
             curves in the folder's training.csv apart.
     """
-    key = _key(run, settings, rows.key)
+    key = training_key(run, settings, rows.key)
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     if is_current(folder, key):
         checkpoint.remove()
@@ -62,10 +62,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
     require_space(folder, needs.training_disk(lm.d_model, sizes["d_sae"]), f"training the SAEs of {name}")
     remove_others(checkpoint.path)   # of trainings that were given up for one with other parameters
-    batches = activations.ActivationStream(
-        lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
-        lm_batch_rows=s.lm_batch_rows, include_bos=s.include_bos, seed=s.data_seed,
-        cache=activation_cache(run, name, rows, lm) if s.cache_activations else None)
+    batches = activation_stream(run, name, rows, lm, max(sizes["tokens"]))
     saes = train.train_saes(batches, lm.d_model, sizes["d_sae"], sizes["k"], sizes["seed"], s.lr, sizes["tokens"], s.batch_tokens,
                             s.recipe, lm.device, f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
                             checkpoint)
@@ -82,14 +79,23 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     checkpoint.remove()
 
 
-def _key(run, settings, rows_key):
+def training_key(run, settings, rows_key) -> str:
+    """What determines the SAEs trained from one stream."""
     return digest([settings, rows_key, model_key(run), code_hash("train", "activations", "models")])
 
 
 def corpus_is_trained(run, name) -> bool:
     """Whether the SAEs of a corpus are there, for its token rows as they are now."""
     folder, rows = run.artifacts / "saes" / name, run.artifacts / "corpora" / name
-    return rows.exists() and is_current(folder, _key(run, sae_settings(run), rows_key(run, rows)))
+    return rows.exists() and is_current(folder, training_key(run, sae_settings(run, name), rows_key(run, rows)))
+
+
+def activation_stream(run, name, rows, lm, n_tokens):
+    """The activations of a corpus in the order in which SAEs are trained on them, kept on disk if the run says so."""
+    s = run.sae
+    return activations.ActivationStream(
+        lm, rows.train, n_tokens=n_tokens, batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens, lm_batch_rows=s.lm_batch_rows,
+        include_bos=s.include_bos, seed=s.data_seed, cache=activation_cache(run, name, rows, lm) if s.cache_activations else None)
 
 
 def activation_cache(run, name, rows, lm):
