@@ -1,6 +1,5 @@
 """`make check`: everything that is wrong in one list, and an exit status; the Hub's refusals among it; no token in what it says."""
 
-import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,12 +8,11 @@ import pytest
 import torch
 from conftest import set_key
 from fake_hub import TOKEN, Repository, serve
-from test_hub import NEW, OLD, environment, folders, hub_run   # noqa: F401: a fixture
+from test_hub import OLD, environment, folders, hub_run   # noqa: F401: a fixture
 from yaml import safe_dump, safe_load
 
 from faithful_sae import check as module
 from faithful_sae.check import check
-from faithful_sae.models import load_model
 from faithful_sae.needs import needs
 from faithful_sae.probe import estimate
 from faithful_sae.provenance import ROOT
@@ -73,7 +71,7 @@ def test_every_problem_of_every_file_is_listed(make_run, model_folders):
     assert int(said[:said.index(" problems:")].rpartition("\n")[2]) == len(listed.strip().splitlines()) - 1
 
 
-def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path, monkeypatch):   # noqa: F811
+def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path):   # noqa: F811
     repositories = {key: Repository(commits, {"main": OLD, "refs/convert/parquet": OLD}) for key, commits in folders.items()}
     repositories["model", "shut/model"] = Repository(repositories["model", "tiny/gpt2"].commits, {"main": OLD}, gated=True)
     repositories["dataset", "old/name"] = Repository({}, {}, renamed="web/text")

@@ -1,16 +1,15 @@
 """What a stage needs, against tensors that are really allocated, files that are really written, and numbers worked by hand."""
 
-import dataclasses
-
 import pytest
 import torch
+from safetensors import safe_open
 from conftest import ARCHITECTURES, make_model
 
 from faithful_sae import needs
 from faithful_sae.decoding import Decoder
 from faithful_sae.needs import Shape
 from faithful_sae.sae import TopKSAE
-from faithful_sae.schema import model_stages
+from faithful_sae.schema import model_stages, wanted_saes
 from faithful_sae.stages.language_model import model_shape, open_model
 from faithful_sae.stages.token_rows import make_faithful
 from faithful_sae.stages.training import train_all
@@ -39,3 +38,66 @@ def test_gpt2_by_hand():
     assert needs.cache_bytes(GPT2, 128, 1023) == 128 * 1024 * 2 * 14 * 768 * 4
     assert needs.sampling_bytes(GPT2, 1, 1023) == 1024 * 2 * 14 * 768 * 4 + 24 * 50257
     assert needs.sae_bytes(768, 12288) == 4 * (2 * 768 * 12288 + 768 + 12288)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keys_and_values_are_as_large_as_what_the_decoder_allocates(make_run, model_folders, architecture):
+    lm = open_model(make_run({"model": str(model_folders[architecture])}))
+    with torch.inference_mode(), Decoder(lm.model, 5, 70) as decoder:
+        decoder.step(torch.zeros(5, dtype=torch.long), torch.arange(5))
+    allocated = sum(t.numel() * t.element_size() for pair in decoder.layers.values() for t in pair)
+    assert len(decoder.layers) == 3 and allocated * 5 / 3 == needs.cache_bytes(lm.shape, 5, 70)   # and room for two layers more
+
+
+def numbers(folder):
+    """Bytes of the tensors in the safetensors files of a folder, without their headers."""
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(t.numel() * t.element_size() for t in map(file.get_tensor, file.keys()))
+    return total
+
+
+def test_files_are_as_large_as_foreseen(make_run):
+    run = make_run({"sae.cache_activations": True, "sae.include_bos": True, "sae.lm_batch_rows": 4, "sae.tokens": 900})
+    lm = open_model(run)
+    make_faithful(run, lm)
+    train_all(run, lm)
+    shape, saes = lm.shape, run.artifacts / "saes" / "text"
+    assert numbers(saes) == 2 * (needs.sae_bytes(16, 24) + 4 * 24)   # and each latent's firing frequency
+    assert needs.training_disk(16, [24, 24]) == 7 * 2 * needs.sae_bytes(16, 24)
+    text = numbers(run.artifacts / "faithful")
+    assert 4 * run.generate.tokens < text < needs.text_disk(run.generate) + 4 * 300   # a document may be one token, and has a length
+    rows = run.artifacts / "corpora" / "text" / "rows.npy"
+    assert rows.stat().st_size == needs.rows_disk(600) // 2 + 128   # numpy's header
+    kept, = (run.artifacts / "activations").glob("text-*")
+    assert numbers(kept) == needs.activations_disk(480, 16, 4)
+    for stage in ("01_generate_faithful", "02_train_sae"):
+        need = needs.needs(run, shape, stage)
+        assert need.disk > 0 and need.device_memory == 0
+    assert needs.tokens(run, "02_train_sae") == 2 * 480   # each once, since they are kept
+    assert needs.needs(run, shape, "02_train_sae").disk > numbers(run.artifacts / "saes") + numbers(run.artifacts / "activations") + 2 * 4 * 600
+
+
+def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
+    run, on_gpu = make_run(), make_run({"device": "cuda"})
+    for stage in model_stages(run):
+        cpu, gpu = (needs.needs(r, GPT2, stage) for r in (run, on_gpu))
+        assert cpu.device_memory == 0 and (gpu.device_memory == 0) == (stage == "03_sfr")
+        assert cpu.memory - needs.PROCESS >= gpu.device_memory - needs.CUDA
+        assert gpu.memory >= needs.PROCESS + (needs.weights(GPT2) if stage != "03_sfr" else 0)
+
+
+def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
+    d = {"corpus": "text", "seeds": [1, 2, 3], "sweep_seeds": 2, "d_sae": [12], "k": [2], "tokens": [200], "layers": [0]}
+    run = make_run({"seed_dependence": d})
+    assert needs.study(run) == {1: wanted_saes(run, 1, 400), 0: wanted_saes(run, 0, 400)}
+    assert [len(wanted) for wanted in needs.study(run).values()] == [9, 2]
+    assert needs.tokens(run, "08_seed_dependence") == 800
+
+
+def test_training_holds_eight_arrays_for_each_sae(make_run):
+    one, two = (needs.training_bytes(768, [12288] * n, 4096, 262144) for n in (1, 2))
+    assert two - one == 4 * 4 * (2 * 768 * 12288 + 768 + 12288)
+    sae = TopKSAE(16, 24, 4, 0)
+    assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == needs.sae_bytes(16, 24)
