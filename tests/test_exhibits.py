@@ -12,8 +12,10 @@ from faithful_sae import catalogue
 from faithful_sae import exhibits as module
 from faithful_sae.catalogue import exhibits, paper_models
 from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
+from faithful_sae.params import load_profile
+from faithful_sae.pipeline import chosen, run_outputs
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES
+from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
 from faithful_sae.stages.rows import write_rows
 
 MODELS = {"gpt2", "pythia-1.4b", "pythia-2.8b", "pythia-6.9b", "gemma-2b", "llama-1b", "llama-3b", "llama-8b"}
@@ -160,6 +162,17 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
     assert "Not complete: table `missing` names 3 of its notebooks" in markdown and "a/probing.csv" not in record["inputs"] and "b/probing.csv" in record["inputs"]
     save_table(runs[1], "fidelity", pd.DataFrame({"x": [1]}))
     assert "Not complete" not in (root / "figures" / "handmade" / "fidelity_b.md").read_text(), "a model's own exhibit is complete"
+
+
+def test_some_models_of_a_profile(make_run):
+    """An embedded model alone among others has the outputs that the profile's rule has, not those of a profile of embedded ones."""
+    laptop, runs = load_profile("laptop"), [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")]
+    assert chosen(runs, "two") == [runs[1]] and chosen(runs, None) == chosen(runs, "") == runs
+    with pytest.raises(ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"):
+        chosen(runs, "one three")
+    mixed = [laptop[0], runs[0]]
+    assert run_outputs(mixed, some=[laptop[0]]) == [path for path in run_outputs(mixed) if "/one/" not in path and "_one." not in path]
+    assert not [path for path in run_outputs(mixed, some=[laptop[0]]) if "language_model" in path]
 
 
 def test_the_embedded_models_own_exhibit(make_run):

@@ -145,7 +145,7 @@ def sample_share(run, lm, key, worker, of):
 
 
 def _sample_shards(run, lm, shards, worker=0, of=1):
-    """Write the shards that are not there; one that a worker of a killed run is still at is left to it."""
+    """Write the shards that are not there. A worker leaves one that a worker of a killed run is still at to it; who is alone waits."""
     g, numbers = run.generate, range(worker, math.ceil(run.generate.tokens / run.generate.shard_tokens), of)
     if g.max_new_tokens >= lm.context:
         raise ValueError(f"{run.file}: generate.max_new_tokens = {g.max_new_tokens} must be below the model's context of "
@@ -155,7 +155,7 @@ def _sample_shards(run, lm, shards, worker=0, of=1):
     with tqdm(total=g.tokens // of, unit="token", unit_scale=True, desc=f"{run.name}: faithful text") as bar:
         for shard in numbers:
             path = shards / f"shard_{shard:05d}.safetensors"
-            with locked(shards / f".{path.stem}.lock", wait=False) as free:
+            with locked(shards / f".{path.stem}.lock", wait=of == 1) as free:
                 if free and not path.exists():
                     _write_shard(path, run, draw, shard, bar)
                 elif free:
