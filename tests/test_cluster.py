@@ -1,6 +1,7 @@
 """One run of a profile at a time, with Slurm's commands replaced by scripts; a real Slurm: tests/slurm/smoke.py."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -191,3 +192,16 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
     weights.write_bytes(b"who")
     pipeline.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
+
+
+def test_a_failed_job_shows_what_its_cell_said_and_its_log(tmp_path, capsys):
+    log = tmp_path / "7.log"
+    log.write_text("[Sat Nov 21 12:00:00 2026]\nlocalrule 03_sfr:\n  ▸ 03_sfr · neox\n  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
+                   "[Sat Nov 21 12:00:09 2026]\nError in rule 03_sfr:\n    a screen of it\n")
+    record = logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": "SLURM-job '7' failed.For further error details", "log": ["x.ipynb", str(log)]})
+    handler = cluster.Failures()
+    handler.emit(record)
+    handler.emit(logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": None, "log": ["x.ipynb"]}))   # of one machine: printed already
+    handler.emit(logging.makeLogRecord({"msg": "something else"}))
+    assert capsys.readouterr().err == ("  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
+                                       f"  ✗ 03_sfr: SLURM-job '7' failed. log: {log}\n")

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -47,6 +49,18 @@ def megabytes(run, stage) -> int:
 
     notebook = PROCESS if stage == PROFILE_STAGE else needs(run, model_shape(run), stage).memory
     return math.ceil((notebook + SNAKEMAKE) / 1e6)
+
+
+class Failures(logging.Handler):
+    """Prints why a Slurm job failed, what its cell said, and where its log is; Snakemake's own account of it fills a screen."""
+
+    def emit(self, record):
+        for log in (Path(log) for log in getattr(record, "log", ()) if str(log).endswith(".log")):
+            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            error = re.search(r"^(  ✗ |Traceback ).*?(?=^\[\w{3} |\Z)", said, re.M | re.S)
+            reason = (record.rule_msg or "").partition("For further")[0].strip()
+            print(f"{error.group().rstrip()}\n" if error else "", f"  ✗ {record.rule_name}: {reason or 'failed'} log: {log}", sep="",
+                  file=sys.stderr, flush=True)
 
 
 # --- one run at a time ------------------------------------------------------------------------------------------------------------

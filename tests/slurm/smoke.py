@@ -133,7 +133,8 @@ def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
     sh("scancel", job)
     assert run.wait(timeout=300) != 0
     said = (tmp_path / "log").read_text()
-    assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in said and f"train_corpus/neox_library/{job}.log" in said.split("CANCELLED")[1]
+    assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in said
+    assert f"train_corpus/neox_library/{job}.log" in said.split("'CANCELLED'")[1]
 
     run = begin(PROFILES[0], open(tmp_path / "log", "w"))
     until(lambda: running("train_corpus"))
