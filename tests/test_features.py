@@ -194,6 +194,11 @@ def test_what_is_not_known_is_none(index):
     assert len(index.find(shared=False)) == len(index.find(fake=True)) == 0
 
 
+def test_without_pruning(tmp_path, lm, sae, many_rows):
+    index = build_index(tmp_path / "index", lm, sae, many_rows, KEPT, pruned=0)
+    assert set(index.explanations().method) == {"MaxAct", "VocabProj", "MutInfo"}
+
+
 def test_a_token_finds_the_latents_it_explains(index):
     said = index.explanations()
     token = said[said.method == "MutInfo"].text.iloc[0]
