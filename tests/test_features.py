@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chi2, chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -121,7 +121,6 @@ def test_every_context_of_a_level_is_as_likely_as_any_other(values):
     # drawn without replacement, so the statistic is smaller than chi-square's by (n - m) / (n - 1)
     n = weak.sum()
     statistic = chisquare(picked[weak]).statistic * (n - 1) / (n - 4)
-    from scipy.stats import chi2
     assert 0.001 < chi2.sf(statistic, n - 1) < 0.999
 
 
