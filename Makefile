@@ -6,6 +6,7 @@ PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.stamp
 PEERS   := $(ROOT)/.venv-peers
 PROFILE ?= laptop
+PROBE   ?=
 # a folder of parameter files of one's own, relative to where make is called
 PARAMS  ?=
 CHOSEN  := $(if $(PARAMS),$(abspath $(PARAMS)),$(PROFILE))
@@ -13,15 +14,21 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
-.PHONY: help paper test test-interop bench lab sync dry report clean
+.PHONY: help paper check publish test test-interop bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, CORES=n, PROBE=0"
 
 paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(SNAKEMAKE) --quiet rules host reason progress
 	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
+
+publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
+	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
+
+check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
+	@cd $(ROOT) && $(PY) -m faithful_sae.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from conftest import BOS
 
-from faithful_sae.corpora import CorpusError, check_sources, corpus_rows, labelled, pack, read_records, tokenize
-from faithful_sae.schema import ParamsError
+from faithful_sae.corpora import CorpusError, corpus_rows, labelled, pack, read_records, source_problems, tokenize
 
 TEXTS = ["w3 w4, \"quoted\"", "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
 RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
@@ -241,12 +240,11 @@ def test_labels_that_cannot_be_probed(make_run):
         labelled(run, "parity")
 
 
-def test_preflight_names_the_key_of_the_yaml(make_run):
+def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
     run = make_run()
-    check_sources(run)
+    assert not list(source_problems(run))
     (run.file.parent / "test.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(ParamsError, match="probing.tasks.parity.test: .*line 1 has no key 'label'"):
-        check_sources(run)
     (run.file.parent / "text.jsonl").write_text("")
-    with pytest.raises(ParamsError, match="corpora.text.path: .*empty"):
-        check_sources(run)
+    empty, lacking = source_problems(run)
+    assert empty.startswith(f"{run.file}: corpora.text.path: ") and "empty" in empty
+    assert lacking.startswith(f"{run.file}: probing.tasks.parity.test: ") and "line 1 has no key 'label'" in lacking

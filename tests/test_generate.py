@@ -151,8 +151,8 @@ def test_a_model_whose_attention_is_not_known(small):
 def test_a_document_that_ends_makes_room_for_the_next(monkeypatch):
     """Rows at places of their own: every document is what its ids alone lead to, no row waits for another, first come, first given."""
     lm, passes, rows = with_varied_ends("llama"), [], 7
-    drawn, draw = [], generate._draw
-    monkeypatch.setattr(generate, "_draw", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone())
+    drawn, draw = [], generate.draw_tokens
+    monkeypatch.setattr(generate, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone())
     documents = generate.sample(lm, rows, 14, torch.Generator().manual_seed(4), temperature=1e-4, first_token="flat", tokens=300,
                                 progress=passes.append)
     assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and len(documents) > 3 * rows

@@ -19,7 +19,7 @@ from fake_hub import TOKEN, Repository, serve
 from faithful_sae import corpora, hub
 from faithful_sae.corpora import corpus_rows, documents, labelled
 from faithful_sae.models import load_model
-from faithful_sae.pipeline import preflight_hub
+from faithful_sae.pipeline import hub_problems, refuse
 from faithful_sae.provenance import ROOT, remove
 from faithful_sae.schema import ParamsError
 from faithful_sae.stages.language_model import open_model
@@ -90,7 +90,7 @@ def hub_run(make_run, architecture="llama", **changes):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(make_run, cache, folders, architecture):
     run = hub_run(make_run, architecture)
-    preflight_hub([run])
+    refuse(hub_problems([run]))
     lm = open_model(run)
     local = load_model(folders["model", f"tiny/{architecture}"][OLD], 1, "cpu", "float32")
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -189,9 +189,9 @@ def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypa
 
 def refused(run, *words):
     with pytest.raises(ParamsError) as error:
-        preflight_hub([run])
+        refuse(hub_problems([run]))
     message = str(error.value)
-    assert message.startswith(f"{run.file}: ") and "\n" not in message
+    assert all(line.startswith(f"{run.file}: ") for line in message.split("\n  "))
     for word in words:
         assert word in message, message
 
@@ -204,7 +204,7 @@ def test_without_network_and_without_cache(make_run, cache):
 
 def test_an_incomplete_cache(make_run, cache, lm):
     run = hub_run(make_run)
-    preflight_hub([run])
+    refuse(hub_problems([run]))
     shutil.rmtree(cache / "datasets--web--text" / "snapshots")
     with pytest.raises(hub.HubError, match="web/text: the Hub cannot be reached, and its cache does not have"):
         corpus_rows(run, "web", lm)
@@ -247,13 +247,16 @@ def online(code, server, home, **more):
 CHECK = """
 import sys
 from faithful_sae.params import load_params
-from faithful_sae.pipeline import preflight_hub
-from faithful_sae import schema
+from faithful_sae.pipeline import hub_problems, refuse
+from faithful_sae import hub, schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT
 for file in FILES:
     try:
-        preflight_hub([load_params(file)])
+        run = load_params(file)
+        refuse(hub_problems([run]))
+        for note in hub.moved(run):
+            print(note)
         print("ok")
     except schema.ParamsError as error:
         print(str(error).replace(file + ": ", "", 1))
@@ -261,7 +264,7 @@ for file in FILES:
 
 
 def check(files, server, root, home, **more):
-    """What preflight_hub says of each file, in one process."""
+    """What hub_problems says of each file, in one process."""
     printed, error = online(f"import sys; sys.argv.append({str(root)!r}); FILES = {list(map(str, files))!r}\n" + CHECK, server, home, **more)
     assert printed, error
     return printed.splitlines()

@@ -119,5 +119,3 @@ def _ffr(runs):
         if "faithful" in values and others:
             found.append((_listing(run, values["faithful"], others) + " %", values["faithful"] < min(others.values())))
     return _verdict(found, most=True)
-
-# changed

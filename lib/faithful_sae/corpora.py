@@ -18,10 +18,11 @@ import pyarrow.parquet
 from safetensors.numpy import load_file, save_file
 
 from faithful_sae import documentation, hub
+from faithful_sae.needs import rows_disk
 from faithful_sae.packing import pack, tokenize, without_end
 from faithful_sae.provenance import (ROOT, atomic_path, code_hash, digest, file_hash, is_current, remove, remove_others, require_space,
                                      write_provenance)
-from faithful_sae.schema import ParamsError, Task, plain
+from faithful_sae.schema import Task, plain
 
 RECORDS_AT_ONCE = 10_000   # of a csv or parquet file
 PART_DOCUMENTS = 20_000   # are tokenised between two saves: a reading that is killed loses at most so many
@@ -220,7 +221,7 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     key = digest([settings, inputs, code_hash("packing", "corpora")])
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, key):
-        require_space(folder, 8 * run.corpus_tokens, f"reading {name}")
+        require_space(folder, rows_disk(run.corpus_tokens), f"reading {name}")
         parts = folder.with_name(f"{name}-{key}.partial")
         remove_others(parts)
         if faithful is None:
@@ -240,7 +241,12 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     if not 0 < heldout < len(rows):
         raise CorpusError(f"{run.file}: corpora.{name}: only {len(rows)} rows of {run.sequence_length} tokens, too few for training "
                           f"and held-out rows (heldout = {run.heldout}): give more text or a shorter sequence_length")
-    return TokenRows(name, rows[:-heldout], rows[-heldout:], digest([file_hash(folder), run.heldout]))
+    return TokenRows(name, rows[:-heldout], rows[-heldout:], rows_key(run, folder))
+
+
+def rows_key(run, folder) -> str:
+    """`TokenRows.key` of a folder of packed rows."""
+    return digest([file_hash(folder), run.heldout])
 
 
 def _tokenized(run, name, tokenizer, parts):
@@ -306,12 +312,9 @@ def labelled(run, name):
     return chosen[0], chosen[1], inputs
 
 
-def check_sources(run):
-    """Read the local files of a run once, before any work: readable, UTF-8, right keys, not empty.
-
-    Raises:
-        ParamsError: naming the key of the YAML and what is wrong with its file.
-    """
+def source_problems(run):
+    """Read the local files of a run once, before any work: a line for each that is not readable, UTF-8, with the keys asked for, not
+    empty."""
     files = [(f"corpora.{name}.path", c.path, _keys(c)) for name, c in run.corpora.items() if c.path]
     for name, task in run.tasks.items():
         files += [(f"probing.tasks.{name}.{part}", getattr(task, part), _keys(task))
@@ -321,15 +324,11 @@ def check_sources(run):
             for _ in read_records(run.resolve(path), keys):
                 pass
         except CorpusError as error:
-            raise ParamsError(f"{run.file}: {key}: {error}") from None
+            yield f"{run.file}: {key}: {error}"
 
 
-def check_hub_sources(run):
-    """Find the Hub datasets of a run and read the first record of each, before any work.
-
-    Raises:
-        ParamsError: naming the key of the YAML and what is wrong with its dataset.
-    """
+def hub_source_problems(run):
+    """Find the Hub datasets of a run and read the first record of each, before any work: a line for each where that fails."""
     sources = [(f"corpora.{name}", corpus, corpus.split) for name, corpus in run.corpora.items() if corpus.hub]
     sources += [(f"probing.tasks.{name}", task, split) for name, task in run.tasks.items() if task.hub
                 for split in (task.train_split, task.test_split)]
@@ -337,4 +336,4 @@ def check_hub_sources(run):
         try:
             next(_records(_files(run, entry, split), _keys(entry)))
         except (CorpusError, hub.HubError) as error:
-            raise ParamsError(f"{run.file}: {key}: {error}") from None
+            yield f"{run.file}: {key}: {error}"

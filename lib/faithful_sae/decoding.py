@@ -16,7 +16,7 @@ MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")   
 class Decoder:
     """`rows` documents side by side, each up to `length` tokens long; a context manager, in which the model's attention is ours.
 
-    Memory is `cache_bytes`, on a CPU taken as the rows grow.
+    Memory is `needs.cache_bytes`, on a CPU taken as the rows grow.
 
     Raises:
         ModelError: a model whose attention is not known to be the one computed here.
@@ -52,14 +52,6 @@ class Decoder:
         if layer not in self.layers:
             self.layers[layer] = [t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)]
         return one_token_attention(query, k, v, *self.layers[layer], self.slots, self.before, self.longest, scale, softcap, window)
-
-
-def cache_bytes(model, rows, length):
-    """Memory of the keys and values of all layers, in whole tiles, and of the copy of two layers that some devices and models need."""
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return rows * -(-length // TILE) * TILE * 2 * (config.num_hidden_layers + 2) * heads * width * model.dtype.itemsize
 
 
 def _attention(module, query, key, value, attention_mask, *, decoder, scaling, softcap=None, sliding_window=None, **kwargs):

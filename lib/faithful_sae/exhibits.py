@@ -27,7 +27,9 @@ def profile_note(runs) -> str:
     what = ["small language models of software documentation, trained on the spot; not the paper's models"] if any(
         run.embedded for run in runs) else []
     what += sorted({run.label for run in runs if not run.embedded})
-    return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted({run.sae.recipe for run in runs if run.sae}))}."
+    recipes = {run.sae.recipe for run in runs if run.sae and set(run.sae.train_on) - set(run.published)}
+    recipes |= {"as published" for run in runs if run.published}
+    return f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted(recipes))}."
 
 
 def save_table(runs, exhibit_id, table, digits=4):

@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from faithful_sae import vllm_backend
-from faithful_sae.decoding import Decoder, cache_bytes
+from faithful_sae import needs, vllm_backend
+from faithful_sae.decoding import Decoder
 from faithful_sae.provenance import MissingInputError, atomic_path, is_current, remove, remove_others, require_space, write_provenance
 
 
@@ -49,10 +49,10 @@ def sample(lm, batch_rows, max_new_tokens, generator, temperature=1.0, top_p=1.0
         while len(slots):
             places = decoder.lengths.numpy()[slots]
             logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[:, :lm.vocab_size].float()
-            p = _probabilities(logits, temperature, top_p)
+            p = next_token_probabilities(logits, temperature, top_p)
             if first_token == "flat":
                 p[torch.from_numpy(places == 0).to(lm.device)] = 1 / lm.vocab_size
-            ids = _draw(p, generator)[:, 0].cpu().numpy()
+            ids = draw_tokens(p, generator)[:, 0].cpu().numpy()
             text[slots, places] = ids
             sampled += len(slots)
             progress(len(slots))
@@ -75,15 +75,16 @@ def require_memory(run, lm):
         MemoryError: with the number of rows that would fit.
     """
     g = run.generate
-    per_row = cache_bytes(lm.model, 1, g.max_new_tokens) + 24 * lm.model.config.vocab_size
+    per_row = needs.sampling_bytes(lm.shape, 1, g.max_new_tokens)
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    if g.batch_rows * per_row > 0.9 * free:
+    fit = int(needs.SAMPLING_SHARE * free / per_row)
+    if g.batch_rows > fit:
         raise MemoryError(f"{run.file}: generate.batch_rows = {g.batch_rows} needs {g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
-                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {int(0.9 * free / per_row)} rows fit")
+                          f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit")
 
 
-def _probabilities(logits, temperature, top_p):
-    p = torch.softmax(logits / temperature, -1)
+def next_token_probabilities(logits, temperature, top_p):
+    p = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     if top_p < 1:
         ordered, index = p.sort(-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p  # mass before the token already suffices
@@ -91,10 +92,10 @@ def _probabilities(logits, temperature, top_p):
     return p
 
 
-def _draw(p, generator):
+def draw_tokens(p, generator):
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per row, where
     torch.multinomial takes one per token of the vocabulary."""
-    cdf = p.double().cumsum(-1)
+    cdf = p.cumsum(-1, dtype=torch.float64)
     if not cdf[:, -1].isfinite().all():
         raise FloatingPointError("the language model's logits are not finite: its weights are damaged, or dtype is too narrow for them")
     u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device) * cdf[:, -1:]
@@ -118,7 +119,7 @@ def generate_dataset(run, lm, key, inputs=None):
     if is_current(folder, key):
         return folder
     start, n_shards = time.time(), math.ceil(g.tokens / g.shard_tokens)
-    require_space(folder, 4 * (g.tokens + n_shards * g.batch_rows * g.max_new_tokens), "the faithful dataset")   # all begun is finished
+    require_space(folder, needs.text_disk(g), "the faithful dataset")
     shards = folder.with_name(f"faithful-{key}.partial")
     remove_others(shards)
     shards.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ that was filled before (`hf download`, then HF_HUB_OFFLINE=1). Tokens are huggin
 import contextlib
 import fcntl
 import json
+import posixpath
 import re
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (CachedRepoTreeNotFoundError, EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError,
                                     LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
                                     RevisionResolutionError)
@@ -93,6 +94,32 @@ def fetch(kind, repository, at, file) -> Path:
     """
     with _explained(kind, repository, at):
         return Path(hf_hub_download(repository, file, repo_type=kind, revision=at))
+
+
+def fetch_folder(kind, repository, at, folder, names) -> Path:
+    """A folder of a repository at a commit (None: its top), with those of the named files that it has; a name may lead up (`../`).
+
+    Raises:
+        HubError: it has none of them, or as `fetch`.
+    """
+    folder = (folder or "").strip("/")
+    there = {*repository_files(kind, repository, at), *(repository_files(kind, repository, at, folder.split("/")[0]) if folder else ())}
+    files = [file for name in names if (file := posixpath.normpath(posixpath.join(folder, name))) in there]
+    found = [fetch(kind, repository, at, file) for file in files if posixpath.dirname(file) == folder]
+    if not found:
+        raise HubError(f"{repository}: no SAE in {folder or 'its top folder'} at {at}: it has none of "
+                       + ", ".join(name for name in names if "/" not in name))
+    for file in files:
+        fetch(kind, repository, at, file)
+    return found[0].parent
+
+
+def has_weights(model, at) -> bool:
+    """Whether all weights of a model at a commit are in the cache."""
+    with contextlib.suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        wanted = [file for file in _cached_files("model", model, at) if file.endswith(".safetensors")]
+        return bool(wanted) and all(isinstance(try_to_load_from_cache(model, file, revision=at), str) for file in wanted)
+    return False
 
 
 def moved(run) -> list[str]:

@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from faithful_sae.needs import Shape, shape_of
+
 BLOCKS = ("layers", "h")  # where Llama, Gemma and GPT-NeoX, and where GPT-2 keep their blocks
 
 
@@ -44,6 +46,10 @@ class LanguageModel:
         self.d_model = self.model.config.hidden_size
         self.context = self.model.config.max_position_embeddings
         self.vocab_size = len(self.tokenizer)   # without the rows some models pad their embedding with
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.model)
 
     @contextlib.contextmanager
     def _at_layer(self, function, skip=False):
@@ -118,16 +124,16 @@ def load_model(id_or_path, layer, device="auto", dtype="auto", revision=None) ->
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device: cuda was asked for and there is none here: write `device: auto` or `cpu` to run {name} without")
-    with _explained(name, "model"):
+    with explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision)
     if not 0 <= layer < config.num_hidden_layers:
         raise ModelError(f"{name}: layer {layer} is out of range: it has blocks 0 to {config.num_hidden_layers - 1}")
-    with _explained(name, "tokenizer"):
+    with explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # transformers makes up an empty one
         raise ModelError(f"{name}: no tokenizer in it: copy the model's tokenizer.json and tokenizer_config.json beside config.json")
     bos_id = beginning_of_sequence(tokenizer, name)
-    with _explained(name, "model"):
+    with explained(name, "model"):
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True,
             output_loading_info=True)
@@ -151,7 +157,7 @@ def beginning_of_sequence(tokenizer, name) -> int:
 
 
 @contextlib.contextmanager
-def _explained(name, what):
+def explained(name, what):
     """Turn the many ways in which loading fails into one line that says what to do."""
     try:
         yield

@@ -16,7 +16,8 @@ import yaml
 from faithful_sae.catalogue import paper_models
 from faithful_sae.hub import PARQUET
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, OPTIONAL, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run
+from faithful_sae.schema import (DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, OPTIONAL, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run,
+                                 plain)
 
 LISTED = ROOT / "params" / "corpora.yaml"
 
@@ -47,7 +48,19 @@ def load_profile(folder) -> list[Run]:
     """All runs of a profile, sorted by name. `folder` is a folder or the name of one in `params/`.
 
     Raises:
-        ParamsError: as load_params; no YAML in the folder; a folder named like a built-in profile (outputs would mix).
+        ParamsError: whatever `read_profile` finds; what it raises.
+    """
+    runs, problems = read_profile(folder)
+    if problems:
+        raise ParamsError("\n  ".join(problems))
+    return runs
+
+
+def read_profile(folder) -> tuple[list[Run], list[str]]:
+    """(runs that can be used, sorted by name; what is wrong with each other file, one line each, and with them together).
+
+    Raises:
+        ParamsError: no such folder, or no YAML in it; a folder named like a built-in profile (outputs would mix).
     """
     folder = Path(folder)
     if not folder.is_dir() and (ROOT / "params" / folder).is_dir():
@@ -62,10 +75,15 @@ def load_profile(folder) -> list[Run]:
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise ParamsError(f"{folder}: no .yaml file in this profile: add one per language model (see params/laptop)")
-    runs = [load_params(file) for file in files]
+    runs, problems = [], []
+    for file in files:
+        try:
+            runs.append(load_params(file))
+        except ParamsError as error:
+            problems.append(str(error))
     if len({run.label for run in runs}) < len(runs):
-        raise ParamsError(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
-    return runs
+        problems.append(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
+    return runs, problems
 
 
 def _read(file):
@@ -223,6 +241,8 @@ def _check_saes(run, s, need):
             need(name in run.corpora, key, f"names {name!r}, which is not under `corpora` ({', '.join(run.corpora)})")
     roles = [run.corpora[name].role for name in s.train_on if run.corpora[name].role]
     need(len(set(roles)) == len(roles), "sae.train_on", f"has two corpora in one role ({', '.join(roles)}): the tables have one column each")
+    for name, entry in run.published.items():
+        _check_published(run, need, f"sae.published.{name}", name, entry)
     need(0 < run.sfr.threshold <= 1, "sfr.threshold", f"= {run.sfr.threshold} must be a cosine above 0 and at most 1")
     need(0 <= run.sfr.dead_below < 1, "sfr.dead_below", f"= {run.sfr.dead_below} must be a frequency from 0 to below 1")
     need(run.ffr.frequency < 1, "ffr.frequency", f"= {run.ffr.frequency} must be a share below 1 (the paper's 0.1)")
@@ -233,6 +253,22 @@ def _check_saes(run, s, need):
             need(task.test, f"{key}.test", "is missing: the file to measure accuracy on")
             need(run.resolve(task.test).is_file(), f"{key}.test", f"= {task.test!r}: no such file ({run.resolve(task.test)})")
         need(not task.hub or (task.train_split and task.test_split), f"{key}.train_split", "and test_split must be given for a Hub dataset")
+
+
+def _check_published(run, need, key, name, entry):
+    given = [kind for kind in ("path", "hub") if getattr(entry, kind) is not None]
+    need(name in run.sae.train_on, key, f"is not in sae.train_on ({', '.join(run.sae.train_on)})")
+    need(len(given) == 1, key, f"must have exactly one of path, hub; it has {', '.join(given) or 'none'}")
+    need(any("{seed}" in (value or "") for value in plain(entry).values()), key, "holds no {seed}: all seeds would be one SAE")
+    if entry.hub:
+        need(entry.revision, f"{key}.revision", "is missing: main, or another branch, tag or commit")
+        need(not entry.folder or ".." not in Path(entry.folder).parts and not entry.folder.startswith("/"), f"{key}.folder",
+             f"= {entry.folder!r} must be a path inside the repository")
+    else:
+        need(not entry.revision and not entry.folder, key, "has a path, so revision and folder must be left out")
+        for seed in run.sae.seeds:
+            folder = run.resolve(entry.path.replace("{seed}", str(seed)))
+            need(folder.is_dir(), f"{key}.path", f"= {entry.path!r}: no such folder ({folder})")
 
 
 def _check_seed_dependence(run, d, need):

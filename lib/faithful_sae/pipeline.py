@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from faithful_sae import hub
-from faithful_sae.corpora import check_hub_sources, check_sources, documentation_path, write_documentation
+from faithful_sae.corpora import documentation_path, hub_source_problems, source_problems, write_documentation
 from faithful_sae.exhibits import notebook_exhibits
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ParamsError, model_stages, stage_corpora, stage_settings
@@ -73,6 +73,9 @@ def stage_inputs(run, stage) -> list[str]:
         files.append(rows_file(run, "saes"))
     if stage == "09_explore_features":
         files += [rows_file(run, "sfr"), rows_file(run, "matching"), rows_file(run, "firing")]
+    if stage == "02_train_sae":
+        folders = [run.resolve(e.path.replace("{seed}", str(seed))) for e in run.published.values() if e.path for seed in run.sae.seeds]
+        files += sorted(str(f) for folder in folders for f in folder.iterdir() if f.is_file())
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
@@ -103,43 +106,48 @@ def make_documentation(kind, packages, size, task, path):
 
 # --- before any work ------------------------------------------------------------------------------------------------------------
 
-def preflight(runs):
-    """Find what would fail later.
-
-    Raises:
-        ParamsError: a local model folder without config, weights or tokenizer; a layer or length beyond the model's; a local
-        corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; results of another folder's in the way.
-    """
+def problems(runs):
+    """Find what would fail later, a line each: a local model folder without config, weights or tokenizer; a layer or length beyond the
+    model's; a local corpus or task file that cannot be read, is empty, is not UTF-8 or lacks its key; a published SAE in a folder that
+    is none, is damaged, or is not of the run's model, layer, d_sae or k; results of another folder's in the way."""
     for run in runs:
         if folder := run.model_folder:
             files = [file.name for file in folder.iterdir()]
-            _check_model(run, files, folder / "config.json", folder)
-        check_sources(run)
+            yield from _model_problems(run, files, folder / "config.json", folder)
+        yield from source_problems(run)
+        yield from _published_problems(run, folder and folder / "config.json", lambda entry: entry.path)
     owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
     folder = str(runs[0].file.parent)
     if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
-        raise ParamsError(f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the folder, or `make clean "
-                          f"PARAMS={other}` first")
+        yield (f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the folder, or `make clean "
+               f"PARAMS={other}` first")
 
 
-def preflight_hub(runs):
-    """The same for what is read from the Hub, under the profile's lock: all of it is looked up, held to the commits found, and begun.
-
-    Raises:
-        ParamsError: a model or dataset that is gated, renamed or missing, of another revision, without parquet files or the columns
-        asked for, or that cannot be reached.
-    """
+def hub_problems(runs):
+    """The same for what is read from the Hub: all of it is looked up, held to the commits found, and begun. A line for each model,
+    dataset or SAE that is gated, renamed or missing, of another revision, without parquet files or the columns asked for, or that
+    cannot be reached, and for an SAE as in `problems`."""
     for run in runs:
-        if not run.embedded and not run.model_folder:
+        config = run.model_folder and run.model_folder / "config.json"
+        if elsewhere := not run.embedded and not run.model_folder:
             try:
                 at = hub.commit(run, "model", run.model, run.revision)
                 config = hub.fetch("model", run.model, at, "config.json")
-                _check_model(run, hub.repository_files("model", run.model, at), config, f"its files at {at}")
+                yield from _model_problems(run, hub.repository_files("model", run.model, at), config, f"its files at {at}")
             except hub.HubError as error:
-                raise ParamsError(f"{run.file}: model: {error}") from None
-        check_hub_sources(run)
-    for note in hub.moved(runs[0]):
-        print(f"  {note}", flush=True)
+                yield f"{run.file}: model: {error}"
+        yield from hub_source_problems(run)
+        yield from _published_problems(run, config, lambda entry: entry.hub or elsewhere)
+
+
+def refuse(problems):
+    """Stop where there are any.
+
+    Raises:
+        ParamsError: all of them, a line each.
+    """
+    if problems := list(dict.fromkeys(problems)):
+        raise ParamsError("\n  ".join(problems))
 
 
 def take_possession(runs):
@@ -153,14 +161,31 @@ def take_possession(runs):
         _forget_damaged(run)
 
 
-def _check_model(run, files, config, where):
+def _published_problems(run, config, chosen):
+    """Of the published SAEs of the corpora whose entry is `chosen`. config: the model's, where there is one already."""
+    try:
+        config = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    except (OSError, ValueError):
+        return    # said of the model
+    width = run.embedded.d_model if run.embedded else config.get("hidden_size", config.get("n_embd"))
+    for name in [name for name, entry in run.published.items() if chosen(entry)]:
+        from faithful_sae.published import SAEError, load_published   # with torch, for which nobody else waits
+        try:
+            load_published(run, name, width)
+        except (SAEError, hub.HubError) as error:
+            yield f"{run.file}: sae.published.{name}: {error}"
+
+
+def _model_problems(run, files, config, where):
+    found = []
+
     def need(ok, key, why):
         if not ok:
-            raise ParamsError(f"{run.file}: {key} {why}")
+            found.append(f"{run.file}: {key} {why}")
     try:
         config = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ParamsError(f"{run.file}: model = {run.model!r}: no readable config.json in {where} ({error})") from None
+        return [f"{run.file}: model = {run.model!r}: no readable config.json in {where} ({error})"]
     need(any(file.endswith(".safetensors") for file in files), "model", f"= {run.model!r}: no *.safetensors weights in {where}")
     need({"tokenizer.json", "tokenizer_config.json"} & set(files), "model",
          f"= {run.model!r}: no tokenizer in {where}: copy tokenizer.json and tokenizer_config.json beside config.json")
@@ -175,6 +200,7 @@ def _check_model(run, files, config, where):
          f"= {run.generate.max_new_tokens} must be below the context of {run.model}, {context} tokens: BOS takes one position")
     need(context is None or not run.probing or run.probing.max_tokens <= context, "probing.max_tokens",
          f"= {run.probing and run.probing.max_tokens} exceeds the context of {run.model}, {context} tokens")
+    return found
 
 
 def _forget_damaged(run):

@@ -107,15 +107,23 @@ def _visible(token):
 
 @_styled
 def training(data):
-    """Training curves of all SAEs of a run: FVU, L0, dead latents against tokens; one colour per corpus, one line per seed."""
+    """Training curves of all SAEs of a run: FVU, L0, dead latents against tokens; one colour per corpus, one line per seed.
+
+    A dashed line is a published SAE's, which has no curve: a row without tokens.
+    """
     figure, axes = _grid(3, 3, 2.3)
-    colours = _colours(data.corpus)
+    colours, trained = _colours(data.corpus), data.tokens.notna().any()
     for (corpus, seed), curve in data.groupby(["corpus", "seed"], sort=False):
+        style = {"color": colours[corpus], "linewidth": 0.8, "alpha": 0.9, "label": corpus if seed == data.seed.iloc[0] else None}
         for ax, column in zip(axes, ("fvu", "l0", "dead")):
-            ax.plot(curve.tokens / 1e6, curve[column], color=colours[corpus], linewidth=0.8, alpha=0.9,
-                    label=corpus if seed == data.seed.iloc[0] else None)
+            if curve.tokens.isna().all():
+                ax.axhline(curve[column].iloc[0], linestyle="--", **style)
+            else:
+                ax.plot(curve.tokens / 1e6, curve[column], **style)
     for ax, title in zip(axes, ("fraction of variance unexplained", "L0 (active latents per token)", "dead latents")):
-        ax.set(title=title, xlabel="tokens (millions)")
+        ax.set(title=title, xlabel="tokens (millions); dashed: published" if data.tokens.isna().any() else "tokens (millions)")
+        if not trained:
+            ax.set(xlabel="published SAEs, on this run's text", xticks=[])
     axes[0].set(yscale="log")
     axes[0].yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:.2g}")

@@ -37,7 +37,8 @@ def pooled_representations(saes, lm, texts, max_tokens, include_bos, batch_rows=
         pooled = {"baseline": x}
         for name, sae in saes.items():
             z = sae.encode(x)
-            pooled[name, "sae"], pooled[name, "reconstruction"] = z, sae.decode(z)
+            whole = sae.normalisation == "none"   # or else x_hat is more than what the latents decode to
+            pooled[name, "sae"], pooled[name, "reconstruction"] = z, sae.decode(z) if whole else sae.reconstruct(x)
         for key, value in pooled.items():
             out[key][rows] = torch.einsum("bt,btd->bd", weights, value).cpu().numpy()
     return out

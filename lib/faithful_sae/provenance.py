@@ -24,7 +24,7 @@ from faithful_sae import PUBLIC
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent
 STARTED = time.time()
-PLUMBING = ("provenance", "schema", "params", "checkpoints", "formats", "hub")   # they move and check data; no number comes from them
+PLUMBING = ("provenance", "schema", "params", "checkpoints", "formats", "hub", "needs")   # they move and check; no number comes from them
 ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")   # another version of one may compute another last digit
 PACKAGES = ("torch", "transformers", "datasets", "huggingface_hub", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pandas",
             "matplotlib")
@@ -124,8 +124,8 @@ def file_hash(path) -> str:
 
 # --- code ---------------------------------------------------------------------------------------------------------------
 
-def lib_files(path) -> list[Path]:
-    """The files of this library that a notebook (.py) or module uses, directly or through another, sorted."""
+def lib_files(path, but=()) -> list[Path]:
+    """The files of this library that a notebook (.py) or module uses, directly or through another not named in `but`, sorted."""
     found, todo = set(), [Path(path)]
     while todo:
         source = todo.pop().read_text(encoding="utf-8")
@@ -135,18 +135,24 @@ def lib_files(path) -> list[Path]:
         places = [PACKAGE / name.strip(".").replace(".", "/") for name in names if name]
         new = {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()} - found
         found |= new
-        todo += new
+        todo += [file for file in new if _module(file) not in but]
     return sorted(found)
 
 
 @functools.cache
 def code_hash(*modules) -> str:
     """Hash of what the named modules and all they import compute, and of the libraries under them: a changed comment or docstring
-    leaves it as it is."""
-    files = {file for module in modules for file in (PACKAGE / f"{module}.py", *lib_files(PACKAGE / f"{module}.py"))}
+    leaves it as it is. Plumbing counts only where it is named."""
+    named = {PACKAGE / f"{module}.py" for module in modules}
+    files = named.union(*(lib_files(file, PLUMBING) for file in named))
     versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
     return digest(versions | {str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file)) for file in files
-                              if file.relative_to(PACKAGE).with_suffix("").parts[0] not in PLUMBING})
+                              if file in named or _module(file) not in PLUMBING})
+
+
+def _module(file):
+    """Of a file of this library, its module or the folder that this is in."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def _without_docstrings(file):

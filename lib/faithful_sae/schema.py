@@ -76,6 +76,20 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Where the SAEs of a corpus are read from: a folder in one of the formats of formats/, or one in a repository of the Hub.
+
+    `{seed}` stands for each of sae.seeds in turn, in any of the four: publishers put the seed into the name of the folder, of the
+    repository or of the branch, and one line then says it for all seeds, so that none can be left out or come twice. Folders that are
+    numbered otherwise (trainer_0, trainer_1) have those numbers under sae.seeds: nothing is trained from them.
+    """
+    path: str | None = None      # relative to the YAML
+    hub: str | None = None
+    revision: str | None = None  # of `hub`: branch, tag or commit
+    folder: str | None = None    # inside `hub`; null where its files are at the top
+
+
+@dataclass(frozen=True)
 class SAE:
     """TopK SAEs, one per corpus and seed (paper 3.2, Table 5)."""
     train_on: tuple[str, ...]
@@ -92,6 +106,7 @@ class SAE:
     recipe: typing.Literal["default", "authors"]
     seeds: tuple[int, ...]
     data_seed: int
+    published: dict[str, Published] | None   # per corpus of train_on whose SAEs are read instead of trained
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,11 @@ class Run:
         return folder if not self.embedded and folder.is_dir() else None
 
     @property
+    def published(self) -> dict[str, Published]:
+        """The corpora whose SAEs are read instead of trained."""
+        return (self.sae.published if self.sae else None) or {}
+
+    @property
     def tasks(self) -> dict[str, Task]:
         return self.probing.tasks if self.probing else {}
 
@@ -286,10 +306,30 @@ def stage_settings(run, stage) -> dict:
             for entry in settings["corpora"].values():
                 del entry["role"]
     if stage == "08_seed_dependence":  # which has a corpus and seeds of its own
-        del settings["sae"]["train_on"], settings["sae"]["seeds"]
+        del settings["sae"]["train_on"], settings["sae"]["seeds"], settings["sae"]["published"]
     if stage in OPTIONAL:
         del settings["sfr"]["dead_below"]
     return settings
+
+
+def wanted_saes(run, layer, cap) -> list[dict]:
+    """The SAEs of one layer of 08 as stages.training takes them: every seed as `sae` has it, some seeds with one number changed.
+
+    Args:
+        cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and are one SAE then, not several.
+    """
+    s, d = run.sae, run.seed_dependence
+    plain, some = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}, d.seeds[:d.sweep_seeds]
+    groups = [(plain, d.seeds if layer == run.layer else some)]
+    if layer == run.layer:
+        groups += [(plain | {key: value}, some) for key in ("d_sae", "k", "tokens") for value in getattr(d, key)]
+    found = {}
+    for sizes, seeds in groups:
+        sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
+        for seed in seeds:
+            name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
+            found[name] = {"name": name, **sizes, "seed": seed}
+    return list(found.values())
 
 
 def plain(value):

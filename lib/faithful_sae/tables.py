@@ -51,13 +51,15 @@ def corpora_table(runs):
     rows = []
     for run in runs:
         trained = read_rows(run, "saes", "02_train_sae").drop_duplicates("corpus").set_index("corpus")
+        known = trained.index.difference(run.published)   # what published SAEs were trained on, nobody here can say
         for name, corpus in run.corpora.items():
             text = (f"text of {run.label if corpus.faithful == 'self' else corpus.faithful}" if corpus.faithful else corpus.path or corpus.hub
                     or f"{corpus.documentation} of {', '.join(corpus.packages) or 'the standard library'}")
             used = trained.loc[name] if name in trained.index else None
             rows.append({"model": run.label, "name": name, "plays": ROLE_NAMES.get(corpus.role, ""), "text": text,
-                         "training tokens": used.distinct_tokens if used is not None else pd.NA,
-                         "passes": round(used.passes, 2) if used is not None else pd.NA})
+                         "training tokens": int(used.distinct_tokens) if name in known else pd.NA,
+                         "passes": round(used.passes, 2) if name in known else pd.NA,
+                         **({"SAEs from": "/".join(filter(None, (e.path, e.hub, e.folder)))} if (e := run.published.get(name)) else {})})
         rows += [{"model": run.label, "name": name, "plays": ROLE_NAMES.get(task.role, ""),
                   "text": task.train or task.hub or f"{task.documentation} from {', '.join(task.packages)}"}
                  for name, task in run.probing.tasks.items()]
@@ -141,13 +143,15 @@ def table5(runs):
     """Training configurations, here and in the paper."""
     rows = []
     for run in runs:
-        s = run.sae
-        rows.append({"model": run.label, "layer": run.layer, "d_sae": s.d_sae, "k": s.k, "lr": s.lr, "sequence_length": run.sequence_length,
-                     "tokens": s.tokens, "seeds": ", ".join(map(str, s.seeds)), "recipe": s.recipe, "corpora": ", ".join(s.train_on)})
+        s, trained = run.sae, [name for name in run.sae.train_on if name not in run.published]
+        ours = {"lr": s.lr, "tokens": s.tokens, "recipe": s.recipe, "corpora": ", ".join(trained)} if trained else {}   # no published SAE's
+        rows.append({"model": run.label, "layer": run.layer, "d_sae": s.d_sae, "k": s.k, "lr": None, "sequence_length": run.sequence_length,
+                     "tokens": None, "seeds": ", ".join(map(str, s.seeds)), "recipe": None, "corpora": None} | ours
+                    | ({"published": ", ".join(run.published)} if run.published else {}))
     numbers = {key: values | {"tokens": 150_000_000 if key == "llama-8b" else 100_000_000, "seeds": "42, 49"}
                for key, values in exhibits()["table5"].numbers.items()}
     table = beside(rows, runs, numbers)
-    return table.assign(lr=[f"{lr:g}" for lr in table.lr])
+    return table.assign(lr=table.lr.map(lambda lr: f"{lr:g}", na_action="ignore"), tokens=table.tokens.astype("Int64"))
 
 
 def probing_means(runs):

@@ -17,6 +17,9 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from faithful_sae import TopKSAE, load_model, load_sae
 from faithful_sae.formats.hooks import check_hook
+from faithful_sae.publish import publish
+from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.training import train_all
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -164,3 +167,15 @@ def test_a_checkpoint_of_theirs_that_is_not_scaled_yet(tmp_path):
     training.save_inference_model(tmp_path / "final")
     final = load_sae(tmp_path / "final")
     torch.testing.assert_close(final.reconstruct(X), ours.reconstruct(X), atol=1e-5, rtol=1e-5)
+
+
+# --- make publish -----------------------------------------------------------------------------------------------------------------------
+
+def test_saelens_reads_what_make_publish_writes(make_run):
+    run = make_run({"sae.train_on": ["text"]})
+    lm = open_model(run)
+    train_all(run, lm)
+    saes, = publish(run.file.parent)
+    ours, theirs = load_sae(run.artifacts / "saes" / "text" / "seed42"), SAE.load_from_disk(saes.folder / "text" / "seed42")
+    assert_same(ours, theirs, lm.activations(torch.arange(2, 30)[None])[0])
+    assert theirs.cfg.metadata.model_name == "llama" and theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_pre"

@@ -16,7 +16,7 @@ from faithful_sae.activations import rows_in_batches
 from faithful_sae.features.explain import activation_of
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.text import text_ids
-from faithful_sae.generate import _draw
+from faithful_sae.generate import draw_tokens, next_token_probabilities
 
 WAYS = ("add", "clamp", "ablate")
 POSITIONS_AT_ONCE = 64
@@ -108,7 +108,7 @@ def _write(lm, ids, new_tokens, temperature, seed, change):
         while len(written) < new_tokens:
             out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            new = _draw(torch.softmax(out.logits[:, -1, :lm.vocab_size].float() / temperature, -1), generator)
+            new = draw_tokens(next_token_probabilities(out.logits[:, -1, :lm.vocab_size].float(), temperature, top_p=1.0), generator)
             if new.item() in ends:
                 break
             written.append(new.item())

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from faithful_sae import corpora, hub, ngram, packing
-from faithful_sae.embedded import train_language_model, train_tokenizer
-from faithful_sae.models import ModelError, load_model
+from faithful_sae.embedded import initialise, train_language_model, train_tokenizer
+from faithful_sae.models import ModelError, explained, load_model
+from faithful_sae.needs import Shape, shape_of
 from faithful_sae.provenance import MissingInputError, code_hash, digest, file_hash, is_current, write_csv, write_provenance
 from faithful_sae.schema import plain
 from faithful_sae.stages.rows import write_rows
@@ -22,6 +25,26 @@ def model_key(run) -> str:
                        code_hash("embedded", "packing", "ngram")])
     folder = run.model_folder
     return digest([file_hash(folder) if folder else [run.model, hub.commit(run, "model", run.model, run.revision)], run.dtype])
+
+
+def model_shape(run) -> Shape:
+    """The sizes of a run's language model, from its config.json or the `embedded` section: no weights are read or made.
+
+    Raises:
+        HubError: a model of the Hub whose config.json is neither in the cache nor within reach. ModelError: no readable config.json.
+    """
+    with torch.device("meta"):
+        return shape_of(unloaded_model(run))
+
+
+def unloaded_model(run):
+    """A run's language model in its architecture and dtype, with random weights on the default device; raises as model_shape."""
+    if run.embedded:
+        return initialise(run.embedded, run.embedded.seed)
+    folder = run.model_folder or hub.fetch("model", run.model, hub.commit(run, "model", run.model, run.revision), "config.json").parent
+    with explained(str(folder), "model"):
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForCausalLM.from_config(config, dtype=config.dtype if run.dtype == "auto" else getattr(torch, run.dtype))
 
 
 def open_model(run):

@@ -8,6 +8,7 @@ import pandas as pd
 from faithful_sae import seed_dependence
 from faithful_sae.provenance import file_hash
 from faithful_sae.sae import load_sae
+from faithful_sae.schema import wanted_saes
 from faithful_sae.sfr import match_seeds
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import write_rows
@@ -43,26 +44,6 @@ def train_seeds(run):
     summary = pd.DataFrame(records)
     write_rows(run, "seed_saes", summary)
     return saes, summary
-
-
-def wanted_saes(run, layer, cap) -> list[dict]:
-    """The SAEs of one layer as train_stream takes them: every seed as `sae` has it, some seeds with one number changed.
-
-    Args:
-        cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and are one SAE then, not several.
-    """
-    s, d = run.sae, run.seed_dependence
-    plain, some = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}, d.seeds[:d.sweep_seeds]
-    groups = [(plain, d.seeds if layer == run.layer else some)]
-    if layer == run.layer:
-        groups += [(plain | {key: value}, some) for key in ("d_sae", "k", "tokens") for value in getattr(d, key)]
-    found = {}
-    for sizes, seeds in groups:
-        sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
-        for seed in seeds:
-            name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
-            found[name] = {"name": name, **sizes, "seed": seed}
-    return list(found.values())
 
 
 def study_seeds(run, saes) -> dict:

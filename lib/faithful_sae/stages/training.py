@@ -5,11 +5,13 @@ import time
 import numpy as np
 import pandas as pd
 
-from faithful_sae import activations, train
+from faithful_sae import activations, needs, train
 from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.checkpoints import Checkpoint
+from faithful_sae.corpora import rows_key
 from faithful_sae.provenance import atomic_path, code_hash, digest, file_hash, is_current, remove_others, require_space, write_provenance
 from faithful_sae.stages.language_model import model_key
+from faithful_sae.stages.published import published_corpus
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
 from faithful_sae.stages.token_rows import corpus
@@ -29,7 +31,7 @@ def train_corpus(run, name, lm):
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
     summary = pd.DataFrame([{"corpus": name, "seed": seed, "tokens": n_tokens, "distinct_tokens": available,
                              "passes": n_tokens / available} | last_point(curves[curves.seed == seed]) for seed in s.seeds])
-    return curves, summary.assign(weights=[file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in s.seeds])
+    return curves, summary.assign(weights=[file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in s.seeds], source=pd.NA)
 
 
 def token_budget(run, name, rows, lm, tokens):
@@ -51,15 +53,14 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed. label: which of these tells the training
             curves in the folder's training.csv apart.
     """
-    key = digest([settings, rows.key, model_key(run), code_hash("train", "activations", "models")])
+    key = _key(run, settings, rows.key)
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{key}.partial"), key)
     if is_current(folder, key):
         checkpoint.remove()
         return
     s, start = run.sae, time.time()
     sizes = {column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")}
-    weights = sum(4 * d_sae * (2 * lm.d_model + 2) for d_sae in sizes["d_sae"])
-    require_space(folder, 7 * weights, f"training the SAEs of {name}")   # themselves, and two checkpoints with Adam's moments
+    require_space(folder, needs.training_disk(lm.d_model, sizes["d_sae"]), f"training the SAEs of {name}")
     remove_others(checkpoint.path)   # of trainings that were given up for one with other parameters
     batches = activations.ActivationStream(
         lm, rows.train, n_tokens=max(sizes["tokens"]), batch_tokens=s.batch_tokens, buffer_tokens=s.buffer_tokens,
@@ -81,13 +82,23 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     checkpoint.remove()
 
 
+def _key(run, settings, rows_key):
+    return digest([settings, rows_key, model_key(run), code_hash("train", "activations", "models")])
+
+
+def corpus_is_trained(run, name) -> bool:
+    """Whether the SAEs of a corpus are there, for its token rows as they are now."""
+    folder, rows = run.artifacts / "saes" / name, run.artifacts / "corpora" / name
+    return rows.exists() and is_current(folder, _key(run, sae_settings(run), rows_key(run, rows)))
+
+
 def activation_cache(run, name, rows, lm):
     """Where the activations of a corpus at the run's layer are kept; those of other parameters are removed.
 
     Raises:
         DiskFullError: they would not fit, all of them.
     """
-    s, missing = run.sae, rows.train.size * lm.d_model * lm.model.dtype.itemsize
+    s, missing = run.sae, needs.activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize)
     key = digest([run.settings("layer", "threads", "dtype", "device"), s.buffer_tokens, s.lm_batch_rows, s.include_bos, s.data_seed,
                   rows.key, model_key(run), code_hash("activations", "models")])
     folder = run.artifacts / "activations" / f"{name}-layer{run.layer}-{key}"
@@ -105,9 +116,14 @@ def last_point(curve):
 
 
 def train_all(run, lm):
-    """Train (or reuse) the SAEs of every corpus in sae.train_on; writes rows `training` and `saes`, and returns both."""
-    curves, summaries = zip(*(train_corpus(run, name, lm) for name in run.sae.train_on))
-    curves, summary = pd.concat(curves, ignore_index=True), pd.concat(summaries, ignore_index=True)
+    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows `training` and `saes`, and returns both.
+
+    A row of `training` without a step is what a published SAE does on the run's own text.
+    """
+    curves, summaries = zip(*((published_corpus if name in run.published else train_corpus)(run, name, lm) for name in run.sae.train_on))
+    curves = pd.concat(curves, ignore_index=True)[["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]].astype({"step": "Int64"})
+    summary = pd.concat(summaries, ignore_index=True)[["corpus", "seed", "tokens", "distinct_tokens", "passes", "fvu", "l0", "dead", "weights",
+                                                       "source"]].astype({"tokens": "Int64", "distinct_tokens": "Int64"})
     curves["tokens"] = curves.step * run.sae.batch_tokens
     write_rows(run, "training", curves)
     write_rows(run, "saes", summary)
