@@ -43,7 +43,7 @@ def test_the_smoke_profile_passes():
     status, said = main("smoke")
     assert status == 0 and said.endswith("\n0 problems\n"), said
     times = {line.split()[0]: line.split()[-2:] for line in said.splitlines() if line.startswith("  0")}
-    assert [stage[:2] for stage in times] == ["01", "02", "03", "04", "05", "06", "08"]
+    assert [stage[:2] for stage in times] == ["01", "02", "03", "04", "05", "06", "08", "09"]
     assert all(unit in ("s", "min") and float(number) >= 0 for stage, (number, unit) in times.items() if stage != "03_sfr")
     assert "with random weights" in said and "disk: " in said
 

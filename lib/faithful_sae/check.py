@@ -31,7 +31,8 @@ from faithful_sae.stages.training import corpus_is_trained
 DEVICE_REMEDY = {   # keys that a stage's memory grows with
     "01_generate_faithful": "generate.batch_rows", "02_train_sae": "sae.buffer_tokens or sae.lm_batch_rows",
     "03_sfr": "sae.d_sae", "04_ffr": "sae.d_sae", "05_fidelity_matrix": "fidelity.batch_rows", "06_probing": "probing.batch_rows",
-    "08_seed_dependence": "sae.buffer_tokens or the number of seed_dependence.seeds"}
+    "08_seed_dependence": "sae.buffer_tokens or the number of seed_dependence.seeds",
+    "09_explore_features": "features.batch_rows"}
 RAM_REMEDY = DEVICE_REMEDY | {"02_train_sae": "corpus_tokens", "06_probing": "probing.max_train and max_test"}
 PROBE_SHARE = 0.5   # of the free memory, that a model with random weights may take
 

@@ -5,6 +5,7 @@ exhibits say when not all of it has been measured.
 """
 
 import dataclasses
+import re
 
 import matplotlib
 import pandas as pd
@@ -12,15 +13,15 @@ import pandas as pd
 from faithful_sae import hub
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
-from faithful_sae.schema import EMBEDDED_ROWS, PAPER_STAGES, ROWS, model_stages
+from faithful_sae.schema import EMBEDDED_ROWS, OPTIONAL, PAPER_STAGES, ROWS, model_stages
 from faithful_sae.stages.rows import lacking
 
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
-    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08, where the run has none."""
+    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08 or 09, where the run has none."""
     absent = {"lm_training": not run.embedded}
     return [e for e in exhibits().values() if e.notebook == notebook and not absent.get(e.id)
-            and (run.seed_dependence or notebook != "08_seed_dependence")]
+            and (notebook not in OPTIONAL or getattr(run, OPTIONAL[notebook]))]
 
 
 def profile_note(runs) -> str:
@@ -61,13 +62,18 @@ def save_table(runs, exhibit_id, table, digits=4):
     rounded = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v))
     rounded.columns = [str(c).replace("_", " ") for c in table.columns]
     with atomic_path(folder / f"{stem}.md") as tmp:
-        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{rounded.to_markdown(index=False, disable_numparse=True)}\n",
+        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{rounded.map(_literal).to_markdown(index=False, disable_numparse=True)}\n",
                        encoding="utf-8")
     with atomic_path(folder / f"{stem}.tex") as tmp:
         tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
                                         label=f"tab:{stem}"), encoding="utf-8")
     _provenance(exhibit, runs, stem)
     return table
+
+
+def _literal(text):
+    """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is written as an entity. a_b may stay."""
+    return re.sub(r"[<|*`~$]|&(?=#?\w+;)|\((?<=\]\()|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", text)
 
 
 def save_figure(runs, exhibit_id, data, draw):

@@ -18,6 +18,7 @@ SAMPLING_SHARE = 0.9           # of the free memory may go to rows: the rest is 
 LOGIT = 26                     # bytes per logit of fidelity: logits, log p, log q, three terms of KL, float32, and one in the model's own
 FFR_ROWS = 32                  # rows of random tokens in a forward pass
 MATCHING_ROW = 5_500           # bytes a row of a dictionary takes while it is matched, beside a copy of it; 5,200 measured
+LATENT_COUNTS = 1_700          # bytes of the histogram and the token counters of one latent in a pass of notebook 09
 DENSE_ROWS = 12_288            # up to so many rows, scipy's three float64 matrices may be what is left
 
 
@@ -121,6 +122,13 @@ def matching_bytes(d_model, d_sae, n_seeds) -> int:
     return n_seeds * d_sae * (MATCHING_ROW + 4 * d_model) + (3 * 8 * d_sae ** 2 if d_sae <= DENSE_ROWS else 0)
 
 
+def index_bytes(features, d_sae) -> int:
+    """What a pass keeps of all latents (kernels/latent_statistics.py): contexts with their windows, histograms and token counters."""
+    f = features
+    places = f.top + f.strata * f.samples
+    return d_sae * (places * (4 * (f.left + 1 + f.right) + 24) + LATENT_COUNTS)
+
+
 def language_model_training_bytes(embedded, shape) -> int:
     """The embedded model: weights, gradients, two moments and what Muon computes of them; of each token in a batch the activations of all
     layers (16 D + 4 d_mlp numbers each) and five times its logits; the corpus as text, and counts of five-grams (250 bytes a token)."""
@@ -163,6 +171,11 @@ def _memory(run, shape, stage):
         logits = batch * shape.vocab_size * LOGIT
         # logits are not there yet while the blocks run, and SAEs' latents are gone when KL is computed
         return weights(shape) + saes + forward_bytes(shape, batch) + logits, _reading(run)
+    if stage == "09_explore_features":
+        f, batch = run.features, run.features.batch_rows * length
+        steered = length * shape.vocab_size * LOGIT   # a row at a time
+        return (weights(shape) + saes + max(forward_bytes(shape, batch) + 3 * 4 * batch * s.d_sae, forward_bytes(shape, length) + steered),
+                _reading(run) + 3 * index_bytes(f, s.d_sae))   # the state, as it is saved, and as it is written
     p = run.probing
     batch = p.batch_rows * p.max_tokens
     latents = 4 * batch * (n * (s.d_sae + shape.d_model) + 3 * s.d_sae)   # of all SAEs at once, and one being encoded
@@ -226,6 +239,8 @@ def disk(run, shape, stage) -> int:
         layers = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
         done = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in saes) for saes in layers]
         return packed + sum(done) + len(layers) * kept + max(training_disk(shape.d_model, saes) for saes in layers) - max(done)
+    if stage == "09_explore_features":   # tokens beside activations, before they are compressed
+        return packed + len(run.features.seeds) * 2 * index_bytes(run.features, s.d_sae)
     return packed
 
 
@@ -263,4 +278,5 @@ def tokens(run, stage) -> int:
             "04_ffr": lambda: run.ffr.tokens,
             "05_fidelity_matrix": lambda: len(run.fidelity.corpora) * run.fidelity.rows * run.sequence_length,
             "06_probing": lambda: len(run.tasks) * (run.probing.max_train + run.probing.max_test) * run.probing.max_tokens,
-            "08_seed_dependence": lambda: sum(read(run, max(entry["tokens"] for entry in wanted)) for wanted in study(run).values())}[stage]()
+            "08_seed_dependence": lambda: sum(read(run, max(entry["tokens"] for entry in wanted)) for wanted in study(run).values()),
+            "09_explore_features": lambda: len(run.features.seeds) * min(run.features.tokens, _train_tokens(run))}[stage]()

@@ -112,6 +112,8 @@ def stage_inputs(run, stage) -> list[str]:
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
         files.append(rows_file(run, "saes"))
+    if stage == "09_explore_features":
+        files += [rows_file(run, "sfr"), rows_file(run, "matching"), rows_file(run, "firing")]
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
@@ -271,6 +273,8 @@ def _forget_damaged(run):
     folders |= {trained_file(run, name): [run.artifacts / "saes" / name] for name in (run.sae.train_on if run.sae else ())}
     if run.seed_dependence:
         folders[rows_file(run, "seed_saes")] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
+    if run.features:
+        folders[rows_file(run, "features")] = [run.artifacts / "features" / run.features.corpus / f"seed{seed}" for seed in run.features.seeds]
     for made, artefacts in folders.items():
         if not all(map(_whole, artefacts)):
             Path(made).unlink(missing_ok=True)

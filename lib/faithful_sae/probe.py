@@ -245,6 +245,10 @@ class _Rates:
                          for entry in wanted)
         return total
 
+    def stage_09_explore_features(self):
+        """The tokens of each index; PruningMaxAct and steering are some more, which depend on what the latents are."""
+        return needs.tokens(self.run, "09_explore_features") * (self.read_token() + self.encode_token(dense=False))
+
 
 def on_this_machine(run):
     """The run with `device: auto` as it is here."""
