@@ -151,8 +151,11 @@ probing:
   max_iter: 200
   seed: 0
 seed_dependence: null
+features: null
 """)
 SEED_DEPENDENCE = {"corpus": "text", "seeds": [1, 2, 3], "sweep_seeds": 2, "d_sae": [12], "k": [2], "tokens": [200], "layers": [0]}
+FEATURES = {"corpus": "text", "seeds": [42, 49], "tokens": 300, "batch_rows": 8, "top": 3, "strata": 2, "samples": 2, "left": 4, "right": 2,
+            "listed": 4, "pruned": 1, "per_group": 2, "doses": [1.0, 2.0], "steered_rows": 3, "seed": 0}
 
 
 TEXT = {"path": "text.jsonl", "text_key": "text"}

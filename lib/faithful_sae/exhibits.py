@@ -4,6 +4,7 @@ Files go to figures/<profile>/, each with its provenance beside it. Everything w
 """
 
 import dataclasses
+import html
 
 import matplotlib
 import pandas as pd
@@ -11,13 +12,14 @@ import pandas as pd
 from faithful_sae import hub
 from faithful_sae.catalogue import Exhibit, exhibits
 from faithful_sae.provenance import ROOT, atomic_path, file_hash, write_csv, write_provenance
+from faithful_sae.schema import OPTIONAL
 
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
-    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08, where the run has none."""
+    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08 or 09, where the run has none."""
     absent = {"lm_training": not run.embedded}
     return [e for e in exhibits().values() if e.notebook == notebook and not absent.get(e.id)
-            and (run.seed_dependence or notebook != "08_seed_dependence")]
+            and (notebook not in OPTIONAL or getattr(run, OPTIONAL[notebook]))]
 
 
 def profile_note(runs) -> str:
@@ -39,8 +41,10 @@ def save_table(runs, exhibit_id, table, digits=4):
     write_csv(folder / f"{stem}.csv", table)
     rounded = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v))
     rounded.columns = [str(c).replace("_", " ") for c in table.columns]
+    # a cell may hold text of a corpus: what Markdown or HTML would take for its own stays text
+    escaped = rounded.map(lambda text: html.escape(text, quote=False).replace("|", "&#124;"))
     with atomic_path(folder / f"{stem}.md") as tmp:
-        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{rounded.to_markdown(index=False, disable_numparse=True)}\n",
+        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{escaped.to_markdown(index=False, disable_numparse=True)}\n",
                        encoding="utf-8")
     with atomic_path(folder / f"{stem}.tex") as tmp:
         tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),

@@ -16,7 +16,7 @@ import yaml
 from faithful_sae.catalogue import paper_models
 from faithful_sae.hub import PARQUET
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run
+from faithful_sae.schema import DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, OPTIONAL, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run
 
 LISTED = ROOT / "params" / "corpora.yaml"
 
@@ -156,7 +156,7 @@ def _check(run):
         if not ok:
             raise ParamsError(f"{run.file}: {key} {why}")
     positive = {"threads": run.threads, "sequence_length": run.sequence_length, "corpus_tokens": run.corpus_tokens}
-    for section in ("embedded", "generate", "sae", "ffr", "fidelity", "probing"):
+    for section in ("embedded", "generate", "sae", "ffr", "fidelity", "probing", "features"):
         part = getattr(run, section)
         positive |= {f"{section}.{f.name}": getattr(part, f.name) for f in dataclasses.fields(part)
                      if f.type in (int, float) and f.name not in ("seed", "data_seed", "activation", "weight_decay")} if part else {}
@@ -197,11 +197,14 @@ def _check(run):
         need(not corpus.hub or corpus.split, f"corpora.{name}.split", "is missing: which split of the Hub dataset")
     absent = [section for section in SAE_SECTIONS if not getattr(run, section)]
     need(len(absent) in (0, len(SAE_SECTIONS)), ", ".join(absent), f"must not be null alone: all of {', '.join(SAE_SECTIONS)} are, or none")
-    need(not absent or not run.seed_dependence, "seed_dependence", "must be null where sae is")
+    for section in OPTIONAL.values():
+        need(not absent or not getattr(run, section), section, "must be null where sae is")
     if not absent:
         _check_saes(run, run.sae, need)
     if run.seed_dependence:
         _check_seed_dependence(run, run.seed_dependence, need)
+    if run.features:
+        _check_features(run, run.features, need)
 
 
 def _check_saes(run, s, need):
@@ -248,6 +251,17 @@ def _check_seed_dependence(run, d, need):
         need(len(set(values)) == len(values), key, "names a value twice")
         for value in values:
             need(low <= value <= high, key, f"holds {value}, which {why}")
+
+
+def _check_features(run, f, need):
+    need(f.corpus in run.sae.train_on, "features.corpus", f"= {f.corpus!r} is not in sae.train_on ({', '.join(run.sae.train_on)})")
+    need(f.seeds and len(set(f.seeds)) == len(f.seeds), "features.seeds", "must hold at least one seed, and none twice")
+    for seed in f.seeds:
+        need(seed in run.sae.seeds, "features.seeds", f"holds {seed}, which is not in sae.seeds ({', '.join(map(str, run.sae.seeds))})")
+    need(f.tokens >= run.sequence_length, "features.tokens", f"= {f.tokens} must be at least sequence_length = {run.sequence_length}: one row")
+    need(f.seed >= 0, "features.seed", f"= {f.seed} must be 0 or more")
+    need(f.doses and all(dose > 0 for dose in f.doses), "features.doses",
+         "must hold at least one dose, each above 0, in units of a latent's largest activation (0 is added)")
 
 
 def _check_source(run, need, key, entry, sources, roles, kinds):

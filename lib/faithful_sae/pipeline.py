@@ -13,7 +13,8 @@ from faithful_sae.schema import MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, Param
 ROWS = {  # the csv files under rows/ that a notebook writes
     "01_generate_faithful": ("dataset", "first_token"), "02_train_sae": ("training", "saes"), "03_sfr": ("sfr", "matching"),
     "04_ffr": ("ffr", "firing"), "05_fidelity_matrix": ("fidelity",), "06_probing": ("probing",),
-    "08_seed_dependence": ("seed_saes", "seed_pairs", "seed_latents", "seed_modes", "seed_curve", "seed_fits", "seed_threshold")}
+    "08_seed_dependence": ("seed_saes", "seed_pairs", "seed_latents", "seed_modes", "seed_curve", "seed_fits", "seed_threshold"),
+    "09_explore_features": ("features", "dose_response")}
 
 
 def rows_file(run, name) -> str:
@@ -70,6 +71,8 @@ def stage_inputs(run, stage) -> list[str]:
         files.append(rows_file(run, "dataset"))
     elif stage != "01_generate_faithful":
         files.append(rows_file(run, "saes"))
+    if stage == "09_explore_features":
+        files += [rows_file(run, "sfr"), rows_file(run, "matching"), rows_file(run, "firing")]
     siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)]
 
@@ -179,6 +182,8 @@ def _forget_damaged(run):
                "saes": [run.artifacts / "saes" / name for name in (run.sae.train_on if run.sae else ())]}
     if run.seed_dependence:
         folders["seed_saes"] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
+    if run.features:
+        folders["features"] = [run.artifacts / "features" / run.features.corpus / f"seed{seed}" for seed in run.features.seeds]
     for name, artefacts in folders.items():
         rows = Path(rows_file(run, name))
         if rows.exists() and not all(map(_whole, artefacts)):

@@ -1,6 +1,6 @@
 """The keys of a parameter file, as frozen dataclasses. No key has a default: what a run does is what its YAML says.
 
-One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06 and 08 on one language model; a profile is a folder of them.
+One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06, 08 and 09 on one language model; a profile is a folder of them.
 The commented `params/laptop/*.yaml` give every key's meaning, unit and section of the paper.
 """
 
@@ -163,6 +163,26 @@ class SeedDependence:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What the latents of one corpus' SAEs respond to and do (notebook 09)."""
+    corpus: str                 # one of sae.train_on: its SAEs, on its own text
+    seeds: tuple[int, ...]
+    tokens: int
+    batch_rows: int
+    top: int
+    strata: int
+    samples: int                # per stratum
+    left: int
+    right: int
+    listed: int
+    pruned: int
+    per_group: int
+    doses: tuple[float, ...]
+    steered_rows: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One language model's run: everything in its YAML, and where its results go."""
     label: str
@@ -185,6 +205,7 @@ class Run:
     fidelity: Fidelity | None
     probing: Probing | None
     seed_dependence: SeedDependence | None
+    features: Features | None
     file: Path = dataclasses.field(metadata={"internal": True})
 
     @property
@@ -232,16 +253,18 @@ STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the noteboo
     "06_probing": ("layer", "probing"),
     "07_paper": ("label", "beside", "sae", "sfr", "ffr", "corpora", "probing", "layer", "sequence_length"),
     "08_seed_dependence": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "sae", "sfr", "seed_dependence"),
+    "09_explore_features": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "sfr", "ffr", "features"),
 }
 PROFILE_STAGE = "07_paper"                                                       # once per profile, every other once per model
 MODEL_STAGES = tuple(stage for stage in STAGE_KEYS if stage != PROFILE_STAGE)
 SAE_SECTIONS = ("sae", "sfr", "ffr", "fidelity", "probing")
-PAPER_STAGES = tuple(stage for stage in MODEL_STAGES if stage != "08_seed_dependence")   # whose rows PROFILE_STAGE gathers
+OPTIONAL = {"08_seed_dependence": "seed_dependence", "09_explore_features": "features"}   # notebook -> the section without which it is not run
+PAPER_STAGES = tuple(stage for stage in MODEL_STAGES if stage not in OPTIONAL)            # whose rows PROFILE_STAGE gathers
 
 
 def model_stages(run) -> list[str]:
-    """The stages that run for one language model: without `seed_dependence` there is no 08, without `sae` only 01."""
-    stages = [stage for stage in MODEL_STAGES if stage in PAPER_STAGES or run.seed_dependence]
+    """The stages that run for one language model: no OPTIONAL one without its section, and without `sae` only 01."""
+    stages = [stage for stage in MODEL_STAGES if stage not in OPTIONAL or getattr(run, OPTIONAL[stage])]
     return stages if run.sae else stages[:1]
 
 
@@ -249,20 +272,23 @@ def stage_corpora(run, stage) -> tuple[str, ...]:
     """Names of the corpora a notebook reads."""
     return {"01_generate_faithful": run.embedded and (run.embedded.corpus,), "02_train_sae": run.sae and run.sae.train_on,
             "05_fidelity_matrix": run.fidelity and run.fidelity.corpora,
-            "08_seed_dependence": run.seed_dependence and (run.seed_dependence.corpus,)}.get(stage) or ()
+            "08_seed_dependence": run.seed_dependence and (run.seed_dependence.corpus,),
+            "09_explore_features": run.features and (run.features.corpus,)}.get(stage) or ()
 
 
 def stage_settings(run, stage) -> dict:
     """The part of a run's parameters that one notebook depends on, with only the corpora it reads."""
     keys = STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
     settings = run.settings(*keys)
-    if stage in ("01_generate_faithful", "02_train_sae", "05_fidelity_matrix", "08_seed_dependence"):
+    if stage in ("01_generate_faithful", "02_train_sae", "05_fidelity_matrix", *OPTIONAL):
         settings["corpora"] = {name: plain(run.corpora[name]) for name in stage_corpora(run, stage)}
         if stage != "05_fidelity_matrix":  # whose titles name the roles
             for entry in settings["corpora"].values():
                 del entry["role"]
     if stage == "08_seed_dependence":  # which has a corpus and seeds of its own
-        del settings["sae"]["train_on"], settings["sae"]["seeds"], settings["sfr"]["dead_below"]
+        del settings["sae"]["train_on"], settings["sae"]["seeds"]
+    if stage in OPTIONAL:
+        del settings["sfr"]["dead_below"]
     return settings
 
 

@@ -121,6 +121,10 @@ class FeatureIndex:
             keep &= found.latent.isin(self._by_token.get(token.strip().casefold(), ()))
         return found[keep].sort_values([order, "latent"], ascending=[not descending, True], kind="stable")
 
+    def explanations(self) -> pd.DataFrame:
+        """All of explanations.parquet: latent, method, rank, text, value."""
+        return self._file("explanations.parquet", EXPLANATIONS).read().to_pandas()
+
     def require(self, sae_checksum):
         """Refuse to go on with another SAE than the one indexed. FeatureError: it is another."""
         if self.meta["sae"] != sae_checksum:
@@ -140,7 +144,7 @@ class FeatureIndex:
     @cached_property
     def _by_token(self):
         """{token, stripped and casefolded: latents it explains}."""
-        table = self._file("explanations.parquet", EXPLANATIONS).read(["latent", "method", "text"]).to_pandas()
+        table = self.explanations()
         table = table[table.method.isin(TOKEN_METHODS)]
         return table.latent.groupby(table.text.str.strip().str.casefold()).unique().to_dict()
 
