@@ -5,6 +5,7 @@ VENV    := $(ROOT)/.venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.stamp
 PEERS   := $(ROOT)/.venv-peers
+BROWSER := $(ROOT)/.venv-browser
 PROFILE ?= laptop
 # a folder of parameter files of one's own, relative to where make is called
 PARAMS  ?=
@@ -13,7 +14,7 @@ NAME    := $(notdir $(patsubst %/,%,$(CHOSEN)))
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES) --config profile="$(CHOSEN)"
 
-.PHONY: help paper test test-interop bench lab sync dry report clean
+.PHONY: help paper explorer test test-interop test-browser bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
@@ -23,12 +24,18 @@ paper: $(STAMP)  ## rebuild every table and figure of a profile (PROFILE=laptop,
 	@$(SNAKEMAKE) --quiet rules host reason progress
 	@echo "done: tables and figures in $(ROOT)/figures/$(NAME)"
 
+explorer: $(STAMP)  ## write the features of a profile as a page to open in a browser (after notebook 09)
+	@$(PY) -m faithful_sae.explorer.page "$(CHOSEN)"
+
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
 test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
 	@cd $(ROOT) && $(PEERS)/bin/python -m pytest tests/interop
+
+test-browser: $(BROWSER)/.stamp  ## the explorer in a real browser: page and notebook (needs chromium)
+	@cd $(ROOT) && PYTHONPATH="$(BROWSER):$$PYTHONPATH" $(PY) -m pytest tests/browser
 
 bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py
@@ -63,6 +70,11 @@ $(STAMP): $(ROOT)/environment.yml $(ROOT)/lib/pyproject.toml
 	@cd $(ROOT) && grep '^torch==' $(VENV)/requirements.txt | xargs $(PY) -m pip install --quiet --disable-pip-version-check
 	@cd $(ROOT) && $(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	@$(PY) -m pip check
+	@touch $@
+
+# The browser's driver alone: it is put beside .venv, not into it.
+$(BROWSER)/.stamp: $(STAMP) $(ROOT)/tests/browser/requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER) -r $(ROOT)/tests/browser/requirements.txt
 	@touch $@
 
 # The same pins and, beside them, other trainers' libraries: what is measured there is what runs here.

@@ -6,13 +6,3 @@
     fallback.py  feature_html, list_html: static HTML where no widget runs
     links.py     07's table of orphan and fake features, with links into the page
 """
-
-import importlib
-
-PUBLIC = {"Explorer": "widget", "write_explorer": "page", "feature_html": "fallback", "list_html": "fallback"}
-
-
-def __getattr__(name):
-    if name in PUBLIC:
-        return getattr(importlib.import_module(f"faithful_sae.explorer.{PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'faithful_sae.explorer' has no attribute {name!r}")

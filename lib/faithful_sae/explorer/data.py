@@ -25,9 +25,10 @@ def script(host) -> str:
     return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in (*SCRIPTS, host))
 
 
-def set_key(meta) -> str:
-    """Where a feature set is: <run>/<corpus>/seed<seed>, in the address of the page too."""
-    return f"{meta['run']}/{meta['corpus']}/seed{meta['seed']}"
+def set_key(meta, seed="seed") -> str:
+    """Where a feature set is, in the page's address too: <run>/<corpus>/seed<seed>. `seed`: the key of meta that has it."""
+    run, corpus, number = ("-" if meta[name] is None else meta[name] for name in ("run", "corpus", seed))
+    return f"{run}/{corpus}/seed{number}"
 
 
 def set_name(index) -> dict:
@@ -36,11 +37,14 @@ def set_name(index) -> dict:
 
 
 def set_meta(index) -> dict:
-    """What is said of a whole set: index.json's entries that are shown, how many latents have each flag."""
+    """What is said of a whole set: index.json's entries that are shown, and how many latents have each flag.
+
+    `twin_set` is the key of the set that `twin` is a latent of; `can_read`: whether text can be typed in.
+    """
     meta = {name: index.meta[name] for name in ("run", "label", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens")}
     flags = "".join(all_flags(index))
-    return {"key": set_key(meta), **meta, "histogram_edges": [shorten(edge) for edge in index.meta["histogram_edges"]], "dense": DENSE,
-            "rows_per_chunk": ROWS, "counts": {flag: flags.count(flag) for flag in FLAGS}}
+    return {"key": set_key(meta), "twin_set": set_key(meta, "other_seed"), "can_read": False, **meta, "dense": DENSE, "rows_per_chunk": ROWS,
+            "histogram_edges": shorten(index.meta["histogram_edges"]), "counts": {flag: flags.count(flag) for flag in FLAGS}}
 
 
 def set_rows(index, chunk) -> dict:

@@ -1,8 +1,8 @@
 // The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
-// canRead (whether text can be typed in), went(key, latent) (told where one is). Paths: <set>/meta, rows/<n>, page/<latent>, text.
+// went(key, latent) (told where one is). Paths: <set>/meta, rows/<n>, page/<latent>, text.
 
 function mountExplorer(root, source) {
-  let meta, latent = -1, version = 0, typed = null;
+  let meta, latent = -1, version = 0;
   const ask = (path, text) => source.ask(path, text);
   const status = h("p", { class: "fx-status", role: "alert", hidden: true });
   const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
@@ -11,12 +11,12 @@ function mountExplorer(root, source) {
   const choices = h("div", { class: "fx-choices" });
   const facts = h("p", { class: "fx-facts" });
   const values = h("button", { type: "button", class: "fx-chip", "aria-pressed": "false", title: "show every activation as a number (v)", onclick: () => toggleValues() }, "values");
-  const reader = source.canRead ? textReader({ read: (text) => ask(`${meta.key}/text`, text), words: list.words, open: (which) => { list.select(which); } }) : null;
+  const reader = textReader({ read: (text) => ask(`${meta.key}/text`, text), words: list.words, open: list.select });
   root.classList.add("fx");
   root.setAttribute("data-lm-suppress-shortcuts", "true");   // JupyterLab's one-letter commands stay out of it
   root.replaceChildren(
     h("header", { class: "fx-head" }, h("strong", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
-    facts, status, reader ? reader.root : "", h("div", { class: "fx-main" }, list.root, detail));
+    facts, status, reader.root, h("div", { class: "fx-main" }, list.root, detail));
   root.addEventListener("keydown", onKey);
 
   function onKey(event) {
@@ -35,7 +35,7 @@ function mountExplorer(root, source) {
     const pick = (name, label, fixed) => {
       const all = source.sets.filter((set) => fixed.every((field) => set[field] === here[field]));
       const options = [...new Map(all.map((set) => [set[name], set])).values()];
-      if (options.length === 1) return h("span", { class: "fx-only" }, `${label} `, h("b", {}, label === "model" ? here.label : String(here[name])));
+      if (options.length === 1) return h("span", { class: "fx-only" }, `${label} `, h("b", {}, String(here[name === "run" ? "label" : name] ?? "–")));
       return h("label", {}, h("span", {}, label), h("select", { onchange: (event) => { const set = options[event.target.selectedIndex]; go(nearest(set, here)); } },
         options.map((set) => h("option", { selected: set[name] === here[name] }, name === "run" ? set.label : String(set[name])))));
     };
@@ -60,8 +60,10 @@ function mountExplorer(root, source) {
       if (found !== meta) {
         meta = found; latent = -1;
         drawChoices();
-        facts.textContent = `${count(meta.d_sae)} features, ${meta.k} active per token · layer ${meta.layer} · indexed on ${count(meta.tokens)} tokens`;
-        reader?.clear();
+        facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`,
+          meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
+        reader.clear();
+        reader.root.hidden = !meta.can_read;
         await list.show(meta);
       }
       list.select(which, true);
@@ -78,25 +80,25 @@ function mountExplorer(root, source) {
     try {
       const page = await ask(`${set.key}/page/${which}`);
       if (mine !== version) return;
-      const twinKey = `${set.run}/${set.corpus}/seed${set.other_seed}`, hasTwin = page.twin != null && source.sets.some((s) => s.key === twinKey);
       const beside = h("div", { class: "fx-beside" });
       detail.replaceChildren(featureCard(page, set, {
         heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)) }), beside);
       detail.scrollTop = 0;
       if (!quiet) source.went?.(set.key, which);
-      reader?.colour(which);
+      reader.colour(which);
       if (focus) focusDetail();
-      beside.append(await twinCard(page, set, twinKey, hasTwin));
+      beside.append(await twinCard(page, set));
     } catch (error) { if (mine === version) { detail.replaceChildren(); say(error.message); } }
     finally { if (mine === version) detail.removeAttribute("aria-busy"); }
   }
 
   const focusDetail = () => detail.querySelector("h2")?.focus();
 
-  async function twinCard(page, set, twinKey, hasTwin) {
+  async function twinCard(page, set) {
+    const twinKey = set.twin_set;
     if (page.twin == null) return h("p", { class: "fx-none" }, "No other seed was compared with this one.");
     const words = `${page.shared ? "Twin" : "Best match, below the threshold"} in seed ${set.other_seed}`;
-    if (!hasTwin) return h("p", { class: "fx-none" }, `${words}: feature ${page.twin}, cosine ${number(page.twin_cosine)} (not part of this explorer).`);
+    if (!source.sets.some((s) => s.key === twinKey)) return h("p", { class: "fx-none" }, `${words}: feature ${page.twin}, cosine ${number(page.twin_cosine)} (not part of this explorer).`);
     const [twin, twinMeta] = await Promise.all([ask(`${twinKey}/page/${page.twin}`), ask(`${twinKey}/meta`)]);
     return featureCard(twin, twinMeta, {
       heading: h("h3", {}, `Feature ${twin.latent} `, h("small", {}, `${words}, cosine ${number(page.twin_cosine)}`)),

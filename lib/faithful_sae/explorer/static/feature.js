@@ -8,7 +8,7 @@ const METHODS = {   // MaxAct is the list of strongest contexts
 
 function featureCard(page, meta, { heading, actions = [] }) {
   return h("article", { class: "fx-card", "aria-label": `Feature ${page.latent}, seed ${meta.seed}` },
-    h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), h("span", { class: "fx-actions" }, actions)),
+    h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), actions),
     numbers(page, meta), histogram(page, meta), readings(page), contexts(page));
 }
 

@@ -29,7 +29,7 @@ function render({ model, el }) {
   const root = h("div", { class: "fx-widget" });
   el.append(root);
   const sets = model.get("sets");
-  const explorer = mountExplorer(root, { sets, ask, canRead: model.get("can_read") });
+  const explorer = mountExplorer(root, { sets, ask });
   explorer.go(sets[0].key, model.get("latent"), true);
   return () => { model.off("msg:custom", hear); explorer.destroy(); };
 }
