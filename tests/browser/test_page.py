@@ -88,10 +88,10 @@ def test_search_filter_sort(page, indices):
     total(page, f"{(latents.frequency <= 0.001).sum()} of 300 features")
     page.get_by_label("max frequency").fill("")
     page.get_by_role("searchbox").fill("WORD123")
-    page.wait_for_function("document.querySelector('.fx-row .fx-words')?.textContent.includes('word123')")
+    page.wait_for_function("() => document.querySelector('.fx-row .fx-words')?.textContent.includes('word123')")
     assert 123 in shown(page)
     page.get_by_role("searchbox").fill("<script>")   # text like any other
-    page.wait_for_function("/^[1-9]\\d* of 300/.test(document.querySelector('.fx-total').textContent)")
+    page.wait_for_function("() => /^[1-9]\\d* of 300/.test(document.querySelector('.fx-total').textContent)")
     page.get_by_role("searchbox").fill("no such word")
     page.get_by_text("No feature matches.").wait_for()
 

@@ -1,9 +1,9 @@
 // The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
-// went(key, latent) (told where one is). Paths: <set>/meta, rows/<n>, page/<latent>, text.
+// went(key, latent) (told where one is), keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
 
 function mountExplorer(root, source) {
   let meta, latent = -1, version = 0;
-  const ask = (path, text) => source.ask(path, text);
+  const ask = source.ask, keys = source.keys || root;
   const status = h("p", { class: "fx-status", role: "alert", hidden: true });
   const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
   const list = featureList({ read: (path) => ask(`${meta.key}/${path}`), open: (which, focus) => show(which, focus), status: say });
@@ -17,7 +17,7 @@ function mountExplorer(root, source) {
   root.replaceChildren(
     h("header", { class: "fx-head" }, h("strong", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
     facts, status, reader.root, h("div", { class: "fx-main" }, list.root, detail));
-  root.addEventListener("keydown", onKey);
+  keys.addEventListener("keydown", onKey);
 
   function onKey(event) {
     event.stopPropagation();   // not a command of the notebook
@@ -72,10 +72,10 @@ function mountExplorer(root, source) {
   }
 
   async function show(which, focus = false, quiet = false) {
+    say("");
     if (which === latent) { if (focus) focusDetail(); return; }
     const mine = ++version, set = meta;
     latent = which;
-    say("");
     detail.setAttribute("aria-busy", "true");
     try {
       const page = await ask(`${set.key}/page/${which}`);
@@ -105,5 +105,5 @@ function mountExplorer(root, source) {
       actions: [h("button", { type: "button", class: "fx-follow", title: "make it the feature shown (t)", onclick: () => go(twinKey, page.twin).then(focusDetail) }, "open twin")] });
   }
 
-  return { go, destroy: () => { list.destroy(); root.removeEventListener("keydown", onKey); } };
+  return { go, destroy: () => { list.destroy(); keys.removeEventListener("keydown", onKey); } };
 }

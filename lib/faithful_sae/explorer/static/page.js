@@ -32,7 +32,7 @@ function place() {
 
 fetchData("index").then((sets) => {
   const address = (key, latent) => `#/${[...key.split("/"), latent].map(encodeURIComponent).join("/")}`;
-  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, went(key, latent) {
+  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, keys: document, went(key, latent) {
     if (address(key, latent) === location.hash) return;
     // browsing a list is one step back, another set is a step of its own
     const same = place()?.key === key;
