@@ -49,7 +49,7 @@ def folder(browser, tmp_path_factory):
         sae = TopKSAE(lm.d_model, 200, 4, seed=seed)
         sae.save(folder / f"sae{seed}")
         build_index(folder / f"seed{seed}", lm, sae, rows, about={"label": "tiny", "run": "tiny", "corpus": "noise", "seed": seed, "other_seed": other},
-                    twin=np.arange(200), twin_cosine=np.linspace(0, 1, 200), sfr_threshold=0.7, pruned=0)
+                    twin=np.arange(200), twin_cosine=np.linspace(0, 1, 200), sfr_threshold=0.7)
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SMALL)], metadata={"kernelspec": {
         "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}), folder / "small.ipynb")
     jupytext.write(jupytext.read(ROOT / "notebooks" / "09_explore_features.py"), folder / "09.ipynb")
