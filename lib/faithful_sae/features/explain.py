@@ -70,8 +70,8 @@ def prune(lm, sae, latents, contexts, activations, batch_rows=256):
     lengths, values, available = np.zeros(len(latents), int), np.zeros(len(latents), np.float32), np.array([len(c) for c in contexts])
     for length in range(1, available.max(initial=0) + 1):
         pending = np.flatnonzero((lengths == 0) & (available >= length))
-        for chunk in np.split(pending, range(batch_rows, len(pending), batch_rows)):
-            ids = torch.tensor([[lm.bos_id, *contexts[i][-length:]] for i in chunk], dtype=torch.int64).view(len(chunk), length + 1)
+        for chunk in (pending[i:i + batch_rows] for i in range(0, len(pending), batch_rows)):
+            ids = torch.tensor([[lm.bos_id, *contexts[i][-length:]] for i in chunk])
             found = activation_of(sae, lm.activations(ids)[:, -1], torch.from_numpy(latents[chunk])[:, None]).cpu().numpy()[:, 0]
             kept = (found >= KEEP * activations[chunk]) & (found > 0)
             lengths[chunk[kept]], values[chunk[kept]] = length, found[kept]

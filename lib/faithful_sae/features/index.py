@@ -9,6 +9,7 @@
 Contexts and explanations are written in groups of a few latents, so that a page reads one group of each.
 """
 
+import contextlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +67,7 @@ class FeatureIndex:
 
     @cached_property
     def latents(self):
-        latents = self._file("latents.parquet", LATENTS).read().to_pandas()
+        latents = self._whole("latents.parquet", LATENTS)
         if not np.array_equal(latents.latent, np.arange(self.meta["d_sae"])):
             raise self._damaged("latents.parquet", f"its latents are not 0 to {self.meta['d_sae'] - 1}")
         return latents
@@ -123,7 +124,7 @@ class FeatureIndex:
 
     def explanations(self) -> pd.DataFrame:
         """All of explanations.parquet: latent, method, rank, text, value."""
-        return self._file("explanations.parquet", EXPLANATIONS).read().to_pandas()
+        return self._whole("explanations.parquet", EXPLANATIONS)
 
     def require(self, sae_checksum):
         """Refuse to go on with another SAE than the one indexed. FeatureError: it is another."""
@@ -159,17 +160,18 @@ class FeatureIndex:
     def _rows(self, grouped, latent):
         name, file, first, last = grouped
         groups = np.flatnonzero((first <= latent) & (latent <= last)).tolist()
-        try:
+        with self._blaming(name):
             table = file.read_row_groups(groups, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise self._damaged(name, error) from None
         return table.filter(pc.equal(table["latent"], latent)).drop_columns("latent").to_pylist()
 
+    def _whole(self, name, schema):
+        with self._blaming(name):
+            return self._file(name, schema).read().to_pandas()
+
     def _file(self, name, schema):
-        try:
-            file = pq.ParquetFile(self._present(name), memory_map=True)
-        except (OSError, pa.ArrowException) as error:
-            raise self._damaged(name, error) from None
+        path = self._present(name)
+        with self._blaming(name):
+            file = pq.ParquetFile(path, memory_map=True)
         if not file.schema_arrow.equals(schema):
             raise self._damaged(name, "other columns than an index has")
         return file
@@ -178,6 +180,13 @@ class FeatureIndex:
         try:
             return json.loads(self._present(name).read_text(encoding="utf-8"))
         except ValueError as error:
+            raise self._damaged(name, error) from None
+
+    @contextlib.contextmanager
+    def _blaming(self, name):
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
             raise self._damaged(name, error) from None
 
     def _present(self, name):
