@@ -85,7 +85,7 @@ def run_all(page, address, name, seconds):
     page.goto(f"{address}lab/tree/{name}?reset", wait_until="domcontentloaded")
     page.get_by_role("tab", name=name).wait_for(timeout=60_000)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    page.wait_for_function("() => document.querySelector('.jp-NotebookPanel-toolbar')?.textContent.includes('ipykernel')", timeout=60_000)
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)   # what is asked of a kernel before that is forgotten
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     explorer = page.locator(".fx-widget")
@@ -109,7 +109,7 @@ def use(page, explorer):
     page.keyboard.type("#4")   # letters and digits are commands of JupyterLab outside
     page.wait_for_function("before => document.querySelector('.fx-total').textContent !== before", arg=orphans)
     explorer.get_by_role("button", name="clear").click()
-    explorer.get_by_label("Your own text").fill("w5 w9 w12 <script>window.hacked=1</script>")
+    explorer.get_by_role("textbox", name="Your own text").fill("w5 w9 w12 <script>window.hacked=1</script>")
     explorer.get_by_role("button", name="Read").click()
     jump = explorer.locator(".fx-jump").first
     jump.wait_for(timeout=30_000)
@@ -118,6 +118,7 @@ def use(page, explorer):
     heading.get_by_text(f"Feature {latent} ").wait_for()
     assert explorer.locator(".fx-strip .fx-on").count() and jump.get_attribute("data-open") is not None
     seed = heading.locator("small").text_content()
+    explorer.locator(".fx-follow").wait_for()
     heading.focus()
     page.keyboard.press("t")
     page.wait_for_function("before => document.querySelector('.fx-detail h2 small')?.textContent !== before", arg=seed)
@@ -129,10 +130,12 @@ def test_a_small_notebook(browser, lab, folder):
     with watched_page(browser) as page:
         explorer = run_all(page, lab, "small.ipynb", 120)
         use(page, explorer)
+        page.screenshot(path=folder / "wide.png")   # to be looked at, in pytest's folder
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
         assert page.evaluate("getComputedStyle(document.querySelector('.fx')).colorScheme") == "dark"
         page.set_viewport_size(NARROW)
         assert page.evaluate("(() => { const fx = document.querySelector('.fx'); return fx.scrollWidth <= fx.clientWidth })()")
+        page.screenshot(path=folder / "narrow.png")
         page.set_viewport_size(WIDE)
         page.keyboard.press("Control+s")
         page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')")
