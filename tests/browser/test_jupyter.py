@@ -133,12 +133,14 @@ def test_a_small_notebook(browser, lab, folder):
         page.screenshot(path=folder / "wide.png")   # to be looked at, in pytest's folder
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
         assert page.evaluate("getComputedStyle(document.querySelector('.fx')).colorScheme") == "dark"
+        page.get_by_role("tab", name="File Browser").click()   # JupyterLab's sidebar takes most of a narrow window
         page.set_viewport_size(NARROW)
+        page.wait_for_function("() => document.querySelector('.fx').clientWidth > 250")
         assert page.evaluate("(() => { const fx = document.querySelector('.fx'); return fx.scrollWidth <= fx.clientWidth })()")
         page.screenshot(path=folder / "narrow.png")
         page.set_viewport_size(WIDE)
-        page.keyboard.press("Control+s")
-        page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')")
+        with page.expect_response(lambda response: response.request.method == "PUT" and "small.ipynb" in response.url):
+            page.locator("[data-command='docmanager:save']").first.click()
     saved = json.loads((folder / "small.ipynb").read_text())
     shown = [output["data"] for cell in saved["cells"] for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
     assert len(shown) == 1 and "Feature 0 of tiny/noise/seed42" in "".join(shown[0]["text/html"])
