@@ -1,6 +1,7 @@
 """The list of exhibits is well-formed, and its numbers are those of the paper, typed here a second time."""
 
 import itertools
+import html
 import json
 
 import pandas as pd
@@ -112,6 +113,14 @@ def test_a_table_in_three_forms(make_run, root):
     assert r"a\_b \& c" in tex and "handmade" in markdown and "handmade" in tex and "Table 2" in markdown
     record = json.loads((folder / "table2.provenance.json").read_text())
     assert record["parameters"]["tiny"]["sae"]["k"] == 4
+
+
+def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
+    text = "a|b <script> &amp; __x__ *y* `z` [l](m) a_b $1$"
+    save_table([make_run()], "table2", pd.DataFrame({"text": [text]}))
+    cell = (root / "figures" / "handmade" / "table2.md").read_text().splitlines()[-1]
+    assert cell.count("|") == 2 and html.unescape(cell.strip("| ")) == text
+    assert not set("<*`$") & set(cell) and "](" not in cell and "a_b" in cell
 
 
 def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chi2, chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -121,7 +121,6 @@ def test_every_context_of_a_level_is_as_likely_as_any_other(values):
     # drawn without replacement, so the statistic is smaller than chi-square's by (n - m) / (n - 1)
     n = weak.sum()
     statistic = chisquare(picked[weak]).statistic * (n - 1) / (n - 4)
-    from scipy.stats import chi2
     assert 0.001 < chi2.sf(statistic, n - 1) < 0.999
 
 
@@ -192,6 +191,11 @@ def test_what_is_not_known_is_none(index):
     assert [page[name] for name in ("twin", "twin_cosine", "random_frequency", "fake", "shared")] == [None] * 5
     assert page["dead"] and page["contexts"] == [] and set(page["explanations"]) == {"VocabProj"}
     assert len(index.find(shared=False)) == len(index.find(fake=True)) == 0
+
+
+def test_without_pruning(tmp_path, lm, sae, many_rows):
+    index = build_index(tmp_path / "index", lm, sae, many_rows, KEPT, pruned=0)
+    assert set(index.explanations().method) == {"MaxAct", "VocabProj", "MutInfo"}
 
 
 def test_a_token_finds_the_latents_it_explains(index):

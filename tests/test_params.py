@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import yaml
-from conftest import SEED_DEPENDENCE, VALUES
+from conftest import FEATURES, SEED_DEPENDENCE, VALUES
 
 from faithful_sae.params import LISTED, load_params, load_profile
 from faithful_sae.provenance import ROOT
@@ -38,6 +38,10 @@ def test_a_whole_number_will_do_for_a_float(make_run):
 
 def seeds(**changes):
     return {"seed_dependence": SEED_DEPENDENCE | changes}
+
+
+def features(**changes):
+    return {"features": FEATURES | changes}
 
 
 # each: what is changed, and words the message must have
@@ -120,6 +124,17 @@ WRONG = {
     "missing test file": ({"probing.tasks.parity.test": "gone.jsonl"}, "probing.tasks.parity.test = 'gone.jsonl'"),
     "task without test": ({"probing.tasks.parity.test": None}, "probing.tasks.parity.test is missing"),
     "task without labels": ({"probing.tasks.parity.label_key": None}, "probing.tasks.parity.label_key is missing"),
+    "features without SAEs": (dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None) | features(), "features must be null where sae is"),
+    "missing section of features": ({"features": KeyError}, "missing key features"),
+    "features of SAEs on other text": (features(corpus="tex"), "features.corpus = 'tex' is not in sae.train_on", "faithful, text"),
+    "features of a seed that is not trained": (features(seeds=[42, 3]), "features.seeds holds 3", "sae.seeds (42, 49)"),
+    "features of no seed": (features(seeds=[]), "features.seeds must hold at least one"),
+    "features of a seed twice": (features(seeds=[42, 42]), "features.seeds must hold", "none twice"),
+    "features of less than a row": (features(tokens=11), "features.tokens = 11", "sequence_length = 12"),
+    "no contexts": (features(top=0), "features.top = 0 must be above 0"),
+    "a dose of nothing": (features(doses=[0, 1]), "features.doses must hold", "(0 is added)"),
+    "no doses": (features(doses=[]), "features.doses must hold at least one"),
+    "negative seed of features": (features(seed=-1), "features.seed = -1"),
     "missing seed section": ({"seed_dependence": KeyError}, "missing key seed_dependence"),
     "misspelt seed key": (seeds(layer=[0]), "unknown key seed_dependence.layer", "did you mean seed_dependence.layers?"),
     "seeds on an unknown corpus": (seeds(corpus="tex"), "seed_dependence.corpus = 'tex'", "faithful, text"),
@@ -244,13 +259,14 @@ def test_every_parameter_file_of_the_repository_loads():
 # --- what a notebook depends on -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("key, value, stages", [
-    ("sfr.threshold", 0.6, {"03_sfr", "07_paper", "08_seed_dependence"}), ("ffr.frequency", 0.2, {"04_ffr", "07_paper"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
+    ("sfr.threshold", 0.6, {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
+    ("ffr.frequency", 0.2, {"04_ffr", "07_paper", "09_explore_features"}), ("features.top", 5, {"09_explore_features"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
     ("fidelity.rows", 9, {"05_fidelity_matrix"}), ("generate.seed", 9, {"01_generate_faithful"}),
-    ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}), ("sae.seeds", [1, 2], {"02_train_sae", "07_paper"}),
+    ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}), ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper"}),
     ("sfr.dead_below", 0.1, {"03_sfr", "07_paper"}), ("seed_dependence.k", [3], {"08_seed_dependence"}),
-    ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper", "08_seed_dependence"})])
+    ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper", "08_seed_dependence", "09_explore_features"})])
 def test_a_changed_value_reaches_the_notebooks_that_use_it(make_run, key, value, stages):
-    before, after = make_run(seeds()), make_run(seeds() | {key: value})
+    before, after = make_run(seeds() | features()), make_run(seeds() | features() | {key: value})
     changed = {s for s in STAGE_KEYS if stage_settings(before, s) != stage_settings(after, s)}
     assert changed == stages
 

@@ -105,6 +105,6 @@ def test_a_dry_run_needs_neither_network_nor_gpu():
                              "--cores", "8", "--config", "profile=paper", "--dry-run", "--quiet", "rules"], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     counts = dict(line.split() for line in result.stdout.split("Job stats:")[1].splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
-    assert counts == {"01_generate_faithful": "8", "07_paper": "1", "all": "1", "total": "45",
-                      **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing"), "7")}
+    assert counts == {"01_generate_faithful": "8", "07_paper": "1", "all": "1", "total": "52",
+                      **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing", "09_explore_features"), "7")}
     assert not (ROOT / "artifacts" / "paper" / "hub.json").exists()

@@ -4,7 +4,7 @@ Files go to figures/<profile>/, each with its provenance beside it. Everything w
 """
 
 import dataclasses
-import html
+import re
 
 import matplotlib
 import pandas as pd
@@ -41,16 +41,19 @@ def save_table(runs, exhibit_id, table, digits=4):
     write_csv(folder / f"{stem}.csv", table)
     rounded = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v))
     rounded.columns = [str(c).replace("_", " ") for c in table.columns]
-    # a cell may hold text of a corpus: what Markdown or HTML would take for its own stays text
-    escaped = rounded.map(lambda text: html.escape(text, quote=False).replace("|", "&#124;"))
     with atomic_path(folder / f"{stem}.md") as tmp:
-        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{escaped.to_markdown(index=False, disable_numparse=True)}\n",
+        tmp.write_text(f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{rounded.map(_literal).to_markdown(index=False, disable_numparse=True)}\n",
                        encoding="utf-8")
     with atomic_path(folder / f"{stem}.tex") as tmp:
         tmp.write_text(rounded.to_latex(index=False, escape=True, caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
                                         label=f"tab:{stem}"), encoding="utf-8")
     _provenance(runs, stem)
     return table
+
+
+def _literal(text):
+    """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is written as an entity. a_b may stay."""
+    return re.sub(r"[<|*`~$]|&(?=#?\w+;)|\((?<=\]\()|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", text)
 
 
 def save_figure(runs, exhibit_id, data, draw):

@@ -67,7 +67,7 @@ def prune(lm, sae, latents, contexts, activations, batch_rows=256):
         (lengths int [n], values float32 [n]): tokens of the end, 0 where not even the whole context keeps half, and its activation.
     """
     latents, activations = np.asarray(latents), np.asarray(activations, np.float32)
-    lengths, values, available = np.zeros(len(latents), int), np.zeros(len(latents), np.float32), np.array([len(c) for c in contexts])
+    lengths, values, available = np.zeros(len(latents), int), np.zeros(len(latents), np.float32), np.array([len(c) for c in contexts], int)
     for length in range(1, available.max(initial=0) + 1):
         pending = np.flatnonzero((lengths == 0) & (available >= length))
         for chunk in (pending[i:i + batch_rows] for i in range(0, len(pending), batch_rows)):

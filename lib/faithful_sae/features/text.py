@@ -37,9 +37,10 @@ def features_of_text(lm, sae, text) -> pd.DataFrame:
     """
     if sae.d_model != lm.d_model:
         raise FeatureError(f"the SAE takes activations of width {sae.d_model}, but the model's are {lm.d_model} wide")
-    ids, vocabulary = text_ids(lm, text), display_strings(lm.tokenizer)
+    ids = text_ids(lm, text)
+    tokens = display_strings(lm.tokenizer, ids[0, 1:].tolist())
     values, latents = (t.cpu().numpy() for t in sae.encode_topk(lm.activations(ids)[0, 1:]))
     positions, slots = np.nonzero(values > 0)
-    table = pd.DataFrame({"position": positions, "token": [vocabulary[ids[0, 1 + p]] for p in positions],
+    table = pd.DataFrame({"position": positions, "token": [tokens[p] for p in positions],
                           "latent": latents[positions, slots], "activation": values[positions, slots]})
     return table.sort_values(["position", "activation", "latent"], ascending=[True, False, True], ignore_index=True)

@@ -4,15 +4,16 @@ import json
 import re
 
 
-def display_strings(tokenizer) -> list[str]:
-    """One string per id, 0 to len(tokenizer) - 1.
+def display_strings(tokenizer, ids=None) -> list[str]:
+    """One string per id, of those given or of all, 0 to len(tokenizer) - 1.
 
     Byte-level pieces (GPT-2, GPT-NeoX, Llama 3) are decoded; where a token is only a part of a character, each byte that is no text
     of its own is written <0xNN>, as SentencePiece does. SentencePiece's (Llama 2, Gemma) have blanks for its marks. Special
     tokens, and the pieces of other tokenizers, are as they are written in the vocabulary. An id without a piece is "".
     """
-    kind = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    decoder = tokenizer.backend_tokenizer.decoder
+    kind = json.dumps(json.loads(decoder.__getstate__())) if decoder else ""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))) if ids is None else ids)
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     show = _from_bytes if "ByteLevel" in kind else _from_sentencepiece if "ByteFallback" in kind or "\\u2581" in kind else str
     return ["" if piece is None else piece if piece in added else show(piece) for piece in pieces]

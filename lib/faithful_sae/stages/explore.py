@@ -37,7 +37,7 @@ def index_features(run, saes, lm) -> dict:
         kept = {name: getattr(f, name) for name in ("top", "samples", "strata", "left", "right", "seed")}
         shown = {name: getattr(f, name) for name in ("listed", "pruned", "batch_rows")}
         key = digest([tokens.key, len(rows), model_key(run), weights, run.layer, run.threads, run.device, run.sae.include_bos, kept, shown, other,
-                      run.label, random.tolist(), twin.tolist(), cosine.tolist(), plain(run.ffr), run.sfr.threshold, code_hash("features/build")])
+                      run.label, random.tolist(), twin.tolist(), cosine.tolist(), plain(run.ffr), run.sfr.threshold, code_hash("features/build", "models", "sae")])
         indexes[seed] = build_index(
             run.artifacts / "features" / f.corpus / f"seed{seed}", lm, saes[f.corpus, seed], rows, Kept(**kept),
             about={"label": run.label, "run": run.name, "profile": run.profile, "corpus": f.corpus, "seed": seed, "other_seed": other},
