@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 ROWS = 128        # features of the list read at a time
 DENSE = 0.1       # fires on more than this share of the corpus' tokens
@@ -58,7 +57,7 @@ def set_rows(index, chunk) -> dict:
         raise IndexError(f"no chunk {chunk}: {index.meta['d_sae']} latents are in chunks of {ROWS}")
     part = index.latents.iloc[start:stop]
     columns = {name: [shorten(value) for value in part[name].tolist()] for name in ("frequency", "mean", "max", "random_frequency", "twin_cosine")}
-    return columns | {"flags": [flags(row) for row in part.to_dict("records")], "words": _words(index, start, stop)}
+    return columns | {"flags": [flags(row) for row in part.to_dict("records")], "words": _words(index)[start:stop]}
 
 
 def set_page(index, latent) -> dict:
@@ -92,15 +91,17 @@ def shorten(value):
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def _words(index, start, stop):
+@functools.lru_cache(maxsize=2)   # an index and its other seed; reading the file for every chunk takes longer than reading it once
+def _words(index) -> list[str]:
     """For each latent its different readings, a line each: the first of every method before the second of any, whole contexts last."""
-    table = pq.read_table(index.folder / "explanations.parquet", columns=["latent", "method", "rank", "text"],
-                          filters=[("latent", ">=", start), ("latent", "<", stop)]).to_pandas()
+    table = index.explanations()
+    table = table[(table.method != "MaxAct") | (table["rank"] == 0)]
     place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
-    whole = table.method == "MaxAct"
-    table = table.assign(place=place, whole=whole)[~whole | (table["rank"] == 0)]
-    texts = table.sort_values(["latent", "whole", "rank", "place"], kind="stable").groupby("latent").text.agg(list)
-    return ["\n".join(dict.fromkeys(re.sub(r"[\r\n]", "⏎", text) for text in texts.get(latent, ()))) for latent in range(start, stop)]
+    order = np.lexsort((place, table["rank"], table.method == "MaxAct", table.latent))
+    words = [{} for _ in range(index.meta["d_sae"])]   # in the order of their first time
+    for latent, text in zip(table.latent.to_numpy()[order].tolist(), table.text.to_numpy()[order].tolist()):
+        words[latent][re.sub(r"[\r\n]", "⏎", text)] = None
+    return ["\n".join(texts) for texts in words]
 
 
 @functools.cache

@@ -26,7 +26,7 @@ SAMPLE = 32       # pages that say how large they are
 
 
 def write_explorer(folder, indices):
-    """Write the page for some indices (FeatureIndex), in their order; one page of features is in memory at a time.
+    """Write the page for some indices (FeatureIndex), in their order. In memory: the list of one set, and one page.
 
     Raises:
         ValueError: no index, or two of one run, corpus and seed.
