@@ -151,6 +151,8 @@ def test_deep_links(browser, folder):
         assert page.locator(".fx-row[aria-selected=true] .fx-latent").text_content() == "177"
         page.evaluate("location.hash = '#/neox/faithful/seed49/12'")
         heading(page, "Feature 12 seed 49")
+        page.evaluate("location.hash = '#/neox/faithful/seed49/200'; dispatchEvent(new Event('hashchange'))")   # asked twice, shown
+        heading(page, "Feature 200 ")
         for wrong in ("#/neox/faithful/seed49/9999", "#/neox/nothing/seed1/0"):
             page.evaluate("hash => { location.hash = hash }", wrong)
             page.get_by_text("There is no").wait_for()

@@ -2,7 +2,7 @@
 // went(key, latent) (told where one is), keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
 
 function mountExplorer(root, source) {
-  let meta, latent = -1, version = 0;
+  let meta, latent = -1, version = 0, showing = 0;   // the last go and the last show: an answer to an earlier one comes too late
   const ask = source.ask, keys = source.keys || root;
   const status = h("p", { class: "fx-status", role: "alert", hidden: true });
   const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
@@ -74,12 +74,12 @@ function mountExplorer(root, source) {
   async function show(which, focus = false, quiet = false) {
     say("");
     if (which === latent) { if (focus) focusDetail(); return; }
-    const mine = ++version, set = meta;
+    const mine = ++showing, set = meta;
     latent = which;
     detail.setAttribute("aria-busy", "true");
     try {
       const page = await ask(`${set.key}/page/${which}`);
-      if (mine !== version) return;
+      if (mine !== showing) return;
       const beside = h("div", { class: "fx-beside" });
       detail.replaceChildren(featureCard(page, set, {
         heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)) }), beside);
@@ -88,8 +88,8 @@ function mountExplorer(root, source) {
       reader.colour(which);
       if (focus) focusDetail();
       beside.append(await twinCard(page, set));
-    } catch (error) { if (mine === version) { detail.replaceChildren(); say(error.message); } }
-    finally { if (mine === version) detail.removeAttribute("aria-busy"); }
+    } catch (error) { if (mine === showing) { detail.replaceChildren(); say(error.message); } }
+    finally { if (mine === showing) detail.removeAttribute("aria-busy"); }
   }
 
   const focusDetail = () => detail.querySelector("h2")?.focus();

@@ -40,6 +40,5 @@ fetchData("index").then((sets) => {
   } });
   const arrive = () => { const { key, latent } = place() || { key: sets[0].key, latent: 0 }; return explorer.go(key, latent, true); };
   addEventListener("hashchange", arrive);
-  addEventListener("popstate", arrive);
   return arrive();
 }).catch((error) => { document.getElementById("explorer").textContent = error.message; });
