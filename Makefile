@@ -5,6 +5,7 @@ VENV    := $(ROOT)/.venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.stamp
 PEERS   := $(ROOT)/.venv-peers
+BROWSER := $(ROOT)/.venv-browser
 PROFILE ?= laptop
 PROBE   ?=
 # a folder of parameter files of one's own, relative to where make is called
@@ -27,7 +28,7 @@ SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --pr
 	--config profile="$(CHOSEN)" engine="$(ENGINE)" $(if $(MODELS),models="$(MODELS)") $(if $(WORKERS),workers=$(WORKERS))
 TABLES  = $(SNAKEMAKE) tables=true --quiet rules host reason progress --force 07_paper
 
-.PHONY: help paper tables stop check publish test test-slurm test-interop bench lab sync dry report clean
+.PHONY: help paper tables explorer stop check publish test test-slurm test-interop test-browser bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
@@ -51,6 +52,9 @@ check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk 
 publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
 	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
+explorer: $(STAMP)  ## write the features of a profile as a page to open in a browser (after notebook 09)
+	@$(PY) -m faithful_sae.explorer.page "$(CHOSEN)"
+
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
@@ -60,6 +64,9 @@ test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of othe
 
 test-slurm: $(STAMP)  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
 	@cd $(ROOT) && $(PY) -m pytest tests/slurm/smoke.py
+
+test-browser: $(BROWSER)/.stamp  ## the explorer in a real browser: page and notebook (needs chromium)
+	@cd $(ROOT) && PYTHONPATH="$(BROWSER):$$PYTHONPATH" $(PY) -m pytest tests/browser
 
 bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd $(ROOT) && $(PEERS)/bin/python tests/benchmarks/matching.py
@@ -94,6 +101,11 @@ $(STAMP): $(ROOT)/environment.yml $(ROOT)/lib/pyproject.toml
 	@cd $(ROOT) && grep '^torch==' $(VENV)/requirements.txt | xargs $(PY) -m pip install --quiet --disable-pip-version-check
 	@cd $(ROOT) && $(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	@$(PY) -m pip check
+	@touch $@
+
+# The browser's driver alone: it is put beside .venv, not into it.
+$(BROWSER)/.stamp: $(STAMP) $(ROOT)/tests/browser/requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER) -r $(ROOT)/tests/browser/requirements.txt
 	@touch $@
 
 # The same pins and, beside them, other trainers' libraries: what is measured there is what runs here.

@@ -148,6 +148,16 @@ verdicts = save_table(runs, "claims", claims(runs))
 verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 # %% [markdown]
+# ## Features to look at
+# Orphans (no match in the other seed) and fake features (that fire on random tokens) of every SAE that notebook 09 made an index
+# of, those that fire most first. `make explorer` writes the page that the numbers link to.
+
+# %%
+from faithful_sae.explorer.links import feature_links
+
+feature_links(profile)
+
+# %% [markdown]
 # ## Check
 # Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own), but for
 # notebooks that are named as missing; and a model that is measured stands in the tables, one that is not does not.

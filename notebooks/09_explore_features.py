@@ -29,6 +29,7 @@ from IPython.display import Image
 
 from faithful_sae import feature_plots
 from faithful_sae.exhibits import save_figure, save_table
+from faithful_sae.explorer.widget import Explorer
 from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text
 from faithful_sae.stages import explore
@@ -67,9 +68,15 @@ index.latents.groupby(["shared", "fake", "dead"]).agg(latents=("latent", "count"
 
 # %% [markdown]
 # ## The explorer
+#
+#
+# Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin. `make explorer` writes the same as a page
+# to open without Jupyter. In code, `index.find` and `index.page` give what the explorer shows.
 
 # %%
-# The browser of features, `Explorer(...)`, goes into this cell.
+Explorer(index, indexes.get(index.meta["other_seed"]), lm, sae)
+
+# %%
 index.find(shared=True, dead=False, order="max", descending=True).drop(columns="histogram").head()
 
 # %% [markdown]

@@ -1,0 +1,49 @@
+"""07's way into the explorer: some orphan and some fake features of every model, each a link to its page."""
+
+import os
+from html import escape
+from urllib.parse import quote
+
+import pandas as pd
+
+from faithful_sae.explorer.data import set_key
+from faithful_sae.explorer.page import index_folders
+from faithful_sae.features.index import FeatureIndex
+from faithful_sae.params import load_profile
+
+SHOWN = 8   # features of a kind, in each set
+
+
+def feature_links(profile):
+    """The orphan and the fake features that fire most, for each model, corpus and seed with an index, as a table for display.
+
+    A number is a link to ../explorer/index.html, which stands beside the folder of the executed notebooks, once `make explorer` has
+    written it; until then, plain. A profile without an index gives a table without rows.
+
+    Args:
+        profile: as for load_profile. Returns: pandas Styler.
+    """
+    runs = load_profile(profile)
+    artifacts = runs[0].artifacts.parent
+    has_page = (artifacts / "explorer" / "index.html").is_file()
+    rows = [_row(FeatureIndex(folder), has_page) for folder in index_folders(artifacts, [run.name for run in runs])]
+    table = pd.DataFrame(rows, columns=["model", "corpus", "seed", "orphan", "", "fake", " "])
+    caption = "Features that fire most; in brackets, how many there are." if has_page else "Not yet links: run make explorer, then this notebook again."
+    return table.style.hide(axis="index").set_caption(caption if rows else "No index of features yet: notebook 09 makes it.")
+
+
+def _row(index, has_page):
+    latents, meta = index.latents, index.meta
+    found = [latents[latents.shared.map(lambda shared: shared is False)], latents[latents.fake.map(lambda fake: fake is True)]]
+    cells = [part for one in found for part in (_links(meta, one, has_page), f"({len(one)})")]
+    return [escape(str(meta[name])) for name in ("label", "corpus", "seed")] + cells
+
+
+def _links(meta, latents, has_page):
+    first = latents.nlargest(SHOWN, "frequency", keep="first").latent
+    return " ".join(f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' if has_page else str(latent) for latent in first)
+
+
+def feature_address(meta, latent) -> str:
+    """A feature's page, as seen from the folder of the executed notebooks of the profile."""
+    return os.path.join("..", "explorer", f"index.html#/{quote(set_key(meta))}/{latent}")

@@ -1,0 +1,109 @@
+// The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
+// went(key, latent) (told where one is), keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
+
+function mountExplorer(root, source) {
+  let meta, latent = -1, version = 0, showing = 0;   // the last go and the last show: an answer to an earlier one comes too late
+  const ask = source.ask, keys = source.keys || root;
+  const status = h("p", { class: "fx-status", role: "alert", hidden: true });
+  const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
+  const list = featureList({ read: (path) => ask(`${meta.key}/${path}`), open: (which, focus) => show(which, focus), status: say });
+  const detail = h("div", { class: "fx-detail", tabindex: -1 });
+  const choices = h("div", { class: "fx-choices" });
+  const facts = h("p", { class: "fx-facts" });
+  const values = h("button", { type: "button", class: "fx-chip", "aria-pressed": "false", title: "show every activation as a number (v)", onclick: () => toggleValues() }, "values");
+  const reader = textReader({ read: (text) => ask(`${meta.key}/text`, text), words: list.words, open: list.select });
+  root.classList.add("fx");
+  root.setAttribute("data-lm-suppress-shortcuts", "true");   // JupyterLab's one-letter commands stay out of it
+  root.replaceChildren(
+    h("header", { class: "fx-head" }, h("strong", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
+    facts, status, reader.root, h("div", { class: "fx-main" }, list.root, detail));
+  keys.addEventListener("keydown", onKey);
+
+  function onKey(event) {
+    event.stopPropagation();   // not a command of the notebook
+    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+    const action = { "/": list.focusSearch, t: () => detail.querySelector(".fx-follow")?.click(), v: toggleValues }[event.key];
+    if (action) { event.preventDefault(); action(); }
+  }
+
+  function toggleValues() {
+    values.setAttribute("aria-pressed", root.classList.toggle("fx-values"));
+  }
+
+  function drawChoices() {
+    const here = source.sets.find((set) => set.key === meta.key);
+    const pick = (name, label, fixed) => {
+      const all = source.sets.filter((set) => fixed.every((field) => set[field] === here[field]));
+      const options = [...new Map(all.map((set) => [set[name], set])).values()];
+      if (options.length === 1) return h("span", { class: "fx-only" }, `${label} `, h("b", {}, String(here[name === "run" ? "label" : name] ?? "–")));
+      return h("label", {}, h("span", {}, label), h("select", { onchange: (event) => { const set = options[event.target.selectedIndex]; go(nearest(set, here)); } },
+        options.map((set) => h("option", { selected: set[name] === here[name] }, name === "run" ? set.label : String(set[name])))));
+    };
+    choices.replaceChildren(pick("run", "model", []), pick("corpus", "corpus", ["run"]), pick("seed", "seed", ["run", "corpus"]));
+  }
+
+  // another model has perhaps not this corpus or seed: then the first it has
+  function nearest(set, here) {
+    const fits = (fields) => source.sets.find((s) => s.run === set.run && fields.every((field) => s[field] === (set.run === here.run && field === "corpus" ? set : here)[field]));
+    if (set.run === here.run && set.corpus === here.corpus) return set.key;
+    return (fits(["corpus", "seed"]) || fits(["corpus"]) || set).key;
+  }
+
+  // goes to a set, and in it to a feature; tells the host unless the host asked for it
+  async function go(key, which = 0, quiet = false) {
+    const mine = ++version;
+    try {
+      if (!source.sets.some((set) => set.key === key)) throw new Error(`There is no ${key} here: choose a model, corpus and seed above.`);
+      const found = meta?.key === key ? meta : await ask(`${key}/meta`);
+      if (mine !== version) return;
+      if (!(which >= 0 && which < found.d_sae)) throw new Error(`There is no feature ${which} in ${key}: it has 0 to ${found.d_sae - 1}.`);
+      if (found !== meta) {
+        meta = found; latent = -1;
+        drawChoices();
+        facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`,
+          meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
+        reader.clear();
+        reader.root.hidden = !meta.can_read;
+        await list.show(meta);
+      }
+      list.select(which, true);
+      await show(which, false, quiet);
+    } catch (error) { if (mine === version) { say(error.message); if (!meta && source.sets.length) go(source.sets[0].key, 0, true).then(() => say(error.message)); } }
+  }
+
+  async function show(which, focus = false, quiet = false) {
+    say("");
+    if (which === latent) { if (focus) focusDetail(); return; }
+    const mine = ++showing, set = meta;
+    latent = which;
+    detail.setAttribute("aria-busy", "true");
+    try {
+      const page = await ask(`${set.key}/page/${which}`);
+      if (mine !== showing) return;
+      const beside = h("div", { class: "fx-beside" });
+      detail.replaceChildren(featureCard(page, set, {
+        heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)) }), beside);
+      detail.scrollTop = 0;
+      if (!quiet) source.went?.(set.key, which);
+      reader.colour(which);
+      if (focus) focusDetail();
+      beside.append(await twinCard(page, set));
+    } catch (error) { if (mine === showing) { detail.replaceChildren(); say(error.message); } }
+    finally { if (mine === showing) detail.removeAttribute("aria-busy"); }
+  }
+
+  const focusDetail = () => detail.querySelector("h2")?.focus();
+
+  async function twinCard(page, set) {
+    const twinKey = set.twin_set;
+    if (page.twin == null) return h("p", { class: "fx-none" }, "No other seed was compared with this one.");
+    const words = `${page.shared ? "Twin" : "Best match, below the threshold"} in seed ${set.other_seed}`;
+    if (!source.sets.some((s) => s.key === twinKey)) return h("p", { class: "fx-none" }, `${words}: feature ${page.twin}, cosine ${number(page.twin_cosine)} (not part of this explorer).`);
+    const [twin, twinMeta] = await Promise.all([ask(`${twinKey}/page/${page.twin}`), ask(`${twinKey}/meta`)]);
+    return featureCard(twin, twinMeta, {
+      heading: h("h3", {}, `Feature ${twin.latent} `, h("small", {}, `${words}, cosine ${number(page.twin_cosine)}`)),
+      actions: [h("button", { type: "button", class: "fx-follow", title: "make it the feature shown (t)", onclick: () => go(twinKey, page.twin).then(focusDetail) }, "open twin")] });
+  }
+
+  return { go, destroy: () => { list.destroy(); keys.removeEventListener("keydown", onKey); } };
+}

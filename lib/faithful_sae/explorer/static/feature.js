@@ -1,0 +1,76 @@
+// One feature's page: numbers, histogram, readings side by side, contexts with coloured tokens.
+
+const METHODS = {   // MaxAct is the list of strongest contexts
+  PruningMaxAct: ["Shortest context", "shortest end of its strongest contexts that keeps half the activation (PruningMaxAct)"],
+  MutInfo: ["Input tokens", "tokens that say most about whether it fires (MutInfo, nats)"],
+  VocabProj: ["Output tokens", "tokens whose logits its decoder direction raises most (VocabProj)"],
+};
+
+function featureCard(page, meta, { heading, actions = [] }) {
+  return h("article", { class: "fx-card", "aria-label": `Feature ${page.latent}, seed ${meta.seed}` },
+    h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), actions),
+    numbers(page, meta), histogram(page, meta), readings(page), contexts(page));
+}
+
+const flagsOf = (page, meta) => [page.fake && "f", page.shared === false && "o", page.shared && "s", page.dead && "d",
+  page.frequency > meta.dense && "n"].filter(Boolean).join("");
+
+function numbers(page, meta) {
+  const fact = (name, value, why) => h("div", { title: why }, h("dt", {}, name), h("dd", {}, value));
+  return h("dl", { class: "fx-numbers" },
+    fact("fires on", percent(page.frequency), "share of the corpus' tokens on which it is active"),
+    fact("on random tokens", percent(page.random_frequency), "share of uniformly random tokens on which it is active"),
+    fact("mean", number(page.mean), "mean activation over the tokens on which it is active"),
+    fact("max", number(page.max), "strongest activation on the corpus"),
+    page.twin != null && fact(`match in seed ${meta.other_seed}`, `${page.twin}, cosine ${number(page.twin_cosine)}`, "the feature it is matched with, and the cosine of their decoder rows"));
+}
+
+function histogram(page, meta) {
+  const counts = page.histogram || [], edges = meta.histogram_edges || [], most = Math.max(...counts, 0);
+  if (!most) return null;
+  const WIDTH = 320, HEIGHT = 64, step = WIDTH / counts.length;
+  const height = (n) => (n ? Math.max(2, (Math.log1p(n) / Math.log1p(most)) * HEIGHT) : 0);
+  const range = (i) => (edges.length === counts.length + 1 ? `${number(edges[i])} to ${number(edges[i + 1])}` : `bin ${i + 1}`);
+  const mode = counts.indexOf(most), last = counts.findLastIndex((n) => n > 0);
+  const label = `Histogram of its activations: most often ${range(mode)} (${count(most)} tokens), up to ${range(last)}; heights are logarithmic`;
+  return h("figure", { class: "fx-histogram" },
+    svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, preserveAspectRatio: "none" },
+      counts.map((n, i) => svg("g", {}, svg("title", {}, `${range(i)}: ${count(n)} tokens`),
+        svg("rect", { class: "fx-hit", x: i * step, y: 0, width: step, height: HEIGHT }),
+        svg("rect", { class: "fx-bar", x: i * step + 0.5, y: HEIGHT - height(n), width: Math.max(step - 1, 0.5), height: height(n) })))),
+    h("figcaption", {}, h("span", {}, edges.length ? number(edges[0]) : ""), h("span", {}, "activation (tokens per bin, log height)"),
+      h("span", {}, edges.length ? number(edges[edges.length - 1]) : "")));
+}
+
+function readings(page) {
+  const methods = Object.entries(METHODS).filter(([method]) => page.explanations[method]?.length);
+  if (!methods.length) return null;
+  return h("div", { class: "fx-readings" }, methods.map(([method, [title, why]]) =>
+    h("section", {}, h("h4", { title: why }, title, " ", h("small", {}, method)), h("ul", {}, page.explanations[method].map(([text, value]) =>
+      h("li", {}, h("span", { class: "fx-word" }, visible(text, true)), h("span", { class: "fx-value" }, number(value))))))));
+}
+
+function contexts(page) {
+  const group = (title, list) => list.length && [h("h4", {}, title), h("ol", { class: "fx-contexts" }, list.map((context) => contextLine(context, page.max)))];
+  return h("div", {},
+    group(["Strongest contexts ", h("small", {}, "MaxAct")], page.contexts.filter((context) => context.kind === "top")),
+    group("Sampled contexts, from weak to strong", page.contexts.filter((context) => context.kind !== "top").sort((a, b) => a.activation - b.activation)),
+    !page.contexts.length && h("p", { class: "fx-none" }, "It fires nowhere in this corpus."));
+}
+
+function contextLine(context, strongest) {
+  const peak = Math.max(...context.activations);
+  return h("li", { class: "fx-context" },
+    h("span", { class: "fx-peak", title: "activation at the strongest token" }, number(context.activation)),
+    h("span", { class: "fx-tokens" }, tokenSpans(context.tokens, context.activations, strongest, peak)));
+}
+
+// colour, underline of the strongest and title say the same three times: none of them needs the other two
+function tokenSpans(tokens, activations, strongest, peak) {
+  return tokens.map((token, i) => {
+    const value = activations[i];
+    if (!value) return visible(token);
+    return h("span", { class: value === peak ? "fx-on fx-strongest" : "fx-on", title: number(value), "data-value": number(value),
+      "--heat": Math.min(1, 0.15 + (0.85 * value) / (strongest || value)).toFixed(3) }, visible(token));
+  });
+}

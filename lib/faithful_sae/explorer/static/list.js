@@ -1,0 +1,172 @@
+// The list of features: only the rows in sight exist. In the order of their numbers the rows are read as they come into sight;
+// to search, sort or filter, all of them are read first.
+
+const ROW = 44;        // pixels, as in explorer.css
+const SORTS = {
+  latent: "number", frequency: "frequency", max: "strongest activation", mean: "mean activation",
+  twin_cosine: "cosine to the twin", random_frequency: "frequency on random tokens",
+};
+
+function featureList({ read, open, status }) {
+  let meta, chunks, order, selected = -1, version = 0;
+  const chosen = new Set();
+
+  const search = h("input", { type: "search", class: "fx-search", placeholder: "Search: token, text or number", "aria-label": "Search features by token, text or number",
+    autocomplete: "off", spellcheck: "false", oninput: () => apply(120), onkeydown: searchKey });
+  const sort = h("select", { "aria-label": "Sort by", onchange: () => apply() },
+    Object.entries(SORTS).map(([value, name]) => h("option", { value }, name)));
+  const turn = h("button", { type: "button", class: "fx-turn", onclick: () => { setDown(!down()); apply(); } });
+  const setDown = (on) => { turn.dataset.down = on ? "1" : ""; turn.textContent = on ? "↓" : "↑"; turn.setAttribute("aria-label", on ? "highest first" : "lowest first"); turn.title = turn.getAttribute("aria-label"); };
+  const down = () => turn.dataset.down === "1";
+  const limit = (label) => h("input", { type: "number", min: 0, max: 100, step: "any", placeholder: label, "aria-label": `${label} frequency in percent of tokens`, oninput: () => apply(200) });
+  const least = limit("min"), most = limit("max");
+  const chips = Object.fromEntries(Object.entries(FLAGS).map(([flag, [name, why]]) => [flag,
+    h("button", { type: "button", class: `fx-chip fx-${name}`, title: why, "aria-pressed": "false", onclick: () => toggle(flag) })]));
+  const reset = h("button", { type: "button", class: "fx-link", hidden: true, onclick: () => { clear(); apply(); search.focus(); } }, "clear");
+  const total = h("span", { class: "fx-total", role: "status" });
+  const space = h("div", { class: "fx-space", role: "presentation" });
+  const box = h("div", { class: "fx-list", role: "listbox", tabindex: 0, "aria-label": "Features", onscroll: draw, onkeydown: key }, space);
+  const root = h("section", { class: "fx-side", "aria-label": "List of features" },
+    search,
+    h("div", { class: "fx-chips", role: "group", "aria-label": "Show only" }, Object.values(chips)),
+    h("div", { class: "fx-tools" },
+      h("label", {}, h("span", {}, "sort"), sort), turn,
+      h("span", { class: "fx-range", role: "group", "aria-label": "Frequency, percent of tokens" }, h("span", {}, "frequency %"), least, "–", most)),
+    h("div", { class: "fx-count" }, total, reset),
+    box);
+  const resized = new ResizeObserver(() => meta && draw());
+  resized.observe(box);
+  setDown(false);
+
+  const length = () => (order ? order.length : meta.d_sae);
+  const at = (place) => (order ? order[place] : place);
+  const placeOf = (latent) => (order ? order.indexOf(latent) : latent);
+  const chunkOf = (latent) => Math.floor(latent / meta.rows_per_chunk);
+
+  function load(chunk) {
+    chunks[chunk] ??= read(`rows/${chunk}`).then((rows) => { chunks[chunk].rows = rows; return rows; });
+    return chunks[chunk];
+  }
+
+  function row(latent) {
+    const rows = chunks[chunkOf(latent)]?.rows, i = latent % meta.rows_per_chunk;
+    return rows && { latent, words: rows.words[i], flags: rows.flags[i], frequency: rows.frequency[i], max: rows.max[i], mean: rows.mean[i],
+      twin_cosine: rows.twin_cosine[i], random_frequency: rows.random_frequency[i] };
+  }
+
+  function clear() {
+    search.value = least.value = most.value = "";
+    chosen.clear();
+    for (const chip of Object.values(chips)) chip.setAttribute("aria-pressed", "false");
+  }
+
+  function toggle(flag) {
+    chosen.has(flag) ? chosen.delete(flag) : chosen.add(flag);
+    chips[flag].setAttribute("aria-pressed", chosen.has(flag));
+    apply();
+  }
+
+  // `wait`: milliseconds, while somebody types
+  async function apply(wait = 0) {
+    const mine = ++version;
+    if (wait) await new Promise((done) => setTimeout(done, wait));
+    if (mine !== version) return;
+    const words = search.value.trim().toLowerCase(), narrowed = words || chosen.size || least.value || most.value;
+    reset.hidden = !narrowed;
+    if (!narrowed && sort.value === "latent" && !down()) order = null;
+    else {
+      try { if (!await loadAll(mine)) return; } catch (error) { status(error.message); return; }
+      order = matching(words);
+    }
+    box.scrollTop = Math.max(0, (placeOf(selected) - 2) * ROW);
+    total.textContent = length() === meta.d_sae ? `${count(meta.d_sae)} features` : `${count(length())} of ${count(meta.d_sae)} features`;
+    draw();
+  }
+
+  async function loadAll(mine) {
+    const n = chunkOf(meta.d_sae - 1) + 1;
+    let next = 0, done = 0;
+    const worker = async () => {
+      while (next < n && mine === version) {
+        await load(next++);
+        if (++done < n) total.textContent = `reading the list: ${Math.round((100 * done) / n)} %`;
+      }
+    };
+    await Promise.all(Array.from({ length: 6 }, worker));
+    return mine === version;
+  }
+
+  function matching(words) {
+    const low = (parseFloat(least.value) || 0) / 100, high = most.value === "" ? 1 : parseFloat(most.value) / 100;
+    const isNumber = /^#?\d+$/.test(words), by = sort.value, sign = down() ? -1 : 1, kept = [];
+    for (let latent = 0; latent < meta.d_sae; latent++) {
+      const r = row(latent);
+      if (r.frequency < low || r.frequency > high || [...chosen].some((flag) => !r.flags.includes(flag))) continue;
+      if (words && !(isNumber && `${latent}` === words.replace("#", "")) && !r.words.toLowerCase().includes(words)) continue;
+      kept.push([r[by], latent]);
+    }
+    // what has no value (a feature without a twin) comes last whichever way
+    kept.sort(([a, i], [b, j]) => (a == null) - (b == null) || sign * (a - b) || i - j);
+    return kept.map(([, latent]) => latent);
+  }
+
+  function draw() {
+    const n = length(), first = Math.max(0, Math.floor(box.scrollTop / ROW) - 6), last = Math.min(n, first + Math.ceil(box.clientHeight / ROW) + 12);
+    space.style.height = `${n * ROW}px`;
+    const shown = [];
+    for (let place = first; place < last; place++) {
+      const latent = at(place), r = row(latent);
+      if (!r) load(chunkOf(latent)).then(draw, (error) => status(error.message));
+      shown.push(h("div", { class: "fx-row", role: "option", id: `${box.id}-${latent}`, "aria-selected": latent === selected ? "true" : "false",
+        "aria-setsize": n, "aria-posinset": place + 1, "--place": place, onclick: () => { select(latent); box.focus({ preventScroll: true }); } },
+        h("span", { class: "fx-latent" }, String(latent)),
+        h("span", { class: "fx-words" }, r ? summary(r) : "…"),
+        h("span", { class: "fx-frequency", title: "share of tokens it fires on" }, r ? percent(r.frequency) : ""),
+        h("span", { class: "fx-flags" }, r ? badges(r.flags) : "")));
+    }
+    space.replaceChildren(...shown, ...(n ? [] : [h("p", { class: "fx-none" }, "No feature matches.")]));
+    box.setAttribute("aria-activedescendant", placeOf(selected) >= first && placeOf(selected) < last ? `${box.id}-${selected}` : "");
+  }
+
+  const summary = (r) => r.words.split("\n").slice(0, 5).map((word) => visible(word, true)).join(" · ") || "(no words)";
+
+  function select(latent, quiet = false) {
+    selected = latent;
+    const place = placeOf(latent);
+    if (place >= 0) {
+      if (place * ROW < box.scrollTop) box.scrollTop = place * ROW;
+      if ((place + 1) * ROW > box.scrollTop + box.clientHeight) box.scrollTop = (place + 1) * ROW - box.clientHeight;
+    }
+    draw();
+    if (!quiet) open(latent);
+  }
+
+  function move(place) {
+    if (length()) select(at(Math.min(Math.max(place, 0), length() - 1)));
+  }
+
+  function key(event) {
+    const page = Math.max(1, Math.floor(box.clientHeight / ROW) - 1), here = placeOf(selected);
+    const goal = { ArrowDown: here + 1, ArrowUp: here - 1, PageDown: here + page, PageUp: here - page, Home: 0, End: length() - 1 }[event.key];
+    if (goal !== undefined) { event.preventDefault(); move(goal); }
+    else if (event.key === "Enter") { event.preventDefault(); open(selected, true); }
+  }
+
+  function searchKey(event) {
+    if (event.key === "Escape") { search.value = ""; apply(); box.focus(); }
+    if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); box.focus(); if (event.key === "Enter") move(0); }
+  }
+
+  let named = 0;
+  return {
+    root, select, focusSearch: () => { search.focus(); search.select(); }, destroy: () => resized.disconnect(),
+    words: (latent) => load(chunkOf(latent)).then(() => summary(row(latent))),
+    show(newMeta) {
+      meta = newMeta; chunks = []; order = null; selected = -1;
+      box.id = `fx-${meta.key.replace(/[^\w]/g, "-")}-${++named}-${Math.random().toString(36).slice(2, 7)}`;
+      for (const [flag, chip] of Object.entries(chips)) chip.textContent = `${FLAGS[flag][0]} ${count(meta.counts[flag])}`;
+      box.scrollTop = 0;
+      return apply();
+    },
+  };
+}

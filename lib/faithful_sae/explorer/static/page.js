@@ -1,0 +1,44 @@
+// Host 1: a folder of files, from disk or a web server. Data are scripts, because a page opened from disk may load no other file.
+// The address says where one is: index.html#/<run>/<corpus>/seed<seed>/<feature>.
+
+const arrived = new Map(), awaited = new Map();
+
+function explorerData(name, value) {   // what each data file calls
+  arrived.set(name, value);
+}
+
+function fetchData(name) {
+  if (!awaited.has(name)) awaited.set(name, new Promise((resolve, reject) => {
+    const script = h("script", { src: `data/${name.split("/").map(encodeURIComponent).join("/")}.js` });
+    const end = (ok) => { script.remove(); ok && arrived.has(name) ? resolve(arrived.get(name)) : (awaited.delete(name), reject(new Error(`data/${name}.js could not be read: is the folder complete?`))); };
+    script.onload = () => end(true);
+    script.onerror = () => end(false);
+    document.head.append(script);
+  }));
+  return awaited.get(name);
+}
+
+async function ask(path) {
+  const parts = path.match(/^(.*)\/page\/(\d+)$/);
+  if (!parts) return fetchData(path);
+  const meta = await fetchData(`${parts[1]}/meta`), chunk = Math.floor(parts[2] / meta.pages_per_chunk);
+  return (await fetchData(`${parts[1]}/pages/${chunk}`))[parts[2] % meta.pages_per_chunk];
+}
+
+function place() {
+  const parts = location.hash.replace(/^#\/?/, "").split("/").map((part) => { try { return decodeURIComponent(part); } catch { return part; } });
+  return parts.length >= 3 ? { key: parts.slice(0, 3).join("/"), latent: Number(parts[3] || 0) } : null;
+}
+
+fetchData("index").then((sets) => {
+  const address = (key, latent) => `#/${[...key.split("/"), latent].map(encodeURIComponent).join("/")}`;
+  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, keys: document, went(key, latent) {
+    if (address(key, latent) === location.hash) return;
+    // browsing a list is one step back, another set is a step of its own
+    const same = place()?.key === key;
+    history[same ? "replaceState" : "pushState"](null, "", address(key, latent));
+  } });
+  const arrive = () => { const { key, latent } = place() || { key: sets[0].key, latent: 0 }; return explorer.go(key, latent, true); };
+  addEventListener("hashchange", arrive);
+  return arrive();
+}).catch((error) => { document.getElementById("explorer").textContent = error.message; });
