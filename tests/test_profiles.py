@@ -123,8 +123,8 @@ def dry_run(*config):
 def test_some_models_and_several_workers():
     """Pythia 1.4B's SAEs need the text of 2.8B; workers sample both texts, and 07 runs although six models are missing."""
     code, counts, _ = dry_run("models=pythia-1.4b", "workers=3")
-    assert code == 0 and counts == {"share_of_text": "6", "01_generate_faithful": "2", "train_corpus": "5", "07_paper": "1", "all": "1",
-                                    "total": "21",
+    assert code == 0 and counts == {"share_of_text": "6", "01_generate_faithful": "2", "train_corpus": "7", "07_paper": "1", "all": "1",
+                                    "total": "23",
                                     **dict.fromkeys(("02_train_sae", "03_sfr", "04_ffr", "05_fidelity_matrix", "06_probing", "09_explore_features"), "1")}
     code, _, said = dry_run("models=gpt3")
     assert code == 3 and "MODELS: 'gpt3' is not in" in said
