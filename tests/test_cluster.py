@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from faithful_sae import cluster, needs, pipeline
 from faithful_sae.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
 from faithful_sae.params import ParamsError
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import MODEL_STAGES, STAGE_KEYS
+from faithful_sae.schema import model_stages, STAGE_KEYS
 from faithful_sae.stages.language_model import model_shape
 
 
@@ -137,7 +138,7 @@ def test_what_a_job_asks_for(make_run):
     run = make_run({"hours": {"generate": 1.5, "train": 2.0, "measure": 0.01}})
     assert [minutes(run, stage) for stage in STAGE_KEYS] == [90, 120, 1, 1, 1, 1, 1, 120, 1]
     shape = model_shape(run)
-    for stage in MODEL_STAGES[:-1]:
+    for stage in model_stages(run):
         assert megabytes(run, stage) * 1_000_000 >= needs.needs(run, shape, stage).memory + cluster.SNAKEMAKE
     assert megabytes(run, "07_paper") == 1600
 
@@ -187,11 +188,15 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
         write_provenance(run.artifacts / "saes" / name / "provenance.json", key="k")
         marker.parent.mkdir(exist_ok=True)
         marker.write_text("hash")
+    rows = Path(pipeline.rows_file(run, "saes"))
+    rows.parent.mkdir()
+    rows.write_text("corpus\n")
     pipeline.take_possession([run])
-    assert all(marker.exists() for marker in markers.values())
+    assert all(marker.exists() for marker in (rows, *markers.values()))
     weights.write_bytes(b"who")
     pipeline.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
+    assert not rows.exists()   # without which Snakemake would have no use for a new mark
 
 
 def test_a_failed_job_shows_what_its_cell_said_and_its_log(tmp_path, capsys):

@@ -17,7 +17,7 @@ from test_hub import OLD, check
 
 from faithful_sae import hub, plots, tables
 from faithful_sae.exhibits import profile_note
-from faithful_sae.pipeline import hub_problems, problems, refuse, settings, stage_inputs
+from faithful_sae.pipeline import corpus_inputs, corpus_settings, hub_problems, problems, refuse, settings, stage_inputs
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.published import measure
 from faithful_sae.sae import SAEError, TopKSAE, load_sae
@@ -223,10 +223,13 @@ def test_another_file_or_another_measure_is_read_again_and_nothing_else(publishe
     assert stamp.stat().st_mtime_ns > after
 
 
-def test_the_files_are_inputs_of_02_alone_and_so_is_the_key(published, make_run):
+def test_the_files_are_inputs_of_their_corpus_alone_and_so_is_the_key(published, make_run):
     run = published()
     files = {str(file) for seed in run.sae.seeds for file in folder_of(run, seed).iterdir()}
-    assert len(files) == 4 and files <= set(stage_inputs(run, "02_train_sae")) and not files & set(stage_inputs(run, "03_sfr"))
+    name, = run.published
+    assert len(files) == 4 and files <= set(corpus_inputs(run, name)) and not files & set(stage_inputs(run, "03_sfr"))
+    for other in set(run.sae.train_on) - {name}:
+        assert not files & set(corpus_inputs(run, other)) and corpus_settings(run, other) != corpus_settings(run, name)
     other = make_run({"sae.train_on": ["text"]})
     assert settings(run, "02_train_sae") != settings(other, "02_train_sae") and settings(run, "03_sfr") == settings(other, "03_sfr")
 

@@ -269,8 +269,10 @@ def _model_problems(run, files, config, where):
 
 
 def _forget_damaged(run):
+    saes = {name: run.artifacts / "saes" / name for name in (run.sae.train_on if run.sae else ())}
     folders = {rows_file(run, "dataset"): [run.artifacts / "faithful"] + ([run.artifacts / "lm"] if run.embedded else [])}
-    folders |= {trained_file(run, name): [run.artifacts / "saes" / name] for name in (run.sae.train_on if run.sae else ())}
+    # of 02 too: Snakemake does not make again what only lies between things that are there
+    folders |= {trained_file(run, name): [folder] for name, folder in saes.items()} | {rows_file(run, "saes"): list(saes.values())}
     if run.seed_dependence:
         folders[rows_file(run, "seed_saes")] = [run.artifacts / "seed_saes" / f"layer{layer}" for layer in {run.layer, *run.seed_dependence.layers}]
     if run.features:
