@@ -69,7 +69,6 @@ index.latents.groupby(["shared", "fake", "dead"]).agg(latents=("latent", "count"
 # %% [markdown]
 # ## The explorer
 #
-#
 # Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin. `make explorer` writes the same as a page
 # to open without Jupyter. In code, `index.find` and `index.page` give what the explorer shows.
 
@@ -106,7 +105,7 @@ page["explanations"]
 # into parts of one size, and the middle one of each part is shown. The token where a context is strongest stands in brackets.
 
 # %%
-save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(precision=2)
+save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(precision=2, escape="html")
 
 # %% [markdown]
 # ## How strongly do they fire?
@@ -166,6 +165,6 @@ fires.groupby("position").head(3).head(12).round(3)
 # %%
 counted = index.latents.histogram.map(sum)
 agrees = explore.twins_agree(indexes, run)
-print(f"active latents per token: {index.latents.frequency.sum():.3f} (k = {run.sae.k}); shared: {index.latents.shared.mean():.3f}")
-assert (counted == (index.latents.frequency * index.meta["tokens"]).round()).all() and index.latents.frequency.sum() <= run.sae.k + 1e-9
+print(f"active latents per token: {index.latents.frequency.sum():.3f} (k = {sae.k}); shared: {index.latents.shared.mean():.3f}")
+assert (counted == (index.latents.frequency * index.meta["tokens"]).round()).all() and index.latents.frequency.sum() <= (sae.k or sae.d_sae) + 1e-9
 assert agrees and (response[response.dose == 0].kl == 0).all()

@@ -114,6 +114,7 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
 def card(monkeypatch):
     """A GPU of 1 GB, as far as this check sees."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=10 ** 9))
 
 
@@ -122,6 +123,11 @@ def test_a_card_that_is_too_small_for_some_stages(make_run, card):
     line, = check(run.file.parent, False, lambda line: None)
     need = needs(run, module._sizes(run)[0], "01_generate_faithful").device_memory
     assert f"01_generate_faithful needs {need / 1e9:.1f} GB of GPU memory, and there are 1.0 GB: lower generate.batch_rows" in line
+
+
+def test_more_gpus_than_there_are(make_run, card):
+    line, = check(make_run({"device": "cuda", "gpus": 2, "corpora.text.text_key": "text"}).file.parent, False, lambda line: None)
+    assert "gpus = 2, and there are 1 here" in line
 
 
 def test_what_is_there_and_current_needs_no_disk(make_run):

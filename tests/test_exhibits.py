@@ -165,7 +165,7 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
     (root / "figures" / "handmade" / "fidelity_l2_a.pdf").unlink()
     runs[0] = dataclasses.replace(runs[0], probing=dataclasses.replace(runs[0].probing, max_iter=7))
     csv, markdown, record = written()
-    command = f"make paper PARAMS={runs[0].file.parent} MODELS="
+    command = f"make paper PARAMS={runs[0].file.parent.name} MODELS="
     assert record["missing"] == [{"model": f"Model {n}", "notebook": stage, "why": why, "command": command + n} for n, stage, why in (
         ("a", "05_fidelity_matrix", "not finished"), ("a", "06_probing", "made with other parameters"), ("b", "04_ffr", "not made"))]
     assert "Not complete: table `missing` names 3 of its notebooks" in markdown and "a/probing.csv" not in record["inputs"] and "b/probing.csv" in record["inputs"]

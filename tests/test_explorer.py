@@ -1,5 +1,6 @@
 """The explorer without a browser: what it writes and answers is what the index holds, and nothing of a corpus becomes markup."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -18,8 +19,10 @@ from faithful_sae.explorer.page import json_script, write_explorer
 from faithful_sae.explorer.widget import Explorer
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.features.text import features_of_text, text_ids
+from faithful_sae.params import load_profile
 from faithful_sae.provenance import file_hash
 from faithful_sae.sae import TopKSAE
+from faithful_sae.stages.rows import write_rows
 
 KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
 
@@ -245,16 +248,22 @@ def test_what_does_not_belong_together_is_refused(indices, lm):
 
 # --- links from 07 --------------------------------------------------------------------------------------------------------------
 
-def test_links_lead_to_features_and_only_where_the_page_is(tmp_path, monkeypatch):
+def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr("faithful_sae.schema.ROOT", tmp_path)
+    run, = load_profile("smoke")
+    monkeypatch.setattr("faithful_sae.explorer.links.load_profile", lambda _: [run])
+    run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="faithful", seeds=(42,)))
     assert "No index" in feature_links("smoke").to_html()
-    artifacts = tmp_path / "artifacts" / "smoke"
-    index = FeatureIndex(write_index(artifacts))
-    assert "<a" not in feature_links("smoke").to_html() and "make explorer" in feature_links("smoke").to_html()
-    write_explorer(artifacts / "explorer", [index])
+    index = FeatureIndex(write_index(run.artifacts.parent))
+    assert "No index" in feature_links("smoke").to_html(), "no rows of 09 say what it was made with"
+    write_rows(run, "features", index.latents[["latent"]])
     html = feature_links("smoke").to_html()
     linked = [int(latent) for latent in re.findall(r'<a href="../explorer/index.html#/neox/faithful/seed42/(\d+)">', html)]
     assert len(linked) == 16 and all(index.latents.shared[i] == False for i in linked[:8]) and all(index.latents.fake[linked[8:]])  # noqa: E712
-    assert "(32)" in html and "(12)" in html
+    assert "(32)" in html and "(12)" in html and "make explorer" in html
+    (index.folder / "latents.parquet").write_bytes(b"damaged")
+    assert "Left out" in feature_links("smoke").to_html() and "<a" not in feature_links("smoke").to_html()
+    run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="library"))
+    assert "No index" in feature_links("smoke").to_html(), "of another corpus than the parameters'"
     assert feature_address(index.meta | {"corpus": "a b"}, 3) == "../explorer/index.html#/neox/a%20b/seed42/3"

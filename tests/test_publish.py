@@ -106,13 +106,12 @@ def test_the_cards_say_what_was_measured_and_the_papers_beside_it(make_made):
 
 def test_results_of_other_saes_are_left_out(made, capsys):
     rows = made.artifacts / "rows"
-    before = (rows / "saes.csv").stat().st_mtime
-    os.utime(rows / "ffr.csv", (before - 10, before - 10))
+    (rows / "ffr.json").write_text('{"made_with": "another threshold"}')
     (rows / "fidelity.csv").unlink()
     _, saes = publish(made.file.parent)
     assert [file.name for file in (saes.folder / "results").iterdir()] == ["sfr.csv"] and "FFR" not in card_of(saes).text
     said = capsys.readouterr().out
-    assert "note: tiny: no results of 04_ffr" in said and "05_fidelity_matrix" in said and "nothing was uploaded" in said
+    assert "results of 04_ffr are made with other parameters" in said and "results of 05_fidelity_matrix are not made" in said and "nothing was uploaded" in said
     assert f"model {NAMESPACE}/handmade-tiny-saes" in said and "faithful/seed42/  3 files" in said
 
 

@@ -146,9 +146,8 @@ def test_who_waits_for_workers(make_run):
 
 # --- GPUs of one's own ---------------------------------------------------------------------------------------------------------------
 
-def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path):
+def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
     def visible(n):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
@@ -156,18 +155,20 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path):
         return os.environ["CUDA_VISIBLE_DEVICES"], held
     (first, held), (second, others) = visible(2), visible(1)
     assert (first, second) == ("2,5", "7")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "2,5,7", "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-m", "faithful_sae.gpus", "2", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"], env=environment,
-                               stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "2,5,7", "TMPDIR": str(tmp_path), "FAITHFUL_SAE_GPUS": "own"}
+    file = make_run({"device": "cuda", "gpus": 2}).file
+    command = [sys.executable, "-m", "faithful_sae.gpus", str(file), "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1.5)   # for two
+        process.wait(5)   # for two
     others["7"].close(), held["5"].close()
     assert process.communicate(timeout=60)[0] == "5,7\n"
     with pytest.raises(SystemExit, match="gpus: 4 were asked for, and there are 3 here"):
         visible(4)
     assert visible(0) == ("2,5,7", None), "nothing is taken, nothing is hidden"
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert visible(1) == ("2,5,7", None), "the cluster has chosen"
+    del environment["FAITHFUL_SAE_GPUS"]
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert alone.stdout == "2,5,7\n", "a cluster has chosen"
 
 
 def test_more_gpus_make_room_and_no_other_key(make_run):

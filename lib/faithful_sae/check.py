@@ -120,6 +120,8 @@ def _device_problems(run, wanted):
         size = f" of {_gib(max(need.device_memory for need in wanted.values()))} GB or more" if wanted else ""
         yield f"{run.file}: device = 'cuda', and there is no GPU here that PyTorch can use: run it where there is one{size}, or write auto"
         return
+    if (there := torch.cuda.device_count()) < run.gpus:
+        yield f"{run.file}: gpus = {run.gpus}, and there are {there} here: take more, or lower gpus"
     for stage, need in wanted.items():
         if need.device_memory > card_memory():
             yield (f"{run.file}: {stage} needs {_size(need.device_memory)} of GPU memory, and there are {_size(card_memory())}: lower "
@@ -127,7 +129,7 @@ def _device_problems(run, wanted):
 
 
 def card_memory() -> int:
-    """Bytes of GPU memory that one run can use: those of the first card, since a model is on one."""
+    """Bytes of GPU memory that one run can use: those of the first card; `needs` are of the one that holds most."""
     return torch.cuda.get_device_properties(0).total_memory
 
 
@@ -156,7 +158,7 @@ def _there(run, stage):
             artefacts = [(run.artifacts / "faithful", is_current(run.artifacts / "faithful", faithful_key(run)))]
             artefacts += [(run.artifacts / "lm", is_current(run.artifacts / "lm", model_key(run)))] if run.embedded else []
         elif stage == "02_train_sae":
-            artefacts = [(run.artifacts / "saes" / name, corpus_is_trained(run, name)) for name in run.sae.train_on]
+            artefacts = [(run.artifacts / "saes" / name, corpus_is_trained(run, name)) for name in run.sae.train_on if name not in run.published]
         else:
             return 0
     except (hub.HubError, OSError):

@@ -39,7 +39,7 @@ def unmeasured(runs) -> pd.DataFrame:
     found = []
     for run in runs:
         folder, models = run.file.parent, f"MODELS={run.name}"
-        profile = f"PROFILE={run.profile}" if folder == ROOT / "params" / run.profile else f"PARAMS={folder}"
+        profile = f"PROFILE={run.profile}" if folder == ROOT / "params" / run.profile else f"PARAMS={folder.name}"   # as seen from where it lies: no path of this machine
         for stage in (stage for stage in model_stages(run) if stage in PAPER_STAGES):
             extra = (EMBEDDED_ROWS,) if run.embedded and stage == "01_generate_faithful" else ()
             why = {lacking(run, name) for name in (*ROWS[stage], *extra)} - {None}

@@ -1,7 +1,7 @@
-"""Give a command GPUs of its own: `python -m faithful_sae.gpus N COMMAND ...`
+"""Give a command GPUs of its own: `python -m faithful_sae.gpus PARAMS COMMAND ...`
 
 Snakemake counts the GPUs of a machine (`make paper GPUS=4`) and gives none a number, so that all notebooks would take the first. A
-cluster's scheduler does this itself. Nothing happens where N is 0.
+cluster's scheduler does this itself, and nothing happens then, or for a model that is on no GPU (PARAMS is its parameter file).
 """
 
 import fcntl
@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from faithful_sae.params import load_params
+
 
 def take(n, seconds=5.0):
     """Set CUDA_VISIBLE_DEVICES to n GPUs that no other command started in this way has; waits until there are. They are held as long as
@@ -19,7 +21,7 @@ def take(n, seconds=5.0):
     Raises:
         SystemExit: the machine has fewer than n.
     """
-    if n == 0 or "SLURM_JOB_ID" in os.environ:
+    if n == 0:
         return
     devices = _devices()
     if len(devices) < n:
@@ -58,5 +60,5 @@ def _hold(devices, n):
 
 
 if __name__ == "__main__":
-    HELD = take(int(sys.argv[1]))
+    HELD = take(load_params(sys.argv[1]).job_gpus) if os.environ.get("FAITHFUL_SAE_GPUS") == "own" else None
     os.execvp(sys.argv[2], sys.argv[2:])

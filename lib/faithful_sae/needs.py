@@ -149,6 +149,8 @@ def _memory(run, shape, stage):
     if stage == "02_train_sae":
         training = training_bytes(shape.d_model, [s.d_sae] * len(s.seeds), s.batch_tokens, s.buffer_tokens)
         saved = len(s.seeds) * 3 * sae_bytes(shape.d_model, s.d_sae)
+        if len(run.published) == len(s.train_on):   # read and measured, not trained
+            training, saved = len(s.seeds) * sae_bytes(shape.d_model, s.d_sae) + 3 * 4 * s.batch_tokens * s.d_sae, 0
         return weights(shape) + _group(run, shape) + training, _reading(run) + _saving(run, saved)
     if stage == "08_seed_dependence":
         d, layers = run.seed_dependence, study(run)
@@ -234,7 +236,8 @@ def disk(run, shape, stage) -> int:
     if stage == "02_train_sae":
         saes = [s.d_sae] * len(s.seeds)
         done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in saes)
-        return packed + len(s.train_on) * (done + kept) + training_disk(shape.d_model, saes) - done
+        trained = len(s.train_on) - len(run.published)
+        return packed + len(s.train_on) * done + trained * kept + (training_disk(shape.d_model, saes) - done if trained else 0)
     if stage == "08_seed_dependence":
         layers = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
         done = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in saes) for saes in layers]
@@ -273,7 +276,7 @@ def tokens(run, stage) -> int:
     s, e = run.sae, run.embedded
     if stage == "01_generate_faithful":
         return run.generate.tokens + (e.steps * e.batch_rows * e.context if e else 0)
-    return {"02_train_sae": lambda: len(s.train_on) * read(run, s.tokens),
+    return {"02_train_sae": lambda: (len(s.train_on) - len(run.published)) * read(run, s.tokens) + len(run.published) * (s.tokens // 10),
             "03_sfr": lambda: 0,
             "04_ffr": lambda: run.ffr.tokens,
             "05_fidelity_matrix": lambda: len(run.fidelity.corpora) * run.fidelity.rows * run.sequence_length,

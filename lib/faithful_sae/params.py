@@ -15,11 +15,12 @@ import yaml
 
 from faithful_sae.catalogue import paper_models
 from faithful_sae.hub import PARQUET
-from faithful_sae.provenance import ROOT
+from faithful_sae.provenance import ROOT, digest
 from faithful_sae.schema import (DOCUMENTATION_KINDS, DOCUMENTATION_TASKS, OPTIONAL, ROLES, SAE_SECTIONS, TASK_ROLES, ParamsError, Run,
-                                 plain)
+                                 plain, stage_corpora, stage_settings)
 
 LISTED = ROOT / "params" / "corpora.yaml"
+BEFORE = {"01_generate_faithful": (), "02_train_sae": ("01_generate_faithful",), "08_seed_dependence": ("01_generate_faithful",)}
 
 
 def load_params(path) -> Run:
@@ -84,6 +85,21 @@ def read_profile(folder) -> tuple[list[Run], list[str]]:
     if len({run.label for run in runs}) < len(runs):
         problems.append(f"{folder}: two files have one label ({', '.join(run.label for run in runs)}): tables tell models apart by it")
     return runs, problems
+
+
+def made_with(run, stage) -> str:
+    """Hash of the parameters that a stage's rows depend on: its own, those of the stages before it, and of the runs whose text it uses.
+
+    It is what rows carry and the workflow compares. The name under which a model is shown is not in it, and no code: `make paper`
+    compares both, and what is left of a run of weeks is still worth a look when a comment has changed.
+    """
+    def settings(run, stage):
+        return {key: value for key, value in stage_settings(run, stage).items() if key != "label"}
+
+    stages = (*BEFORE.get(stage, ("01_generate_faithful", "02_train_sae")), stage)
+    others = sorted({run.corpora[name].faithful for s in stages for name in stage_corpora(run, s)} - {None, "self"})
+    return digest([[settings(run, s) for s in stages],
+                   [settings(load_params(run.file.with_name(f"{name}.yaml")), "01_generate_faithful") for name in others]])
 
 
 def _read(file):

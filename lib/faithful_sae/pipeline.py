@@ -7,6 +7,7 @@ from pathlib import Path
 from faithful_sae import hub
 from faithful_sae.corpora import documentation_path, hub_source_problems, source_problems, write_documentation
 from faithful_sae.exhibits import notebook_exhibits, unmeasured
+from faithful_sae.params import made_with
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.schema import (EMBEDDED_ROWS, MODEL_STAGES, PAPER_STAGES, PROFILE_STAGE, ROWS, ParamsError, model_stages, stage_corpora,
                                  stage_settings)
@@ -71,7 +72,8 @@ def run_outputs(runs, wanted=MODEL_STAGES, some=None) -> list[str]:
 
 def paper_inputs(runs, some=None) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and figures are made of."""
-    return run_outputs(runs, PAPER_STAGES, some)
+    indices = [rows_file(run, "features") for run in some or runs if run.sae and run.features]   # 07 links to single features
+    return run_outputs(runs, PAPER_STAGES, some) + indices
 
 
 def profile_outputs(runs, some=None) -> list[str]:
@@ -137,14 +139,17 @@ def share_inputs(run, corpus=None) -> list[str]:
     return corpus_inputs(run, corpus) if corpus else stage_inputs(run, "01_generate_faithful")
 
 
-def gpus(run) -> int:
-    """How many GPUs a job of a run uses."""
-    return run.gpus if run.device == "cuda" else 0
+def share_settings(run, corpus=None) -> str:
+    """The parameters that a worker's share depends on, as text."""
+    return corpus_settings(run, corpus) if corpus else settings(run, "01_generate_faithful")
 
 
 def settings(run, stage) -> str:
-    """The parameters a notebook depends on, as text: Snakemake reruns the notebook when it changes."""
-    return json.dumps(stage_settings(run, stage), sort_keys=True)
+    """The parameters a notebook depends on, as text: Snakemake reruns the notebook when it changes.
+
+    Those of earlier notebooks are among them: Snakemake does not see that a file was made with other parameters if it is the same.
+    """
+    return json.dumps([stage_settings(run, stage), made_with(run, stage)], sort_keys=True)
 
 
 # --- documentation ------------------------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ class _Rates:
         """Of each corpus: the tokens read, and a step of every SAE for each batch."""
         s, run = self.run.sae, self.run
         n_tokens = needs.budget(run, s.tokens)
-        steps = len(s.train_on) * len(s.seeds) * math.ceil(n_tokens / s.batch_tokens)
+        steps = (len(s.train_on) - len(run.published)) * len(s.seeds) * math.ceil(n_tokens / s.batch_tokens)
         return needs.tokens(run, "02_train_sae") * self.read_token() + steps * self.sae_step(s.d_sae, s.k, n_tokens)
 
     def stage_04_ffr(self):

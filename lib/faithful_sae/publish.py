@@ -30,6 +30,7 @@ from faithful_sae.params import load_profile
 from faithful_sae.provenance import DiskFullError, MissingInputError, atomic_path, is_current, remove, require_space
 from faithful_sae.sae import SAEError
 from faithful_sae.schema import ParamsError
+from faithful_sae.stages.rows import lacking
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.token_rows import faithful_key
 
@@ -130,10 +131,9 @@ def _copy_sae(run, source, target):
 
 def _results(run, rows, notebook):
     """The csv file of a notebook's rows, if it is of these SAEs."""
-    file, made = run.artifacts / "rows" / f"{rows}.csv", run.artifacts / "rows" / "saes.csv"
-    if file.exists() and file.stat().st_mtime >= made.stat().st_mtime:
-        return file
-    print(f"note: {run.name}: no results of {notebook} for these SAEs, so that their card has none")
+    if not (why := lacking(run, rows)):
+        return run.artifacts / "rows" / f"{rows}.csv"
+    print(f"note: {run.name}: results of {notebook} are {why}, so that the card has none")
     return None
 
 

@@ -265,6 +265,11 @@ class Run:
         return (self.sae.published if self.sae else None) or {}
 
     @property
+    def job_gpus(self) -> int:
+        """How many GPUs a job of this run uses."""
+        return self.gpus if self.device == "cuda" else 0
+
+    @property
     def tasks(self) -> dict[str, Task]:
         return self.probing.tasks if self.probing else {}
 
@@ -316,6 +321,8 @@ def stage_settings(run, stage) -> dict:
     """The part of a run's parameters that one notebook depends on, with only the corpora it reads."""
     keys = STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
     settings = run.settings(*keys)
+    if settings.get("sae"):
+        del settings["sae"]["cache_activations"]   # which changes no number
     if stage in ("01_generate_faithful", "02_train_sae", "05_fidelity_matrix", *OPTIONAL):
         settings["corpora"] = {name: plain(run.corpora[name]) for name in stage_corpora(run, stage)}
         if stage != "05_fidelity_matrix":  # whose titles name the roles

@@ -8,7 +8,7 @@ import pandas as pd
 
 from faithful_sae.explorer.data import set_key
 from faithful_sae.explorer.page import index_folders
-from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.params import load_profile
 
 SHOWN = 8   # features of a kind, in each set
@@ -17,31 +17,34 @@ SHOWN = 8   # features of a kind, in each set
 def feature_links(profile):
     """The orphan and the fake features that fire most, for each model, corpus and seed with an index, as a table for display.
 
-    A number is a link to ../explorer/index.html, which stands beside the folder of the executed notebooks, once `make explorer` has
-    written it; until then, plain. A profile without an index gives a table without rows.
+    A number is a link to ../explorer/index.html, which `make explorer` writes beside the folder of the executed notebooks. A profile
+    without an index gives a table without rows, and a damaged index is left out and named.
 
     Args:
         profile: as for load_profile. Returns: pandas Styler.
     """
     runs = load_profile(profile)
-    artifacts = runs[0].artifacts.parent
-    has_page = (artifacts / "explorer" / "index.html").is_file()
-    rows = [_row(FeatureIndex(folder), has_page) for folder in index_folders(artifacts, [run.name for run in runs])]
+    rows, notes = [], ["Features that fire most; in brackets, how many there are. `make explorer` writes the page that the numbers lead to."]
+    for folder in index_folders(runs):
+        try:
+            rows.append(_row(FeatureIndex(folder)))
+        except FeatureError as error:
+            notes.append(f"Left out: {error}.")
     table = pd.DataFrame(rows, columns=["model", "corpus", "seed", "orphan", "", "fake", " "])
-    caption = "Features that fire most; in brackets, how many there are." if has_page else "Not yet links: run make explorer, then this notebook again."
-    return table.style.hide(axis="index").set_caption(caption if rows else "No index of features yet: notebook 09 makes it.")
+    caption = " ".join(notes if rows else ["No index of features yet: notebook 09 makes it.", *notes[1:]])
+    return table.style.hide(axis="index").set_caption(escape(caption))
 
 
-def _row(index, has_page):
+def _row(index):
     latents, meta = index.latents, index.meta
     found = [latents[latents.shared.map(lambda shared: shared is False)], latents[latents.fake.map(lambda fake: fake is True)]]
-    cells = [part for one in found for part in (_links(meta, one, has_page), f"({len(one)})")]
+    cells = [part for one in found for part in (_links(meta, one), f"({len(one)})")]
     return [escape(str(meta[name])) for name in ("label", "corpus", "seed")] + cells
 
 
-def _links(meta, latents, has_page):
+def _links(meta, latents):
     first = latents.nlargest(SHOWN, "frequency", keep="first").latent
-    return " ".join(f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' if has_page else str(latent) for latent in first)
+    return " ".join(f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' for latent in first)
 
 
 def feature_address(meta, latent) -> str:

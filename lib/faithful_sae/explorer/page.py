@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from faithful_sae.explorer import data
 from faithful_sae.provenance import atomic_path
+from faithful_sae.stages.rows import lacking
 
 CHUNK = 40_000    # bytes of pages read to show one
 SAMPLE = 32       # pages that say how large they are
@@ -69,10 +70,10 @@ def _write(folder, name, text):
     path.write_text(f"explorerData({json_script(name)},{text});\n", encoding="ascii")
 
 
-def index_folders(artifacts, runs) -> list[Path]:
-    """Folders of the indices of a profile: by run, corpus and seed."""
-    return [path.parent for run in runs for path in sorted((artifacts / run / "features").glob("*/seed*/index.json"),
-                                                           key=lambda p: (p.parts[-3], int(p.parts[-2].removeprefix("seed"))))]
+def index_folders(runs) -> list[Path]:
+    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the parameters as they are now."""
+    return [run.artifacts / "features" / run.features.corpus / f"seed{seed}" for run in runs
+            if run.sae and run.features and not lacking(run, "features") for seed in run.features.seeds]
 
 
 def main():
@@ -84,7 +85,7 @@ def main():
     try:
         runs = load_profile(parser.parse_args().profile)
         artifacts = runs[0].artifacts.parent
-        folders = index_folders(artifacts, [run.name for run in runs])
+        folders = index_folders(runs)
         if not folders:
             raise FeatureError(f"{artifacts}: no index of features yet: run notebooks/09_explore_features on this profile first "
                                f"(make paper PROFILE={artifacts.name})")

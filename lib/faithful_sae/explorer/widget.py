@@ -36,6 +36,7 @@ class Explorer(anywidget.AnyWidget):
         if (lm is None) != (sae is None):
             raise FeatureError("Explorer: text is read with a language model and its SAE: give lm and sae, or neither")
         if sae is not None:
+            sae = sae.to(lm.device)
             index.require(checksum({name: tensor.detach().cpu().contiguous() for name, tensor in sae.weights.items()}))
         given = [i for i in (index, other) if i is not None]
         self._indices = {data.set_key(i.meta): i for i in given}

@@ -102,8 +102,9 @@ def _write(lm, ids, new_tokens, temperature, seed, change):
     written, cache, new = [], None, ids.to(lm.device)
 
     def at_hook(x):
+        at, x = x.device, x.to(lm.device)   # the hooked block of a model on several GPUs may be on another than SAE and logits
         changed = change(x)
-        return changed if changed is None else torch.where(new[..., None] == lm.bos_id, x, changed)
+        return changed if changed is None else torch.where(new[..., None] == lm.bos_id, x, changed).to(at)
     with lm._at_layer(at_hook):
         while len(written) < new_tokens:
             out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)

@@ -33,7 +33,7 @@ def index_features(run, saes, lm) -> dict:
         other = run.sae.seeds[(run.sae.seeds.index(seed) + 1) % len(run.sae.seeds)]
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
         twin, cosine = twins(matching[matching.corpus == f.corpus], seed, other)
-        weights = file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}" / "sae_weights.safetensors")
+        weights = file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}")   # and its configuration
         kept = {name: getattr(f, name) for name in ("top", "samples", "strata", "left", "right", "seed")}
         shown = {name: getattr(f, name) for name in ("listed", "pruned", "batch_rows")}
         key = digest([tokens.key, len(rows), model_key(run), weights, run.layer, run.threads, run.device, run.sae.include_bos, kept, shown, other,

@@ -13,7 +13,7 @@ from faithful_sae import corpora, hub, ngram, packing
 from faithful_sae.embedded import initialise, train_language_model, train_tokenizer
 from faithful_sae.models import ModelError, explained, load_model
 from faithful_sae.needs import Shape, shape_of
-from faithful_sae.provenance import MissingInputError, code_hash, digest, file_hash, is_current, write_csv, write_provenance
+from faithful_sae.provenance import MissingInputError, code_hash, digest, file_hash, is_current, locked, write_csv, write_provenance
 from faithful_sae.schema import plain
 from faithful_sae.stages.rows import write_rows
 
@@ -76,27 +76,32 @@ def train_embedded_model(run) -> pd.DataFrame | None:
     """
     if not run.embedded:
         return None
-    folder, key, e = run.artifacts / "lm", model_key(run), run.embedded
-    if not is_current(folder, key):
-        start = time.time()
-        texts = list(corpora.documents(run, e.corpus))
-        tokenizer = train_tokenizer(texts, e.vocab_size)
-        wanted = round(e.train_tokens / (1 - run.heldout))
-        rows = packing.pack(packing.tokenize(texts, tokenizer), tokenizer.bos_token_id, e.context, wanted)
-        if len(rows) * e.context < wanted - e.context:
-            print(f"note: {e.corpus}: {len(rows) * e.context:,} tokens, fewer than the {wanted:,} asked for: all are used")
-        heldout = max(round(len(rows) * run.heldout), 1)
-        train_rows, heldout_rows = rows[:-heldout], rows[-heldout:]
-        five_gram = ngram.NGram(5, e.vocab_size).fit(train_rows).cross_entropy(heldout_rows)
-        log = train_language_model(e, train_rows, heldout_rows, tokenizer, folder, e.seed)
-        write_csv(folder / "evaluation.csv", pd.DataFrame([{
-            "architecture": e.architecture, "layers": e.n_layers, "d_model": e.d_model, "parameters": count_parameters(folder),
-            "train_tokens": train_rows.size, "tokens_seen": e.steps * e.batch_rows * e.context, "heldout_tokens": heldout_rows.size,
-            "ce": log["heldout_ce"].iloc[-1], "ce_5gram": five_gram}]))
-        write_provenance(folder / "provenance.json", key=key, parameters=run.settings("embedded", "threads", "heldout"),
-                         inputs={"text": digest(texts)}, seconds=time.time() - start)
+    folder, key = run.artifacts / "lm", model_key(run)
+    with locked(run.artifacts / ".lm.lock"):   # workers come here together
+        if not is_current(folder, key):
+            _train(run, folder, key)
     write_rows(run, "language_model", pd.read_csv(folder / "evaluation.csv"))
     return pd.read_csv(folder / "training.csv")
+
+
+def _train(run, folder, key):
+    start, e = time.time(), run.embedded
+    texts = list(corpora.documents(run, e.corpus))
+    tokenizer = train_tokenizer(texts, e.vocab_size)
+    wanted = round(e.train_tokens / (1 - run.heldout))
+    rows = packing.pack(packing.tokenize(texts, tokenizer), tokenizer.bos_token_id, e.context, wanted)
+    if len(rows) * e.context < wanted - e.context:
+        print(f"note: {e.corpus}: {len(rows) * e.context:,} tokens, fewer than the {wanted:,} asked for: all are used")
+    heldout = max(round(len(rows) * run.heldout), 1)
+    train_rows, heldout_rows = rows[:-heldout], rows[-heldout:]
+    five_gram = ngram.NGram(5, e.vocab_size).fit(train_rows).cross_entropy(heldout_rows)
+    log = train_language_model(e, train_rows, heldout_rows, tokenizer, folder, e.seed)
+    write_csv(folder / "evaluation.csv", pd.DataFrame([{
+        "architecture": e.architecture, "layers": e.n_layers, "d_model": e.d_model, "parameters": count_parameters(folder),
+        "train_tokens": train_rows.size, "tokens_seen": e.steps * e.batch_rows * e.context, "heldout_tokens": heldout_rows.size,
+        "ce": log["heldout_ce"].iloc[-1], "ce_5gram": five_gram}]))
+    write_provenance(folder / "provenance.json", key=key, parameters=run.settings("embedded", "threads", "heldout"),
+                     inputs={"text": digest(texts)}, seconds=time.time() - start)
 
 
 def count_parameters(folder) -> int:

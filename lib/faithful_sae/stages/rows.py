@@ -3,18 +3,18 @@
 import json
 
 import pandas as pd
-import torch
 
-from faithful_sae.params import load_params
-from faithful_sae.provenance import MissingInputError, digest, write_csv, write_json
-from faithful_sae.schema import EMBEDDED_ROWS, ROWS, stage_corpora, stage_settings
+from faithful_sae.params import load_params, made_with
+from faithful_sae.provenance import MissingInputError, write_csv, write_json
+from faithful_sae.schema import EMBEDDED_ROWS, ROWS
 
 STAGE_OF = {name: stage for stage, names in ROWS.items() for name in names} | {EMBEDDED_ROWS: "01_generate_faithful"}
-BEFORE = {"01_generate_faithful": (), "02_train_sae": ("01_generate_faithful",), "08_seed_dependence": ("01_generate_faithful",)}
 
 
 def open_run(path):
     """Load a parameter file and give this process its number of threads, part of what makes results repeat."""
+    import torch   # for which the workflow, which asks for rows alone, does not wait
+
     run = load_params(path)
     torch.set_num_threads(run.threads)
     return run
@@ -50,14 +50,3 @@ def lacking(run, name) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return "made with unknown parameters"
     return None if recorded == made_with(run, STAGE_OF[name]) else "made with other parameters"
-
-
-def made_with(run, stage) -> str:
-    """Hash of the parameters that a stage's rows depend on: its own, those of the stages before it, and of the runs whose text it uses.
-
-    Code is not in it: `make paper` compares that, and what is left of a run of weeks is still worth a look when a comment has changed.
-    """
-    stages = (*BEFORE.get(stage, ("01_generate_faithful", "02_train_sae")), stage)
-    others = sorted({run.corpora[name].faithful for s in stages for name in stage_corpora(run, s)} - {None, "self"})
-    return digest([[stage_settings(run, s) for s in stages],
-                   [stage_settings(load_params(run.file.with_name(f"{name}.yaml")), "01_generate_faithful") for name in others]])

@@ -2,7 +2,7 @@
 
 from faithful_sae import corpora, generate
 from faithful_sae.params import load_params
-from faithful_sae.provenance import MissingInputError, code_hash, digest, is_current
+from faithful_sae.provenance import MissingInputError, code_hash, digest, is_current, locked
 from faithful_sae.schema import plain
 from faithful_sae.stages.language_model import model_key, open_model
 
@@ -19,6 +19,11 @@ def make_faithful(run, lm):
 
 def corpus(run, name, lm):
     """A corpus of the run as TokenRows; MissingInputError if it is generated text that 01 has not made, or made otherwise."""
+    with locked(run.artifacts / f".corpus-{name}.lock"):   # notebooks, trainings and workers may come for it together
+        return _corpus(run, name, lm)
+
+
+def _corpus(run, name, lm):
     source_name = run.corpora[name].faithful
     if source_name is None:
         return corpora.corpus_rows(run, name, lm)
