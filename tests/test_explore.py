@@ -125,7 +125,8 @@ def test_a_run_without_the_section_has_no_09(make_run):
     assert not notebook_exhibits(without, STAGE) and len(notebook_exhibits(with_it, STAGE)) == 4
     needed = {path.rpartition("/")[2] for path in pipeline.stage_inputs(with_it, STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
-    assert not any("/features" in path for path in pipeline.paper_inputs([without, with_it]))   # 07 does not wait for 09
+    waits = {path for path in pipeline.paper_inputs([without, with_it]) if "features" in path}
+    assert waits == {pipeline.rows_file(with_it, "features")}   # 07 links to features that there are
 
 
 def test_a_damaged_index_is_noticed(explored):
