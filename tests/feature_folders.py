@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from faithful_sae.features.index import CONTEXTS, EXPLANATIONS, LATENTS, write_grouped, write_latents
+from faithful_sae.features.index import CONTEXTS, EXPLANATIONS, write_grouped, write_latents
 
 EVIL = ["<script>window.hacked=1</script>", "</script><script>window.hacked=2</script>", "<img src=x onerror=window.hacked=3>", "\"]);window.hacked=4//",
         "\u2028", "\u2029", "<!--", "&lt;b&gt;", "${window.hacked=5}", "'\"`", "\n", "\t", " \u4e2d", "\\"]

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from faithful_sae import catalogue
-from faithful_sae import exhibits as module
 from faithful_sae.catalogue import exhibits, paper_models
 from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
 from faithful_sae.params import load_profile

@@ -12,7 +12,7 @@ from feature_folders import EVIL, write_index
 
 from faithful_sae import provenance
 from faithful_sae.checkpoints import checksum
-from faithful_sae.explorer import data, page
+from faithful_sae.explorer import data
 from faithful_sae.explorer.fallback import feature_html, list_html
 from faithful_sae.explorer.links import feature_address, feature_links
 from faithful_sae.explorer.page import json_script, write_explorer

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ARCHITECTURES, BOS, VOCABULARY, make_model, make_tokenizer
+from conftest import ARCHITECTURES, VOCABULARY, make_model, make_tokenizer
 from fake_hub import TOKEN, Repository, serve
 
 from faithful_sae import corpora, hub

@@ -285,7 +285,7 @@ def _check_published(run, need, key, name, entry):
     else:
         need(not entry.revision and not entry.folder, key, "has a path, so revision and folder must be left out")
         for seed in run.sae.seeds:
-            folder = run.resolve(entry.path.replace("{seed}", str(seed)))
+            folder = run.resolve(entry.of(seed).path)
             need(folder.is_dir(), f"{key}.path", f"= {entry.path!r}: no such folder ({folder})")
 
 

@@ -50,7 +50,7 @@ def corpus_inputs(run, corpus) -> list[str]:
     files = [str(run.resolve(source.path))] if source.path else []
     files += [str(documentation_path(run, *entry)) for entry in _sources(run, [source], [])]
     if published and published.path:
-        folders = [run.resolve(published.path.replace("{seed}", str(seed))) for seed in run.sae.seeds]
+        folders = [run.resolve(published.of(seed).path) for seed in run.sae.seeds]
         files += sorted(str(file) for folder in folders for file in folder.iterdir() if file.is_file())
     writers = {run.name if source.faithful == "self" else source.faithful} - {None} | ({run.name} if run.embedded else set())
     return files + [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(writers)]

@@ -9,7 +9,6 @@ from faithful_sae.formats.hooks import check_hook
 from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.provenance import file_hash
 from faithful_sae.sae import SAEError, load_sae
-from faithful_sae.schema import plain
 
 # all that the readers of formats/ open; a run of sparsify has its config.json one or two folders up
 FILES = (*READERS, "cfg.json", "config.json", "sparsity.safetensors", "activation_scaler.json", "../config.json", "../../config.json")
@@ -23,12 +22,12 @@ def locate(run, name, seed):
     Raises:
         HubError: no such repository, revision or folder, or out of reach.
     """
-    entry = {key: value and value.replace("{seed}", str(seed)) for key, value in plain(run.published[name]).items()}
-    if entry["path"]:
-        return run.resolve(entry["path"]), entry["path"]
-    at = hub.commit(run, "model", entry["hub"], entry["revision"])
-    folder = hub.fetch_folder("model", entry["hub"], at, entry["folder"], FILES)
-    return folder, f"{entry['hub']}{'/' + entry['folder'] if entry['folder'] else ''} at {at}"
+    entry = run.published[name].of(seed)
+    if entry.path:
+        return run.resolve(entry.path), entry.path
+    at = hub.commit(run, "model", entry.hub, entry.revision)
+    folder = hub.fetch_folder("model", entry.hub, at, entry.folder, FILES)
+    return folder, f"{entry.hub}{'/' + entry.folder if entry.folder else ''} at {at}"
 
 
 def source_hashes(folder) -> dict[str, str]:

@@ -96,6 +96,10 @@ class Published:
     revision: str | None = None  # of `hub`: branch, tag or commit
     folder: str | None = None    # inside `hub`; null where its files are at the top
 
+    def of(self, seed) -> "Published":
+        """The same with a seed in the place of `{seed}`."""
+        return Published(**{key: value and value.replace("{seed}", str(seed)) for key, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class SAE:
