@@ -16,14 +16,17 @@
 # %% [markdown]
 # # 01 · Generate the faithful dataset
 #
-# A sparse autoencoder is usually trained on text from the Web. FaithfulSAE asks what happens when it is trained on text the
-# language model wrote itself. This notebook makes that text: sequences sampled from the model, prompted with nothing but the
-# beginning-of-sequence token (paper, section 3.1).
+# A sparse autoencoder is usually trained on text from the Web. FaithfulSAE asks what happens when
+# it is trained on text the language model wrote itself. This notebook makes that text: sequences
+# sampled from the model, prompted with nothing but the beginning-of-sequence token (paper, section
+# 3.1).
 #
-# **Claim to look at.** The faithful dataset uses nearly all of the model's vocabulary, but starts with only a part of it; its
-# first tokens follow the model's own distribution (Table 1, Appendix C).
+# **Claim to look at.** The faithful dataset uses nearly all of the model's vocabulary, but starts
+# with only a part of it; its first tokens follow the model's own distribution (Table 1, Appendix
+# C).
 #
-# **Exhibits.** `first_token` (Appendix C), one row of Table 1, and for an embedded model `lm_training`.
+# **Exhibits.** `first_token` (Appendix C), one row of Table 1, and for an embedded model
+# `lm_training`.
 
 # %%
 import pandas as pd
@@ -48,9 +51,10 @@ run
 # %% [markdown]
 # ## The language model
 #
-# With `model: embedded` there is no download: a small language model is trained here, on the documentation of the packages that
-# come with the installation. With a folder or a Hub id nothing is trained and the next two cells pass. A model of this size is
-# worth studying only if it has learnt something that counting cannot give: its held-out cross-entropy should lie clearly below
+# With `model: embedded` there is no download: a small language model is trained here, on the
+# documentation of the packages that come with the installation. With a folder or a Hub id nothing
+# is trained and the next two cells pass. A model of this size is worth studying only if it has
+# learnt something that counting cannot give: its held-out cross-entropy should lie clearly below
 # that of an interpolated 5-gram model fitted on exactly the same tokens.
 
 # %%
@@ -67,22 +71,29 @@ if log is not None:
 # %% [markdown]
 # ## What the model says to nothing
 #
-# Given BOS alone the model has a distribution over first tokens. Everything it generates starts with a draw from it. Embedded
-# models have seen BOS at the start of every row of 128 tokens, in the middle of a document as often as not, so that is what they
-# continue: a window of documentation, not always its beginning.
+# Given BOS alone the model has a distribution over first tokens. Everything it generates starts
+# with a draw from it. Embedded models have seen BOS at the start of every row of 128 tokens, in the
+# middle of a document as often as not, so that is what they continue: a window of documentation,
+# not always its beginning.
 
 # %%
 lm = open_model(run)
 start = lm.bos_distribution()
 top = start.topk(10)
-pd.DataFrame({"token": [repr(lm.tokenizer.decode([i])) for i in top.indices.tolist()], "probability": top.values}).round(4)
+pd.DataFrame(
+    {
+        "token": [repr(lm.tokenizer.decode([i])) for i in top.indices.tolist()],
+        "probability": top.values,
+    }
+).round(4)
 
 # %% [markdown]
 # ## Sampling
 #
-# Temperature 1, top-p 1, no top-k: the model's distribution as it is. A document ends where the model samples its end token or
-# the length limit is reached. The sampled ids are kept. (The authors decode the text and tokenise it again, which gives other
-# ids.) Sampling goes shard by shard, so an interrupted run goes on where it stopped.
+# Temperature 1, top-p 1, no top-k: the model's distribution as it is. A document ends where the
+# model samples its end token or the length limit is reached. The sampled ids are kept. (The authors
+# decode the text and tokenise it again, which gives other ids.) Sampling goes shard by shard, so an
+# interrupted run goes on where it stopped.
 
 # %%
 make_faithful(run, lm)
@@ -94,9 +105,9 @@ for ids in documents[:3]:
 # %% [markdown]
 # ## Table 1: what it covers
 #
-# Coverage is the share of the vocabulary that occurs at all, and as a first token. The divergence KL(model ‖ dataset) of the
-# first token is infinite as soon as one possible token is missing; it is taken over the tokens that do occur, and `missing_mass`
-# is the model's probability of the others.
+# Coverage is the share of the vocabulary that occurs at all, and as a first token. The divergence
+# KL(model ‖ dataset) of the first token is infinite as soon as one possible token is missing; it is
+# taken over the tokens that do occur, and `missing_mass` is the model's probability of the others.
 
 # %%
 statistics, first_counts = dataset_statistics(documents, start)
@@ -106,8 +117,9 @@ pd.DataFrame([statistics]).round(4)
 # %% [markdown]
 # ## Appendix C: the first token
 #
-# Left the model, right the dataset; above the ten likeliest tokens, below everything in order. The dataset's tail is cut where
-# the number of documents ends: a token of probability far below one over that number is not seen.
+# Left the model, right the dataset; above the ten likeliest tokens, below everything in order. The
+# dataset's tail is cut where the number of documents ends: a token of probability far below one
+# over that number is not seen.
 
 # %%
 data = first_token_table(start, first_counts, lm.tokenizer)
@@ -117,8 +129,9 @@ Image(save_figure(run, "first_token", data, first_token), retina=True)
 # %% [markdown]
 # ## Check
 #
-# If sampling is what it claims to be, the first tokens are multinomial draws from the model's distribution. A chi-square test
-# over the tokens expected at least five times (the others pooled) must not find otherwise.
+# If sampling is what it claims to be, the first tokens are multinomial draws from the model's
+# distribution. A chi-square test over the tokens expected at least five times (the others pooled)
+# must not find otherwise.
 
 # %%
 g, expected = run.generate, start.numpy() * len(documents)

@@ -21,12 +21,15 @@
 # $$ z = \mathrm{TopK}_k\big(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})\big), \qquad
 #    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
 #
-# $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the same activations in the
-# same order: whatever differs between them later is owed to initialisation alone.
+# $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the
+# same activations in the same order: whatever differs between them later is owed to initialisation
+# alone.
 #
-# SAEs that somebody has published (`published` under `sae:`) are read instead of trained, and measured on the same text.
+# SAEs that somebody has published (`published` under `sae:`) are read instead of trained, and
+# measured on the same text.
 #
-# **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many have died.
+# **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many
+# have died.
 
 # %%
 import torch
@@ -51,22 +54,27 @@ run.sae
 # %% [markdown]
 # ## The activations
 #
-# A corpus is packed into rows that start with BOS. The forward pass stops at the hooked block. The BOS position has an
-# activation unlike all others (much larger in most models), so whether SAEs train on it is a choice: `include_bos`.
+# A corpus is packed into rows that start with BOS. The forward pass stops at the hooked block. The
+# BOS position has an activation unlike all others (much larger in most models), so whether SAEs
+# train on it is a choice: `include_bos`.
 
 # %%
 rows = corpus(run, run.sae.train_on[0], lm)
 ids = torch.tensor(rows.train[:4], dtype=int)
 x = lm.activations(ids)
 print(lm.tokenizer.decode(ids[0])[:300])
-print(f"\nactivations {tuple(x.shape)}; norm at BOS {x[:, 0].norm(dim=-1).mean():.1f}, elsewhere {x[:, 1:].norm(dim=-1).mean():.1f}")
+print(
+    f"\nactivations {tuple(x.shape)}; norm at BOS {x[:, 0].norm(dim=-1).mean():.1f}, elsewhere "
+    f"{x[:, 1:].norm(dim=-1).mean():.1f}"
+)
 
 # %% [markdown]
 # ## Training
 #
-# One pass of the language model feeds all seeds of a corpus. A corpus whose SAEs exist already, made from the same text with the
-# same parameters and code, is not trained again. Published SAEs are converted to the same layout; what they were trained on, only
-# their publishers know: `tokens` stays empty, `source` says where they are from, and the rest is measured here.
+# One pass of the language model feeds all seeds of a corpus. A corpus whose SAEs exist already,
+# made from the same text with the same parameters and code, is not trained again. Published SAEs
+# are converted to the same layout; what they were trained on, only their publishers know: `tokens`
+# stays empty, `source` says where they are from, and the rest is measured here.
 
 # %%
 curves, summary = train_all(run, lm)
@@ -75,10 +83,11 @@ summary.drop(columns="weights").round(4)
 # %% [markdown]
 # ## Training curves
 #
-# The fraction of variance unexplained (FVU) is $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar x\rVert^2$ over a batch. L0 is at
-# most $k$; it is smaller where fewer than $k$ latents are positive. A latent counts as dead when it has not fired for a tenth of
-# the training (recipe `default`) or five batches (recipe `authors`). Published SAEs have no curve but a dashed line: the same
-# numbers over a tenth of `tokens` of this run's own text.
+# The fraction of variance unexplained (FVU) is $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar
+# x\rVert^2$ over a batch. L0 is at most $k$; it is smaller where fewer than $k$ latents are
+# positive. A latent counts as dead when it has not fired for a tenth of the training (recipe
+# `default`) or five batches (recipe `authors`). Published SAEs have no curve but a dashed line: the
+# same numbers over a tenth of `tokens` of this run's own text.
 
 # %%
 Image(save_figure(run, "training", curves, training), retina=True)
@@ -86,15 +95,25 @@ Image(save_figure(run, "training", curves, training), retina=True)
 # %% [markdown]
 # ## Check
 #
-# What was saved is an SAE in the sense of the equation above: unit decoder rows (of SAEs trained here), at most $k$ active latents
-# (published ones may have a threshold instead), and a reconstruction that explains more than the mean does.
+# What was saved is an SAE in the sense of the equation above: unit decoder rows (of SAEs trained
+# here), at most $k$ active latents (published ones may have a threshold instead), and a
+# reconstruction that explains more than the mean does.
 
 # %%
 saes = load_saes(run, lm)
 tokens = x[:, 1:].flatten(0, 1)
 sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
 z = sae.encode(tokens)
-unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / (tokens - tokens.mean(0)).pow(2).sum()
-print(f"{len(saes)} SAEs; most active latents on a token: {int((z > 0).sum(-1).max())} (k = {sae.k}); FVU here {unexplained:.3f}")
-assert all(abs(s.W_dec.norm(dim=-1) - 1).max() < 1e-5 for (name, _), s in saes.items() if name not in run.published)
+unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / (tokens - tokens.mean(0)).pow(
+    2
+).sum()
+print(
+    f"{len(saes)} SAEs; most active latents on a token: {int((z > 0).sum(-1).max())} (k = "
+    f"{sae.k}); FVU here {unexplained:.3f}"
+)
+assert all(
+    abs(s.W_dec.norm(dim=-1) - 1).max() < 1e-5
+    for (name, _), s in saes.items()
+    if name not in run.published
+)
 assert (z > 0).sum(-1).max() <= (sae.k or sae.d_sae) and (unexplained < 1 or run.published)

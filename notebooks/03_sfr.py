@@ -16,13 +16,16 @@
 # %% [markdown]
 # # 03 · Shared feature ratio
 #
-# Two SAEs that differ in their seed alone should find the same features, if those features are the model's. To compare them,
-# the decoder rows of one are matched one to one with those of the other so that the total cosine is the largest possible
-# (Hungarian matching). A latent whose matched cosine reaches the threshold is *shared*, any other an *orphan*:
+# Two SAEs that differ in their seed alone should find the same features, if those features are the
+# model's. To compare them, the decoder rows of one are matched one to one with those of the other
+# so that the total cosine is the largest possible (Hungarian matching). A latent whose matched
+# cosine reaches the threshold is
+# *shared*, any other an *orphan*:
 #
 # $$ \mathrm{SFR} = \frac{\#\{\,i : \cos(d_i, d'_{\pi(i)}) \ge 0.7\,\}}{d_\mathrm{sae}} . $$
 #
-# **Claim to look at.** Faithful text gives a higher SFR than instruction text (Tables 2 and 3), but not than Web text (Table 4).
+# **Claim to look at.** Faithful text gives a higher SFR than instruction text (Tables 2 and 3), but
+# not than Web text (Table 4).
 #
 # **Exhibit.** `cosines`; the tables themselves are drawn in 07, over all language models.
 
@@ -48,10 +51,11 @@ print(f"{len(saes)} SAEs, threshold {run.sfr.threshold}")
 # %% [markdown]
 # ## All corpora
 #
-# `sfr` is the paper's, over all latents. A dead latent points in a direction it was initialised with and can only be an orphan,
-# so `sfr_alive` leaves out pairs with a dead latent; the shares of dead latents stand beside it. `sfr_encoder_decoder` is the
-# stricter criterion of Paulo and Belrose (2025): encoder and decoder matched apart, and both pairing the same two latents.
-# `sfr_strict` is the authors' code, which asks for more than 0.7 where the paper says at least.
+# `sfr` is the paper's, over all latents. A dead latent points in a direction it was initialised
+# with and can only be an orphan, so `sfr_alive` leaves out pairs with a dead latent; the shares of
+# dead latents stand beside it. `sfr_encoder_decoder` is the stricter criterion of Paulo and Belrose
+# (2025): encoder and decoder matched apart, and both pairing the same two latents. `sfr_strict` is
+# the authors' code, which asks for more than 0.7 where the paper says at least.
 
 # %%
 rows, latents = seed_comparison(run, saes)
@@ -60,23 +64,31 @@ rows.set_index("corpus").round(3)
 # %% [markdown]
 # ## How similar are matched latents?
 #
-# The ratio is one number cut out of a distribution. Look at the whole of it: a valley at the threshold means that shared and
-# orphan are two kinds of latents; a slope, that the number depends on where one cuts.
+# The ratio is one number cut out of a distribution. Look at the whole of it: a valley at the
+# threshold means that shared and orphan are two kinds of latents; a slope, that the number depends
+# on where one cuts.
 
 # %%
-Image(save_figure(run, "cosines", latents.assign(threshold=run.sfr.threshold), cosines), retina=True)
+Image(
+    save_figure(run, "cosines", latents.assign(threshold=run.sfr.threshold), cosines), retina=True
+)
 
 # %% [markdown]
 # ## Check
 #
-# A dictionary whose rows are shuffled is the same dictionary: matching must find the shuffle, and SFR must be 1. Random
-# directions share next to nothing.
+# A dictionary whose rows are shuffled is the same dictionary: matching must find the shuffle, and
+# SFR must be 1. Random directions share next to nothing.
 
 # %%
 sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
 shuffle = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(0))
 found = match_features(sae.W_dec, sae.W_dec[shuffle])
-random = match_features(sae.W_dec, torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(1)))
-print(f"own copy, shuffled: mean cosine {found.cosine.mean():.6f}; random directions: {(random.cosine >= run.sfr.threshold).mean():.3f} shared")
+random = match_features(
+    sae.W_dec, torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(1))
+)
+print(
+    f"own copy, shuffled: mean cosine {found.cosine.mean():.6f}; random directions: "
+    f"{(random.cosine >= run.sfr.threshold).mean():.3f} shared"
+)
 assert found.cosine.min() > 1 - 1e-5 and shared_feature_ratio(sae, sae) == 1.0
 assert rows.sfr.between(0, 1).all() and (rows.sfr_encoder_decoder <= rows.sfr).all()

@@ -16,12 +16,14 @@
 # %% [markdown]
 # # 04 · Fake feature ratio
 #
-# A sequence of uniformly random tokens is no text. A latent that keeps firing on it responds to something other than what the
-# model understands; the paper calls it *fake* when it fires on more than $\tau$ = 10 % of such tokens (section 3.5):
+# A sequence of uniformly random tokens is no text. A latent that keeps firing on it responds to
+# something other than what the model understands; the paper calls it *fake* when it fires on more
+# than $\tau$ = 10 % of such tokens (section 3.5):
 #
 # $$ \mathrm{FFR} = 100 \cdot \frac{\#\{\,i : \text{share of random tokens on which } z_i > 0 \text{ exceeds } \tau\,\}}{d_\mathrm{sae}} \;\% . $$
 #
-# **Claim to look at.** The SAEs trained on faithful text have the lowest FFR for most models (Table 7).
+# **Claim to look at.** The SAEs trained on faithful text have the lowest FFR for most models (Table
+# 7).
 #
 # **Exhibit.** `firing`; Table 7 itself is drawn in 07.
 
@@ -57,8 +59,9 @@ lm.tokenizer.decode(sample[0, 1:40])
 # %% [markdown]
 # ## Counting
 #
-# `ffr` counts a latent as firing when its activation is above 0, as the paper says. `ffr_authors` asks for more than 1.0, as the
-# authors' code does: an absolute number, whose meaning changes with the scale of a model's activations.
+# `ffr` counts a latent as firing when its activation is above 0, as the paper says. `ffr_authors`
+# asks for more than 1.0, as the authors' code does: an absolute number, whose meaning changes with
+# the scale of a model's activations.
 
 # %%
 rows, latents = fake_features(run, saes, lm)
@@ -67,7 +70,8 @@ rows.groupby("corpus", sort=False)[["ffr", "ffr_authors", "fake"]].mean().round(
 # %% [markdown]
 # ## How often does each latent fire?
 #
-# A handful of latents decide the ratio. The figure shows all of them in order; those above the dashed line are fake.
+# A handful of latents decide the ratio. The figure shows all of them in order; those above the
+# dashed line are fake.
 
 # %%
 Image(save_figure(run, "firing", latents.assign(tau=run.ffr.frequency), firing), retina=True)
@@ -75,11 +79,14 @@ Image(save_figure(run, "firing", latents.assign(tau=run.ffr.frequency), firing),
 # %% [markdown]
 # ## Check
 #
-# TopK lets at most $k$ latents fire on a token, so firing frequencies sum to at most $k$; and no more than $k/\tau$ latents of an
-# SAE can be fake.
+# TopK lets at most $k$ latents fire on a token, so firing frequencies sum to at most $k$; and no
+# more than $k/\tau$ latents of an SAE can be fake.
 
 # %%
 total = latents.groupby(["corpus", "seed"]).frequency.sum()
-print(f"active latents per random token: {total.min():.2f} to {total.max():.2f} (k = {run.sae.k}); most fake in one SAE: {rows.fake.max()}")
+print(
+    f"active latents per random token: {total.min():.2f} to {total.max():.2f} (k = {run.sae.k}); "
+    f"most fake in one SAE: {rows.fake.max()}"
+)
 assert total.max() <= run.sae.k + 1e-9
 assert rows.fake.max() <= run.sae.k / run.ffr.frequency

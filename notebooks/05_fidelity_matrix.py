@@ -16,16 +16,20 @@
 # %% [markdown]
 # # 05 · Fidelity matrices
 #
-# Does the model still work when its activations are replaced by what the SAE makes of them? Each SAE is evaluated on several
-# corpora, its own and others (paper, section 4.3, Figure 5, Appendix B). Rows of the matrices are what an SAE was trained on,
-# columns what it is evaluated on; always text that it was not trained on.
+# Does the model still work when its activations are replaced by what the SAE makes of them? Each
+# SAE is evaluated on several corpora, its own and others (paper, section 4.3, Figure 5, Appendix
+# B). Rows of the matrices are what an SAE was trained on, columns what it is evaluated on; always
+# text that it was not trained on.
 #
-# * **CE difference**: next-token cross-entropy with $\hat x$ in place of $x$, minus the model's own. Nats per token, lower is better.
+# * **CE difference**: next-token cross-entropy with $\hat x$ in place of $x$, minus the model's
+#   own. Nats per token, lower is better.
 # * **L2**: mean of $(x-\hat x)^2$ over tokens and dimensions.
-# * **Explained variance**: $1 - \sum\lVert x-\hat x\rVert^2/\sum\lVert x-\bar x\rVert^2$. Other formulas go by the same name; the
+# * **Explained variance**: $1 - \sum\lVert x-\hat x\rVert^2/\sum\lVert x-\bar x\rVert^2$. Other
+#   formulas go by the same name; the
 #   table carries them as `ev_authors` and `ev_legacy` (see `faithful_sae/faithfulness.py`).
 #
-# **Claim to look at.** SAEs trained on faithful text carry over to other corpora better than FineWeb's (section 5.5).
+# **Claim to look at.** SAEs trained on faithful text carry over to other corpora better than
+# FineWeb's (section 5.5).
 #
 # **Exhibits.** `fidelity_ce`, `fidelity_l2`, `fidelity_ev`, `fidelity`.
 
@@ -54,22 +58,35 @@ run.fidelity
 # %% [markdown]
 # ## Splicing
 #
-# For every corpus the model runs once as it is, and once per SAE from the hooked block on with $\hat x$ instead of $x$.
-# `include_bos` says whether the BOS position is replaced and measured too. It is an outlier: an SAE that never trained on it
-# reconstructs it badly, one that did gains explained variance from it. The matrices below leave it out; the table has both.
+# For every corpus the model runs once as it is, and once per SAE from the hooked block on with
+# $\hat x$ instead of $x$. `include_bos` says whether the BOS position is replaced and measured too.
+# It is an outlier: an SAE that never trained on it reconstructs it badly, one that did gains
+# explained variance from it. The matrices below leave it out; the table has both.
 
 # %%
 rows = fidelity_matrix(run, saes, lm)
 first = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos]
-data = first.assign(**{column: first[column].map(lambda name: heading(run, name)) for column in ("trained_on", "evaluated_on")})
-rows.groupby(["include_bos", "evaluated_on"], sort=False)[["ce", "ce_zero", "ce_mean"]].mean().round(3)
+data = first.assign(
+    **{
+        column: first[column].map(lambda name: heading(run, name))
+        for column in ("trained_on", "evaluated_on")
+    }
+)
+rows.groupby(["include_bos", "evaluated_on"], sort=False)[
+    ["ce", "ce_zero", "ce_mean"]
+].mean().round(3)
 
 # %% [markdown]
 # ## CE difference
 
 # %%
 title = f"{run.label}, seed {run.sae.seeds[0]}"
-Image(save_figure(run, "fidelity_ce", data, lambda d: matrix(d, "ce_diff", f"CE difference (nats), {title}")), retina=True)
+Image(
+    save_figure(
+        run, "fidelity_ce", data, lambda d: matrix(d, "ce_diff", f"CE difference (nats), {title}")
+    ),
+    retina=True,
+)
 
 # %% [markdown]
 # ## L2
@@ -81,14 +98,26 @@ Image(save_figure(run, "fidelity_l2", data, lambda d: matrix(d, "l2", f"L2, {tit
 # ## Explained variance
 
 # %%
-Image(save_figure(run, "fidelity_ev", data, lambda d: matrix(d, "explained_variance", f"Explained variance, {title}", lower_is_better=False)), retina=True)
+Image(
+    save_figure(
+        run,
+        "fidelity_ev",
+        data,
+        lambda d: matrix(
+            d, "explained_variance", f"Explained variance, {title}", lower_is_better=False
+        ),
+    ),
+    retina=True,
+)
 
 # %% [markdown]
 # ## Everything measured
 
 # %%
 save_table(run, "fidelity", rows)
-rows.groupby(["include_bos", "trained_on"], sort=False)[["ce_diff", "kl", "l2", "explained_variance", "ev_authors", "ev_legacy", "ce_recovered"]].mean().round(3)
+rows.groupby(["include_bos", "trained_on"], sort=False)[
+    ["ce_diff", "kl", "l2", "explained_variance", "ev_authors", "ev_legacy", "ce_recovered"]
+].mean().round(3)
 
 # %% [markdown]
 # ## Check
@@ -99,5 +128,8 @@ rows.groupby(["include_bos", "trained_on"], sort=False)[["ce_diff", "kl", "l2", 
 ids = torch.tensor(corpus(run, run.fidelity.corpora[0], lm).heldout[:2], dtype=int)
 logits, x = lm.logits(ids)
 difference = (lm.spliced_logits(ids, x) - logits).abs().max().item()
-print(f"largest change of a logit with x spliced in for x: {difference}; SAEs raise CE on average by {rows.ce_diff.mean():.3f}")
+print(
+    f"largest change of a logit with x spliced in for x: {difference}; SAEs raise CE on average "
+    f"by {rows.ce_diff.mean():.3f}"
+)
 assert difference == 0 and (rows.kl >= 0).all() and (rows.explained_variance <= 1).all()

@@ -16,16 +16,19 @@
 # %% [markdown]
 # # 06 · Probing
 #
-# If an SAE keeps what the model knows, a linear probe should read as much from its latents, or from its reconstruction, as from
-# the activations themselves (paper, sections 3.6 and 5.6). Each text becomes one vector, the mean over its tokens of
+# If an SAE keeps what the model knows, a linear probe should read as much from its latents, or from
+# its reconstruction, as from the activations themselves (paper, sections 3.6 and 5.6). Each text
+# becomes one vector, the mean over its tokens of
 #
 # * the activation $x$ (baseline),
 # * the latents $z$ (SAE),
 # * the reconstruction $\hat x$,
 #
-# and a logistic regression is fitted on the training texts and scored on the test texts: accuracy, and F1 averaged over labels.
+# and a logistic regression is fitted on the training texts and scored on the test texts: accuracy,
+# and F1 averaged over labels.
 #
-# **Claim to look at.** Probes on the faithful SAE's reconstruction do best in most cells, and always on CoLA (Table 6).
+# **Claim to look at.** Probes on the faithful SAE's reconstruction do best in most cells, and
+# always on CoLA (Table 6).
 #
 # **Exhibits.** Table 6 and Figure 6 are drawn in 07, over all language models.
 
@@ -61,8 +64,8 @@ for name, (texts, labels) in examples.items():
 # %% [markdown]
 # ## Probes
 #
-# One pass of the language model gives all representations of a text, those of every SAE included. `majority` is what one gets by
-# always naming the most frequent training label.
+# One pass of the language model gives all representations of a text, those of every SAE included.
+# `majority` is what one gets by always naming the most frequent training label.
 
 # %%
 rows = probe_tasks(run, saes, lm)
@@ -75,12 +78,20 @@ chosen.pivot_table(index="task", columns="corpus", values="accuracy", sort=False
 # %% [markdown]
 # ## Check
 #
-# The mean is over real tokens: the same text alone, and padded beside a longer one, has the same representation.
+# The mean is over real tokens: the same text alone, and padded beside a longer one, has the same
+# representation.
 
 # %%
 texts = sorted(examples[next(iter(examples))][0][:16], key=len)
-together = pooled_representations({}, lm, texts, run.probing.max_tokens, run.probing.include_bos)["baseline"]
-alone = pooled_representations({}, lm, texts[:1], run.probing.max_tokens, run.probing.include_bos)["baseline"]
-print(f"padding changes a representation by {np.abs(together[0] - alone[0]).max() / np.abs(alone[0]).max():.1e} of its size")
+together = pooled_representations({}, lm, texts, run.probing.max_tokens, run.probing.include_bos)[
+    "baseline"
+]
+alone = pooled_representations({}, lm, texts[:1], run.probing.max_tokens, run.probing.include_bos)[
+    "baseline"
+]
+print(
+    "padding changes a representation by "
+    f"{np.abs(together[0] - alone[0]).max() / np.abs(alone[0]).max():.1e} of its size"
+)
 print(f"probes that did not converge: {(~rows.converged).sum()} of {len(rows)}")
 np.testing.assert_allclose(together[0], alone[0], rtol=1e-3, atol=1e-3)

@@ -16,16 +16,17 @@
 # %% [markdown]
 # # 07 · The paper's tables and figures
 #
-# Every row measured by notebooks 01 to 06, over all language models of a profile, in the form of the paper's tables, with the
-# paper's numbers beside them. `source` says which is which. Nothing is left out because it disagrees: the last table goes
-# through the paper's claims one by one.
+# Every row measured by notebooks 01 to 06, over all language models of a profile, in the form of
+# the paper's tables, with the paper's numbers beside them. `source` says which is which. Nothing is
+# left out because it disagrees: the last table goes through the paper's claims one by one.
 #
-# Not everything need be there: a model that failed, or that nobody has run yet, is left out, and so are rows of other parameters
-# than the files now say. The paper's row then stands alone. What is missing is named first, with the command that makes it.
+# Not everything need be there: a model that failed, or that nobody has run yet, is left out, and so
+# are rows of other parameters than the files now say. The paper's row then stands alone. What is
+# missing is named first, with the command that makes it.
 #
-# **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of software documentation, and
-# each corpus plays the role of one of the paper's (first table). Their numbers can agree with a claim or not; they cannot equal
-# the paper's.
+# **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of
+# software documentation, and each corpus plays the role of one of the paper's (first table). Their
+# numbers can agree with a claim or not; they cannot equal the paper's.
 
 # %%
 from IPython.display import Image, Markdown, display
@@ -33,7 +34,13 @@ from IPython.display import Image, Markdown, display
 from faithful_sae import plots, tables
 from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
-from faithful_sae.exhibits import notebook_exhibits, profile_note, save_figure, save_table, unmeasured
+from faithful_sae.exhibits import (
+    notebook_exhibits,
+    profile_note,
+    save_figure,
+    save_table,
+    unmeasured,
+)
 from faithful_sae.params import load_profile
 from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 from faithful_sae.stages.rows import measured
@@ -71,7 +78,8 @@ save_table(runs, "language_models", tables.language_models(runs), 3)
 
 # %% [markdown]
 # ## Table 1: what the faithful dataset covers
-# Percent of the vocabulary, overall and as first token; KL(model ‖ dataset) of the first token in nats.
+# Percent of the vocabulary, overall and as first token; KL(model ‖ dataset) of the first token in
+# nats.
 
 # %%
 table1 = save_table(runs, "table1", tables.table1(runs))
@@ -85,7 +93,10 @@ table2 = save_table(runs, "table2", tables.sfr_table(trained, "table2", tables.I
 table2.round(4)
 
 # %%
-Image(save_figure(runs, "sfr_instruction", tables.bars_data(table2, tables.INSTRUCTION), plots.bars), retina=True)
+Image(
+    save_figure(runs, "sfr_instruction", tables.bars_data(table2, tables.INSTRUCTION), plots.bars),
+    retina=True,
+)
 
 # %% [markdown]
 # ## Table 3: own text and the other model's
@@ -112,7 +123,8 @@ save_table(runs, "table5", tables.table5(trained))
 
 # %% [markdown]
 # ## Table 6 and Figure 6: probing
-# Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the figure.
+# Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the
+# figure.
 
 # %%
 table6 = save_table(runs, "table6", tables.table6(trained))
@@ -145,12 +157,15 @@ for run in measured(trained, "fidelity"):
 
 # %%
 verdicts = save_table(runs, "claims", claims(runs))
-verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+verdicts.style.hide(axis="index").set_properties(
+    **{"text-align": "left", "white-space": "pre-wrap"}
+)
 
 # %% [markdown]
 # ## Features to look at
-# Orphans (no match in the other seed) and fake features (that fire on random tokens) of every SAE that notebook 09 made an index
-# of, those that fire most first. `make explorer` writes the page that the numbers link to.
+# Orphans (no match in the other seed) and fake features (that fire on random tokens) of every SAE
+# that notebook 09 made an index of, those that fire most first. `make explorer` writes the page
+# that the numbers link to.
 
 # %%
 from faithful_sae.explorer.links import feature_links
@@ -159,16 +174,29 @@ feature_links(profile)
 
 # %% [markdown]
 # ## Check
-# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the paper and has its own), but for
-# notebooks that are named as missing; and a model that is measured stands in the tables, one that is not does not.
+# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the
+# paper and has its own), but for notebooks that are named as missing; and a model that is measured
+# stands in the tables, one that is not does not.
 
 # %%
 unfinished = set(zip(missing.model, missing.notebook))
-listed = [(e, run) for run in runs for stage in (*model_stages(run), PROFILE_STAGE) if stage in (*PAPER_STAGES, PROFILE_STAGE)
-          and (run.label, stage) not in unfinished for e in notebook_exhibits(run, stage)]
-absent = {name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()}
-print(f"{len({e.id for e, _ in listed})} exhibits; absent files: {sorted(absent) or 'none'}; notebooks not run: {len(missing)}")
+listed = [
+    (e, run)
+    for run in runs
+    for stage in (*model_stages(run), PROFILE_STAGE)
+    if stage in (*PAPER_STAGES, PROFILE_STAGE) and (run.label, stage) not in unfinished
+    for e in notebook_exhibits(run, stage)
+]
+absent = {
+    name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()
+}
+print(
+    f"{len({e.id for e, _ in listed})} exhibits; absent files: {sorted(absent) or 'none'}; "
+    f"notebooks not run: {len(missing)}"
+)
 print(verdicts.verdict.value_counts().to_dict())
 assert not absent
 for rows, table in (("dataset", table1), ("probing", table6), ("ffr", table7)):
-    assert set(table[table.source == "here"].model) == {run.label for run in measured(runs, rows)}, rows
+    assert set(table[table.source == "here"].model) == {
+        run.label for run in measured(runs, rows)
+    }, rows

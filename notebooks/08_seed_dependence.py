@@ -16,22 +16,27 @@
 # %% [markdown]
 # # 08 · Seed dependence
 #
-# Notebook 03 asks how much two seeds share *on which text*. Paulo and Belrose (2025), *Sparse Autoencoders Trained on the Same
-# Data Learn Different Features*, asked it of seeds alone: same model, same text, same order, another initialisation. FaithfulSAE
-# takes its measure from them. Here their experiments are repeated on this run's language model, on one corpus, with more
-# seeds, and with one number changed at a time: latents, active latents, training tokens, layer.
+# Notebook 03 asks how much two seeds share *on which text*. Paulo and Belrose (2025), *Sparse
+# Autoencoders Trained on the Same Data Learn Different Features*, asked it of seeds alone: same
+# model, same text, same order, another initialisation. FaithfulSAE takes its measure from them.
+# Here their experiments are repeated on this run's language model, on one corpus, with more seeds,
+# and with one number changed at a time: latents, active latents, training tokens, layer.
 #
-# Their criterion is stricter than SFR: decoder rows and encoder columns are matched apart, and a latent is **shared** if
-# *both* matchings give it the same counterpart and *both* cosines reach the threshold. A latent that is not is a *miss*.
+# Their criterion is stricter than SFR: decoder rows and encoder columns are matched apart, and a
+# latent is **shared** if
+# *both* matchings give it the same counterpart and *both* cosines reach the threshold. A latent
+# that is not is a *miss*.
 #
-# **Claims to look at.** All that they report of TopK SAEs; the table at the end goes through them one by one.
+# **Claims to look at.** All that they report of TopK SAEs; the table at the end goes through them
+# one by one.
 #
-# **Exhibits.** `seed_cosines`, `seed_firing`, `seed_curve`, `seed_threshold`, `seed_max_cosine`, `seed_sweeps`,
-# `seed_mean_cosines`, `seed_findings`.
+# **Exhibits.** `seed_cosines`, `seed_firing`, `seed_curve`, `seed_threshold`, `seed_max_cosine`,
+# `seed_sweeps`, `seed_mean_cosines`, `seed_findings`.
 #
-# **What differs from theirs.** They train on the output of an MLP, here it is the residual stream that enters a block. They train
-# on billions of tokens, here on as many as the parameters say. Theirs are several architectures, here all SAEs are TopK. The
-# learning rate is the same for all SAEs, whatever else is changed.
+# **What differs from theirs.** They train on the output of an MLP, here it is the residual stream
+# that enters a block. They train on billions of tokens, here on as many as the parameters say.
+# Theirs are several architectures, here all SAEs are TopK. The learning rate is the same for all
+# SAEs, whatever else is changed.
 
 # %%
 from IPython.display import Image
@@ -50,15 +55,19 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 # %%
 run = open_run(params)
 study, threshold = run.seed_dependence, run.sfr.threshold
-print(f"{len(study.seeds)} seeds on {study.corpus}, threshold {threshold}; swept with {study.sweep_seeds} seeds:")
+print(
+    f"{len(study.seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "
+    f"{study.sweep_seeds} seeds:"
+)
 print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.layers}")
 
 # %% [markdown]
 # ## Training the seeds
 #
-# All SAEs of a layer are trained side by side from one stream of activations, so that each of them sees the same tokens in the
-# same order, and an SAE with a smaller budget sees the first of them, on a schedule of its own. Finished ones are reused. `fvu` is the
-# unexplained share of the variance at the end, `dead` counts latents that no longer fire: these can be shared only by chance.
+# All SAEs of a layer are trained side by side from one stream of activations, so that each of them
+# sees the same tokens in the same order, and an SAE with a smaller budget sees the first of them,
+# on a schedule of its own. Finished ones are reused. `fvu` is the unexplained share of the variance
+# at the end, `dead` counts latents that no longer fire: these can be shared only by chance.
 
 # %%
 saes, summary = train_seeds(run)
@@ -68,8 +77,9 @@ sizes.agg(seeds=("seed", "count"), fvu=("fvu", "mean"), dead=("dead", "mean")).r
 # %% [markdown]
 # ## All pairs of seeds
 #
-# With S seeds there are S(S-1)/2 pairs, each matched twice. The columns put three definitions of *shared* beside each other: theirs,
-# the decoder alone (SFR of notebook 03), and theirs with each latent's nearest neighbour in place of its match.
+# With S seeds there are S(S-1)/2 pairs, each matched twice. The columns put three definitions of
+# *shared* beside each other: theirs, the decoder alone (SFR of notebook 03), and theirs with each
+# latent's nearest neighbour in place of its match.
 
 # %%
 rows = study_seeds(run, saes)
@@ -80,17 +90,23 @@ plain[shown].describe().loc[["mean", "std", "min", "max"]].round(3)
 # %% [markdown]
 # ## Hits and misses (their Figure 1)
 #
-# Each latent of the first SAE, matched with the second. If *shared* is a kind of latent and not a cut through a cloud, there
-# are two clouds: hits, similar on both sides and matched to the same counterpart by both, and misses. Lines of equal density
-# show them where points lie on each other.
+# Each latent of the first SAE, matched with the second. If *shared* is a kind of latent and not a
+# cut through a cloud, there are two clouds: hits, similar on both sides and matched to the same
+# counterpart by both, and misses. Lines of equal density show them where points lie on each other.
 
 # %%
 latents = rows["seed_latents"]
-Image(save_figure(run, "seed_cosines", latents.assign(threshold=threshold), seed_plots.matched_cosines), retina=True)
+Image(
+    save_figure(
+        run, "seed_cosines", latents.assign(threshold=threshold), seed_plots.matched_cosines
+    ),
+    retina=True,
+)
 
 # %% [markdown]
-# The eye is quick to see two clouds. Silverman's test asks how much a density of the mean of both cosines must be smoothed until
-# it has one mode, and how often samples from that one-mode density need as much: a small `p` speaks for two.
+# The eye is quick to see two clouds. Silverman's test asks how much a density of the mean of both
+# cosines must be smoothed until it has one mode, and how often samples from that one-mode density
+# need as much: a small `p` speaks for two.
 
 # %%
 rows["seed_modes"].round(3)
@@ -98,20 +114,24 @@ rows["seed_modes"].round(3)
 # %% [markdown]
 # ## Who is shared: frequent or rare latents? (their Figure 2)
 #
-# For each latent of the first SAE: the cosine to its match, averaged over all other seeds, how often it fires over the last tenth of
-# the training, and how many of the other seeds share it.
+# For each latent of the first SAE: the cosine to its match, averaged over all other seeds, how
+# often it fires over the last tenth of the training, and how many of the other seeds share it.
 
 # %%
-frequency = latents[["latent", "mean_cosine", "firing", "seeds_sharing"]].assign(others=len(study.seeds) - 1, threshold=threshold)
+frequency = latents[["latent", "mean_cosine", "firing", "seeds_sharing"]].assign(
+    others=len(study.seeds) - 1, threshold=threshold
+)
 Image(save_figure(run, "seed_firing", frequency, seed_plots.firing), retina=True)
 
 # %% [markdown]
 # ## Would more seeds find everything? (their Figure A1)
 #
-# A latent that no other seed shares is *only in the base*. With more seeds fewer are. If the share falls as a power law
-# $a n^{-b}$, enough seeds find every feature that any seed finds; with an offset, $a n^{-b} + c$, a share $c$ is each seed's own
-# for ever. Both are fitted. The points are averages over the same SAEs, not independent measurements, so beside Akaike's
-# criterion (`aicc`) stands a test that does not need that: how well each law predicts a point that its fit has not seen (`loo`).
+# A latent that no other seed shares is *only in the base*. With more seeds fewer are. If the share
+# falls as a power law $a n^{-b}$, enough seeds find every feature that any seed finds; with an
+# offset, $a n^{-b} + c$, a share $c$ is each seed's own for ever. Both are fitted. The points are
+# averages over the same SAEs, not independent measurements, so beside Akaike's criterion (`aicc`)
+# stands a test that does not need that: how well each law predicts a point that its fit has not
+# seen (`loo`).
 
 # %%
 curves = fitted_curves(rows["seed_curve"], rows["seed_fits"])
@@ -123,8 +143,9 @@ rows["seed_fits"].round(4)
 # %% [markdown]
 # ## Does it hang on the threshold? (their Figure A2)
 #
-# Where two kinds of latents exist, the share hardly depends on where between them one cuts: look for a flat stretch around the
-# dashed line. A slope means that another threshold gives another number.
+# Where two kinds of latents exist, the share hardly depends on where between them one cuts: look
+# for a flat stretch around the dashed line. A slope means that another threshold gives another
+# number.
 
 # %%
 cuts = rows["seed_threshold"].assign(chosen=threshold)
@@ -133,26 +154,40 @@ Image(save_figure(run, "seed_threshold", cuts, seed_plots.thresholds), retina=Tr
 # %% [markdown]
 # ## Does it hang on the matching? (their Figure A3)
 #
-# Earlier work took, for each latent, the largest cosine to any latent of the other SAE; its mean is MMCS. Several latents may
-# then claim the same one. A latent above the diagonal has a neighbour nearer than its match, taken by another latent.
+# Earlier work took, for each latent, the largest cosine to any latent of the other SAE; its mean is
+# MMCS. Several latents may then claim the same one. A latent above the diagonal has a neighbour
+# nearer than its match, taken by another latent.
 
 # %%
-Image(save_figure(run, "seed_max_cosine", latents[["decoder_cosine", "max_cosine", "match", "maximum", "agree"]],
-                  seed_plots.maximum_cosines), retina=True)
+Image(
+    save_figure(
+        run,
+        "seed_max_cosine",
+        latents[["decoder_cosine", "max_cosine", "match", "maximum", "agree"]],
+        seed_plots.maximum_cosines,
+    ),
+    retina=True,
+)
 
 # %% [markdown]
 # ## What changes the overlap? (their Figures 4, 5 and A4)
 #
-# One number is changed, the others are those of the first pair (in bold). Each dot is a pair of seeds: differences that are not
-# larger than the scatter of the dots are none. Dead latents, dotted, can hardly be shared and push the overlap down.
+# One number is changed, the others are those of the first pair (in bold). Each dot is a pair of
+# seeds: differences that are not larger than the scatter of the dots are none. Dead latents,
+# dotted, can hardly be shared and push the overlap down.
 #
-# Two things to keep in mind. If overlap still grows with training, a setting that learns more slowly also shares less for that reason
-# alone: the panels compare SAEs of one budget, not finished ones. And the stream that enters layer 0 is the token embedding: it
-# holds no more different vectors than the vocabulary has tokens.
+# Two things to keep in mind. If overlap still grows with training, a setting that learns more
+# slowly also shares less for that reason alone: the panels compare SAEs of one budget, not finished
+# ones. And the stream that enters layer 0 is the token embedding: it holds no more different
+# vectors than the vocabulary has tokens.
 
 # %%
 swept = rows["seed_pairs"].query("sweep != 'seeds'")
-swept = swept.assign(plain=swept.sweep.map({"d_sae": run.sae.d_sae, "k": run.sae.k, "tokens": run.sae.tokens, "layer": run.layer}))
+swept = swept.assign(
+    plain=swept.sweep.map(
+        {"d_sae": run.sae.d_sae, "k": run.sae.k, "tokens": run.sae.tokens, "layer": run.layer}
+    )
+)
 Image(save_figure(run, "seed_sweeps", swept, seed_plots.sweeps), retina=True)
 
 # %%
@@ -161,26 +196,42 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # %% [markdown]
 # ## Their findings, here
 #
-# Each verdict is computed from the rows above by one rule: a difference counts if it is above twice its standard error (spread between
-# pairs of seeds, at least that of so many independent latents; S seeds count as S // 2 independent pairs). What is not, is *open*,
-# and so is *no difference* where half the size of what is compared could have gone unseen.
+# Each verdict is computed from the rows above by one rule: a difference counts if it is above twice
+# its standard error (spread between pairs of seeds, at least that of so many independent latents; S
+# seeds count as S // 2 independent pairs). What is not, is *open*, and so is *no difference* where
+# half the size of what is compared could have gone unseen.
 
 # %%
 verdicts = save_table(run, "seed_findings", findings(run, rows))
-verdicts.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+verdicts.style.hide(axis="index").set_properties(
+    **{"text-align": "left", "white-space": "pre-wrap"}
+)
 
 # %% [markdown]
 # ## Check
 #
-# A seed compared with itself shares everything, whatever the order of its latents. And two ends of the curve can be had without
-# combinations: with two seeds, what is not shared is only in the base; with all seeds, what no other seed shares.
+# A seed compared with itself shares everything, whatever the order of its latents. And two ends of
+# the curve can be had without combinations: with two seeds, what is not shared is only in the base;
+# with all seeds, what no other seed shares.
 
 # %%
 first = next(iter(saes.values()))
-assert all(hits.all() for hits in hit_masks(match_seeds({"itself": first, "copy": first}), threshold).values())
+assert all(
+    hits.all()
+    for hits in hit_masks(match_seeds({"itself": first, "copy": first}), threshold).values()
+)
 mean = rows["seed_curve"].groupby("seeds").only_in_base.mean()
-base = rows["seed_curve"].query("base == @study.seeds[0] and seeds == @mean.index.max()").only_in_base.item()
-print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with {mean.index[-1]}")
+base = (
+    rows["seed_curve"]
+    .query("base == @study.seeds[0] and seeds == @mean.index.max()")
+    .only_in_base.item()
+)
+print(
+    f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with {mean.index[-1]}"
+)
 print(verdicts.verdict.value_counts().to_dict())
-assert abs(mean.iloc[0] - (1 - plain.shared.mean())) < 1e-12 and abs(base - (latents.seeds_sharing == 0).mean()) < 1e-12
+assert (
+    abs(mean.iloc[0] - (1 - plain.shared.mean())) < 1e-12
+    and abs(base - (latents.seeds_sharing == 0).mean()) < 1e-12
+)
 assert mean.is_monotonic_decreasing and (plain.shared <= plain.shared_decoder).all()

@@ -16,11 +16,13 @@
 # %% [markdown]
 # # 09 · Explore features
 #
-# The other notebooks count latents: how many two seeds share, how many fire on noise. Here one looks at them one by one. What does a
-# latent respond to? What does it do to the output? Does another seed have it? Is it fake?
+# The other notebooks count latents: how many two seeds share, how many fire on noise. Here one
+# looks at them one by one. What does a latent respond to? What does it do to the output? Does
+# another seed have it? Is it fake?
 #
-# **Claim to look at.** The paper treats orphans (latents that the other seed does not have) and fakes as a loss of quality. If that is
-# so, one should be able to see it: shared latents should be easier to read than orphans.
+# **Claim to look at.** The paper treats orphans (latents that the other seed does not have) and
+# fakes as a loss of quality. If that is so, one should be able to see it: shared latents should be
+# easier to read than orphans.
 #
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
@@ -49,10 +51,11 @@ run.features
 # %% [markdown]
 # ## An index
 #
-# One pass over the text keeps, of every latent, how often it fires (its activation is above 0), a histogram of its activations, the
-# contexts in which it is strongest, and a sample of all contexts, some from each level of activation: a latent that looks clear
-# at its top may be anything below. Of each row of text only the strongest token of a latent counts as a context. Firing on random
-# tokens comes from notebook 04, the *twin*, the matched latent of the other seed, from 03.
+# One pass over the text keeps, of every latent, how often it fires (its activation is above 0), a
+# histogram of its activations, the contexts in which it is strongest, and a sample of all contexts,
+# some from each level of activation: a latent that looks clear at its top may be anything below. Of
+# each row of text only the strongest token of a latent counts as a context. Firing on random tokens
+# comes from notebook 04, the *twin*, the matched latent of the other seed, from 03.
 
 # %%
 indexes = explore.index_features(run, saes, lm)
@@ -61,16 +64,20 @@ index, sae = indexes[seed], saes[run.features.corpus, seed]
 index.latents.drop(columns="histogram").describe().loc[["mean", "min", "50%", "max"]].round(4)
 
 # %% [markdown]
-# Which of them are shared, dead, fake? A latent may be several of these. Dead: it fires on none of these tokens.
+# Which of them are shared, dead, fake? A latent may be several of these. Dead: it fires on none of
+# these tokens.
 
 # %%
-index.latents.groupby(["shared", "fake", "dead"]).agg(latents=("latent", "count"), frequency=("frequency", "mean")).round(4)
+index.latents.groupby(["shared", "fake", "dead"]).agg(
+    latents=("latent", "count"), frequency=("frequency", "mean")
+).round(4)
 
 # %% [markdown]
 # ## The explorer
 #
-# Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin. `make explorer` writes the same as a page
-# to open without Jupyter. In code, `index.find` and `index.page` give what the explorer shows.
+# Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin. `make
+# explorer` writes the same as a page to open without Jupyter. In code, `index.find` and
+# `index.page` give what the explorer shows.
 
 # %%
 Explorer(index, indexes.get(index.meta["other_seed"]), lm, sae)
@@ -81,8 +88,8 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # %% [markdown]
 # ## Four readings of a latent
 #
-# Two look at contexts, two at tokens (a survey of them: Shu et al. 2025, section 3). With $z_f(X)$ the activation of latent $f$ at the end of
-# text $X$, and $d_f$ its decoder row:
+# Two look at contexts, two at tokens (a survey of them: Shu et al. 2025, section 3). With $z_f(X)$
+# the activation of latent $f$ at the end of text $X$, and $d_f$ its decoder row:
 #
 # | method | says | formula | source |
 # |---|---|---|---|
@@ -91,59 +98,80 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # | MutInfo | tokens that say most about whether it fires | $\arg\max_w I(\text{token}=w;\ z_f>0)$ | after Wu et al. 2025 |
 # | VocabProj | tokens it makes likelier | $\arg\max_w u_w \cdot \mathrm{norm}(d_f)$ | nostalgebraist 2020 |
 #
-# The first three read the input, the last reads the output. They need not agree: a latent may stand for *what was just read* or for
+# The first three read the input, the last reads the output. They need not agree: a latent may stand
+# for *what was just read* or for
 # *what comes next*.
 
 # %%
 picked = explore.chosen(index.latents, run.features.per_group)
 page = index.page(picked.latent[0])
-print(f"latent {page['latent']}: on {page['frequency']:.2%} of tokens, twin {page['twin']} with cosine {page['twin_cosine']:.2f}")
+print(
+    f"latent {page['latent']}: on {page['frequency']:.2%} of tokens, twin {page['twin']} with "
+    f"cosine {page['twin_cosine']:.2f}"
+)
 page["explanations"]
 
 # %% [markdown]
-# The same latents for everybody, good or bad to look at: those of a group that are alive are put in order of how often they fire, cut
-# into parts of one size, and the middle one of each part is shown. The token where a context is strongest stands in brackets.
+# The same latents for everybody, good or bad to look at: those of a group that are alive are put in
+# order of how often they fire, cut into parts of one size, and the middle one of each part is
+# shown. The token where a context is strongest stands in brackets.
 
 # %%
-save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(precision=2, escape="html")
+save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(
+    precision=2, escape="html"
+)
 
 # %% [markdown]
 # ## How strongly do they fire?
 #
-# Histograms over powers of two. A latent with one meaning often has a hump of strong activations of its own, apart from the weak ones.
+# Histograms over powers of two. A latent with one meaning often has a hump of strong activations of
+# its own, apart from the weak ones.
 
 # %%
-Image(save_figure(run, "feature_histograms", explore.histogram_rows(index, picked), feature_plots.histograms), retina=True)
+Image(
+    save_figure(
+        run, "feature_histograms", explore.histogram_rows(index, picked), feature_plots.histograms
+    ),
+    retina=True,
+)
 
 # %% [markdown]
 # ## Do input and output say the same?
 #
-# For each latent, the share of its MutInfo tokens that VocabProj lists too (blanks and capitals apart). Dashed lines: the same with
-# VocabProj of another latent, drawn at random, which is what agreement means nothing at.
+# For each latent, the share of its MutInfo tokens that VocabProj lists too (blanks and capitals
+# apart). Dashed lines: the same with VocabProj of another latent, drawn at random, which is what
+# agreement means nothing at.
 
 # %%
 agreement = explore.agreement_rows(run, index)
-print(agreement.groupby("group", sort=False)[["agreement", "by_chance"]].agg(["mean", "count"]).round(3))
+print(
+    agreement.groupby("group", sort=False)[["agreement", "by_chance"]]
+    .agg(["mean", "count"])
+    .round(3)
+)
 Image(save_figure(run, "feature_agreement", agreement, feature_plots.agreement), retina=True)
 
 # %% [markdown]
 # ## Steering
 #
-# If a latent means something to the model, making it stronger should change what the model writes, and VocabProj should say how. At
-# the hook, at every position but BOS, $x$ becomes $x + a\,d_f$. A dose of 1 adds as much as the latent ever reaches on the text by itself. What
-# the SAE does not reconstruct stays in $x$, so a dose of 0 changes nothing.
+# If a latent means something to the model, making it stronger should change what the model writes,
+# and VocabProj should say how. At the hook, at every position but BOS, $x$ becomes $x + a\,d_f$. A
+# dose of 1 adds as much as the latent ever reaches on the text by itself. What the SAE does not
+# reconstruct stays in $x$, so a dose of 0 changes nothing.
 
 # %%
 response = explore.steer_features(run, sae, lm, picked)
 Image(save_figure(run, "feature_steering", response, feature_plots.steering), retina=True)
 
 # %% [markdown]
-# The text that follows, drawn with the same random numbers before and after. `way` can also be `clamp` (set to an amount) or `ablate`
-# (take away).
+# The text that follows, drawn with the same random numbers before and after. `way` can also be
+# `clamp` (set to an amount) or `ablate` (take away).
 
 # %%
 text, latent = explore.example_text(run, lm), int(picked.latent[0])
-before, after = continuation(lm, sae, text, latent, "add", 2 * picked["max"][0], seed=run.features.seed)
+before, after = continuation(
+    lm, sae, text, latent, "add", 2 * picked["max"][0], seed=run.features.seed
+)
 print(f"{text!r}\n  goes on      {before!r}\n  with {latent:<7} {after!r}")
 
 # %% [markdown]
@@ -159,12 +187,18 @@ fires.groupby("position").head(3).head(12).round(3)
 # %% [markdown]
 # ## Check
 #
-# A pass counts each activation once, in the histogram as in the frequency; TopK allows no more than $k$ on a token. Both indexes must
-# agree on who is whose twin, and the share of shared latents is SFR of notebook 03. A dose of 0 changes nothing at all.
+# A pass counts each activation once, in the histogram as in the frequency; TopK allows no more than
+# $k$ on a token. Both indexes must agree on who is whose twin, and the share of shared latents is
+# SFR of notebook 03. A dose of 0 changes nothing at all.
 
 # %%
 counted = index.latents.histogram.map(sum)
 agrees = explore.twins_agree(indexes, run)
-print(f"active latents per token: {index.latents.frequency.sum():.3f} (k = {sae.k}); shared: {index.latents.shared.mean():.3f}")
-assert (counted == (index.latents.frequency * index.meta["tokens"]).round()).all() and index.latents.frequency.sum() <= (sae.k or sae.d_sae) + 1e-9
+print(
+    f"active latents per token: {index.latents.frequency.sum():.3f} (k = {sae.k}); shared: "
+    f"{index.latents.shared.mean():.3f}"
+)
+assert (
+    counted == (index.latents.frequency * index.meta["tokens"]).round()
+).all() and index.latents.frequency.sum() <= (sae.k or sae.d_sae) + 1e-9
 assert agrees and (response[response.dose == 0].kl == 0).all()

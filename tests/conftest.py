@@ -1,10 +1,14 @@
-"""Tiny language models with random weights, a parameter file to vary, and the helpers the tests share. Nothing is downloaded."""
+"""Tiny language models with random weights, a parameter file to vary, and the helpers the tests
+share. Nothing is downloaded.
+"""
 
 import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRITON_INTERPRET"] = "1"   # Triton kernels run on the CPU, so that every machine tests them
+os.environ["TRITON_INTERPRET"] = (
+    "1"  # Triton kernels run on the CPU, so that every machine tests them
+)
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import json
@@ -14,8 +18,17 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM,
-                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from faithful_sae import schema
 from faithful_sae.models import load_model
@@ -34,22 +47,47 @@ def make_tokenizer(vocabulary=VOCABULARY, **special):
     words = {"<bos>": BOS, "<eos>": EOS} | {f"w{i}": i for i in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(special or {"bos_token": "<bos>", "eos_token": "<eos>"}))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **(special or {"bos_token": "<bos>", "eos_token": "<eos>"})
+    )
 
 
 def make_model(architecture, vocabulary=VOCABULARY, seed=0, spread=0.25):
-    """A random causal LM, 3 blocks wide 16 (Llama has 8 embedding rows that no token uses, as padded vocabularies do)."""
+    """A random causal LM, 3 blocks wide 16 (Llama has 8 embedding rows that no token uses, as
+    padded vocabularies do).
+    """
     torch.manual_seed(seed)
     common = {"initializer_range": spread, **SPECIAL}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-             "max_position_embeddings": CONTEXT, **common}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        **common,
+    }
     if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=CONTEXT, n_embd=16, n_layer=LAYERS, n_head=2, **common))
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocabulary,
+                n_positions=CONTEXT,
+                n_embd=16,
+                n_layer=LAYERS,
+                n_head=2,
+                **common,
+            )
+        )
     if architecture == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocabulary, **sizes))
     if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary + 8, num_key_value_heads=1, **sizes))
-    return Gemma2ForCausalLM(Gemma2Config(vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, sliding_window=6, **sizes))
+        return LlamaForCausalLM(
+            LlamaConfig(vocab_size=vocabulary + 8, num_key_value_heads=1, **sizes)
+        )
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, sliding_window=6, **sizes
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,21 +137,29 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_run(tmp_path, root, model_folders):
-    """Write a valid parameter file, with dotted keys replaced, and load it: make_run({"sae.k": 3}) -> Run."""
+    """Write a valid parameter file, with dotted keys replaced, and load it: make_run({"sae.k": 3})
+    -> Run.
+    """
+
     def make(changes=None, name="tiny", load=True):
         folder = tmp_path / "handmade"
         folder.mkdir(exist_ok=True)
         texts = [" ".join(f"w{2 + (7 * i + j * j) % 60}" for j in range(30)) for i in range(40)]
         (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
         for part in ("train", "test"):
-            (folder / f"{part}.jsonl").write_text("".join(
-                json.dumps({"text": t, "label": "even" if i % 2 else "odd"}) + "\n" for i, t in enumerate(texts)))
+            (folder / f"{part}.jsonl").write_text(
+                "".join(
+                    json.dumps({"text": t, "label": "even" if i % 2 else "odd"}) + "\n"
+                    for i, t in enumerate(texts)
+                )
+            )
         values = copy.deepcopy(VALUES) | {"model": str(model_folders["llama"])}
         for key, value in (changes or {}).items():
             set_key(values, key, value)
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         return load_params(file) if load else file
+
     return make
 
 
@@ -155,9 +201,32 @@ probing:
 seed_dependence: null
 features: null
 """)
-SEED_DEPENDENCE = {"corpus": "text", "seeds": [1, 2, 3], "sweep_seeds": 2, "d_sae": [12], "k": [2], "tokens": [200], "layers": [0]}
-FEATURES = {"corpus": "text", "seeds": [42, 49], "tokens": 300, "batch_rows": 8, "top": 3, "strata": 2, "samples": 2, "left": 4, "right": 2,
-            "listed": 4, "pruned": 1, "per_group": 2, "doses": [1.0, 2.0], "steered_rows": 3, "seed": 0}
+SEED_DEPENDENCE = {
+    "corpus": "text",
+    "seeds": [1, 2, 3],
+    "sweep_seeds": 2,
+    "d_sae": [12],
+    "k": [2],
+    "tokens": [200],
+    "layers": [0],
+}
+FEATURES = {
+    "corpus": "text",
+    "seeds": [42, 49],
+    "tokens": 300,
+    "batch_rows": 8,
+    "top": 3,
+    "strata": 2,
+    "samples": 2,
+    "left": 4,
+    "right": 2,
+    "listed": 4,
+    "pruned": 1,
+    "per_group": 2,
+    "doses": [1.0, 2.0],
+    "steered_rows": 3,
+    "seed": 0,
+}
 
 
 TEXT = {"path": "text.jsonl", "text_key": "text"}
@@ -167,39 +236,153 @@ TEXT = {"path": "text.jsonl", "text_key": "text"}
 def make_measured_run(make_run):
     """A run with rows as notebooks 01-06 write them, made of given numbers.
 
-    make_measured_run(name, sfr={role: [one per pair of seeds]}, ffr={role: [one per seed]}, probing={task role: {role: [per seed]}},
-    coverage, kl, ce={role: CE difference off its own corpus}, beside, other="name of the run whose text plays faithful-other").
-    Corpora are called my-<role>, but those in `named` as given there.
+    make_measured_run(name, sfr={role: [one per pair of seeds]}, ffr={role: [one per seed]},
+    probing={task role: {role: [per seed]}}, coverage, kl, ce={role: CE difference off its own
+    corpus}, beside, other="name of the run whose text plays faithful-other"). Corpora are called
+    my-<role>, but those in `named` as given there.
     """
-    def make(name, sfr, ffr=None, probing=None, coverage=95.0, kl=1.0, ce=None, beside=None, other=None, named=None):
+
+    def make(
+        name,
+        sfr,
+        ffr=None,
+        probing=None,
+        coverage=95.0,
+        kl=1.0,
+        ce=None,
+        beside=None,
+        other=None,
+        named=None,
+    ):
         names = {role: (named or {}).get(role, f"my-{role}") for role in sfr}
         sources = {"faithful": {"faithful": "self"}, "faithful-other": {"faithful": other}}
-        corpora = {names[r]: {"role": r if r in schema.ROLES else None, **sources.get(r, TEXT)} for r in sfr}
-        tasks = {f"my-{r}": {"role": r, "train": "train.jsonl", "test": "test.jsonl", "text_key": "text", "label_key": "label"}
-                 for r in probing or {"sst2": {}}}
+        corpora = {
+            names[r]: {"role": r if r in schema.ROLES else None, **sources.get(r, TEXT)}
+            for r in sfr
+        }
+        tasks = {
+            f"my-{r}": {
+                "role": r,
+                "train": "train.jsonl",
+                "test": "test.jsonl",
+                "text_key": "text",
+                "label_key": "label",
+            }
+            for r in probing or {"sst2": {}}
+        }
         train_on = list(corpora)
         if ce:
             corpora["elsewhere"] = {"role": None, **TEXT}
-        run = make_run({"label": f"Model {name}", "beside": beside, "corpora": corpora, "sae.train_on": train_on,
-                        "fidelity.corpora": list(corpora), "probing.tasks": tasks}, name=name)
-        pairs = [{"corpus": names[r], "seed_a": 42, "seed_b": 49 + i, "d_sae": 24, "sfr": v, "sfr_strict": v - 0.01, "sfr_alive": v + 0.1,
-                  "sfr_encoder_decoder": v / 2, "mean_cosine": 0.5, "dead": 0.25} for r, vs in sfr.items() for i, v in enumerate(vs)]
-        fakes = [{"corpus": names[r], "seed": 42 + i, "tokens": 100, "ffr": v, "ffr_authors": v / 4, "fake": 1, "d_sae": 24}
-                 for r, vs in (ffr or {r: [1.0] for r in sfr}).items() for i, v in enumerate(vs)]
-        probes = [{"task": f"my-{t}", "majority": 0.5, "train": 9, "test": 9, "corpus": None, "seed": None, "representation": "baseline",
-                   "accuracy": 0.9, "f1": 0.9, "converged": True} for t in (probing or {"sst2": {}})]
-        probes += [probes[0] | {"task": f"my-{t}", "corpus": names[r], "seed": 42 + i, "representation": part, "accuracy": v - (part == "sae") / 2}
-                   for t, values in (probing or {}).items() for r, vs in values.items() for i, v in enumerate(vs)
-                   for part in ("sae", "reconstruction")]
+        run = make_run(
+            {
+                "label": f"Model {name}",
+                "beside": beside,
+                "corpora": corpora,
+                "sae.train_on": train_on,
+                "fidelity.corpora": list(corpora),
+                "probing.tasks": tasks,
+            },
+            name=name,
+        )
+        pairs = [
+            {
+                "corpus": names[r],
+                "seed_a": 42,
+                "seed_b": 49 + i,
+                "d_sae": 24,
+                "sfr": v,
+                "sfr_strict": v - 0.01,
+                "sfr_alive": v + 0.1,
+                "sfr_encoder_decoder": v / 2,
+                "mean_cosine": 0.5,
+                "dead": 0.25,
+            }
+            for r, vs in sfr.items()
+            for i, v in enumerate(vs)
+        ]
+        fakes = [
+            {
+                "corpus": names[r],
+                "seed": 42 + i,
+                "tokens": 100,
+                "ffr": v,
+                "ffr_authors": v / 4,
+                "fake": 1,
+                "d_sae": 24,
+            }
+            for r, vs in (ffr or {r: [1.0] for r in sfr}).items()
+            for i, v in enumerate(vs)
+        ]
+        probes = [
+            {
+                "task": f"my-{t}",
+                "majority": 0.5,
+                "train": 9,
+                "test": 9,
+                "corpus": None,
+                "seed": None,
+                "representation": "baseline",
+                "accuracy": 0.9,
+                "f1": 0.9,
+                "converged": True,
+            }
+            for t in (probing or {"sst2": {}})
+        ]
+        probes += [
+            probes[0]
+            | {
+                "task": f"my-{t}",
+                "corpus": names[r],
+                "seed": 42 + i,
+                "representation": part,
+                "accuracy": v - (part == "sae") / 2,
+            }
+            for t, values in (probing or {}).items()
+            for r, vs in values.items()
+            for i, v in enumerate(vs)
+            for part in ("sae", "reconstruction")
+        ]
         # only what seed 42 does without BOS on a corpus that is nobody's own may count
-        matrix = [{"trained_on": names[a], "evaluated_on": names.get(b, b), "seed": seed, "include_bos": bos,
-                   "ce_diff": (ce or {}).get(a, 1.0) if (seed, bos, b) == (42, False, "elsewhere") else 9.0 if a == "pile" else 0.0}
-                  for a in sfr for b in (*sfr, "elsewhere") for seed in (42, 49) for bos in (True, False)]
-        rows = {"sfr": pairs, "ffr": fakes, "probing": probes, "fidelity": matrix,
-                "dataset": [{"documents": 9, "tokens": 99, "vocab_size": 64, "all_token_coverage": coverage, "first_token_coverage": 10.0,
-                             "kl": kl, "missing_mass": 0.1}],
-                "saes": [{"corpus": names[r], "seed": 42, "distinct_tokens": 400, "passes": 1.234} for r in sfr]}
+        matrix = [
+            {
+                "trained_on": names[a],
+                "evaluated_on": names.get(b, b),
+                "seed": seed,
+                "include_bos": bos,
+                "ce_diff": (ce or {}).get(a, 1.0)
+                if (seed, bos, b) == (42, False, "elsewhere")
+                else 9.0
+                if a == "pile"
+                else 0.0,
+            }
+            for a in sfr
+            for b in (*sfr, "elsewhere")
+            for seed in (42, 49)
+            for bos in (True, False)
+        ]
+        rows = {
+            "sfr": pairs,
+            "ffr": fakes,
+            "probing": probes,
+            "fidelity": matrix,
+            "dataset": [
+                {
+                    "documents": 9,
+                    "tokens": 99,
+                    "vocab_size": 64,
+                    "all_token_coverage": coverage,
+                    "first_token_coverage": 10.0,
+                    "kl": kl,
+                    "missing_mass": 0.1,
+                }
+            ],
+            "saes": [
+                {"corpus": names[r], "seed": 42, "distinct_tokens": 400, "passes": 1.234}
+                for r in sfr
+            ],
+        }
         for file, records in rows.items():
             write_rows(run, file, pd.DataFrame(records))
         return run
+
     return make

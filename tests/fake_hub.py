@@ -1,4 +1,6 @@
-"""A Hub on this machine: what huggingface_hub asks a server for, answered from folders. Repositories may move, be gated or renamed."""
+"""A Hub on this machine: what huggingface_hub asks a server for, answered from folders.
+Repositories may move, be gated or renamed.
+"""
 
 import contextlib
 import hashlib
@@ -14,7 +16,10 @@ TOKEN = "hf_onlyForTheTests"
 
 @dataclass
 class Repository:
-    """commits: {hash: folder}; branches: {name: hash}; gated: files want TOKEN; renamed: its id now."""
+    """commits: {hash: folder}; branches: {name: hash}; gated: files want TOKEN; renamed: its id
+    now.
+    """
+
     commits: dict[str, Path]
     branches: dict[str, str]
     gated: bool = False
@@ -24,6 +29,7 @@ class Repository:
 @dataclass
 class Hub:
     """A server of {(kind, id): Repository}; `asked` has every path in order."""
+
     repositories: dict[tuple[str, str], Repository]
     url: str = ""
     asked: list[str] = field(default_factory=list)
@@ -56,44 +62,64 @@ class _Handler(BaseHTTPRequestHandler):
         words = path.strip("/").split("/")
         api = words[0] == "api"
         kind = "dataset" if words[int(api)] == "datasets" else "model"
-        words = words[int(api) + (api or kind == "dataset"):]
+        words = words[int(api) + (api or kind == "dataset") :]
         name, words = "/".join(words[:2]), [unquote(word) for word in words[2:]]
         repository = self.hub.repositories.get((kind, name))
         if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
-            return self.answer(401, b"{}", **{"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self.answer(
+                401, b"{}", **{"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
         if repository is None:
             return self.refuse(404, "RepoNotFound")
         if repository.renamed:
-            return self.answer(307, b"", Location=self.hub.url + self.path.replace(name, repository.renamed, 1))
+            return self.answer(
+                307, b"", Location=self.hub.url + self.path.replace(name, repository.renamed, 1)
+            )
         revision = words[1] if len(words) > 1 else "main"
         at = repository.branches.get(revision, revision)
         if at not in repository.commits:
             return self.refuse(404, "RevisionNotFound")
         folder = repository.commits[at]
-        if not api:   # resolve/<revision>/<file>
+        if not api:  # resolve/<revision>/<file>
             if repository.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.refuse(401, "GatedRepo")
             file = folder.joinpath(*words[2:])
             if not file.is_file():
                 return self.refuse(404, "EntryNotFound")
             body = file.read_bytes()
-            return self.answer(200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', **{"X-Repo-Commit": at})
+            return self.answer(
+                200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', **{"X-Repo-Commit": at}
+            )
         if words[:1] == ["tree"]:
             below = folder.joinpath(*words[2:])
             if not below.is_dir():
                 return self.refuse(404, "EntryNotFound")
             found = below.rglob("*") if "recursive=true" in self.path.lower() else below.iterdir()
-            entries = [{"type": "file" if f.is_file() else "directory", "path": f.relative_to(folder).as_posix(), "oid": "0" * 40,
-                        "size": f.stat().st_size} for f in sorted(found)]
+            entries = [
+                {
+                    "type": "file" if f.is_file() else "directory",
+                    "path": f.relative_to(folder).as_posix(),
+                    "oid": "0" * 40,
+                    "size": f.stat().st_size,
+                }
+                for f in sorted(found)
+            ]
             return self.answer(200, json.dumps(entries).encode())
-        return self.answer(200, json.dumps({"id": name, "sha": at, "private": False, "tags": [], "downloads": 0, "likes": 0}).encode())
+        return self.answer(
+            200,
+            json.dumps(
+                {"id": name, "sha": at, "private": False, "tags": [], "downloads": 0, "likes": 0}
+            ).encode(),
+        )
 
     def refuse(self, status, code):
         self.answer(status, b"{}", **{"X-Error-Code": code})
 
     def answer(self, status, body, **headers):
         self.send_response(status)
-        for key, value in ({"Content-Length": str(len(body)), "Content-Type": "application/json"} | headers).items():
+        for key, value in (
+            {"Content-Length": str(len(body)), "Content-Type": "application/json"} | headers
+        ).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -1,4 +1,6 @@
-"""`make check`: everything that is wrong in one list, and an exit status; the Hub's refusals among it; no token in what it says."""
+"""`make check`: everything that is wrong in one list, and an exit status; the Hub's refusals among
+it; no token in what it says.
+"""
 
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import pytest
 import torch
 from conftest import set_key
 from fake_hub import TOKEN, Repository, serve
-from test_hub import OLD, environment, folders, hub_run   # noqa: F401: a fixture
+from test_hub import OLD, environment, folders, hub_run  # noqa: F401: a fixture
 from yaml import safe_dump, safe_load
 
 from faithful_sae import check as module
@@ -24,8 +26,14 @@ from faithful_sae.stages.training import train_all
 
 def main(profile, *options, **more):
     """(exit status, what was printed) of the command."""
-    result = subprocess.run([sys.executable, "-m", "faithful_sae.check", str(profile), *options], capture_output=True, text=True, cwd=ROOT,
-                            timeout=200, **more)
+    result = subprocess.run(
+        [sys.executable, "-m", "faithful_sae.check", str(profile), *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+        **more,
+    )
     return result.returncode, result.stdout + result.stderr
 
 
@@ -42,70 +50,134 @@ def another(run, name, **changes):
 def test_the_smoke_profile_passes():
     status, said = main("smoke")
     assert status == 0 and said.endswith("\n0 problems\n"), said
-    times = {line.split()[0]: line.split()[-2:] for line in said.splitlines() if line.startswith("  0")}
+    times = {
+        line.split()[0]: line.split()[-2:] for line in said.splitlines() if line.startswith("  0")
+    }
     assert [stage[:2] for stage in times] == ["01", "02", "03", "04", "05", "06", "08", "09"]
-    assert all(unit in ("s", "min") and float(number) >= 0 for stage, (number, unit) in times.items() if stage != "03_sfr")
+    assert all(
+        unit in ("s", "min") and float(number) >= 0
+        for stage, (number, unit) in times.items()
+        if stage != "03_sfr"
+    )
     assert "with random weights" in said and "disk: " in said
 
 
 def test_every_problem_of_every_file_is_listed(make_run, model_folders):
     run = make_run()
-    files = [another(run, "b-typo", **{"sae.kk": 3}), another(run, "c-k", **{"sae.k": 99}),
-             another(run, "d-layers", layer=7, sequence_length=64, **{"probing.max_tokens": 40}),
-             another(run, "e-key", **{"corpora.text.text_key": "body"}), another(run, "f-gpu", device="cuda"),
-             another(run, "g-beside", beside="gpt5"), another(run, "h-listed", **{"corpora.text": {"listed": "pyle"}})]
+    files = [
+        another(run, "b-typo", **{"sae.kk": 3}),
+        another(run, "c-k", **{"sae.k": 99}),
+        another(run, "d-layers", layer=7, sequence_length=64, **{"probing.max_tokens": 40}),
+        another(run, "e-key", **{"corpora.text.text_key": "body"}),
+        another(run, "f-gpu", device="cuda"),
+        another(run, "g-beside", beside="gpt5"),
+        another(run, "h-listed", **{"corpora.text": {"listed": "pyle"}}),
+    ]
     (run.file.parent / "test.jsonl").write_text("")
-    status, said = main(run.file.parent, "--no-probe", env=environment("http://127.0.0.1:9", run.file.parent))
-    listed = said[said.index(" problems:"):]
+    status, said = main(
+        run.file.parent, "--no-probe", env=environment("http://127.0.0.1:9", run.file.parent)
+    )
+    listed = said[said.index(" problems:") :]
     assert status == 1
     for file, *words in (
-            (files[0], "unknown key sae.kk"), (files[1], "sae.k = 99 exceeds sae.d_sae"),
-            (files[2], "layer = 7 is out of range"), (files[2], "sequence_length = 64 exceeds the context"),
-            (files[2], "probing.max_tokens = 40 exceeds the context"), (files[3], "corpora.text.path", "no key 'body'"),
-            (files[5], "beside = 'gpt5'"), (files[6], "corpora.text.listed = 'pyle' is not in")):
-        assert any(file.name in line and all(word in line for word in words) for line in listed.splitlines()), (file.name, words, listed)
-    empty, = [line for line in listed.splitlines() if "probing.tasks.parity.test" in line]
-    assert all(name in empty for name in ("tiny.yaml", "d-layers.yaml", "e-key.yaml", "f-gpu.yaml")) and "empty" in empty
+        (files[0], "unknown key sae.kk"),
+        (files[1], "sae.k = 99 exceeds sae.d_sae"),
+        (files[2], "layer = 7 is out of range"),
+        (files[2], "sequence_length = 64 exceeds the context"),
+        (files[2], "probing.max_tokens = 40 exceeds the context"),
+        (files[3], "corpora.text.path", "no key 'body'"),
+        (files[5], "beside = 'gpt5'"),
+        (files[6], "corpora.text.listed = 'pyle' is not in"),
+    ):
+        assert any(
+            file.name in line and all(word in line for word in words)
+            for line in listed.splitlines()
+        ), (file.name, words, listed)
+    (empty,) = [line for line in listed.splitlines() if "probing.tasks.parity.test" in line]
+    assert (
+        all(name in empty for name in ("tiny.yaml", "d-layers.yaml", "e-key.yaml", "f-gpu.yaml"))
+        and "empty" in empty
+    )
     if not torch.cuda.is_available():
-        assert any("f-gpu.yaml: device = 'cuda', and there is no GPU here" in line and "of 1 GB or more" in line for line in listed.splitlines())
-    assert int(said[:said.index(" problems:")].rpartition("\n")[2]) == len(listed.strip().splitlines()) - 1
+        assert any(
+            "f-gpu.yaml: device = 'cuda', and there is no GPU here" in line
+            and "of 1 GB or more" in line
+            for line in listed.splitlines()
+        )
+    assert (
+        int(said[: said.index(" problems:")].rpartition("\n")[2])
+        == len(listed.strip().splitlines()) - 1
+    )
 
 
-def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path):   # noqa: F811
-    repositories = {key: Repository(commits, {"main": OLD, "refs/convert/parquet": OLD}) for key, commits in folders.items()}
-    repositories["model", "shut/model"] = Repository(repositories["model", "tiny/gpt2"].commits, {"main": OLD}, gated=True)
+def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path):  # noqa: F811
+    repositories = {
+        key: Repository(commits, {"main": OLD, "refs/convert/parquet": OLD})
+        for key, commits in folders.items()
+    }
+    repositories["model", "shut/model"] = Repository(
+        repositories["model", "tiny/gpt2"].commits, {"main": OLD}, gated=True
+    )
     repositories["dataset", "old/name"] = Repository({}, {}, renamed="web/text")
     run = hub_run(make_run)
     another(run, "b", model="shut/model", **{"corpora.web.hub": "old/name"})
     another(run, "c", revision="nightly", **{"corpora.web.hub": "web/none"})
-    code = ("import sys; from pathlib import Path; from faithful_sae import check, schema\n"
-            f"schema.ROOT = Path({str(root)!r}); sys.argv[1:] = [{str(run.file.parent)!r}, '--no-probe']; check.main()")
+    code = (
+        "import sys; from pathlib import Path; from faithful_sae import check, schema\n"
+        f"schema.ROOT = Path({str(root)!r}); sys.argv[1:] = [{str(run.file.parent)!r}, "
+        "'--no-probe']; check.main()"
+    )
     with serve(repositories) as server:
+
         def said(**more):
-            result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
-                                    env=environment(server.url, tmp_path / "home", **more))
+            result = subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                timeout=200,
+                env=environment(server.url, tmp_path / "home", **more),
+            )
             return result.returncode, result.stdout + result.stderr
+
         status, text = said()
         assert status == 1 and " problems:" in text, text
-        listed = text[text.index(" problems:"):]
-        for words in ("b.yaml: model: shut/model: a gated model: accept its licence", "b.yaml: corpora.web: old/name: this dataset is now called web/text",
-                      "c.yaml: model: tiny/llama: this model has no revision 'nightly'", "c.yaml: corpora.web: web/none: no such dataset"):
+        listed = text[text.index(" problems:") :]
+        for words in (
+            "b.yaml: model: shut/model: a gated model: accept its licence",
+            "b.yaml: corpora.web: old/name: this dataset is now called web/text",
+            "c.yaml: model: tiny/llama: this model has no revision 'nightly'",
+            "c.yaml: corpora.web: web/none: no such dataset",
+        ):
             assert words in listed, (words, listed)
         assert "tiny.yaml" not in listed
         assert f"pin: model tiny/llama, main now: write revision: {OLD}" in text
         assert f"pin: dataset web/text, refs/convert/parquet now: write revision: {OLD}" in text
         status, text = said(HF_TOKEN=TOKEN)
         assert status == 1 and "shut/model: a gated" not in text and TOKEN not in text
-    left = [path for place in (root, tmp_path / "home", run.file.parent) for path in place.rglob("*") if path.is_file()]
+    left = [
+        path
+        for place in (root, tmp_path / "home", run.file.parent)
+        for path in place.rglob("*")
+        if path.is_file()
+    ]
     assert left and not [path for path in left if TOKEN.encode() in path.read_bytes()]
 
 
 def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
     run, said = make_run(), []
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(total=10 ** 9, available=10 ** 9))
+    monkeypatch.setattr(
+        module.psutil, "virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9)
+    )
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     problems = check(run.file.parent, False, said.append)
-    assert [line.split(": ")[1][:3] for line in problems[:-1]] == ["01_", "02_", "03_", "04_", "05_", "06_"]
+    assert [line.split(": ")[1][:3] for line in problems[:-1]] == [
+        "01_",
+        "02_",
+        "03_",
+        "04_",
+        "05_",
+        "06_",
+    ]
     assert all("of RAM, and this machine has 1.0 GB" in line for line in problems[:-1])
     assert "probing.batch_rows" in problems[-2] and "of disk and a tenth to spare" in problems[-1]
 
@@ -115,18 +187,29 @@ def card(monkeypatch):
     """A GPU of 1 GB, as far as this check sees."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=10 ** 9))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=10**9)
+    )
 
 
 def test_a_card_that_is_too_small_for_some_stages(make_run, card):
-    run = make_run({"device": "cuda", "generate.batch_rows": 20_000, "corpora.text.text_key": "text"})
-    line, = check(run.file.parent, False, lambda line: None)
+    run = make_run(
+        {"device": "cuda", "generate.batch_rows": 20_000, "corpora.text.text_key": "text"}
+    )
+    (line,) = check(run.file.parent, False, lambda line: None)
     need = needs(run, module._sizes(run)[0], "01_generate_faithful").device_memory
-    assert f"01_generate_faithful needs {need / 1e9:.1f} GB of GPU memory, and there are 1.0 GB: lower generate.batch_rows" in line
+    assert (
+        f"01_generate_faithful needs {need / 1e9:.1f} GB of GPU memory, and there are 1.0 GB: "
+        "lower generate.batch_rows" in line
+    )
 
 
 def test_more_gpus_than_there_are(make_run, card):
-    line, = check(make_run({"device": "cuda", "gpus": 2, "corpora.text.text_key": "text"}).file.parent, False, lambda line: None)
+    (line,) = check(
+        make_run({"device": "cuda", "gpus": 2, "corpora.text.text_key": "text"}).file.parent,
+        False,
+        lambda line: None,
+    )
     assert "gpus = 2, and there are 1 here" in line
 
 
@@ -136,21 +219,41 @@ def test_what_is_there_and_current_needs_no_disk(make_run):
     assert module._there(run, "01_generate_faithful") == module._there(run, "02_train_sae") == 0
     make_faithful(run, lm)
     train_all(run, lm)
-    assert module._there(run, "01_generate_faithful") is None and module._there(run, "02_train_sae") is None
+    assert (
+        module._there(run, "01_generate_faithful") is None
+        and module._there(run, "02_train_sae") is None
+    )
     other = run.file.with_name("tiny.yaml")
     values = safe_load(other.read_text())
     set_key(values, "sae.lr", 2e-3)
     other.write_text(safe_dump(values))
     from faithful_sae.params import load_params
+
     assert module._there(load_params(other), "02_train_sae") == 0
 
 
 def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
     from faithful_sae import probe
+
     monkeypatch.setattr(probe, "SECONDS", 0.1)
     monkeypatch.setattr(probe, "SHORT", 0.05)
-    little, much = (estimate(make_run({"sae.tokens": n, "ffr.tokens": n, "generate.tokens": n, "corpus_tokens": n, "generate.shard_tokens": n}))
-                    for n in (100_000, 1_000_000))
-    assert set(little.seconds) == {stage for stage in model_stages(make_run()) if stage != "03_sfr"} and "the model itself" in little.how
+    little, much = (
+        estimate(
+            make_run(
+                {
+                    "sae.tokens": n,
+                    "ffr.tokens": n,
+                    "generate.tokens": n,
+                    "corpus_tokens": n,
+                    "generate.shard_tokens": n,
+                }
+            )
+        )
+        for n in (100_000, 1_000_000)
+    )
+    assert (
+        set(little.seconds) == {stage for stage in model_stages(make_run()) if stage != "03_sfr"}
+        and "the model itself" in little.how
+    )
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage

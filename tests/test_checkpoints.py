@@ -1,4 +1,6 @@
-"""A training that is killed, at any moment and any number of times, ends with the bytes of one that was not."""
+"""A training that is killed, at any moment and any number of times, ends with the bytes of one that
+was not.
+"""
 
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
 
 class Embedding:
     """Stands in for a language model: the activation of a token is a random vector of its own."""
+
     d_model, device, bos_id = D, torch.device("cpu"), 0
     table = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
 
@@ -28,18 +31,40 @@ class Embedding:
 
 
 def train(checkpoint, lr=5e-3):
-    stream = ActivationStream(Embedding(), ROWS, n_tokens=TOKENS, batch_tokens=BATCH, buffer_tokens=300, lm_batch_rows=4,
-                              include_bos=False, seed=1)
-    return train_saes(stream, D, [24, 400, 24], [2, 1, 2], [5, 5, 6], lr, [TOKENS, TOKENS, 8010], BATCH, checkpoint=checkpoint)
+    stream = ActivationStream(
+        Embedding(),
+        ROWS,
+        n_tokens=TOKENS,
+        batch_tokens=BATCH,
+        buffer_tokens=300,
+        lm_batch_rows=4,
+        include_bos=False,
+        seed=1,
+    )
+    return train_saes(
+        stream,
+        D,
+        [24, 400, 24],
+        [2, 1, 2],
+        [5, 5, 6],
+        lr,
+        [TOKENS, TOKENS, 8010],
+        BATCH,
+        checkpoint=checkpoint,
+    )
 
 
 def everything(sae):
-    return [w.numpy().tobytes() for w in (*sae.weights.values(), sae.firing)] + [sae.training_log.to_csv()]
+    return [w.numpy().tobytes() for w in (*sae.weights.values(), sae.firing)] + [
+        sae.training_log.to_csv()
+    ]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """Of an SAE that has dead latents nearly all the time, so that what it learns depends on which they are, and two that have not."""
+    """Of an SAE that has dead latents nearly all the time, so that what it learns depends on which
+    they are, and two that have not.
+    """
     saes = train(None)
     assert (saes[1].training_log.dead > 0).mean() > 0.5
     return [everything(sae) for sae in saes]
@@ -47,9 +72,11 @@ def uninterrupted():
 
 def test_killed_at_random_moments(tmp_path, uninterrupted):
     """SIGKILL, so that no handler can tidy up; a child that gets to its end saves the SAEs."""
+
     def child():
         for sae in train(Checkpoint(tmp_path / "checkpoint", "key", every=0)):
             sae.save(tmp_path / "done" / f"{sae.metadata['seed']}-{sae.d_sae}")
+
     rng, kills, steps = np.random.default_rng(0), 0, []
     while True:
         process = multiprocessing.get_context("fork").Process(target=child)
@@ -66,15 +93,21 @@ def test_killed_at_random_moments(tmp_path, uninterrupted):
         steps.append(saved[0] if saved else 0)
         if process.exitcode == 0:
             break
-    assert kills >= 3 and steps == sorted(steps) and len(set(steps)) > 2    # it was killed on the way, and never fell back
-    resumed = train(Checkpoint(tmp_path / "checkpoint", "key", every=0))    # from the last checkpoint on
+    assert (
+        kills >= 3 and steps == sorted(steps) and len(set(steps)) > 2
+    )  # it was killed on the way, and never fell back
+    resumed = train(
+        Checkpoint(tmp_path / "checkpoint", "key", every=0)
+    )  # from the last checkpoint on
     assert [everything(sae) for sae in resumed] == uninterrupted
 
 
 def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeypatch):
     """Broken off right after each of several savings."""
+
     class Broken(Exception):
         pass
+
     save, count = Checkpoint.save, []
 
     def save_and_break(self, *args):
@@ -82,6 +115,7 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeyp
         count.append(args[0])
         if len(count) % 3 == 0:
             raise Broken
+
     monkeypatch.setattr(Checkpoint, "save", save_and_break)
     for _ in range(100):
         try:
@@ -96,12 +130,22 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeyp
 def test_a_checkpoint_of_another_training_is_not_used(tmp_path, uninterrupted):
     train(Checkpoint(tmp_path / "checkpoint", "key", every=0), lr=1e-2)
     assert Checkpoint(tmp_path / "checkpoint", "other").load() is None
-    assert [everything(sae) for sae in train(Checkpoint(tmp_path / "checkpoint", "other"))] == uninterrupted
+    assert [
+        everything(sae) for sae in train(Checkpoint(tmp_path / "checkpoint", "other"))
+    ] == uninterrupted
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b),
-                                    lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b'"step"', b'"stop"'),
-                                    lambda b: b.replace(rb'\"given\": 2', rb'\"given\": 1')])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"\xff" * len(b),
+        lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+        lambda b: b.replace(b'"step"', b'"stop"'),
+        lambda b: b.replace(rb"\"given\": 2", rb"\"given\": 1"),
+    ],
+)
 def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, capsys, damage):
     path = tmp_path / "checkpoint"
     train(Checkpoint(path, "key", every=0))
@@ -111,15 +155,27 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, 
 
 
 def test_checkpoints_of_other_corpora_are_left_alone(tmp_path):
-    """`faithful` starts anew: its old checkpoint goes, those of `faithful-neox`, whose name begins alike, stay."""
-    names = ["faithful-0123.partial", "faithful-4567.partial", "faithful-neox-0123.partial", "library-0123.partial", "faithful-0123",
-             "c4.en-layer1-0123", "c4.en-layer2-0123", "c4.en-layer1-4567"]
+    """`faithful` starts anew: its old checkpoint goes, those of `faithful-neox`, whose name begins
+    alike, stay.
+    """
+    names = [
+        "faithful-0123.partial",
+        "faithful-4567.partial",
+        "faithful-neox-0123.partial",
+        "library-0123.partial",
+        "faithful-0123",
+        "c4.en-layer1-0123",
+        "c4.en-layer2-0123",
+        "c4.en-layer1-4567",
+    ]
     for name in names:
         (tmp_path / name).touch()
     remove_others(tmp_path / "faithful-4567.partial")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
     remove_others(tmp_path / "c4.en-layer1-4567", "")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({*names[1:]} - {"c4.en-layer1-0123"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {*names[1:]} - {"c4.en-layer1-0123"}
+    )
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
@@ -128,6 +184,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
     def full(*args):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("faithful_sae.checkpoints.save_file", full)
     with pytest.raises(DiskFullError):
         checkpoint.save(4, {"a": torch.arange(5)}, {})
@@ -138,13 +195,22 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_the_checkpoint(tmp_path, monkeypatch):
     """A window is 12 rows in 3 groups, 240 activations, 6 batches; the third window is bad."""
-    checkpoint, read, calls = Checkpoint(tmp_path / "checkpoint", "key", every=0), Embedding.activations, []
+    checkpoint, read, calls = (
+        Checkpoint(tmp_path / "checkpoint", "key", every=0),
+        Embedding.activations,
+        [],
+    )
 
     def broken(self, ids):
         calls.append(ids)
         return read(self, ids) * (1 if len(calls) <= 6 else float("nan"))
+
     monkeypatch.setattr(Embedding, "activations", broken)
-    with pytest.raises(FloatingPointError, match="seed 5: the loss is nan at step 12: .*the last good checkpoint is .*checkpoint, step") as error:
+    with pytest.raises(
+        FloatingPointError,
+        match="seed 5: the loss is nan at step 12: .*the last good checkpoint is .*checkpoint, "
+        "step",
+    ) as error:
         train(checkpoint)
     step = Checkpoint(tmp_path / "checkpoint", "key").load()[0]
     assert step in (6, 12) and str(error.value).endswith(f"step {step}")
@@ -157,9 +223,12 @@ def test_savings_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     assert not checkpoint.due
     now[0] = 61
     assert checkpoint.due
-    monkeypatch.setattr("faithful_sae.checkpoints.save_file", lambda tensors, path, about: (path.write_bytes(b""), now.__setitem__(0, now[0] + 30)))
+    monkeypatch.setattr(
+        "faithful_sae.checkpoints.save_file",
+        lambda tensors, path, about: (path.write_bytes(b""), now.__setitem__(0, now[0] + 30)),
+    )
     checkpoint.save(1, {}, {})
     now[0] += 599
-    assert not checkpoint.due    # it took 30 s: 600 s from one to the next
+    assert not checkpoint.due  # it took 30 s: 600 s from one to the next
     now[0] += 2
     assert checkpoint.due

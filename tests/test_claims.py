@@ -8,45 +8,155 @@ from faithful_sae.schema import SAE_SECTIONS
 from faithful_sae.stages.rows import read_rows, write_rows
 from faithful_sae.tables import table1
 
-SECTIONS = {"instruction": 0, "own text": 1, "web": 2, "coverage": 3, "kl": 4, "fineweb": 5, "probing": 6, "cola": 7, "ffr": 8}
-F, O, P, W, A, B, C = "faithful", "faithful-other", "pile", "fineweb", "alpaca", "open-instruct", "flan"
+SECTIONS = {
+    "instruction": 0,
+    "own text": 1,
+    "web": 2,
+    "coverage": 3,
+    "kl": 4,
+    "fineweb": 5,
+    "probing": 6,
+    "cola": 7,
+    "ffr": 8,
+}
+F, O, P, W, A, B, C = (
+    "faithful",
+    "faithful-other",
+    "pile",
+    "fineweb",
+    "alpaca",
+    "open-instruct",
+    "flan",
+)
 
 # claim, verdict, runs: each the keyword arguments of make_measured_run
 CASES = [
     ("instruction", "agrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], B: [0.64, 0.65]}}]),
     ("instruction", "disagrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], C: [0.7]}}]),
     ("instruction", "disagrees", [{"sfr": {F: [0.6], A: [0.6]}}]),  # higher, not as high
-    ("instruction", "disagrees", [{"sfr": {F: [0.6], A: [0.5]}}, {"sfr": {F: [0.6], A: [0.5]}}, {"sfr": {F: [0.6], A: [0.7]}}]),  # each corpus, each model
+    (
+        "instruction",
+        "disagrees",
+        [
+            {"sfr": {F: [0.6], A: [0.5]}},
+            {"sfr": {F: [0.6], A: [0.5]}},
+            {"sfr": {F: [0.6], A: [0.7]}},
+        ],
+    ),  # each corpus, each model
     ("instruction", "not testable", [{"sfr": {F: [0.6], P: [0.5], W: [0.4]}}]),
     ("instruction", "not testable", [{"sfr": {A: [0.6], B: [0.5]}}]),
     ("own text", "agrees", [{"sfr": {F: [0.6], O: [0.5]}}]),
     ("own text", "disagrees", [{"sfr": {F: [0.6], O: [0.5]}}, {"sfr": {F: [0.5], O: [0.6]}}]),
     ("own text", "not testable", [{"sfr": {F: [0.6], A: [0.5]}}]),
-    ("web", "agrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.7], P: [0.6], W: [0.6]}}]),
-    ("web", "disagrees", [{"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.4]}}]),  # one of two is not most
+    (
+        "web",
+        "agrees",
+        [
+            {"sfr": {F: [0.5], P: [0.5], W: [0.6]}},
+            {"sfr": {F: [0.5], P: [0.6], W: [0.6]}},
+            {"sfr": {F: [0.7], P: [0.6], W: [0.6]}},
+        ],
+    ),
+    (
+        "web",
+        "disagrees",
+        [{"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.4]}}],
+    ),  # one of two is not most
     ("web", "not testable", [{"sfr": {F: [0.5], P: [0.6]}}]),
     ("coverage", "agrees", [{"sfr": {F: [0.5]}, "coverage": 90.1}]),
-    ("coverage", "disagrees", [{"sfr": {F: [0.5]}, "coverage": 99.0}, {"sfr": {F: [0.5]}, "coverage": 90.0}]),
-    ("kl", "agrees", [{"sfr": {F: [0.5]}, "kl": 1.9}, {"sfr": {F: [0.5]}, "kl": 0.1}, {"sfr": {F: [0.5]}, "kl": 2.5}]),
+    (
+        "coverage",
+        "disagrees",
+        [{"sfr": {F: [0.5]}, "coverage": 99.0}, {"sfr": {F: [0.5]}, "coverage": 90.0}],
+    ),
+    (
+        "kl",
+        "agrees",
+        [
+            {"sfr": {F: [0.5]}, "kl": 1.9},
+            {"sfr": {F: [0.5]}, "kl": 0.1},
+            {"sfr": {F: [0.5]}, "kl": 2.5},
+        ],
+    ),
     ("kl", "disagrees", [{"sfr": {F: [0.5]}, "kl": 2.0}]),
-    ("fineweb", "agrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.2, W: 0.3}}]),
-    ("fineweb", "disagrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.4, W: 0.3}}]),
+    (
+        "fineweb",
+        "agrees",
+        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.2, W: 0.3}}],
+    ),
+    (
+        "fineweb",
+        "disagrees",
+        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.4, W: 0.3}}],
+    ),
     ("fineweb", "not testable", [{"sfr": {F: [0.5], W: [0.5]}, "ce": {F: 0.1, W: 0.3}}]),
-    ("probing", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.8, 0.6], P: [0.69, 0.7]}, "cola": {F: [0.5], P: [0.4]}, "yelp": {F: [0.5], P: [0.6]}}}]),
-    ("probing", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.8], P: [0.7]}, "cola": {F: [0.4], P: [0.4]}}}]),
+    (
+        "probing",
+        "agrees",
+        [
+            {
+                "sfr": {F: [0.5], P: [0.5]},
+                "probing": {
+                    "sst2": {F: [0.8, 0.6], P: [0.69, 0.7]},
+                    "cola": {F: [0.5], P: [0.4]},
+                    "yelp": {F: [0.5], P: [0.6]},
+                },
+            }
+        ],
+    ),
+    (
+        "probing",
+        "disagrees",
+        [
+            {
+                "sfr": {F: [0.5], P: [0.5]},
+                "probing": {"sst2": {F: [0.8], P: [0.7]}, "cola": {F: [0.4], P: [0.4]}},
+            }
+        ],
+    ),
     ("probing", "not testable", [{"sfr": {F: [0.5]}, "probing": {"sst2": {F: [0.8]}}}]),
-    ("cola", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.1], P: [0.7]}, "cola": {F: [0.5], P: [0.4]}}}]),
-    ("cola", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.5], P: [0.4]}}}] * 2
-     + [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.4], P: [0.5]}}}]),
-    ("cola", "not testable", [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.9], P: [0.7]}}}]),
+    (
+        "cola",
+        "agrees",
+        [
+            {
+                "sfr": {F: [0.5], P: [0.5]},
+                "probing": {"sst2": {F: [0.1], P: [0.7]}, "cola": {F: [0.5], P: [0.4]}},
+            }
+        ],
+    ),
+    (
+        "cola",
+        "disagrees",
+        [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.5], P: [0.4]}}}] * 2
+        + [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.4], P: [0.5]}}}],
+    ),
+    (
+        "cola",
+        "not testable",
+        [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.9], P: [0.7]}}}],
+    ),
     ("ffr", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1, 0.3], P: [0.2, 0.21]}}]),
-    ("ffr", "disagrees", [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ffr": {F: [0.1], P: [0.2], W: [0.1]}}]),
-    ("ffr", "disagrees", [{"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1], P: [0.2]}}, {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.3], P: [0.2]}}]),
+    (
+        "ffr",
+        "disagrees",
+        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ffr": {F: [0.1], P: [0.2], W: [0.1]}}],
+    ),
+    (
+        "ffr",
+        "disagrees",
+        [
+            {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1], P: [0.2]}},
+            {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.3], P: [0.2]}},
+        ],
+    ),
     ("ffr", "not testable", [{"sfr": {F: [0.5], A: [0.5]}, "ffr": {F: [0.1], A: [0.2]}}]),
 ]
 
 
-@pytest.mark.parametrize("claim, verdict, cases", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    "claim, verdict, cases", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_verdicts(make_measured_run, claim, verdict, cases):
     make_measured_run("z", {F: [0.5]})  # whose text plays faithful-other
     runs = [make_measured_run(f"m{i}", other="z", **case) for i, case in enumerate(cases)]
@@ -57,27 +167,52 @@ def test_verdicts(make_measured_run, claim, verdict, cases):
     assert all(f"Model m{i}" in row.measured for i in range(len(runs))) or verdict == "not testable"
 
 
-WAITING = [   # claim, verdict, whose rows `forgotten` are not there: of two models of which the first is measured
-    ("instruction", "agrees so far", [0.6, 0.5], "sfr"), ("instruction", "disagrees", [0.5, 0.6], "sfr"),   # of all: one that fails is enough
-    ("web", "disagrees so far", [0.6, 0.5], "sfr"), ("web", "agrees so far", [0.5, 0.6], "sfr"), ("coverage", "agrees so far", [0.5, 0.5], "dataset"),
-    ("kl", "agrees so far", [0.5, 0.5], "dataset"), ("fineweb", "disagrees", [0.5, 0.5], "fidelity"), ("ffr", "disagrees so far", [0.5, 0.5], "ffr")]
+# claim, verdict, whose rows `forgotten` are not there: of two models of which the first is measured
+WAITING = [
+    ("instruction", "agrees so far", [0.6, 0.5], "sfr"),
+    ("instruction", "disagrees", [0.5, 0.6], "sfr"),  # of all: one that fails is enough
+    ("web", "disagrees so far", [0.6, 0.5], "sfr"),
+    ("web", "agrees so far", [0.5, 0.6], "sfr"),
+    ("coverage", "agrees so far", [0.5, 0.5], "dataset"),
+    ("kl", "agrees so far", [0.5, 0.5], "dataset"),
+    ("fineweb", "disagrees", [0.5, 0.5], "fidelity"),
+    ("ffr", "disagrees so far", [0.5, 0.5], "ffr"),
+]
 
 
-@pytest.mark.parametrize("claim, verdict, values, forgotten", WAITING, ids=[f"{c[0]}-{c[1]}" for c in WAITING])
-def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(make_measured_run, claim, verdict, values, forgotten):
-    runs = [make_measured_run(name, {F: values[:1], P: values[1:], W: values[1:], A: values[1:]},
-                              ce={F: 0.1, P: 0.4, W: 0.3}) for name in ("a", "b")]
+@pytest.mark.parametrize(
+    "claim, verdict, values, forgotten", WAITING, ids=[f"{c[0]}-{c[1]}" for c in WAITING]
+)
+def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(
+    make_measured_run, claim, verdict, values, forgotten
+):
+    runs = [
+        make_measured_run(
+            name,
+            {F: values[:1], P: values[1:], W: values[1:], A: values[1:]},
+            ce={F: 0.1, P: 0.4, W: 0.3},
+        )
+        for name in ("a", "b")
+    ]
     (runs[1].artifacts / "rows" / f"{forgotten}.csv").unlink()
     row = claims(runs).iloc[SECTIONS[claim]]
-    assert row.verdict == verdict and row.measured.endswith("; not measured: Model b") and "of 1: Model a" in row.measured
+    assert (
+        row.verdict == verdict
+        and row.measured.endswith("; not measured: Model b")
+        and "of 1: Model a" in row.measured
+    )
     (runs[0].artifacts / "rows" / f"{forgotten}.csv").unlink()
     row = claims(runs).iloc[SECTIONS[claim]]
     assert (row.verdict, row.measured) == ("not measured", "not measured: Model a, Model b")
-    assert claims(runs).verdict[SECTIONS["own text"]] == "not testable", "no model has the other's text, measured or not"
+    assert claims(runs).verdict[SECTIONS["own text"]] == "not testable", (
+        "no model has the other's text, measured or not"
+    )
 
 
 def test_what_was_measured_is_shown(make_measured_run):
-    run = make_measured_run("m", {F: [0.6, 0.7], A: [0.61234], C: [0.2]}, ffr={F: [0.1234], A: [5.0]})
+    run = make_measured_run(
+        "m", {F: [0.6, 0.7], A: [0.61234], C: [0.2]}, ffr={F: [0.1234], A: [5.0]}
+    )
     measured = claims([run]).measured[0]
     # binomial standard error of 0.65 over 24 latents: sqrt(.65 * .35 / 24) = 0.097
     for word in ("1 of 1", "faithful 0.650", "s.e. 0.097", "alpaca 0.612", "flan 0.200"):
@@ -85,23 +220,50 @@ def test_what_was_measured_is_shown(make_measured_run):
 
 
 def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
-    """The claims, read off the paper's tables as if they had been measured here, with the paper's verdict on each."""
+    """The claims, read off the paper's tables as if they had been measured here, with the paper's
+    verdict on each.
+    """
     from faithful_sae.exhibits import exhibits
-    n = {t: exhibits()[t].numbers for t in ("table1", "table2", "table3", "table4", "table6", "table7")}
+
+    n = {
+        t: exhibits()[t].numbers
+        for t in ("table1", "table2", "table3", "table4", "table6", "table7")
+    }
     make_measured_run("z", {F: [0.5]})
     runs = []
     for model, ffr in n["table7"].items():
-        sfr = {**n["table4"].get(model, {}), **n["table2"].get(model, {}), **n["table3"].get(model, {})}
+        sfr = {
+            **n["table4"].get(model, {}),
+            **n["table2"].get(model, {}),
+            **n["table3"].get(model, {}),
+        }
         roles = {*sfr, *ffr}
-        runs.append(make_measured_run(
-            model, {r: [sfr.get(r, 0.5)] for r in sorted(roles) if r in sfr or model not in n["table4"]}, other="z",
-            ffr={r: [v] for r, v in ffr.items()}, probing={t: {r: [v] for r, v in c.items()} for t, c in n["table6"].get(model, {}).items()} or None,
-            coverage=n["table1"][model]["all_token_coverage"], kl=n["table1"][model]["kl"]))
+        runs.append(
+            make_measured_run(
+                model,
+                {
+                    r: [sfr.get(r, 0.5)]
+                    for r in sorted(roles)
+                    if r in sfr or model not in n["table4"]
+                },
+                other="z",
+                ffr={r: [v] for r, v in ffr.items()},
+                probing={
+                    t: {r: [v] for r, v in c.items()} for t, c in n["table6"].get(model, {}).items()
+                }
+                or None,
+                coverage=n["table1"][model]["all_token_coverage"],
+                kl=n["table1"][model]["kl"],
+            )
+        )
     table = claims(runs)
     verdicts = {name: table.verdict[i] for name, i in SECTIONS.items()}
-    assert {k: verdicts[k] for k in ("instruction", "own text", "coverage", "kl", "probing", "cola")} == dict.fromkeys(
-        ("instruction", "own text", "coverage", "kl", "probing", "cola"), "agrees")
-    assert table.measured[SECTIONS["probing"]].startswith("12 of 18") and table.measured[SECTIONS["cola"]].startswith("6 of 6")
+    assert {
+        k: verdicts[k] for k in ("instruction", "own text", "coverage", "kl", "probing", "cola")
+    } == dict.fromkeys(("instruction", "own text", "coverage", "kl", "probing", "cola"), "agrees")
+    assert table.measured[SECTIONS["probing"]].startswith("12 of 18") and table.measured[
+        SECTIONS["cola"]
+    ].startswith("6 of 6")
     # in Table 7 FineWeb is lower than faithful for both Pythias, and for them alone
     assert verdicts["ffr"] == "agrees" and table.measured[SECTIONS["ffr"]].startswith("5 of 7")
 
@@ -109,9 +271,16 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
 def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make_run):
     trained = make_measured_run("a", sfr={F: [0.5], P: [0.6], W: [0.6]}, coverage=95.0, kl=1.0)
     text = make_run({"label": "Text"} | dict.fromkeys(SAE_SECTIONS), name="b")
-    write_rows(text, "dataset", read_rows(trained, "dataset", "").assign(all_token_coverage=80.0, kl=3.0))
+    write_rows(
+        text, "dataset", read_rows(trained, "dataset", "").assign(all_token_coverage=80.0, kl=3.0)
+    )
     alone, together = (claims(runs).set_index("section") for runs in ([trained], [trained, text]))
     about_text = ["5.4, Table 1"]
-    assert alone.drop(about_text).equals(together.drop(about_text)) and "Text 80.0 %" in together.measured["5.4, Table 1"].iloc[0]
-    assert list(together.verdict["5.4, Table 1"]) == ["disagrees", "disagrees"] and list(table1([trained, text]).model[:2]) == ["Model a", "Text"]
+    assert (
+        alone.drop(about_text).equals(together.drop(about_text))
+        and "Text 80.0 %" in together.measured["5.4, Table 1"].iloc[0]
+    )
+    assert list(together.verdict["5.4, Table 1"]) == ["disagrees", "disagrees"] and list(
+        table1([trained, text]).model[:2]
+    ) == ["Model a", "Text"]
     assert profile_note([trained, text]).endswith("SAE recipe: default.")

@@ -1,4 +1,6 @@
-"""One run of a profile at a time, with Slurm's commands replaced by scripts; a real Slurm: tests/slurm/smoke.py."""
+"""One run of a profile at a time, with Slurm's commands replaced by scripts; a real Slurm:
+tests/slurm/smoke.py.
+"""
 
 import json
 import logging
@@ -21,12 +23,17 @@ from faithful_sae.stages.language_model import model_shape
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Locks lie in an empty folder, and Slurm's commands are `squeue`, which lists queue.txt, and `scancel`, which empties it."""
+    """Locks lie in an empty folder, and Slurm's commands are `squeue`, which lists queue.txt, and
+    `scancel`, which empties it.
+    """
     monkeypatch.setattr(cluster, "ROOT", tmp_path)
     commands = tmp_path / "bin"
     commands.mkdir()
     (tmp_path / "queue.txt").write_text("")
-    for name, text in (("squeue", f"cat {tmp_path}/queue.txt"), ("scancel", f"echo $* >> {tmp_path}/cancelled; : > {tmp_path}/queue.txt")):
+    for name, text in (
+        ("squeue", f"cat {tmp_path}/queue.txt"),
+        ("scancel", f"echo $* >> {tmp_path}/cancelled; : > {tmp_path}/queue.txt"),
+    ):
         (commands / name).write_text(f"#!/bin/sh\n{text}\n")
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
@@ -51,7 +58,9 @@ time.sleep(600)
 
 def hold(here, engine):
     """A process that holds profile `mine`, and the pid of one that it started."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(here), engine], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(here), engine], stdout=subprocess.PIPE, text=True
+    )
     return process, int(process.stdout.readline())
 
 
@@ -72,19 +81,25 @@ def test_jobs_that_a_killed_run_left_refuse_the_next(here):
     for engine in ("local", "slurm"):
         with pytest.raises(BusyError, match=r"still queued \(11, 14\).*make stop"):
             claim("mine", engine)
-    assert json.loads((here / "artifacts" / "mine" / ".lock").read_text())["engine"] == "slurm"   # so it is asked again
+    assert (
+        json.loads((here / "artifacts" / "mine" / ".lock").read_text())["engine"] == "slurm"
+    )  # so it is asked again
     stop("mine")
     assert (here / "cancelled").read_text() == "11 14\n"
     claim("mine", "local").close()
 
 
 def test_slurm_that_does_not_answer_is_asked_only_where_jobs_may_be(here):
-    (here / "bin" / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    (here / "bin" / "squeue").write_text(
+        "#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n"
+    )
     claim("mine", "local").close()
     stop("mine")
     with pytest.raises(BusyError, match="cannot ask Slurm.*Unable to contact"):
         claim("mine", "slurm")
-    (here / "artifacts" / "mine" / ".lock").write_text('{"engine": "slurm", "host": "gone", "pid": 1}')
+    (here / "artifacts" / "mine" / ".lock").write_text(
+        '{"engine": "slurm", "host": "gone", "pid": 1}'
+    )
     for attempt in (lambda: claim("mine", "local"), lambda: stop("mine")):
         with pytest.raises(BusyError, match="cannot ask Slurm"):
             attempt()
@@ -97,7 +112,11 @@ def test_stop_ends_a_run_and_all_it_started(here, engine):
     stop("mine")
     assert process.wait(timeout=10) == -9
     deadline = time.time() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != "zombie" and time.time() < deadline:
+    while (
+        psutil.pid_exists(child)
+        and psutil.Process(child).status() != "zombie"
+        and time.time() < deadline
+    ):
         time.sleep(0.05)
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
     assert (here / "cancelled").exists() == (engine == "slurm")
@@ -106,8 +125,20 @@ def test_stop_ends_a_run_and_all_it_started(here, engine):
 
 def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
     step = "import sys, time; print('up', flush=True); time.sleep(600)"
-    steps = {name: subprocess.Popen([sys.executable, "-c", step, "faithful_sae.execute", f"{here}/artifacts/{name}/x.ipynb"],
-                                    stdout=subprocess.PIPE, text=True) for name in ("mine", "mine2")}
+    steps = {
+        name: subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                step,
+                "faithful_sae.execute",
+                f"{here}/artifacts/{name}/x.ipynb",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("mine", "mine2")
+    }
     try:
         for name, process in steps.items():
             process.stdout.readline()
@@ -122,7 +153,9 @@ def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
 
 def test_a_run_on_another_machine_is_stopped_there(here):
     held = claim("mine", "local")
-    (here / "artifacts" / "mine" / ".lock").write_text('{"engine": "slurm", "host": "login7", "pid": 12}')
+    (here / "artifacts" / "mine" / ".lock").write_text(
+        '{"engine": "slurm", "host": "login7", "pid": 12}'
+    )
     with pytest.raises(BusyError, match="process 12 on login7"):
         stop("mine")
     held.close()
@@ -130,7 +163,9 @@ def test_a_run_on_another_machine_is_stopped_there(here):
 
 def test_names_of_jobs_are_what_slurm_and_its_plugin_take():
     for profile in ("laptop", "my profile.v2", "p" * 200):
-        assert len(prefix(profile)) <= 50 and set(prefix(profile)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+        assert len(prefix(profile)) <= 50 and set(prefix(profile)) <= set(
+            "abcdefghijklmnopqrstuvwxyz0123456789-_"
+        )
     assert prefix("a.b") != prefix("a_b")
 
 
@@ -139,14 +174,20 @@ def test_what_a_job_asks_for(make_run):
     assert [minutes(run, stage) for stage in STAGE_KEYS] == [90, 120, 1, 1, 1, 1, 1, 120, 1]
     shape = model_shape(run)
     for stage in model_stages(run):
-        assert megabytes(run, stage) * 1_000_000 >= needs.needs(run, shape, stage).memory + cluster.SNAKEMAKE
+        assert (
+            megabytes(run, stage) * 1_000_000
+            >= needs.needs(run, shape, stage).memory + cluster.SNAKEMAKE
+        )
     assert megabytes(run, "07_paper") == 1600
 
 
 def test_hours_are_positive_and_nothing_depends_on_them(make_run):
     with pytest.raises(ParamsError, match="hours.train = 0.0 must be above 0"):
         make_run({"hours.train": 0})
-    a, b = make_run(), make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b")
+    a, b = (
+        make_run(),
+        make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b"),
+    )
     for stage in STAGE_KEYS:
         assert pipeline.settings(a, stage) == pipeline.settings(b, stage)
     assert pipeline.corpus_settings(a, "text") == pipeline.corpus_settings(b, "text")
@@ -154,30 +195,60 @@ def test_hours_are_positive_and_nothing_depends_on_them(make_run):
 
 def test_a_corpus_waits_only_for_what_it_is_made_of(make_run):
     make_run(name="other")
-    run = make_run({"corpora.theirs": {"role": None, "faithful": "other"}, "sae.train_on": ["faithful", "text", "theirs"]})
+    run = make_run(
+        {
+            "corpora.theirs": {"role": None, "faithful": "other"},
+            "sae.train_on": ["faithful", "text", "theirs"],
+        }
+    )
     folder = run.artifacts.parent
     assert pipeline.corpus_inputs(run, "text") == [str(run.resolve("text.jsonl"))]
-    assert pipeline.corpus_inputs(run, "faithful") == [str(folder / "tiny" / "rows" / "dataset.csv")]
+    assert pipeline.corpus_inputs(run, "faithful") == [
+        str(folder / "tiny" / "rows" / "dataset.csv")
+    ]
     assert pipeline.corpus_inputs(run, "theirs") == [str(folder / "other" / "rows" / "dataset.csv")]
-    assert {pipeline.trained_file(run, name) for name in run.sae.train_on} <= set(pipeline.stage_inputs(run, "02_train_sae"))
+    assert {pipeline.trained_file(run, name) for name in run.sae.train_on} <= set(
+        pipeline.stage_inputs(run, "02_train_sae")
+    )
 
 
 def test_what_training_on_a_corpus_depends_on(make_run):
     def settings(changes, corpus="text"):
         return pipeline.corpus_settings(make_run(changes), corpus)
-    assert settings({}) == settings({"label": "B"}) == settings({"sae.train_on": ["text"]}) == settings({"corpora.faithful.role": None})
-    assert len({settings({}), settings({"sae.k": 3}), settings({"layer": 2}), settings({"corpora.text.text_key": "t"})}) == 4
+
+    assert (
+        settings({})
+        == settings({"label": "B"})
+        == settings({"sae.train_on": ["text"]})
+        == settings({"corpora.faithful.role": None})
+    )
+    assert (
+        len(
+            {
+                settings({}),
+                settings({"sae.k": 3}),
+                settings({"layer": 2}),
+                settings({"corpora.text.text_key": "t"}),
+            }
+        )
+        == 4
+    )
 
 
 def test_the_laptop_s_embedded_models_are_trained_first():
     from faithful_sae.params import load_profile
+
     run = {run.name: run for run in load_profile("laptop")}["neox"]
     inputs = pipeline.corpus_inputs(run, "faithful-llama")
-    assert inputs == [str(ROOT / "artifacts" / "laptop" / name / "rows" / "dataset.csv") for name in ("llama", "neox")]
+    assert inputs == [
+        str(ROOT / "artifacts" / "laptop" / name / "rows" / "dataset.csv")
+        for name in ("llama", "neox")
+    ]
 
 
 def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monkeypatch):
     from faithful_sae.provenance import write_provenance
+
     run = make_run()
     monkeypatch.setattr(pipeline, "ROOT", run.artifacts.parents[2])
     markers = {name: run.artifacts / "trained" / f"{name}.txt" for name in run.sae.train_on}
@@ -196,17 +267,30 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
     weights.write_bytes(b"who")
     pipeline.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
-    assert not rows.exists()   # without which Snakemake would have no use for a new mark
+    assert not rows.exists()  # without which Snakemake would have no use for a new mark
 
 
 def test_a_failed_job_shows_what_its_cell_said_and_its_log(tmp_path, capsys):
     log = tmp_path / "7.log"
-    log.write_text("[Sat Nov 21 12:00:00 2026]\nlocalrule 03_sfr:\n  ▸ 03_sfr · neox\n  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
-                   "[Sat Nov 21 12:00:09 2026]\nError in rule 03_sfr:\n    a screen of it\n")
-    record = logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": "SLURM-job '7' failed.For further error details", "log": ["x.ipynb", str(log)]})
+    log.write_text(
+        "[Sat Nov 21 12:00:00 2026]\nlocalrule 03_sfr:\n  ▸ 03_sfr · neox\n  ✗ 03_sfr.py failed "
+        "in cell 4:\nIndexError: 5\n"
+        "[Sat Nov 21 12:00:09 2026]\nError in rule 03_sfr:\n    a screen of it\n"
+    )
+    record = logging.makeLogRecord(
+        {
+            "rule_name": "03_sfr",
+            "rule_msg": "SLURM-job '7' failed.For further error details",
+            "log": ["x.ipynb", str(log)],
+        }
+    )
     handler = cluster.Failures()
     handler.emit(record)
-    handler.emit(logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": None, "log": ["x.ipynb"]}))   # of one machine: printed already
+    handler.emit(
+        logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": None, "log": ["x.ipynb"]})
+    )  # of one machine: printed already
     handler.emit(logging.makeLogRecord({"msg": "something else"}))
-    assert capsys.readouterr().err == ("  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
-                                       f"  ✗ 03_sfr: SLURM-job '7' failed. log: {log}\n")
+    assert capsys.readouterr().err == (
+        "  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
+        f"  ✗ 03_sfr: SLURM-job '7' failed. log: {log}\n"
+    )

@@ -1,4 +1,6 @@
-"""Packing by hand, one reading whatever the format, and an error that names the file for every broken one."""
+"""Packing by hand, one reading whatever the format, and an error that names the file for every
+broken one.
+"""
 
 import gzip
 import json
@@ -8,19 +10,34 @@ import pandas as pd
 import pytest
 from conftest import BOS
 
-from faithful_sae.corpora import CorpusError, corpus_rows, labelled, pack, read_records, source_problems, tokenize
+from faithful_sae.corpora import (
+    CorpusError,
+    corpus_rows,
+    labelled,
+    pack,
+    read_records,
+    source_problems,
+    tokenize,
+)
 
-TEXTS = ["w3 w4, \"quoted\"", "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
+TEXTS = ['w3 w4, "quoted"', "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
 RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------------------
+# --- packing --------------------------------------------------------------------------------------
+
 
 def test_pack_by_hand():
     """Stream 1 2 3 | B 4 | B 5 6 7 8 | B 9, cut into threes, BOS in front of each; 9 fills no row."""
     rows = pack([[1, 2, 3], [4], [5, 6, 7, 8], [9]], 99, 4, 1000)
-    assert rows.tolist() == [[99, 1, 2, 3], [99, 99, 4, 99], [99, 5, 6, 7], [99, 8, 99, 9]] and rows.dtype == np.int32
-    assert pack([[1, 2, 3], [4], [5, 6]], 99, 4, 1000).tolist() == [[99, 1, 2, 3], [99, 99, 4, 99]]  # 5 6 fill no row
+    assert (
+        rows.tolist() == [[99, 1, 2, 3], [99, 99, 4, 99], [99, 5, 6, 7], [99, 8, 99, 9]]
+        and rows.dtype == np.int32
+    )
+    assert pack([[1, 2, 3], [4], [5, 6]], 99, 4, 1000).tolist() == [
+        [99, 1, 2, 3],
+        [99, 99, 4, 99],
+    ]  # 5 6 fill no row
 
 
 @pytest.mark.parametrize("max_tokens, rows", [(3, 0), (4, 1), (7, 1), (8, 2), (12, 3), (1000, 4)])
@@ -33,9 +50,13 @@ def test_pack_stops_at_max_tokens_and_reads_no_further(max_tokens, rows):
             yield [i * 10, i * 10 + 1]
             if i == 4:
                 return
+
     got = pack(documents(), 99, 4, max_tokens)
     stream = [0, 1, 99, 10, 11, 99, 20, 21, 99, 30, 31, 99, 40, 41]
-    assert got.tolist() == [[99, *stream[3 * r:3 * r + 3]] for r in range(rows)] and got.size <= max_tokens
+    assert (
+        got.tolist() == [[99, *stream[3 * r : 3 * r + 3]] for r in range(rows)]
+        and got.size <= max_tokens
+    )
     if max_tokens == 4:
         assert taken == [0, 1]
 
@@ -47,21 +68,26 @@ def test_pack_of_nothing():
 def test_pack_random_documents():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        documents = [rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(rng.integers(1, 12))]
+        documents = [
+            rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(rng.integers(1, 12))
+        ]
         width, limit = int(rng.integers(2, 8)), int(rng.integers(1, 80))
         rows = pack(documents, 0, width, limit)
         stream = [i for d in documents for i in (0, *d)][1:]
         n = min(len(stream) // (width - 1), limit // width)
         assert rows.shape == (n, width) and (rows[:, 0] == 0).all()
-        assert rows[:, 1:].flatten().tolist() == stream[:n * (width - 1)]
+        assert rows[:, 1:].flatten().tolist() == stream[: n * (width - 1)]
 
 
 def test_tokenize_passes_over_empty_documents(lm):
     assert list(tokenize(iter(["w3 w4", "", "  ", "w5"]), lm.tokenizer)) == [[3, 4], [5]]
-    assert list(tokenize((f"w{2 + i % 50}" for i in range(2500)), lm.tokenizer)) == [[2 + i % 50] for i in range(2500)]
+    assert list(tokenize((f"w{2 + i % 50}" for i in range(2500)), lm.tokenizer)) == [
+        [2 + i % 50] for i in range(2500)
+    ]
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
+
 
 def write(path, records=RECORDS):
     opened = gzip.open if path.suffix == ".gz" else open
@@ -73,7 +99,11 @@ def write(path, records=RECORDS):
     else:
         with opened(path, "wt", encoding="utf-8") as out:
             for record in records:
-                out.write(json.dumps(record, ensure_ascii=False) + "\n" if kind == "jsonl" else record["text"] + "\n\n")
+                out.write(
+                    json.dumps(record, ensure_ascii=False) + "\n"
+                    if kind == "jsonl"
+                    else record["text"] + "\n\n"
+                )
     return path
 
 
@@ -83,9 +113,11 @@ FORMATS = ["t.jsonl", "t.csv", "t.parquet", "t.txt", "t.jsonl.gz", "t.csv.gz", "
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_documents(tmp_path, name):
     path = write(tmp_path / name)
-    assert [text for text, in read_records(path, ["text"])] == TEXTS
+    assert [text for (text,) in read_records(path, ["text"])] == TEXTS
     if ".txt" not in name:
-        assert list(read_records(path, ["text", "label"])) == [(t, i % 2) for i, t in enumerate(TEXTS)]
+        assert list(read_records(path, ["text", "label"])) == [
+            (t, i % 2) for i, t in enumerate(TEXTS)
+        ]
 
 
 def test_blank_texts_and_lines_are_passed_over(tmp_path):
@@ -135,7 +167,11 @@ def test_text_of_another_type_names_its_record(tmp_path):
 @pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.txt"])
 def test_not_utf8(tmp_path, name):
     path = tmp_path / name
-    path.write_bytes({"t.jsonl": b'{"text": "caf\xe9"}\n', "t.csv": b"text\ncaf\xe9\n", "t.txt": b"caf\xe9\n"}[name])
+    path.write_bytes(
+        {"t.jsonl": b'{"text": "caf\xe9"}\n', "t.csv": b"text\ncaf\xe9\n", "t.txt": b"caf\xe9\n"}[
+            name
+        ]
+    )
     refused(path, "not UTF-8")
 
 
@@ -156,7 +192,9 @@ def test_records_without_any_text(tmp_path, name):
 @pytest.mark.parametrize("name", ["t.jsonl.gz", "t.csv.gz", "t.txt.gz", "t.parquet"])
 def test_truncated(tmp_path, name):
     rng = np.random.default_rng(0)
-    path = write(tmp_path / name, [{"text": f"w{rng.integers(10**9)}", "label": 0} for _ in range(3000)])
+    path = write(
+        tmp_path / name, [{"text": f"w{rng.integers(10**9)}", "label": 0} for _ in range(3000)]
+    )
     path.write_bytes(path.read_bytes()[:-2000])
     refused(path)
 
@@ -164,10 +202,12 @@ def test_truncated(tmp_path, name):
 @pytest.mark.parametrize("name", ["t.jsonl.gz", "t.csv.gz", "t.txt.gz"])
 def test_a_flipped_byte_in_compressed_text(tmp_path, name):
     rng = np.random.default_rng(0)
-    path = write(tmp_path / name, [{"text": f"w{rng.integers(10**9)}", "label": 0} for _ in range(3000)])
+    path = write(
+        tmp_path / name, [{"text": f"w{rng.integers(10**9)}", "label": 0} for _ in range(3000)]
+    )
     whole = path.read_bytes()
     for at in (30, 200, 5000, len(whole) - 6):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1:])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         refused(path)
 
 
@@ -185,26 +225,37 @@ def test_unknown_format_and_missing_file(tmp_path):
         refused(tmp_path / f"missing_{name}")
 
 
-# --- corpora of a run ---------------------------------------------------------------------------------------------------------------
+# --- corpora of a run -----------------------------------------------------------------------------
+
 
 def test_rows_of_a_run(make_run, lm):
     run = make_run()
     got = corpus_rows(run, "text", lm)
-    texts = [json.loads(line)["text"] for line in (run.file.parent / "text.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"]
+        for line in (run.file.parent / "text.jsonl").read_text().splitlines()
+    ]
     stream = [i for t in texts for i in (BOS, *(int(w[1:]) for w in t.split()))][1:]
     rows = np.concatenate([got.train, got.heldout])
     assert rows.shape == (50, 12) and rows.size <= run.corpus_tokens and (rows[:, 0] == BOS).all()
-    assert rows[:, 1:].flatten().tolist() == stream[:50 * 11]
+    assert rows[:, 1:].flatten().tolist() == stream[: 50 * 11]
     assert (len(got.train), len(got.heldout)) == (40, 10)
 
 
-def test_generated_ids_are_used_as_sampled_unless_the_tokenizer_differs(make_run, lm, model_folders):
+def test_generated_ids_are_used_as_sampled_unless_the_tokenizer_differs(
+    make_run, lm, model_folders
+):
     from conftest import make_tokenizer
+
     run, ids = make_run(), [np.array([3, 4, 5, 1] * 30, np.int32)] * 10
     own = corpus_rows(run, "faithful", lm, ("a", ids, lm.tokenizer))
     assert (np.asarray(own.train) == 1).any()  # EOS is in the ids that were sampled
     other = corpus_rows(run, "faithful", lm, ("b", ids, make_tokenizer(40)))
-    assert not (np.asarray(other.train) == 1).any() and set(np.unique(other.train)) == {0, 3, 4, 5} and own.key != other.key
+    assert (
+        not (np.asarray(other.train) == 1).any()
+        and set(np.unique(other.train)) == {0, 3, 4, 5}
+        and own.key != other.key
+    )
 
 
 def test_a_corpus_too_small(make_run, lm):
@@ -224,8 +275,15 @@ def test_a_changed_file_is_packed_anew(make_run, lm):
 def test_labelled(make_run):
     run = make_run({"probing.max_train": 10, "probing.max_test": 7})
     (texts, labels), (test_texts, test_labels), inputs = labelled(run, "parity")
-    true = {r["text"]: r["label"] for r in map(json.loads, (run.file.parent / "train.jsonl").read_text().splitlines())}
-    assert len(texts) == len(labels) == 10 and len(test_texts) == len(test_labels) == 7 and set(inputs) == {"train.jsonl", "test.jsonl"}
+    true = {
+        r["text"]: r["label"]
+        for r in map(json.loads, (run.file.parent / "train.jsonl").read_text().splitlines())
+    }
+    assert (
+        len(texts) == len(labels) == 10
+        and len(test_texts) == len(test_labels) == 7
+        and set(inputs) == {"train.jsonl", "test.jsonl"}
+    )
     assert [true[t] for t in texts] == labels and [true[t] for t in test_texts] == test_labels
     assert labelled(run, "parity")[0] == (texts, labels) and texts != list(true)[:10]
 
@@ -233,9 +291,13 @@ def test_labelled(make_run):
 def test_labels_that_cannot_be_probed(make_run):
     run = make_run()
     (run.file.parent / "test.jsonl").write_text('{"text": "a", "label": "never seen"}\n')
-    with pytest.raises(CorpusError, match="parity: test labels .*never seen.* never occur in training"):
+    with pytest.raises(
+        CorpusError, match="parity: test labels .*never seen.* never occur in training"
+    ):
         labelled(run, "parity")
-    (run.file.parent / "train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n')
+    (run.file.parent / "train.jsonl").write_text(
+        '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n'
+    )
     with pytest.raises(CorpusError, match="parity: needs at least two labels"):
         labelled(run, "parity")
 
@@ -247,4 +309,7 @@ def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
     (run.file.parent / "text.jsonl").write_text("")
     empty, lacking = source_problems(run)
     assert empty.startswith(f"{run.file}: corpora.text.path: ") and "empty" in empty
-    assert lacking.startswith(f"{run.file}: probing.tasks.parity.test: ") and "line 1 has no key 'label'" in lacking
+    assert (
+        lacking.startswith(f"{run.file}: probing.tasks.parity.test: ")
+        and "line 1 has no key 'label'" in lacking
+    )

@@ -14,7 +14,8 @@ MODEL = np.array([0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0])
 def test_by_hand():
     """11 tokens; ids 0-4 of 8 occur (62.5 %), 2, 3, 4 come first (37.5 %), with counts 3, 1, 1.
 
-    On those three the model is uniform, so KL = sum 1/3 ln((1/3) / q) with q = 3/5, 1/5, 1/5; 0.4 of its mass lies elsewhere.
+    On those three the model is uniform, so KL = sum 1/3 ln((1/3) / q) with q = 3/5, 1/5, 1/5; 0.4
+    of its mass lies elsewhere.
     """
     record, first = dataset_statistics(iter(DOCUMENTS), MODEL)
     assert (record["documents"], record["tokens"], record["vocab_size"]) == (5, 11, 8)
@@ -32,11 +33,16 @@ def test_kl_is_scipys_and_points_from_the_model_to_the_data():
         seen = counts > 0
         assert kl == pytest.approx(entropy(p[seen], counts[seen]), abs=1e-12) and kl >= -1e-12
         assert missing == pytest.approx(p[~seen].sum(), abs=1e-12)
-        assert abs(kl - entropy(counts[seen], p[seen])) > 1e-3  # the other direction is another number
+        assert (
+            abs(kl - entropy(counts[seen], p[seen])) > 1e-3
+        )  # the other direction is another number
 
 
 def test_a_perfect_dataset_and_a_model_with_zeros():
-    assert first_token_kl(np.array([0.25, 0.75]), np.array([1, 3])) == (pytest.approx(0, abs=1e-15), pytest.approx(0, abs=1e-15))
+    assert first_token_kl(np.array([0.25, 0.75]), np.array([1, 3])) == (
+        pytest.approx(0, abs=1e-15),
+        pytest.approx(0, abs=1e-15),
+    )
     kl, missing = first_token_kl(np.array([1.0, 0.0]), np.array([1, 1]))
     assert kl == pytest.approx(np.log(2)) and missing == 0
 
@@ -49,5 +55,12 @@ def test_an_empty_dataset():
 def test_panels():
     _, first = dataset_statistics(DOCUMENTS, MODEL)
     table = first_token_table(MODEL, first, make_tokenizer(8))
-    assert table.token_id.tolist() == list(range(8)) and table.token.tolist()[2:5] == ["w2", "w3", "w4"]
-    assert table.dataset.tolist() == [0, 0, 0.6, 0.2, 0.2, 0, 0, 0] and table.model.tolist() == MODEL.tolist()
+    assert table.token_id.tolist() == list(range(8)) and table.token.tolist()[2:5] == [
+        "w2",
+        "w3",
+        "w4",
+    ]
+    assert (
+        table.dataset.tolist() == [0, 0, 0.6, 0.2, 0.2, 0, 0, 0]
+        and table.model.tolist() == MODEL.tolist()
+    )

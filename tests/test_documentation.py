@@ -1,4 +1,6 @@
-"""Text from installed packages: extraction against a small package written here, properties of the real ones."""
+"""Text from installed packages: extraction against a small package written here, properties of the
+real ones.
+"""
 
 import json
 import re
@@ -10,7 +12,9 @@ import pytest
 from faithful_sae import documentation
 from faithful_sae.documentation import extract, label_names, labelled
 
-LONG, OTHER, THIRD = (" ".join(f"{word}{i}" for i in range(16)) for word in ("first", "second", "third"))
+LONG, OTHER, THIRD = (
+    " ".join(f"{word}{i}" for i in range(16)) for word in ("first", "second", "third")
+)
 MODULE = f'''"""Module. {LONG}"""
 import os
 
@@ -46,16 +50,25 @@ def short():
     """Short."""
     return os.getcwd() + "{LONG}"
 '''
-HEADER = "/* Copyright someone */\n// License: none\n\n#pragma once\n\n" + "int f(int x);  // a declaration\n" * 5
+HEADER = (
+    "/* Copyright someone */\n// License: none\n\n#pragma once\n\n"
+    + "int f(int x);  // a declaration\n" * 5
+)
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package `boxes` that fails if it is imported."""
-    for name, text in {"__init__.py": "raise ImportError('extraction must not import')\n", "mod.py": MODULE, "copy.py": MODULE,
-                       "broken.py": "def (:\n", "tests/test_mod.py": MODULE.replace("0", "Tests"),
-                       "test_b.py": MODULE.replace("0", "Tests"), "conftest.py": MODULE.replace("0", "Tests"),
-                       "include/box.h": HEADER}.items():
+    for name, text in {
+        "__init__.py": "raise ImportError('extraction must not import')\n",
+        "mod.py": MODULE,
+        "copy.py": MODULE,
+        "broken.py": "def (:\n",
+        "tests/test_mod.py": MODULE.replace("0", "Tests"),
+        "test_b.py": MODULE.replace("0", "Tests"),
+        "conftest.py": MODULE.replace("0", "Tests"),
+        "include/box.h": HEADER,
+    }.items():
         path = tmp_path / "boxes" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -65,24 +78,38 @@ def package(tmp_path, monkeypatch):
 
 def test_docstrings(package):
     documents = extract("docstrings", [package], 10**6)
-    assert len(documents) == 3 and documents[0].strip() == f"Module. {LONG}".strip() and documents[1].startswith(f"A thing. {OTHER}\n\nParameters\n----------\nsize : int, optional\n    Number")
+    assert (
+        len(documents) == 3
+        and documents[0].strip() == f"Module. {LONG}".strip()
+        and documents[1].startswith(
+            f"A thing. {OTHER}\n\nParameters\n----------\nsize : int, optional\n    Number"
+        )
+    )
     assert documents[2].startswith("Inner.") and package not in sys.modules
 
 
 def test_doctests_hold_sessions_alone(package):
     (session,) = extract("doctests", [package], 10**6)
     assert session.split("\n\n")[1] == '>>> print("two",\n...       "lines")\ntwo lines'
-    assert session.startswith(">>> 1 + 1") and session.split("\n\n")[0].endswith("\n2") and "Prose" not in session
+    assert (
+        session.startswith(">>> 1 + 1")
+        and session.split("\n\n")[0].endswith("\n2")
+        and "Prose" not in session
+    )
 
 
 def test_source_has_no_docstrings(package):
     thing, short = extract("source", [package], 10**6)
-    assert thing == 'class Thing:\n    # a comment\n\n    @property\n    def inner(self):\n        return "not a docstring"'
+    assert (
+        thing
+        == "class Thing:\n    # a comment\n\n    @property\n    def inner(self):\n        return "
+        '"not a docstring"'
+    )
     assert short == f'def short():\n    return os.getcwd() + "{LONG}"'
 
 
 def test_headers_have_no_licence(package):
-    assert extract("headers", [package], 10**6) == [HEADER[HEADER.index("#pragma"):].strip()]
+    assert extract("headers", [package], 10**6) == [HEADER[HEADER.index("#pragma") :].strip()]
 
 
 def test_near_copies_are_dropped():
@@ -91,16 +118,27 @@ def test_near_copies_are_dropped():
     seen = set()
     assert documentation._without_repeats(" ".join(words), seen) == " ".join(words)
     fresh = [f"new{i}" for i in range(24)]
-    half, less = words[:16] + fresh[:8], words[:10] + fresh[8:22]  # 12 and 6 of 20 sequences are old
+    half, less = (
+        words[:16] + fresh[:8],
+        words[:10] + fresh[8:22],
+    )  # 12 and 6 of 20 sequences are old
     document = "\n\n".join(map(" ".join, ([*half], [*less], words[:5])))
-    assert documentation._without_repeats(document, seen) == " ".join(less) + "\n\n" + " ".join(words[:5])
+    assert documentation._without_repeats(document, seen) == " ".join(less) + "\n\n" + " ".join(
+        words[:5]
+    )
 
 
 def test_smaller_corpus_is_head_of_larger():
     large = extract("docstrings", ["numpy", "scipy"], 300_000)
     small = extract("docstrings", ["numpy", "scipy"], 100_000)
-    assert large[:len(small)] == small and sum(map(len, small)) <= 100_000 < sum(map(len, large[:len(small) + 1]))
-    assert 290_000 < sum(map(len, large)) <= 300_000 and len(set(large)) == len(large) and min(map(len, large)) >= 80
+    assert large[: len(small)] == small and sum(map(len, small)) <= 100_000 < sum(
+        map(len, large[: len(small) + 1])
+    )
+    assert (
+        290_000 < sum(map(len, large)) <= 300_000
+        and len(set(large)) == len(large)
+        and min(map(len, large)) >= 80
+    )
 
 
 def test_topics_are_the_language_reference():
@@ -108,15 +146,18 @@ def test_topics_are_the_language_reference():
     assert len(text) > 200_000 and 'The "while" statement is used for repeated execution' in text
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: extract("poems", ["numpy"], 100), "unknown kind.*poems"),
-    (lambda: extract("docstrings", ["no_such_package"], 100), "no_such_package.*not installed"),
-    (lambda: extract("topics", ["numpy"], 100), "no packages"),
-    (lambda: extract("headers", ["pandas"], 10**6), "no headers"),
-    (lambda: labelled("poems", ["numpy"], 100, 0), "unknown task.*poems"),
-    (lambda: labelled("library", ["numpy"], 0, 0), "no example of numpy"),
-    (lambda: documentation.versions(["no_such_package"]), "not installed"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: extract("poems", ["numpy"], 100), "unknown kind.*poems"),
+        (lambda: extract("docstrings", ["no_such_package"], 100), "no_such_package.*not installed"),
+        (lambda: extract("topics", ["numpy"], 100), "no packages"),
+        (lambda: extract("headers", ["pandas"], 10**6), "no headers"),
+        (lambda: labelled("poems", ["numpy"], 100, 0), "unknown task.*poems"),
+        (lambda: labelled("library", ["numpy"], 0, 0), "no example of numpy"),
+        (lambda: documentation.versions(["no_such_package"]), "not installed"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -131,15 +172,22 @@ def task(request):
 def test_tasks_are_balanced_and_unique(task):
     name, packages, examples = task
     counts = Counter(label for _, label in examples)
-    assert sorted(counts) == list(range(len(label_names(name, packages)))) and len(set(counts.values())) == 1
+    assert (
+        sorted(counts) == list(range(len(label_names(name, packages))))
+        and len(set(counts.values())) == 1
+    )
     assert len({text.casefold() for text, _ in examples}) == len(examples) <= 200
     assert all(20 <= len(text) <= 400 for text, _ in examples)
-    assert labelled(name, packages, 200, seed=0) == examples != labelled(name, packages, 200, seed=1)
+    assert (
+        labelled(name, packages, 200, seed=0) == examples != labelled(name, packages, 200, seed=1)
+    )
 
 
 def test_library_names_are_masked():
     examples = labelled("library", ["numpy", "scipy"], 400, seed=0)
-    assert not [t for t, _ in examples if re.search(r"\b(numpy|np|scipy|ndarray)\b", t, re.I)] and any("_" in t for t, _ in examples)
+    assert not [
+        t for t, _ in examples if re.search(r"\b(numpy|np|scipy|ndarray)\b", t, re.I)
+    ] and any("_" in t for t, _ in examples)
 
 
 def test_corrupted_sentences_differ_from_every_intact_one_by_one_edit():
@@ -147,16 +195,24 @@ def test_corrupted_sentences_differ_from_every_intact_one_by_one_edit():
     source = " ".join(" ".join(d.split()) for d in extract("docstrings", ["numpy"], 10**8))
     whole = [text in source for text, _ in examples]
     labels = [label == 1 for _, label in examples]
-    # intact sentences are in the documentation (but for repeated paragraphs, which a corpus drops), corrupted ones are not
+    # intact sentences are in the documentation (but for repeated paragraphs, which a corpus drops),
+    # corrupted ones are not
     assert sum(w for w, intact in zip(whole, labels, strict=True) if not intact) == 0
     assert sum(w for w, intact in zip(whole, labels, strict=True) if intact) > 0.9 * sum(labels)
 
 
 def test_parameter_types_are_the_declared_ones(package):
-    examples = documentation._examples("parameter_type", package, extract("docstrings", [package], 10**6)[1], list(documentation.TYPES))
+    examples = documentation._examples(
+        "parameter_type",
+        package,
+        extract("docstrings", [package], 10**6)[1],
+        list(documentation.TYPES),
+    )
     names = label_names("parameter_type", [package])
     assert [(text, names[label]) for text, label in examples] == [
-        ("Number of things in the box at the start.", "int"), ("What the thing is called by others, and by itself.", "str")]
+        ("Number of things in the box at the start.", "int"),
+        ("What the thing is called by others, and by itself.", "str"),
+    ]
 
 
 def test_files_are_jsonl(package, tmp_path):
@@ -165,4 +221,6 @@ def test_files_are_jsonl(package, tmp_path):
     assert [row["text"] for row in rows] == extract("docstrings", [package], 10**6)
     documentation.write_task("prose_or_code", ["numpy"], 50, tmp_path / "task.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "task.jsonl").read_text().splitlines()]
-    assert [(row["text"], row["label"]) for row in rows] == labelled("prose_or_code", ["numpy"], 50, 0)
+    assert [(row["text"], row["label"]) for row in rows] == labelled(
+        "prose_or_code", ["numpy"], 50, 0
+    )

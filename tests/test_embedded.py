@@ -12,13 +12,34 @@ from faithful_sae import embedded
 from faithful_sae.embedded import evaluate, initialise, train_language_model, train_tokenizer
 from faithful_sae.schema import Embedded
 
-TEXTS = ["the sum of the array along the axis", "the mean of the array along an axis", "naïve ☃ text\n\twith >>> code(x)"] * 3
+TEXTS = [
+    "the sum of the array along the axis",
+    "the mean of the array along an axis",
+    "naïve ☃ text\n\twith >>> code(x)",
+] * 3
 
 
 def config(**changes):
-    return Embedded(**dict(corpus="text", architecture="gpt_neox", vocab_size=260, d_model=16, d_mlp=32, n_layers=2, n_heads=2,
-                           context=16, train_tokens=640, steps=30, batch_rows=4, lr=2e-2, warmup_steps=5, weight_decay=0.1, seed=0)
-                    | changes)
+    return Embedded(
+        **dict(
+            corpus="text",
+            architecture="gpt_neox",
+            vocab_size=260,
+            d_model=16,
+            d_mlp=32,
+            n_layers=2,
+            n_heads=2,
+            context=16,
+            train_tokens=640,
+            steps=30,
+            batch_rows=4,
+            lr=2e-2,
+            warmup_steps=5,
+            weight_decay=0.1,
+            seed=0,
+        )
+        | changes
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,22 +65,41 @@ def rows():
 def test_tokenizer_round_trips_and_reloads(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again.get_vocab() == tokenizer.get_vocab() == train_tokenizer(TEXTS, 260).get_vocab() and len(again) == 260
+    assert (
+        again.get_vocab() == tokenizer.get_vocab() == train_tokenizer(TEXTS, 260).get_vocab()
+        and len(again) == 260
+    )
     for text in [*TEXTS, "an unseen é字 character , with spaces  ."]:
         ids = again(text).input_ids
         assert again.decode(ids) == text and again.bos_token_id not in ids
-    assert again.bos_token == again.eos_token == "<|endoftext|>" and again.bos_token_id == again.eos_token_id == 0
+    assert (
+        again.bos_token == again.eos_token == "<|endoftext|>"
+        and again.bos_token_id == again.eos_token_id == 0
+    )
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 def test_learns_and_saves_what_it_measured(tmp_path, tokenizer, rows, architecture):
     c = config(architecture=architecture, steps=60)
-    log = train_language_model(c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False)
+    log = train_language_model(
+        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False
+    )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
-    assert model.config.model_type == architecture and {p.dtype for p in model.parameters()} == {torch.float32}
-    assert evaluate(model, torch.as_tensor(rows[32:]), 3) == pytest.approx(log.heldout_ce.iloc[-1], rel=1e-5)
-    assert log.train_ce.iloc[0] == pytest.approx(math.log(260), rel=0.05) and log.heldout_ce.iloc[-1] < 0.75 * math.log(260)
-    assert log.tokens.iloc[-1] == 60 * 4 * 16 and list(log.columns) == ["step", "tokens", "train_ce", "heldout_ce"]
+    assert model.config.model_type == architecture and {p.dtype for p in model.parameters()} == {
+        torch.float32
+    }
+    assert evaluate(model, torch.as_tensor(rows[32:]), 3) == pytest.approx(
+        log.heldout_ce.iloc[-1], rel=1e-5
+    )
+    assert log.train_ce.iloc[0] == pytest.approx(math.log(260), rel=0.05) and log.heldout_ce.iloc[
+        -1
+    ] < 0.75 * math.log(260)
+    assert log.tokens.iloc[-1] == 60 * 4 * 16 and list(log.columns) == [
+        "step",
+        "tokens",
+        "train_ce",
+        "heldout_ce",
+    ]
     assert log.heldout_ce.notna().sum() == 5 and not list(tmp_path.glob("*.partial"))
 
 
@@ -74,21 +114,34 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, archite
         if len(calls) == 30:  # in the middle, and not at a checkpoint
             raise KeyboardInterrupt
         return loss(*args)
+
     monkeypatch.setattr(embedded, "_cross_entropy", killed)
     with pytest.raises(KeyboardInterrupt):
         train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
     assert (tmp_path / "resumed.partial").exists() and not (tmp_path / "resumed").exists()
     train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
-    assert len(calls) < 30 + 30  # it did not start again: 30 steps and 10 evaluation batches make 40
-    files = ["model.safetensors", "config.json", "training.csv", "tokenizer.json", "tokenizer_config.json"]
-    assert filecmp.cmpfiles(tmp_path / "whole", tmp_path / "resumed", files, shallow=False)[0] == files
+    assert (
+        len(calls) < 30 + 30
+    )  # it did not start again: 30 steps and 10 evaluation batches make 40
+    files = [
+        "model.safetensors",
+        "config.json",
+        "training.csv",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert (
+        filecmp.cmpfiles(tmp_path / "whole", tmp_path / "resumed", files, shallow=False)[0] == files
+    )
 
 
 def test_checkpoint_of_another_run_is_not_resumed(tmp_path, tokenizer, rows):
     c = config()
     optimisers = embedded._optimisers(model := initialise(c, 0), c)
     embedded._checkpoint(tmp_path / "lm.partial", "another", 29, [], [], model, optimisers)
-    log = train_language_model(c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False)
+    log = train_language_model(
+        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False
+    )
     assert log.step.iloc[0] == 1
 
 
@@ -96,7 +149,11 @@ def test_seed_decides_weights_and_order():
     weights = [initialise(config(), seed).get_input_embeddings().weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     order = embedded._order(10, config(steps=5, batch_rows=4), 0)
-    assert sorted(order.flatten()[:10].tolist()) == sorted(order.flatten()[10:].tolist()) == list(range(10))
+    assert (
+        sorted(order.flatten()[:10].tolist())
+        == sorted(order.flatten()[10:].tolist())
+        == list(range(10))
+    )
     assert not torch.equal(order, embedded._order(10, config(steps=5, batch_rows=4), 1))
 
 
@@ -114,7 +171,11 @@ def test_orthogonalise_moves_singular_values_to_one():
 def test_muon_step_is_that_of_torch():
     """torch.optim.Muon orthogonalises in bfloat16; otherwise the two must take the same steps."""
     torch.manual_seed(0)
-    ours = [torch.randn(12, 20, requires_grad=True), torch.randn(20, 12, requires_grad=True), torch.randn(12, 20, requires_grad=True)]
+    ours = [
+        torch.randn(12, 20, requires_grad=True),
+        torch.randn(20, 12, requires_grad=True),
+        torch.randn(12, 20, requires_grad=True),
+    ]
     theirs = [w.detach().clone().requires_grad_() for w in ours]
     start = [w.detach().clone() for w in ours]
     a = embedded.Muon(ours, lr=0.02, weight_decay=0.1)
@@ -129,13 +190,25 @@ def test_muon_step_is_that_of_torch():
         assert (w - v).norm() < 0.02 * (w - s).norm()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda c, r: train_language_model(c, r[:0], r, None, "lm", 0), r"rows must have shape.*\[0, 16\]"),
-    (lambda c, r: train_language_model(c, r, np.tile(r, 2), None, "lm", 0), "heldout_rows must have shape"),
-    (lambda c, r: train_language_model(c, r + 250, r, None, "lm", 0), "rows must hold ids in 0..259"),
-    (lambda c, r: initialise(config(architecture="gpt2"), 0), "gpt_neox or llama.*gpt2"),
-    (lambda c, r: train_tokenizer(TEXTS, 100), "vocab_size = 100 must be at least 257"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda c, r: train_language_model(c, r[:0], r, None, "lm", 0),
+            r"rows must have shape.*\[0, 16\]",
+        ),
+        (
+            lambda c, r: train_language_model(c, r, np.tile(r, 2), None, "lm", 0),
+            "heldout_rows must have shape",
+        ),
+        (
+            lambda c, r: train_language_model(c, r + 250, r, None, "lm", 0),
+            "rows must hold ids in 0..259",
+        ),
+        (lambda c, r: initialise(config(architecture="gpt2"), 0), "gpt_neox or llama.*gpt2"),
+        (lambda c, r: train_tokenizer(TEXTS, 100), "vocab_size = 100 must be at least 257"),
+    ],
+)
 def test_bad_input(rows, change, message):
     with pytest.raises(ValueError, match=message):
         change(config(), rows)

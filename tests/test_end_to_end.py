@@ -1,6 +1,8 @@
-"""The whole flow on the smoke profile's parameters, through make, as a user's own folder of parameter files.
+"""The whole flow on the smoke profile's parameters, through make, as a user's own folder of
+parameter files.
 
-One run from nothing is killed on the way and resumed; the other is not interrupted. Both must write the same csv files.
+One run from nothing is killed on the way and resumed; the other is not interrupted. Both must write
+the same csv files.
 """
 
 import contextlib
@@ -20,14 +22,20 @@ PROFILES = "e2e_killed", "e2e_whole"
 
 
 def make(*words, **kwargs):
-    return subprocess.run(["make", "-f", str(ROOT / "Makefile"), *words], capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), *words], capture_output=True, text=True, **kwargs
+    )
 
 
 def planned(folder):
     """Names of the notebooks a dry run would execute."""
     result = make("dry", f"PARAMS={folder}")
     assert result.returncode == 0, result.stdout + result.stderr
-    table = result.stdout.split("Job stats:")[1].split("Reasons")[0] if "Job stats:" in result.stdout else ""
+    table = (
+        result.stdout.split("Job stats:")[1].split("Reasons")[0]
+        if "Job stats:" in result.stdout
+        else ""
+    )
     return {line.split()[0] for line in table.splitlines() if line[:1].isdigit()}
 
 
@@ -46,14 +54,21 @@ def folders(tmp_path_factory):
 
 def kill_when(folder, exists, timeout=300):
     """Start `make paper`, and kill its whole process group with SIGKILL once `exists()` is true."""
-    process = subprocess.Popen(["make", "-f", str(ROOT / "Makefile"), "paper", f"PARAMS={folder}"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["make", "-f", str(ROOT / "Makefile"), "paper", f"PARAMS={folder}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.time() + timeout
     while not exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.05)
     found = exists()
     # a kernel has a session of its own, so kill the tree and not the process group
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    tree = (
+        [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        if process.poll() is None
+        else []
+    )
     for member in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
@@ -66,22 +81,31 @@ def results(folders):
     """Both profiles made; the first one killed in notebooks 01, 02 and 05 on the way."""
     killed, whole = folders.values()
     artifacts = ROOT / "artifacts" / killed.name / "neox"
-    moments = (lambda: any(artifacts.glob("faithful-*.partial/shard_*")) or (artifacts / "faithful").exists(),
-               lambda: (artifacts / "saes" / "faithful").exists(), lambda: (artifacts / "rows" / "sfr.csv").exists())
+    moments = (
+        lambda: (
+            any(artifacts.glob("faithful-*.partial/shard_*")) or (artifacts / "faithful").exists()
+        ),
+        lambda: (artifacts / "saes" / "faithful").exists(),
+        lambda: (artifacts / "rows" / "sfr.csv").exists(),
+    )
     for moment in moments:
         assert kill_when(killed, moment)
     kept = (artifacts / "saes" / "faithful" / "provenance.json").read_bytes()
     for folder in folders.values():
         result = make("paper", f"PARAMS={folder}", cwd=folder.parent)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert (artifacts / "saes" / "faithful" / "provenance.json").read_bytes() == kept  # what was done was not done again
+    assert (
+        artifacts / "saes" / "faithful" / "provenance.json"
+    ).read_bytes() == kept  # what was done was not done again
     return folders
 
 
 def test_killed_and_whole_runs_write_the_same_csv_files(results):
     killed, whole = results
     for place in ("artifacts", "figures"):
-        files = sorted(p.relative_to(ROOT / place / whole) for p in (ROOT / place / whole).rglob("*.csv"))
+        files = sorted(
+            p.relative_to(ROOT / place / whole) for p in (ROOT / place / whole).rglob("*.csv")
+        )
         assert files
         for file in files:
             a, b = ((ROOT / place / name / file).read_bytes() for name in (killed, whole))
@@ -111,12 +135,18 @@ def test_a_changed_value_reruns_what_depends_on_it(results):
     folder = results[PROFILES[1]]
     file, original = folder / "neox.yaml", (folder / "neox.yaml").read_text()
     try:
-        for old, new, expected in (("threshold: 0.7 ", "threshold: 0.6 ", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
-                                   ("listed: 8 ", "listed: 7 ", {"07_paper", "09_explore_features"}),
-                                   ("k: [8]", "k: [6]", {"08_seed_dependence"}),
-                                   ("frequency: 0.1 ", "frequency: 0.2 ", {"04_ffr", "07_paper", "09_explore_features"}),
-                                   ("max_iter: 1000", "max_iter: 2000", {"06_probing", "07_paper"}),
-                                   ("# Smoke profile", "# Another comment", set())):
+        for old, new, expected in (
+            (
+                "threshold: 0.7 ",
+                "threshold: 0.6 ",
+                {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"},
+            ),
+            ("listed: 8 ", "listed: 7 ", {"07_paper", "09_explore_features"}),
+            ("k: [8]", "k: [6]", {"08_seed_dependence"}),
+            ("frequency: 0.1 ", "frequency: 0.2 ", {"04_ffr", "07_paper", "09_explore_features"}),
+            ("max_iter: 1000", "max_iter: 2000", {"06_probing", "07_paper"}),
+            ("# Smoke profile", "# Another comment", set()),
+        ):
             assert original.count(old) == 1
             file.write_text(original.replace(old, new))
             assert planned(folder) == expected, (old, new)
@@ -126,9 +156,13 @@ def test_a_changed_value_reruns_what_depends_on_it(results):
 
 def test_a_changed_library_file_reruns_what_depends_on_it(results):
     folder = results[PROFILES[1]]
-    for module, expected in (("sfr", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
-                             ("feature_plots", {"07_paper", "09_explore_features"}), ("seed_plots", {"08_seed_dependence"}),
-                             ("probing", {"06_probing", "07_paper"}), ("claims", {"07_paper"})):
+    for module, expected in (
+        ("sfr", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
+        ("feature_plots", {"07_paper", "09_explore_features"}),
+        ("seed_plots", {"08_seed_dependence"}),
+        ("probing", {"06_probing", "07_paper"}),
+        ("claims", {"07_paper"}),
+    ):
         file = ROOT / "lib" / "faithful_sae" / f"{module}.py"
         original, stamp = file.read_bytes(), file.stat()
         try:
@@ -141,9 +175,18 @@ def test_a_changed_library_file_reruns_what_depends_on_it(results):
 
 def test_a_truncated_sae_is_noticed_and_trained_again(results):
     folder, profile = results[PROFILES[1]], PROFILES[1]
-    weights = ROOT / "artifacts" / profile / "neox" / "saes" / "library" / "seed42" / "sae_weights.safetensors"
+    weights = (
+        ROOT
+        / "artifacts"
+        / profile
+        / "neox"
+        / "saes"
+        / "library"
+        / "seed42"
+        / "sae_weights.safetensors"
+    )
     original = weights.read_bytes()
-    weights.write_bytes(original[:len(original) // 2])
+    weights.write_bytes(original[: len(original) // 2])
     result = make("paper", f"PARAMS={folder}")
     assert result.returncode == 0, result.stderr[-2000:]
     assert weights.read_bytes() == original  # the same parameters give the same bytes
@@ -151,12 +194,27 @@ def test_a_truncated_sae_is_noticed_and_trained_again(results):
 
 def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
     notebook = tmp_path / "broken.py"
-    notebook.write_text(Path(ROOT / "notebooks" / "03_sfr.py").read_text().split("# %% [markdown]")[0]
-                        + "# %% tags=[\"parameters\"]\nparams = 'x'\n\n# %%\nvalue = [1, 2][5]\n")
-    result = subprocess.run([sys.executable, "-m",
-                             "faithful_sae.execute", str(notebook), str(tmp_path / "out.ipynb"), "params=y"], capture_output=True, text=True)
+    notebook.write_text(
+        Path(ROOT / "notebooks" / "03_sfr.py").read_text().split("# %% [markdown]")[0]
+        + "# %% tags=[\"parameters\"]\nparams = 'x'\n\n# %%\nvalue = [1, 2][5]\n"
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "faithful_sae.execute",
+            str(notebook),
+            str(tmp_path / "out.ipynb"),
+            "params=y",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1 and "IndexError: list index out of range" in result.stderr
-    assert "IndexError" in (tmp_path / "out.failed.ipynb").read_text() and not (tmp_path / "out.ipynb").exists()
+    assert (
+        "IndexError" in (tmp_path / "out.failed.ipynb").read_text()
+        and not (tmp_path / "out.ipynb").exists()
+    )
 
 
 def test_a_notebook_opened_too_early_names_the_one_before(tmp_path):

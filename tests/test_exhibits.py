@@ -1,4 +1,6 @@
-"""The list of exhibits is well-formed, and its numbers are those of the paper, typed here a second time."""
+"""The list of exhibits is well-formed, and its numbers are those of the paper, typed here a second
+time.
+"""
 
 import dataclasses
 import itertools
@@ -18,102 +20,174 @@ from faithful_sae.provenance import ROOT
 from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
 from faithful_sae.stages.rows import write_rows
 
-MODELS = {"gpt2", "pythia-1.4b", "pythia-2.8b", "pythia-6.9b", "gemma-2b", "llama-1b", "llama-3b", "llama-8b"}
+MODELS = {
+    "gpt2",
+    "pythia-1.4b",
+    "pythia-2.8b",
+    "pythia-6.9b",
+    "gemma-2b",
+    "llama-1b",
+    "llama-3b",
+    "llama-8b",
+}
 
 
 def grid(text):
     """'gpt2 1 2 | llama-1b 3 4' -> {"gpt2": [1.0, 2.0], "llama-1b": [3.0, 4.0]}"""
-    return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, text.split("|"))}
+    return {
+        words[0]: [float(word) for word in words[1:]] for words in map(str.split, text.split("|"))
+    }
 
 
 def numbers(table, columns):
     """What the list holds, in the same shape; a column is a key of the entry."""
-    return {model: [values[c] for c in columns] for model, values in exhibits()[table].numbers.items()}
+    return {
+        model: [values[c] for c in columns] for model, values in exhibits()[table].numbers.items()
+    }
 
 
 def test_the_list_is_well_formed():
     entries = list(exhibits().values())
-    assert len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries}) and set(paper_models()) == MODELS
+    assert (
+        len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries})
+        and set(paper_models()) == MODELS
+    )
     notebooks = {f.stem for f in (ROOT / "notebooks").glob("*.py")}
     for e in entries:
-        assert e.kind in ("table", "figure") and e.scope in ("model", "profile") and e.notebook in notebooks and e.title and e.paper, e
+        assert (
+            e.kind in ("table", "figure")
+            and e.scope in ("model", "profile")
+            and e.notebook in notebooks
+            and e.title
+            and e.paper
+        ), e
         assert set(e.numbers or ()) <= MODELS and not (e.numbers and e.kind == "figure")
         assert e.scope == "profile" or e.notebook != "07_paper"
     files = [f for e in entries for f in e.files("run")]
     assert len(files) == len(set(files)) == 3 * len(entries)
     wanted = {f"Table {i}" for i in range(1, 8)} | {"Figure 1", "Figure 2", "Figure 3", "Figure 6"}
-    assert wanted <= {e.paper for e in entries} and any("Figure 5" in e.paper for e in entries) and any("Appendix C" in e.paper for e in entries)
+    assert (
+        wanted <= {e.paper for e in entries}
+        and any("Figure 5" in e.paper for e in entries)
+        and any("Appendix C" in e.paper for e in entries)
+    )
 
 
 def test_columns_of_the_numbers_are_roles():
     for table in ("table2", "table3", "table4", "table7"):
         assert all(set(values) <= set(ROLES) for values in exhibits()[table].numbers.values())
     for tasks in exhibits()["table6"].numbers.values():
-        assert set(tasks) <= set(TASK_ROLES) and all(set(v) == {"faithful", "fineweb", "pile"} for v in tasks.values())
+        assert set(tasks) <= set(TASK_ROLES) and all(
+            set(v) == {"faithful", "fineweb", "pile"} for v in tasks.values()
+        )
 
 
 def test_table_1():
     assert numbers("table1", ["all_token_coverage", "first_token_coverage", "kl"]) == grid(
-        "gpt2 99.80 21.49 .2631 | pythia-1.4b 99.31 5.43 1.0498 | pythia-2.8b 99.04 3.14 1.1198 | pythia-6.9b 99.41 13.38 .2893 |"
-        "gemma-2b 93.44 .40 2.2392 | llama-1b 95.78 8.27 .1521 | llama-3b 96.09 9.18 .1909 | llama-8b 98.04 10.31 .1054")
+        "gpt2 99.80 21.49 .2631 | pythia-1.4b 99.31 5.43 1.0498 | pythia-2.8b 99.04 3.14 1.1198 | "
+        "pythia-6.9b 99.41 13.38 .2893 |"
+        "gemma-2b 93.44 .40 2.2392 | llama-1b 95.78 8.27 .1521 | llama-3b 96.09 9.18 .1909 | "
+        "llama-8b 98.04 10.31 .1054"
+    )
 
 
 def test_table_2():
     assert numbers("table2", ["faithful", "alpaca", "open-instruct", "flan"]) == grid(
-        "pythia-1.4b .7145 .7138 .7134 .6113 | pythia-2.8b .2911 .2231 .2210 .1283")
+        "pythia-1.4b .7145 .7138 .7134 .6113 | pythia-2.8b .2911 .2231 .2210 .1283"
+    )
 
 
 def test_table_3():
     """Own text, then the other model's."""
-    assert numbers("table3", ["faithful", "faithful-other"]) == grid("pythia-2.8b .2911 .2288 | pythia-1.4b .7145 .6887")
+    assert numbers("table3", ["faithful", "faithful-other"]) == grid(
+        "pythia-2.8b .2911 .2288 | pythia-1.4b .7145 .6887"
+    )
 
 
 def test_table_4():
     assert numbers("table4", ["pile", "faithful", "fineweb"]) == grid(
-        "gpt2 .5405 .5258 .5209 | llama-1b .5778 .5517 .5789 | gemma-2b .3889 .3881 .4229 | llama-3b .2222 .1835 .2248 | llama-8b .1066 .0914 .0936")
+        "gpt2 .5405 .5258 .5209 | llama-1b .5778 .5517 .5789 | gemma-2b .3889 .3881 .4229 | "
+        "llama-3b .2222 .1835 .2248 | llama-8b .1066 .0914 .0936"
+    )
 
 
 def test_table_5():
     assert numbers("table5", ["layer", "d_sae", "k", "lr", "sequence_length"]) == grid(
-        "gpt2 8 12288 48 2e-4 128 | llama-1b 12 14336 48 2e-4 512 | gemma-2b 20 18432 64 3e-4 1024 | llama-3b 21 18432 64 1e-4 512 |"
-        "llama-8b 24 16384 80 6e-5 512 | pythia-1.4b 18 14336 48 2e-4 512 | pythia-2.8b 24 15360 64 1e-4 512")
+        "gpt2 8 12288 48 2e-4 128 | llama-1b 12 14336 48 2e-4 512 | gemma-2b 20 18432 64 3e-4 "
+        "1024 | llama-3b 21 18432 64 1e-4 512 |"
+        "llama-8b 24 16384 80 6e-5 512 | pythia-1.4b 18 14336 48 2e-4 512 | pythia-2.8b 24 15360 "
+        "64 1e-4 512"
+    )
 
 
 def test_table_6():
-    listed = {f"{model}/{task}": [values[c] for c in ("faithful", "fineweb", "pile")]
-              for model, tasks in exhibits()["table6"].numbers.items() for task, values in tasks.items()}
+    listed = {
+        f"{model}/{task}": [values[c] for c in ("faithful", "fineweb", "pile")]
+        for model, tasks in exhibits()["table6"].numbers.items()
+        for task, values in tasks.items()
+    }
     assert listed == grid(
         "gpt2/sst2 .7746 .7723 .7500 | gpt2/cola .7076 .6989 .6912 | gpt2/yelp .6532 .6502 .6444 |"
-        "pythia-1.4b/sst2 .8451 .8354 .8314 | pythia-1.4b/cola .7281 .7253 .7262 | pythia-1.4b/yelp .9341 .9399 .9289 |"
-        "gemma-2b/sst2 .7729 .8394 .8085 | gemma-2b/cola .7478 .7291 .7430 | gemma-2b/yelp .9536 .9495 .9440 |"
-        "pythia-2.8b/sst2 .8050 .8256 .8365 | pythia-2.8b/cola .6985 .6371 .6783 | pythia-2.8b/yelp .9392 .9428 .9442 |"
-        "llama-1b/sst2 .8342 .8491 .8428 | llama-1b/cola .7469 .7411 .7411 | llama-1b/yelp .9431 .9437 .9429 |"
-        "llama-3b/sst2 .8532 .8423 .8497 | llama-3b/cola .6889 .6826 .6888 | llama-3b/yelp .9547 .9544 .9525")
+        "pythia-1.4b/sst2 .8451 .8354 .8314 | pythia-1.4b/cola .7281 .7253 .7262 | "
+        "pythia-1.4b/yelp .9341 .9399 .9289 |"
+        "gemma-2b/sst2 .7729 .8394 .8085 | gemma-2b/cola .7478 .7291 .7430 | gemma-2b/yelp .9536 "
+        ".9495 .9440 |"
+        "pythia-2.8b/sst2 .8050 .8256 .8365 | pythia-2.8b/cola .6985 .6371 .6783 | "
+        "pythia-2.8b/yelp .9392 .9428 .9442 |"
+        "llama-1b/sst2 .8342 .8491 .8428 | llama-1b/cola .7469 .7411 .7411 | llama-1b/yelp .9431 "
+        ".9437 .9429 |"
+        "llama-3b/sst2 .8532 .8423 .8497 | llama-3b/cola .6889 .6826 .6888 | llama-3b/yelp .9547 "
+        ".9544 .9525"
+    )
     best = [model for model, (faithful, *others) in listed.items() if faithful > max(others)]
-    assert len(best) == 12 and sum(m.endswith("cola") for m in best) == 6  # as section 5.6 of the paper counts them
+    assert (
+        len(best) == 12 and sum(m.endswith("cola") for m in best) == 6
+    )  # as section 5.6 of the paper counts them
 
 
 def test_table_7():
-    rows = {"faithful": [.1139, .3871, .5425, .4655, .0314, .1899, .4150], "pile": [.1180, .3871, .5669, .4460, .0446, .2930, .5341],
-            "fineweb": [.1587, .3802, .5995, .4362, .0600, .2713, .5493]}
+    rows = {
+        "faithful": [0.1139, 0.3871, 0.5425, 0.4655, 0.0314, 0.1899, 0.4150],
+        "pile": [0.1180, 0.3871, 0.5669, 0.4460, 0.0446, 0.2930, 0.5341],
+        "fineweb": [0.1587, 0.3802, 0.5995, 0.4362, 0.0600, 0.2713, 0.5493],
+    }
     models = ["gpt2", "pythia-1.4b", "gemma-2b", "pythia-2.8b", "llama-1b", "llama-3b", "llama-8b"]
-    assert numbers("table7", list(rows)) == {m: list(column) for m, column in zip(models, zip(*rows.values()))}
+    assert numbers("table7", list(rows)) == {
+        m: list(column) for m, column in zip(models, zip(*rows.values()))
+    }
     # percent, not fractions: GPT-2's are 14, 14.5 and 19.5 of 12288 latents
-    assert [round(v * 12288 / 100, 1) for v in numbers("table7", list(rows))["gpt2"]] == [14.0, 14.5, 19.5]
+    assert [round(v * 12288 / 100, 1) for v in numbers("table7", list(rows))["gpt2"]] == [
+        14.0,
+        14.5,
+        19.5,
+    ]
 
 
-# --- writing them -----------------------------------------------------------------------------------------------------------------
+# --- writing them ---------------------------------------------------------------------------------
+
 
 def test_a_table_in_three_forms(make_run, root):
     run = make_run()
-    table = pd.DataFrame({"model": ["a_b & c", "d"], "value": [0.123456789012345, float("nan")], "n": [1, 22]})
+    table = pd.DataFrame(
+        {"model": ["a_b & c", "d"], "value": [0.123456789012345, float("nan")], "n": [1, 22]}
+    )
     save_table([run], "table2", table)
     folder = root / "figures" / "handmade"
-    assert {f.name for f in folder.iterdir()} == {"table2.csv", "table2.md", "table2.tex", "table2.provenance.json"}
+    assert {f.name for f in folder.iterdir()} == {
+        "table2.csv",
+        "table2.md",
+        "table2.tex",
+        "table2.provenance.json",
+    }
     pd.testing.assert_frame_equal(pd.read_csv(folder / "table2.csv"), table)
     markdown, tex = (folder / "table2.md").read_text(), (folder / "table2.tex").read_text()
     assert "| a_b & c" in markdown and "0.1235" in markdown and "nan" not in markdown.lower()
-    assert r"a\_b \& c" in tex and "handmade" in markdown and "handmade" in tex and "Table 2" in markdown
+    assert (
+        r"a\_b \& c" in tex
+        and "handmade" in markdown
+        and "handmade" in tex
+        and "Table 2" in markdown
+    )
     record = json.loads((folder / "table2.provenance.json").read_text())
     assert record["parameters"]["tiny"]["sae"]["k"] == 4
 
@@ -134,17 +208,28 @@ def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
         figure = Figure(figsize=(2, 1))
         figure.subplots().plot(frame.x, frame.y)
         return figure
+
     data, contents = pd.DataFrame({"x": [1, 2], "y": [0.1, 1 / 3], "name": ["NA", ""]}), []
     for _ in range(2):
         save_figure(run, "training", data, draw)
-        contents.append({f.name: f.read_bytes() for f in (root / "figures" / "handmade").glob("training*.*") if f.suffix != ".json"})
-    assert contents[0] == contents[1] and set(contents[0]) == {f"training_tiny.{s}" for s in ("csv", "pdf", "png")}
-    assert drawn[0] is not data and drawn[0].y.tolist() == data.y.tolist() and drawn[0].name[0] == "NA"
+        contents.append(
+            {
+                f.name: f.read_bytes()
+                for f in (root / "figures" / "handmade").glob("training*.*")
+                if f.suffix != ".json"
+            }
+        )
+    assert contents[0] == contents[1] and set(contents[0]) == {
+        f"training_tiny.{s}" for s in ("csv", "pdf", "png")
+    }
+    assert (
+        drawn[0] is not data and drawn[0].y.tolist() == data.y.tolist() and drawn[0].name[0] == "NA"
+    )
 
 
 def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measured_run, root):
     runs = [make_measured_run(name, {"faithful": [0.5]}) for name in "ab"]
-    for run in runs:   # what the fixture leaves out
+    for run in runs:  # what the fixture leaves out
         for name in ("first_token", "training", "matching", "firing"):
             write_rows(run, name, pd.DataFrame({"x": [1]}))
         for stage in PAPER_STAGES:
@@ -156,30 +241,60 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
     def written():
         save_table(runs, "missing", unmeasured(runs))
         folder = root / "figures" / "handmade"
-        return (folder / "missing.csv").read_text(), (folder / "missing.md").read_text(), json.loads((folder / "missing.provenance.json").read_text())
+        return (
+            (folder / "missing.csv").read_text(),
+            (folder / "missing.md").read_text(),
+            json.loads((folder / "missing.provenance.json").read_text()),
+        )
+
     csv, markdown, record = written()
-    assert csv == "model,notebook,why,command\n" and "Not complete" not in markdown and record["missing"] == []
+    assert (
+        csv == "model,notebook,why,command\n"
+        and "Not complete" not in markdown
+        and record["missing"] == []
+    )
     assert {name.split("/")[0] for name in record["inputs"]} == {"a", "b"}
     (runs[1].artifacts / "rows" / "ffr.csv").unlink()
     (root / "figures" / "handmade" / "fidelity_l2_a.pdf").unlink()
     runs[0] = dataclasses.replace(runs[0], probing=dataclasses.replace(runs[0].probing, max_iter=7))
     csv, markdown, record = written()
     command = f"make paper PARAMS={runs[0].file.parent.name} MODELS="
-    assert record["missing"] == [{"model": f"Model {n}", "notebook": stage, "why": why, "command": command + n} for n, stage, why in (
-        ("a", "05_fidelity_matrix", "not finished"), ("a", "06_probing", "made with other parameters"), ("b", "04_ffr", "not made"))]
-    assert "Not complete: table `missing` names 3 of its notebooks" in markdown and "a/probing.csv" not in record["inputs"] and "b/probing.csv" in record["inputs"]
+    assert record["missing"] == [
+        {"model": f"Model {n}", "notebook": stage, "why": why, "command": command + n}
+        for n, stage, why in (
+            ("a", "05_fidelity_matrix", "not finished"),
+            ("a", "06_probing", "made with other parameters"),
+            ("b", "04_ffr", "not made"),
+        )
+    ]
+    assert (
+        "Not complete: table `missing` names 3 of its notebooks" in markdown
+        and "a/probing.csv" not in record["inputs"]
+        and "b/probing.csv" in record["inputs"]
+    )
     save_table(runs[1], "fidelity", pd.DataFrame({"x": [1]}))
-    assert "Not complete" not in (root / "figures" / "handmade" / "fidelity_b.md").read_text(), "a model's own exhibit is complete"
+    assert "Not complete" not in (root / "figures" / "handmade" / "fidelity_b.md").read_text(), (
+        "a model's own exhibit is complete"
+    )
 
 
 def test_some_models_of_a_profile(make_run):
-    """An embedded model alone among others has the outputs that the profile's rule has, not those of a profile of embedded ones."""
-    laptop, runs = load_profile("laptop"), [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")]
+    """An embedded model alone among others has the outputs that the profile's rule has, not those
+    of a profile of embedded ones.
+    """
+    laptop, runs = (
+        load_profile("laptop"),
+        [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")],
+    )
     assert chosen(runs, "two") == [runs[1]] and chosen(runs, None) == chosen(runs, "") == runs
-    with pytest.raises(ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"):
+    with pytest.raises(
+        ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"
+    ):
         chosen(runs, "one three")
     mixed = [laptop[0], runs[0]]
-    assert run_outputs(mixed, some=[laptop[0]]) == [path for path in run_outputs(mixed) if "/one/" not in path and "_one." not in path]
+    assert run_outputs(mixed, some=[laptop[0]]) == [
+        path for path in run_outputs(mixed) if "/one/" not in path and "_one." not in path
+    ]
     assert not [path for path in run_outputs(mixed, some=[laptop[0]]) if "language_model" in path]
 
 
@@ -191,7 +306,9 @@ def test_the_embedded_models_own_exhibit(make_run):
 @pytest.mark.parametrize("a, b", itertools.combinations(["pile", "faithful", "fineweb"], 2))
 def test_table_4_and_7_have_one_set_of_models(a, b):
     four, seven = exhibits()["table4"].numbers, exhibits()["table7"].numbers
-    assert set(four) < set(seven) == MODELS - {"pythia-6.9b"} and all({a, b} <= set(v) for v in [*four.values(), *seven.values()])
+    assert set(four) < set(seven) == MODELS - {"pythia-6.9b"} and all(
+        {a, b} <= set(v) for v in [*four.values(), *seven.values()]
+    )
 
 
 def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():
@@ -202,5 +319,7 @@ def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme_table() in text, "README.md's table of exhibits is not the list's: make sync"
-    missing = [link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text) if not (ROOT / link).exists()]
+    missing = [
+        link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text) if not (ROOT / link).exists()
+    ]
     assert not missing

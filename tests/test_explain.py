@@ -1,4 +1,6 @@
-"""Explanations and steering against formulas written out by hand, exhaustive search, scikit-learn and scipy."""
+"""Explanations and steering against formulas written out by hand, exhaustive search, scikit-learn
+and scipy.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,13 @@ from conftest import ARCHITECTURES, BOS, EOS, VOCABULARY
 from faithful_sae.features import explain
 from faithful_sae.features.collect import Kept, collect
 from faithful_sae.features.index import FeatureError
-from faithful_sae.features.steering import continuation, dose_response, edited, kl_divergence, steered_log_probabilities
+from faithful_sae.features.steering import (
+    continuation,
+    dose_response,
+    edited,
+    kl_divergence,
+    steered_log_probabilities,
+)
 from faithful_sae.models import load_model
 from faithful_sae.sae import TopKSAE
 
@@ -25,7 +33,9 @@ def sae():
 
 @pytest.fixture
 def any_lm(architecture, model_folders):
-    """A model of each architecture whose last normalisation has random weights, as training leaves them."""
+    """A model of each architecture whose last normalisation has random weights, as training leaves
+    them.
+    """
     lm = load_model(model_folders[architecture], 1, "cpu", "float32")
     base = lm.model.base_model
     norm = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}.get(architecture, "norm")
@@ -36,7 +46,8 @@ def any_lm(architecture, model_folders):
     return lm
 
 
-# --- VocabProj ------------------------------------------------------------------------------------------------------------------
+# --- VocabProj ------------------------------------------------------------------------------------
+
 
 @EACH
 def test_vocab_projection_by_hand(architecture, any_lm, sae):
@@ -49,41 +60,73 @@ def test_vocab_projection_by_hand(architecture, any_lm, sae):
     else:
         weight = base.norm.weight if architecture == "llama" else 1 + base.norm.weight
         x = d / (d.pow(2).mean(1, keepdim=True) + 1e-6 / 16).sqrt() * weight
-    head = {"gpt2": "lm_head", "gpt_neox": "embed_out" if hasattr(any_lm.model, "embed_out") else "lm_head"}.get(architecture, "lm_head")
+    head = {
+        "gpt2": "lm_head",
+        "gpt_neox": "embed_out" if hasattr(any_lm.model, "embed_out") else "lm_head",
+    }.get(architecture, "lm_head")
     wanted = x @ getattr(any_lm.model, head).weight[:VOCABULARY].double().T
     found = explain.vocab_projection(any_lm, sae.W_dec)
-    assert found.shape == (24, VOCABULARY)   # without the 8 rows of Llama's embedding that no token uses
+    assert found.shape == (
+        24,
+        VOCABULARY,
+    )  # without the 8 rows of Llama's embedding that no token uses
     np.testing.assert_allclose(found.numpy(), wanted.detach().numpy(), rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(explain.vocab_projection(any_lm, 5 * sae.W_dec).numpy(), found.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        explain.vocab_projection(any_lm, 5 * sae.W_dec).numpy(), found.numpy(), rtol=1e-5, atol=1e-5
+    )
 
 
 @EACH
 def test_a_strong_direction_makes_the_tokens_it_projects_to_likelier(architecture, any_lm, sae):
-    """In the last block's output, which goes through the norm and nothing else: the logits become those of VocabProj."""
+    """In the last block's output, which goes through the norm and nothing else: the logits become
+    those of VocabProj.
+    """
     found, kept = explain.vocab_projection(any_lm, sae.W_dec[:1])[0], []
     blocks = any_lm.blocks
-    handle = blocks[-1].register_forward_hook(lambda module, args, out: kept.append(1) or (
-        (out[0] + 1e6 * sae.W_dec[0], *out[1:]) if isinstance(out, tuple) else out + 1e6 * sae.W_dec[0]))
+    handle = blocks[-1].register_forward_hook(
+        lambda module, args, out: (
+            kept.append(1)
+            or (
+                (out[0] + 1e6 * sae.W_dec[0], *out[1:])
+                if isinstance(out, tuple)
+                else out + 1e6 * sae.W_dec[0]
+            )
+        )
+    )
     with torch.no_grad():
         logits = any_lm.model(input_ids=torch.tensor([[BOS, 5, 9]])).logits[0, -1, :VOCABULARY]
-        norm = next(getattr(any_lm.model.base_model, n) for n in ("ln_f", "final_layer_norm", "norm") if hasattr(any_lm.model.base_model, n))
+        norm = next(
+            getattr(any_lm.model.base_model, n)
+            for n in ("ln_f", "final_layer_norm", "norm")
+            if hasattr(any_lm.model.base_model, n)
+        )
         bias = any_lm.model.get_output_embeddings()(norm(torch.zeros(16)))[:VOCABULARY]
     handle.remove()
-    logits = 30 * torch.atanh(logits / 30) if architecture == "gemma2" else logits   # its softcap
+    logits = 30 * torch.atanh(logits / 30) if architecture == "gemma2" else logits  # its softcap
     assert kept
     np.testing.assert_allclose((logits - bias).numpy(), found.numpy(), rtol=2e-3, atol=2e-3)
 
 
 def test_vocab_proj_table(lm, sae):
     vocabulary = [f"<{i}>" for i in range(VOCABULARY)]
-    table, logits = explain.vocab_proj_table(lm, sae, vocabulary, 5), explain.vocab_projection(lm, sae.W_dec).numpy()
+    table, logits = (
+        explain.vocab_proj_table(lm, sae, vocabulary, 5),
+        explain.vocab_projection(lm, sae.W_dec).numpy(),
+    )
     for latent, part in table.groupby("latent"):
         order = np.argsort(-logits[latent])[:5]
-        assert part.text.tolist() == [f"<{i}>" for i in order] and part["rank"].tolist() == [0, 1, 2, 3, 4]
+        assert part.text.tolist() == [f"<{i}>" for i in order] and part["rank"].tolist() == [
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]
         np.testing.assert_array_equal(part.value, logits[latent][order])
 
 
-# --- MutInfo --------------------------------------------------------------------------------------------------------------------
+# --- MutInfo --------------------------------------------------------------------------------------
+
 
 def test_mutual_information_is_scikit_learns(lm, sae, rows):
     state, counts = collect(lm, sae, rows, Kept())
@@ -99,34 +142,57 @@ def test_mutual_information_is_scikit_learns(lm, sae, rows):
             if (here & z).sum() and z[here].mean() > z.mean():
                 wanted[f"<{token}>"] = mutual_info_score(here, z)
         assert set(part.text) == set(wanted)
-        np.testing.assert_allclose(part.value, [wanted[text] for text in part.text], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            part.value, [wanted[text] for text in part.text], rtol=1e-9, atol=1e-12
+        )
         assert part.value.is_monotonic_decreasing
 
 
 def test_mutual_information_of_extremes():
-    assert explain.mutual_information(0, 0, 5, 10) == 0                                      # never fires
-    np.testing.assert_allclose(explain.mutual_information(5, 5, 5, 10), np.log(2))           # fires on w and on nothing else
-    np.testing.assert_allclose(explain.mutual_information(2, 4, 5, 10), 0, atol=1e-15)       # independent
+    assert explain.mutual_information(0, 0, 5, 10) == 0  # never fires
+    np.testing.assert_allclose(
+        explain.mutual_information(5, 5, 5, 10), np.log(2)
+    )  # fires on w and on nothing else
+    np.testing.assert_allclose(
+        explain.mutual_information(2, 4, 5, 10), 0, atol=1e-15
+    )  # independent
 
 
-# --- MaxAct and PruningMaxAct ---------------------------------------------------------------------------------------------------
+# --- MaxAct and PruningMaxAct ---------------------------------------------------------------------
+
 
 @EACH
 def test_pruning_by_exhaustive_search(architecture, any_lm, sae):
     generator = np.random.default_rng(0)
     contexts = [generator.integers(2, VOCABULARY, size) for size in (*range(1, 9), *range(3, 12))]
-    latents = [sae.pre_activations(any_lm.activations(torch.tensor([[BOS, *c]]))[0, -1]).argmax().item() for c in contexts]
+    latents = [
+        sae.pre_activations(any_lm.activations(torch.tensor([[BOS, *c]]))[0, -1]).argmax().item()
+        for c in contexts
+    ]
 
     def activation(ids, latent):
         z = sae.pre_activations(any_lm.activations(torch.tensor([[BOS, *ids]]))[0, -1])
         return z[latent].item() if z[latent] >= z.topk(3).values[-1] and z[latent] > 0 else 0.0
-    strengths = np.float32([max(activation(c[-n:], f) for n in range(1, len(c) + 1)) * s for c, f, s in
-                            zip(contexts, latents, generator.uniform(1, 2.2, len(contexts)))])
+
+    strengths = np.float32(
+        [
+            max(activation(c[-n:], f) for n in range(1, len(c) + 1)) * s
+            for c, f, s in zip(contexts, latents, generator.uniform(1, 2.2, len(contexts)))
+        ]
+    )
     lengths, values = explain.prune(any_lm, sae, latents, contexts, strengths, batch_rows=3)
-    for context, latent, strength, length, value in zip(contexts, latents, strengths, lengths, values):
-        enough = [n for n in range(1, len(context) + 1) if activation(context[-n:], latent) >= strength / 2]
+    for context, latent, strength, length, value in zip(
+        contexts, latents, strengths, lengths, values
+    ):
+        enough = [
+            n
+            for n in range(1, len(context) + 1)
+            if activation(context[-n:], latent) >= strength / 2
+        ]
         assert length == min(enough, default=0)
-        assert value == pytest.approx(activation(context[-length:], latent) if length else 0, rel=1e-5)
+        assert value == pytest.approx(
+            activation(context[-length:], latent) if length else 0, rel=1e-5
+        )
     assert (lengths == 0).any() and (lengths == 1).any() and (lengths > 1).any()
 
 
@@ -135,17 +201,37 @@ def test_tables_of_contexts(lm, sae):
     ids = np.array([7, 9, 11, 4], np.int32)
     z = sae.encode(lm.activations(torch.tensor([[BOS, *ids[:3]]])))[0, -1]
     latent = int(z.argmax())
-    contexts = pd.DataFrame({"latent": [latent, latent, latent], "kind": ["top", "top", "sample"], "rank": [0, 1, 0], "position": [2, 2, 2],
-                             "activation": [float(z[latent]), 1e9, 1.0], "tokens": [ids, ids, ids]})
+    contexts = pd.DataFrame(
+        {
+            "latent": [latent, latent, latent],
+            "kind": ["top", "top", "sample"],
+            "rank": [0, 1, 0],
+            "position": [2, 2, 2],
+            "activation": [float(z[latent]), 1e9, 1.0],
+            "tokens": [ids, ids, ids],
+        }
+    )
     said = explain.max_act_table(contexts, vocabulary, 1)
     assert said.values.tolist() == [[latent, "MaxAct", 0, "<7><9><11><4>", float(z[latent])]]
     pruned = explain.pruning_max_act_table(contexts, lm, sae, vocabulary, 2)
-    assert len(pruned) == 1 and "<7><9><11>".endswith(pruned.text[0]) and pruned.value[0] >= z[latent] / 2   # of the other nothing keeps half
+    assert (
+        len(pruned) == 1
+        and "<7><9><11>".endswith(pruned.text[0])
+        and pruned.value[0] >= z[latent] / 2
+    )  # of the other nothing keeps half
 
 
 def test_agreement_of_tokens():
-    rows = [(0, "MutInfo", 0, " The", 1.0), (0, "MutInfo", 1, "a", 1.0), (0, "VocabProj", 0, "the", 1.0), (0, "VocabProj", 1, "b", 1.0),
-            (1, "MutInfo", 0, "x", 1.0), (1, "VocabProj", 2, "x", 1.0), (2, "VocabProj", 0, "x", 1.0), (0, "MaxAct", 0, "b", 1.0)]
+    rows = [
+        (0, "MutInfo", 0, " The", 1.0),
+        (0, "MutInfo", 1, "a", 1.0),
+        (0, "VocabProj", 0, "the", 1.0),
+        (0, "VocabProj", 1, "b", 1.0),
+        (1, "MutInfo", 0, "x", 1.0),
+        (1, "VocabProj", 2, "x", 1.0),
+        (2, "VocabProj", 0, "x", 1.0),
+        (0, "MaxAct", 0, "b", 1.0),
+    ]
     said = pd.DataFrame(rows, columns=explain.COLUMNS)
     assert explain.token_agreement(said, 2).to_dict() == {0: 0.5, 1: 0.0}
     assert explain.token_agreement(said, 3).to_dict() == {0: 0.5, 1: 1.0}
@@ -154,7 +240,8 @@ def test_agreement_of_tokens():
         explain.token_agreement(said, 0)
 
 
-# --- steering -------------------------------------------------------------------------------------------------------------------
+# --- steering -------------------------------------------------------------------------------------
+
 
 def test_edits_by_hand(sae):
     x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -162,13 +249,21 @@ def test_edits_by_hand(sae):
     latent = int((z > 0).sum((0, 1)).argmax())
     assert (z[..., latent] == 0).any()
     d = sae.W_dec[latent]
-    for way, amount, wanted in (("add", 2.5, z[..., latent] + 2.5), ("clamp", 1.5, torch.full((4, 5), 1.5)), ("ablate", 0, torch.zeros(4, 5))):
+    for way, amount, wanted in (
+        ("add", 2.5, z[..., latent] + 2.5),
+        ("clamp", 1.5, torch.full((4, 5), 1.5)),
+        ("ablate", 0, torch.zeros(4, 5)),
+    ):
         new = z.clone()
         new[..., latent] = wanted
-        by_hand = x - sae.decode(z) + sae.decode(new)           # the SAE's error stays
-        torch.testing.assert_close(edited(sae, x, latent, way, amount), by_hand, rtol=1e-5, atol=1e-5)
+        by_hand = x - sae.decode(z) + sae.decode(new)  # the SAE's error stays
+        torch.testing.assert_close(
+            edited(sae, x, latent, way, amount), by_hand, rtol=1e-5, atol=1e-5
+        )
         difference = edited(sae, x, latent, way, amount) - x
-        torch.testing.assert_close(difference, (difference @ d)[..., None] * d, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            difference, (difference @ d)[..., None] * d, rtol=1e-5, atol=1e-5
+        )
     assert torch.equal(edited(sae, x, latent, "add", 0.0), x)
 
 
@@ -177,7 +272,11 @@ def test_an_edit_of_an_sae_that_normalises_is_scaled_back(sae, normalisation):
     sae.normalisation = normalisation
     x = 7 * torch.randn(6, 16, generator=torch.Generator().manual_seed(0)) + 1
     z, shift = sae.encode(x), x.mean(-1, keepdim=True) if normalisation == "layer_norm" else 0
-    scale = x.std(-1, keepdim=True) if normalisation == "layer_norm" else x.norm(dim=-1, keepdim=True) / 4
+    scale = (
+        x.std(-1, keepdim=True)
+        if normalisation == "layer_norm"
+        else x.norm(dim=-1, keepdim=True) / 4
+    )
     new = z.clone()
     new[:, 2] = 1.5
     by_hand = x - (sae.decode(z) * scale + shift) + (sae.decode(new) * scale + shift)
@@ -194,6 +293,7 @@ def test_steered_probabilities_by_a_hook_of_our_own(architecture, any_lm, sae, r
         z = sae.encode(x)[..., 4]
         new = torch.where((ids == BOS)[..., None], x, x + (3 - z)[..., None] * sae.W_dec[4])
         return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+
     with torch.no_grad():
         by_hand = [torch.log_softmax(any_lm.model(input_ids=ids).logits[..., :VOCABULARY], -1)]
         handle = any_lm.blocks[1].register_forward_pre_hook(hook, with_kwargs=True)
@@ -205,10 +305,21 @@ def test_steered_probabilities_by_a_hook_of_our_own(architecture, any_lm, sae, r
 
 
 def test_kl_is_scipys_and_torchs():
-    p, q = torch.log_softmax(torch.randn(2, 7, 50, generator=torch.Generator().manual_seed(0)) * 4, -1)
+    p, q = torch.log_softmax(
+        torch.randn(2, 7, 50, generator=torch.Generator().manual_seed(0)) * 4, -1
+    )
     found = kl_divergence(p, q)
-    np.testing.assert_allclose(found.numpy(), entropy(p.double().exp().numpy(), q.double().exp().numpy(), axis=-1), rtol=1e-5)
-    torch.testing.assert_close(found, torch.nn.functional.kl_div(q.double(), p.double(), log_target=True, reduction="none").sum(-1))
+    np.testing.assert_allclose(
+        found.numpy(),
+        entropy(p.double().exp().numpy(), q.double().exp().numpy(), axis=-1),
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(
+        found,
+        torch.nn.functional.kl_div(q.double(), p.double(), log_target=True, reduction="none").sum(
+            -1
+        ),
+    )
 
 
 def test_dose_and_response(lm, sae, rows):
@@ -219,35 +330,55 @@ def test_dose_and_response(lm, sae, rows):
     plain, steered = steered_log_probabilities(lm, sae, torch.from_numpy(rows), 4, [("add", 20.0)])
     p, q = plain[measured].double().exp().numpy(), steered[measured].double().exp().numpy()
     np.testing.assert_allclose(table.kl[2], entropy(p, q, axis=-1).mean(), rtol=1e-4)
-    np.testing.assert_allclose(table.probability[[0, 2]], [p[:, tokens].sum(1).mean(), q[:, tokens].sum(1).mean()], rtol=1e-5)
+    np.testing.assert_allclose(
+        table.probability[[0, 2]],
+        [p[:, tokens].sum(1).mean(), q[:, tokens].sum(1).mean()],
+        rtol=1e-5,
+    )
 
 
 @EACH
 def test_a_steered_continuation_is_the_one_without_a_cache(architecture, any_lm, sae):
-    """Written again with whole forward passes and a hook of our own, by the most likely token (a temperature near 0)."""
+    """Written again with whole forward passes and a hook of our own, by the most likely token (a
+    temperature near 0).
+    """
     for way, amount in (("add", 8.0), ("clamp", 6.0), ("ablate", 0.0)):
         ids = [BOS, 5, 9, 33]
         for _ in range(12):
-            *_, steered = steered_log_probabilities(any_lm, sae, torch.tensor([ids]), 4, [(way, amount)])
+            *_, steered = steered_log_probabilities(
+                any_lm, sae, torch.tensor([ids]), 4, [(way, amount)]
+            )
             if (new := int(steered[0, -1].argmax())) in (BOS, EOS):
                 break
             ids.append(new)
-        before, after = continuation(any_lm, sae, "w5 w9 w33", 4, way, amount, new_tokens=12, temperature=1e-4)
+        before, after = continuation(
+            any_lm, sae, "w5 w9 w33", 4, way, amount, new_tokens=12, temperature=1e-4
+        )
         assert after == any_lm.tokenizer.decode(ids[4:]) and len(before)
 
 
 def test_continuations_share_their_random_numbers(lm, sae):
     first = continuation(lm, sae, "w5 w9", 4, "add", 0.0, new_tokens=20, seed=3)
-    assert first[0] == first[1] == continuation(lm, sae, "w5 w9", 4, "add", 9.0, new_tokens=20, seed=3)[0]
+    assert (
+        first[0]
+        == first[1]
+        == continuation(lm, sae, "w5 w9", 4, "add", 9.0, new_tokens=20, seed=3)[0]
+    )
     assert first[0] != continuation(lm, sae, "w5 w9", 4, "add", 0.0, new_tokens=20, seed=4)[0]
 
 
 def test_bad_input(lm, sae, rows):
-    for call, words in ((lambda: edited(sae, torch.zeros(16), 24, "add"), "has 0 to 23"), (lambda: edited(sae, torch.zeros(16), -1, "add"), "no latent -1"),
-                        (lambda: edited(sae, torch.zeros(16), 3, "double"), "add, clamp, ablate"),
-                        (lambda: continuation(lm, sae, "", 3, "add"), "no tokens"),
-                        (lambda: continuation(lm, sae, "w3", 3, "add", new_tokens=40), "and 40 more the model's context of 32"),
-                        (lambda: continuation(lm, sae, "w3", 99, "add", new_tokens=4), "no latent 99"),
-                        (lambda: dose_response(lm, sae, 3, rows[:0], [1.0], [5]), "no token rows")):
+    for call, words in (
+        (lambda: edited(sae, torch.zeros(16), 24, "add"), "has 0 to 23"),
+        (lambda: edited(sae, torch.zeros(16), -1, "add"), "no latent -1"),
+        (lambda: edited(sae, torch.zeros(16), 3, "double"), "add, clamp, ablate"),
+        (lambda: continuation(lm, sae, "", 3, "add"), "no tokens"),
+        (
+            lambda: continuation(lm, sae, "w3", 3, "add", new_tokens=40),
+            "and 40 more the model's context of 32",
+        ),
+        (lambda: continuation(lm, sae, "w3", 99, "add", new_tokens=4), "no latent 99"),
+        (lambda: dose_response(lm, sae, 3, rows[:0], [1.0], [5]), "no token rows"),
+    ):
         with pytest.raises(FeatureError, match=words):
             call()

@@ -1,4 +1,6 @@
-"""The stage behind notebook 09 on a tiny model: what it takes from other notebooks, what it chooses, and when it is run."""
+"""The stage behind notebook 09 on a tiny model: what it takes from other notebooks, what it
+chooses, and when it is run.
+"""
 
 import dataclasses
 
@@ -42,8 +44,10 @@ def test_fakes_and_twins_are_those_of_other_notebooks(explored):
     a, b = saes["text", 42], saes["text", 49]
     matching = match_features(a.W_dec, b.W_dec)
     firing = pd.read_csv(run.artifacts / "rows" / "firing.csv").query("corpus == 'text'")
-    for seed, twin, cosine in ((42, matching.permutation, matching.cosine),
-                               (49, np.argsort(matching.permutation), matching.cosine[np.argsort(matching.permutation)])):
+    for seed, twin, cosine in (
+        (42, matching.permutation, matching.cosine),
+        (49, np.argsort(matching.permutation), matching.cosine[np.argsort(matching.permutation)]),
+    ):
         latents = indexes[seed].latents
         np.testing.assert_array_equal(latents.twin, twin)
         np.testing.assert_array_equal(latents.shared, cosine >= 0.3)
@@ -51,7 +55,14 @@ def test_fakes_and_twins_are_those_of_other_notebooks(explored):
         np.testing.assert_array_equal(latents.fake, firing[firing.seed == seed].frequency > 0.1)
     assert 0 < indexes[42].latents.shared.mean() < 1
     meta = indexes[49].meta
-    assert [meta[name] for name in ("label", "run", "profile", "corpus", "seed", "other_seed")] == ["Tiny", "tiny", "handmade", "text", 49, 42]
+    assert [meta[name] for name in ("label", "run", "profile", "corpus", "seed", "other_seed")] == [
+        "Tiny",
+        "tiny",
+        "handmade",
+        "text",
+        49,
+        42,
+    ]
     rows = corpus(run, "text", lm).train[:25]
     assert meta["tokens"] == (rows != lm.bos_id).sum()
     assert explore.twins_agree(indexes, run)
@@ -64,12 +75,28 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
     run, lm, saes, indexes = explored
 
     def stamps(changed):
-        folders = {seed: index.folder / "provenance.json" for seed, index in explore.index_features(changed, saes, lm).items()}
+        folders = {
+            seed: index.folder / "provenance.json"
+            for seed, index in explore.index_features(changed, saes, lm).items()
+        }
         return {seed: file.stat().st_mtime_ns for seed, file in folders.items()}
+
     before, rows = stamps(run), (run.artifacts / "rows" / "features.csv").read_bytes()
-    assert stamps(dataclasses.replace(run, features=dataclasses.replace(run.features, doses=(3.0,)))) == before
-    for section, change in (("features", {"listed": 3}), ("features", {"seed": 1}), ("sfr", {"threshold": 0.4}), ("ffr", {"frequency": 0.2})):
-        changed = stamps(dataclasses.replace(run, **{section: dataclasses.replace(getattr(run, section), **change)}))
+    assert (
+        stamps(dataclasses.replace(run, features=dataclasses.replace(run.features, doses=(3.0,))))
+        == before
+    )
+    for section, change in (
+        ("features", {"listed": 3}),
+        ("features", {"seed": 1}),
+        ("sfr", {"threshold": 0.4}),
+        ("ffr", {"frequency": 0.2}),
+    ):
+        changed = stamps(
+            dataclasses.replace(
+                run, **{section: dataclasses.replace(getattr(run, section), **change)}
+            )
+        )
         assert all(changed[seed] > before[seed] for seed in before), change
         before = changed
     stamps(run)
@@ -77,19 +104,35 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
 
 
 def test_features_are_chosen_by_how_often_they_fire_alone():
-    latents = pd.DataFrame({"latent": range(40), "frequency": np.random.default_rng(0).permutation(40) / 100, "dead": False,
-                            "shared": np.arange(40) < 20, "fake": np.arange(40) % 10 == 0})
+    latents = pd.DataFrame(
+        {
+            "latent": range(40),
+            "frequency": np.random.default_rng(0).permutation(40) / 100,
+            "dead": False,
+            "shared": np.arange(40) < 20,
+            "fake": np.arange(40) % 10 == 0,
+        }
+    )
     latents.loc[latents.frequency < 0.03, "dead"] = True
     found = explore.chosen(latents, 3)
-    assert found.groupby("group").size().to_dict() == {"shared": 3, "orphan": 3, "fake": 3} and not found.dead.any()
-    for group, mask in (("shared", latents.shared & ~latents.fake), ("orphan", ~latents.shared & ~latents.fake), ("fake", latents.fake)):
+    assert (
+        found.groupby("group").size().to_dict() == {"shared": 3, "orphan": 3, "fake": 3}
+        and not found.dead.any()
+    )
+    for group, mask in (
+        ("shared", latents.shared & ~latents.fake),
+        ("orphan", ~latents.shared & ~latents.fake),
+        ("fake", latents.fake),
+    ):
         inside = latents[mask & ~latents.dead].sort_values("frequency").latent.tolist()
         parts = np.array_split(inside, 3) if len(inside) % 3 == 0 else None
         wanted = [inside[int((i + 0.5) * len(inside) / 3)] for i in range(3)]
         assert found[found.group == group].latent.tolist() == wanted
         assert parts is None or all(w in p for w, p in zip(wanted, parts))
     few = explore.chosen(latents[latents.latent.isin([1, 2, 30])], 3)
-    assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1]) and few[few.group == "fake"].latent.tolist() == [30]
+    assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1]) and few[
+        few.group == "fake"
+    ].latent.tolist() == [30]
     assert not (few.group == "orphan").any()
 
 
@@ -103,20 +146,42 @@ def test_rows_and_figures_of_the_chosen(explored):
     response = explore.steer_features(run, sae, lm, latents)
     assert (response[response.dose == 0].kl == 0).all() and len(response) == 3 * len(latents)
     first = latents.iloc[0]
-    tokens = [index.vocabulary.index(text) for text, _ in index.page(int(first.latent))["explanations"]["VocabProj"]]
-    by_hand = dose_response(lm, sae, int(first.latent), corpus(run, "text", lm).heldout[:3], [2 * first["max"]], tokens)
+    tokens = [
+        index.vocabulary.index(text)
+        for text, _ in index.page(int(first.latent))["explanations"]["VocabProj"]
+    ]
+    by_hand = dose_response(
+        lm, sae, int(first.latent), corpus(run, "text", lm).heldout[:3], [2 * first["max"]], tokens
+    )
     row = response[(response.latent == first.latent) & (response.dose == 2)].iloc[0]
-    assert (row.kl, row.probability) == pytest.approx((by_hand.kl[0], by_hand.probability[0]), rel=1e-6)
+    assert (row.kl, row.probability) == pytest.approx(
+        (by_hand.kl[0], by_hand.probability[0]), rel=1e-6
+    )
     bins, agreement = explore.histogram_rows(index, latents), explore.agreement_rows(run, index)
-    assert bins.groupby("latent", sort=False).tokens.sum().tolist() == (latents.frequency * index.meta["tokens"]).round().tolist()
-    rows = pd.read_csv(run.artifacts / "rows" / "features.csv").query("seed == 42").set_index("latent")
+    assert (
+        bins.groupby("latent", sort=False).tokens.sum().tolist()
+        == (latents.frequency * index.meta["tokens"]).round().tolist()
+    )
+    rows = (
+        pd.read_csv(run.artifacts / "rows" / "features.csv").query("seed == 42").set_index("latent")
+    )
     assert (rows.agreement[agreement.latent].to_numpy() == agreement.agreement).all()
-    for draw, data in ((feature_plots.histograms, bins), (feature_plots.agreement, agreement), (feature_plots.steering, response)):
+    for draw, data in (
+        (feature_plots.histograms, bins),
+        (feature_plots.agreement, agreement),
+        (feature_plots.steering, response),
+    ):
         assert draw(data).get_axes()
 
 
 def test_text_in_a_table_stays_text():
-    assert [explore.visible(text) for text in (" the", "  ", "a b", "x\n", "\t|<i>")] == ["␣the", "␣␣", "a b", "x⏎", "⇥|<i>"]
+    assert [explore.visible(text) for text in (" the", "  ", "a b", "x\n", "\t|<i>")] == [
+        "␣the",
+        "␣␣",
+        "a b",
+        "x⏎",
+        "⇥|<i>",
+    ]
 
 
 def test_a_run_without_the_section_has_no_09(make_run):
@@ -126,7 +191,7 @@ def test_a_run_without_the_section_has_no_09(make_run):
     needed = {path.rpartition("/")[2] for path in pipeline.stage_inputs(with_it, STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
     waits = {path for path in pipeline.paper_inputs([without, with_it]) if "features" in path}
-    assert waits == {pipeline.rows_file(with_it, "features")}   # 07 links to features that there are
+    assert waits == {pipeline.rows_file(with_it, "features")}  # 07 links to features that there are
 
 
 def test_a_damaged_index_is_noticed(explored):

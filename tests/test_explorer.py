@@ -1,4 +1,6 @@
-"""The explorer without a browser: what it writes and answers is what the index holds, and nothing of a corpus becomes markup."""
+"""The explorer without a browser: what it writes and answers is what the index holds, and nothing
+of a corpus becomes markup.
+"""
 
 import dataclasses
 import json
@@ -30,7 +32,10 @@ KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
 @pytest.fixture(scope="module")
 def indices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifacts")
-    return [FeatureIndex(write_index(folder, seed=seed, other_seed=other, d_sae=150)) for seed, other in ((42, 49), (49, 42))]
+    return [
+        FeatureIndex(write_index(folder, seed=seed, other_seed=other, d_sae=150))
+        for seed, other in ((42, 49), (49, 42))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +46,12 @@ def written(indices, tmp_path_factory):
 
 
 def read_script(path):
-    """(name, value) of a data file, read as strictly as a JavaScript engine would: one call with two JSON arguments."""
-    match = re.fullmatch(r'explorerData\(("[^"]*"),(.*)\);\n', path.read_text(encoding="ascii"), re.S)
+    """(name, value) of a data file, read as strictly as a JavaScript engine would: one call with
+    two JSON arguments.
+    """
+    match = re.fullmatch(
+        r'explorerData\(("[^"]*"),(.*)\);\n', path.read_text(encoding="ascii"), re.S
+    )
     return json.loads(match[1]), json.loads(match[2])
 
 
@@ -68,17 +77,23 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-# --- what both hosts show -------------------------------------------------------------------------------------------------------
+# --- what both hosts show -------------------------------------------------------------------------
+
 
 def test_numbers_are_shortened_to_four_digits_and_stay_json():
-    assert data.shorten({"a": [0.123456, 2.0, float("nan"), float("inf"), None, True, 7, "x"]}) == {"a": [0.1235, 2, None, None, None, True, 7, "x"]}
+    assert data.shorten({"a": [0.123456, 2.0, float("nan"), float("inf"), None, True, 7, "x"]}) == {
+        "a": [0.1235, 2, None, None, None, True, 7, "x"]
+    }
     assert json.dumps(data.shorten([1e-7, 123456.0])) == "[1e-07, 123500]"
 
 
 def test_flags():
     row = {"fake": False, "shared": None, "dead": False, "frequency": 0.1}
-    assert data.flags(row) == ""   # neither shared nor an orphan where no other seed was compared
-    assert data.flags(row | {"shared": False}) == "o" and data.flags(row | {"shared": True, "fake": True}) == "fs"
+    assert data.flags(row) == ""  # neither shared nor an orphan where no other seed was compared
+    assert (
+        data.flags(row | {"shared": False}) == "o"
+        and data.flags(row | {"shared": True, "fake": True}) == "fs"
+    )
     assert data.flags(row | {"dead": True, "frequency": 0.11}) == "dn"
 
 
@@ -87,11 +102,18 @@ def test_rows_of_the_list_are_those_of_the_index(indices):
     chunks = [data.set_rows(index, chunk) for chunk in range(2)]
     assert [len(chunk["flags"]) for chunk in chunks] == [128, 22]
     for name in ("frequency", "mean", "max", "twin_cosine"):
-        assert chunks[0][name] + chunks[1][name] == pytest.approx(index.latents[name].tolist(), rel=5e-4)
+        assert chunks[0][name] + chunks[1][name] == pytest.approx(
+            index.latents[name].tolist(), rel=5e-4
+        )
     counts = data.set_meta(index)["counts"]
     latents = index.latents
-    assert counts == {"f": (latents.fake == True).sum(), "o": (latents.shared == False).sum(), "s": (latents.shared == True).sum(),  # noqa: E712
-                      "d": latents.dead.sum(), "n": (latents.frequency > 0.1).sum()}
+    assert counts == {
+        "f": (latents.fake == True).sum(),
+        "o": (latents.shared == False).sum(),
+        "s": (latents.shared == True).sum(),  # noqa: E712
+        "d": latents.dead.sum(),
+        "n": (latents.frequency > 0.1).sum(),
+    }
     for outside in (-1, 2):
         with pytest.raises(IndexError, match="150 latents"):
             data.set_rows(index, outside)
@@ -100,28 +122,49 @@ def test_rows_of_the_list_are_those_of_the_index(indices):
 def test_words_of_the_list(indices):
     words = data.set_rows(indices[0], 0)["words"][7].split("\n")
     page = indices[0].page(7)["explanations"]
-    assert words[:3] == ["part7 word7", " word7", page["VocabProj"][0][0].replace("\n", "⏎")]   # the first of each method
-    assert {text.replace("\n", "⏎") for text, _ in page["MutInfo"] + page["VocabProj"]} <= set(words)
-    assert words[-1] == page["MaxAct"][0][0] and page["MaxAct"][1][0] not in words                # one whole context, last
+    assert words[:3] == [
+        "part7 word7",
+        " word7",
+        page["VocabProj"][0][0].replace("\n", "⏎"),
+    ]  # the first of each method
+    assert {text.replace("\n", "⏎") for text, _ in page["MutInfo"] + page["VocabProj"]} <= set(
+        words
+    )
+    assert (
+        words[-1] == page["MaxAct"][0][0] and page["MaxAct"][1][0] not in words
+    )  # one whole context, last
     assert len(set(words)) == len(words)
 
 
-# --- the page -------------------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
+
 
 def test_chunks_hold_the_pages_of_the_index(written, indices):
-    assert read_script(written / "data" / "index.js")[1] == [data.set_name(index) for index in indices]
+    assert read_script(written / "data" / "index.js")[1] == [
+        data.set_name(index) for index in indices
+    ]
     for key, index in zip(KEYS, indices):
         folder = written / "data" / key
         name, meta = read_script(folder / "meta.js")
-        assert name == f"{key}/meta" and meta["twin_set"] == KEYS[1 - KEYS.index(key)] and meta["d_sae"] == 150
+        assert (
+            name == f"{key}/meta"
+            and meta["twin_set"] == KEYS[1 - KEYS.index(key)]
+            and meta["d_sae"] == 150
+        )
         size, found = meta["pages_per_chunk"], []
-        assert len(list((folder / "pages").iterdir())) == -(-150 // size) and len(list((folder / "rows").iterdir())) == 2
+        assert (
+            len(list((folder / "pages").iterdir())) == -(-150 // size)
+            and len(list((folder / "rows").iterdir())) == 2
+        )
         for chunk in range(-(-150 // size)):
             name, pages = read_script(folder / "pages" / f"{chunk}.js")
             assert name == f"{key}/pages/{chunk}"
             found += pages
         assert found == [data.set_page(index, latent) for latent in range(150)]
-        assert found[5]["contexts"][0]["tokens"] == indices[KEYS.index(key)].page(5)["contexts"][0]["tokens"]
+        assert (
+            found[5]["contexts"][0]["tokens"]
+            == indices[KEYS.index(key)].page(5)["contexts"][0]["tokens"]
+        )
 
 
 def test_the_same_index_gives_the_same_bytes(written, indices, tmp_path):
@@ -131,27 +174,52 @@ def test_the_same_index_gives_the_same_bytes(written, indices, tmp_path):
 
 def test_nothing_of_the_corpus_is_markup_or_leaves_its_string(written):
     texts = {path: path.read_text(encoding="ascii") for path in (written / "data").rglob("*.js")}
-    assert any(r"\u003cscript\u003e" in text for text in texts.values()) and any(r"\u2028" in text for text in texts.values())
+    assert any(r"\u003cscript\u003e" in text for text in texts.values()) and any(
+        r"\u2028" in text for text in texts.values()
+    )
     for text in texts.values():
         assert not set("<>&") & set(text)
     assert json.loads(json_script(EVIL)) == EVIL
     html = (written / "index.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in html and not re.search(r"<script>|\son\w+=|style=", html)
-    for source in data.STATIC.glob("*.js"):   # text becomes nodes in one way only, and no address leads out
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest", source.read_text(encoding="utf-8")), source
-    outside = {address for path in written.rglob("*.*") for address in re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text(encoding="utf-8"))}
-    assert outside == {"http://www.w3.org"}   # the name of SVG's namespace
+    for source in data.STATIC.glob(
+        "*.js"
+    ):  # text becomes nodes in one way only, and no address leads out
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest",
+            source.read_text(encoding="utf-8"),
+        ), source
+    outside = {
+        address
+        for path in written.rglob("*.*")
+        for address in re.findall(
+            r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text(encoding="utf-8")
+        )
+    }
+    assert outside == {"http://www.w3.org"}  # the name of SVG's namespace
 
 
 def test_the_first_view_is_small(tmp_path):
-    """Under 200 kB before the first feature and its twin are shown, with contexts of 64 tokens; nothing of it grows with d_sae, and
-    only the list of sets with their number (here 100)."""
+    """Under 200 kB before the first feature and its twin are shown, with contexts of 64 tokens;
+    nothing of it grows with d_sae, and only the list of sets with their number (here 100).
+    """
     index = FeatureIndex(write_index(tmp_path, d_sae=256, length=64))
     write_explorer(tmp_path / "page", [index])
-    first = ["index.html", "explorer.js", "explorer.css", f"data/{KEYS[0]}/meta.js", f"data/{KEYS[0]}/rows/0.js"]
-    pages = max(path.stat().st_size for path in (tmp_path / "page" / "data" / KEYS[0] / "pages").iterdir())
+    first = [
+        "index.html",
+        "explorer.js",
+        "explorer.css",
+        f"data/{KEYS[0]}/meta.js",
+        f"data/{KEYS[0]}/rows/0.js",
+    ]
+    pages = max(
+        path.stat().st_size for path in (tmp_path / "page" / "data" / KEYS[0] / "pages").iterdir()
+    )
     sets = 100 * len(json_script(data.set_name(index)))
-    assert sum((tmp_path / "page" / name).stat().st_size for name in first) + 2 * pages + sets < 200_000
+    assert (
+        sum((tmp_path / "page" / name).stat().st_size for name in first) + 2 * pages + sets
+        < 200_000
+    )
 
 
 def test_one_index_for_each_set(indices, tmp_path):
@@ -162,18 +230,51 @@ def test_one_index_for_each_set(indices, tmp_path):
 
 
 def test_without_an_index_it_says_who_makes_one():
-    result = subprocess.run([sys.executable, "-m", "faithful_sae.explorer.page", "paper"], capture_output=True, text=True)
-    assert result.returncode == 1 and "09_explore_features" in result.stderr and "Traceback" not in result.stderr
-    assert "no such profile" in subprocess.run([sys.executable, "-m", "faithful_sae.explorer.page", "nowhere"], capture_output=True, text=True).stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "faithful_sae.explorer.page", "paper"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        result.returncode == 1
+        and "09_explore_features" in result.stderr
+        and "Traceback" not in result.stderr
+    )
+    assert (
+        "no such profile"
+        in subprocess.run(
+            [sys.executable, "-m", "faithful_sae.explorer.page", "nowhere"],
+            capture_output=True,
+            text=True,
+        ).stderr
+    )
 
 
-# --- static HTML ----------------------------------------------------------------------------------------------------------------
+# --- static HTML ----------------------------------------------------------------------------------
+
 
 def test_fallback_is_well_formed_and_shows_text_as_text(indices):
     shown = Parsed(feature_html(indices[0].page(5), indices[0].meta))
-    assert shown.tags <= {"div", "h4", "p", "table", "tr", "th", "td", "code", "ol", "li", "span", "b"}
+    assert shown.tags <= {
+        "div",
+        "h4",
+        "p",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "code",
+        "ol",
+        "li",
+        "span",
+        "b",
+    }
     assert "Feature 5 of neox/faithful/seed42 (shared)" in shown.text
-    context = next(c for c in indices[0].page(5)["contexts"] if any("<script>" in token for token in c["tokens"]))
+    context = next(
+        c
+        for c in indices[0].page(5)["contexts"]
+        if any("<script>" in token for token in c["tokens"])
+    )
     assert "".join(context["tokens"]).replace("\n", "⏎").replace("\t", "⇥") in shown.text
     listed = Parsed(list_html(indices[0]))
     assert listed.text.count("shared") + listed.text.count("orphan") == 20
@@ -182,11 +283,18 @@ def test_fallback_is_well_formed_and_shows_text_as_text(indices):
 
 
 def test_fallback_of_an_index_without_another_seed(indices):
-    page = indices[0].page(5) | {"twin": None, "twin_cosine": None, "shared": None, "fake": None, "random_frequency": None}
+    page = indices[0].page(5) | {
+        "twin": None,
+        "twin_cosine": None,
+        "shared": None,
+        "fake": None,
+        "random_frequency": None,
+    }
     assert "– of random tokens" in Parsed(feature_html(page)).text
 
 
-# --- the widget -----------------------------------------------------------------------------------------------------------------
+# --- the widget -----------------------------------------------------------------------------------
+
 
 def messages(widget, monkeypatch):
     sent = []
@@ -200,7 +308,9 @@ def test_the_widget_answers_messages(indices, monkeypatch):
     for number, path in enumerate((f"{KEYS[0]}/rows/1", f"{KEYS[1]}/page/7", f"{KEYS[1]}/meta")):
         widget._handle_custom_msg({"id": f"view-{number}", "path": path}, [])
     assert [answer["id"] for answer in sent] == ["view-0", "view-1", "view-2"]
-    assert sent[0]["result"] == data.set_rows(indices[0], 1) and sent[1]["result"] == data.set_page(indices[1], 7)
+    assert sent[0]["result"] == data.set_rows(indices[0], 1) and sent[1]["result"] == data.set_page(
+        indices[1], 7
+    )
     assert sent[2]["result"]["twin_set"] == KEYS[0] and not sent[2]["result"]["can_read"]
     json.dumps(sent, allow_nan=False)
 
@@ -208,7 +318,14 @@ def test_the_widget_answers_messages(indices, monkeypatch):
 def test_the_widget_answers_a_wrong_question_with_an_error(indices, monkeypatch):
     widget = Explorer(indices[0])
     sent = messages(widget, monkeypatch)
-    for path in (f"{KEYS[0]}/page/150", f"{KEYS[1]}/meta", f"{KEYS[0]}/page/x", f"{KEYS[0]}/nothing", "", f"{KEYS[0]}/text"):
+    for path in (
+        f"{KEYS[0]}/page/150",
+        f"{KEYS[1]}/meta",
+        f"{KEYS[0]}/page/x",
+        f"{KEYS[0]}/nothing",
+        "",
+        f"{KEYS[0]}/text",
+    ):
         widget._handle_custom_msg({"id": 0, "path": path}, [])
     widget._handle_custom_msg({"method": "somebody else's"}, [])
     assert len(sent) == 6 and all(set(answer) == {"id", "error"} for answer in sent)
@@ -219,7 +336,10 @@ def test_the_first_view_needs_no_python(indices):
     widget = Explorer(indices[0], latent=130)
     assert set(widget.first) == {f"{KEYS[0]}/{path}" for path in ("meta", "rows/1", "page/130")}
     content, _ = widget._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in content and "Feature 130" in Parsed(content["text/html"]).text
+    assert (
+        "application/vnd.jupyter.widget-view+json" in content
+        and "Feature 130" in Parsed(content["text/html"]).text
+    )
 
 
 def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
@@ -227,11 +347,22 @@ def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
     weights = checksum({name: tensor.contiguous() for name, tensor in sae.weights.items()})
     index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=weights))
     widget = Explorer(index, indices[1], lm, sae)
-    assert widget.answer(f"{KEYS[0]}/meta")["can_read"] and not widget.answer(f"{KEYS[1]}/meta")["can_read"]
+    assert (
+        widget.answer(f"{KEYS[0]}/meta")["can_read"]
+        and not widget.answer(f"{KEYS[1]}/meta")["can_read"]
+    )
     tokens = widget.answer(f"{KEYS[0]}/text", "w5 w9 w5")["tokens"]
-    assert [entry["token"] for entry in tokens] == [index.vocabulary[i] for i in text_ids(lm, "w5 w9 w5")[0, 1:]]
+    assert [entry["token"] for entry in tokens] == [
+        index.vocabulary[i] for i in text_ids(lm, "w5 w9 w5")[0, 1:]
+    ]
     expected = features_of_text(lm, sae, "w5 w9 w5")
-    assert len(expected) and [[place, latent] for place, entry in enumerate(tokens) for latent, _ in entry["features"]] == expected[["position", "latent"]].values.tolist()
+    assert (
+        len(expected)
+        and [
+            [place, latent] for place, entry in enumerate(tokens) for latent, _ in entry["features"]
+        ]
+        == expected[["position", "latent"]].values.tolist()
+    )
     sent = messages(widget, monkeypatch)
     widget._handle_custom_msg({"id": 1, "path": f"{KEYS[0]}/text", "text": ""}, [])
     assert "no tokens" in sent[0]["error"] and "FeatureError" not in sent[0]["error"]
@@ -246,24 +377,42 @@ def test_what_does_not_belong_together_is_refused(indices, lm):
         Explorer(indices[0], indices[0])
 
 
-# --- links from 07 --------------------------------------------------------------------------------------------------------------
+# --- links from 07 --------------------------------------------------------------------------------
+
 
 def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr("faithful_sae.schema.ROOT", tmp_path)
-    run, = load_profile("smoke")
+    (run,) = load_profile("smoke")
     monkeypatch.setattr("faithful_sae.explorer.links.load_profile", lambda _: [run])
-    run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="faithful", seeds=(42,)))
+    run = dataclasses.replace(
+        run, features=dataclasses.replace(run.features, corpus="faithful", seeds=(42,))
+    )
     assert "No index" in feature_links("smoke").to_html()
     index = FeatureIndex(write_index(run.artifacts.parent))
     assert "No index" in feature_links("smoke").to_html(), "no rows of 09 say what it was made with"
     write_rows(run, "features", index.latents[["latent"]])
     html = feature_links("smoke").to_html()
-    linked = [int(latent) for latent in re.findall(r'<a href="../explorer/index.html#/neox/faithful/seed42/(\d+)">', html)]
-    assert len(linked) == 16 and all(index.latents.shared[i] == False for i in linked[:8]) and all(index.latents.fake[linked[8:]])  # noqa: E712
+    linked = [
+        int(latent)
+        for latent in re.findall(
+            r'<a href="../explorer/index.html#/neox/faithful/seed42/(\d+)">', html
+        )
+    ]
+    assert (
+        len(linked) == 16
+        and all(index.latents.shared[i] == False for i in linked[:8])
+        and all(index.latents.fake[linked[8:]])
+    )  # noqa: E712
     assert "(32)" in html and "(12)" in html and "make explorer" in html
     (index.folder / "latents.parquet").write_bytes(b"damaged")
-    assert "Left out" in feature_links("smoke").to_html() and "<a" not in feature_links("smoke").to_html()
+    assert (
+        "Left out" in feature_links("smoke").to_html()
+        and "<a" not in feature_links("smoke").to_html()
+    )
     run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="library"))
     assert "No index" in feature_links("smoke").to_html(), "of another corpus than the parameters'"
-    assert feature_address(index.meta | {"corpus": "a b"}, 3) == "../explorer/index.html#/neox/a%20b/seed42/3"
+    assert (
+        feature_address(index.meta | {"corpus": "a b"}, 3)
+        == "../explorer/index.html#/neox/a%20b/seed42/3"
+    )

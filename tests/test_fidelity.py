@@ -1,4 +1,6 @@
-"""Fidelity against numpy on hidden states that transformers gives out, and against splices made with hooks of our own."""
+"""Fidelity against numpy on hidden states that transformers gives out, and against splices made
+with hooks of our own.
+"""
 
 from types import SimpleNamespace
 
@@ -18,14 +20,26 @@ def stand_in(lm, function):
 
 def hidden(lm, rows):
     with torch.no_grad():
-        return lm.model(torch.tensor(rows), output_hidden_states=True, use_cache=False).hidden_states[lm.layer]
+        return lm.model(
+            torch.tensor(rows), output_hidden_states=True, use_cache=False
+        ).hidden_states[lm.layer]
 
 
 def log_probabilities(lm, rows, replacement=None):
     """float64 [R, T, V]; with `replacement`, block `layer` reads that instead. All blocks run."""
+
     def replace(module, args, kwargs):
-        return ((replacement, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": replacement})
-    handle = lm.blocks[lm.layer].register_forward_pre_hook(replace, with_kwargs=True) if replacement is not None else None
+        return (
+            ((replacement, *args[1:]), kwargs)
+            if args
+            else (args, kwargs | {"hidden_states": replacement})
+        )
+
+    handle = (
+        lm.blocks[lm.layer].register_forward_pre_hook(replace, with_kwargs=True)
+        if replacement is not None
+        else None
+    )
     with torch.no_grad():
         logits = lm.model(torch.tensor(rows), use_cache=False).logits.double().numpy()
     if handle:
@@ -57,7 +71,11 @@ def test_x_itself_costs_nothing(any_lm, rows, include_bos):
 def test_the_mean_explains_nothing(lm, rows):
     mean = hidden(lm, rows).double().flatten(0, 1).mean(0).float()
     got = fidelity(stand_in(lm, lambda x: mean.expand_as(x)), lm, rows)
-    assert abs(got.ce_sae - got.ce_mean) < 1e-6 and abs(got.explained_variance) < 1e-6 and abs(got.ev_legacy) < 1e-4
+    assert (
+        abs(got.ce_sae - got.ce_mean) < 1e-6
+        and abs(got.explained_variance) < 1e-6
+        and abs(got.ev_legacy) < 1e-4
+    )
     zero = fidelity(stand_in(lm, torch.zeros_like), lm, rows)
     assert zero.ce_sae == zero.ce_zero and zero.ce_recovered == 0.0
 
@@ -70,44 +88,86 @@ def test_every_field_by_hand(any_lm, rows, include_bos):
     p, q = log_probabilities(lm, rows), log_probabilities(lm, rows, x_hat)
     a, b = x.double().numpy(), x_hat.double().numpy()
     mean = a[keep].mean(0)
-    with_zero = log_probabilities(lm, rows, torch.where(torch.tensor(keep)[..., None], torch.zeros_like(x), x))
-    with_mean = log_probabilities(lm, rows, torch.where(torch.tensor(keep)[..., None], torch.tensor(mean).float(), x))
+    with_zero = log_probabilities(
+        lm, rows, torch.where(torch.tensor(keep)[..., None], torch.zeros_like(x), x)
+    )
+    with_mean = log_probabilities(
+        lm, rows, torch.where(torch.tensor(keep)[..., None], torch.tensor(mean).float(), x)
+    )
 
     def cross_entropy(log_p):
-        return np.mean([-log_p[r, t, rows[r, t + 1]] for r in range(len(rows)) for t in range(rows.shape[1] - 1) if keep[r, t]])
+        return np.mean(
+            [
+                -log_p[r, t, rows[r, t + 1]]
+                for r in range(len(rows))
+                for t in range(rows.shape[1] - 1)
+                if keep[r, t]
+            ]
+        )
+
     error = ((a - b) ** 2).sum(-1)[keep]
     spread = ((a - mean) ** 2).sum(-1)[keep]
     ce, ce_sae, ce_zero = cross_entropy(p), cross_entropy(q), cross_entropy(with_zero)
     expected = Fidelity(
-        tokens=keep.sum(), ce=ce, ce_sae=ce_sae, ce_diff=ce_sae - ce, l2=((a - b) ** 2)[keep].mean(),
-        kl=(np.exp(p) * (p - q)).sum(-1)[:, :-1][keep[:, :-1]].mean(), explained_variance=1 - error.sum() / spread.sum(),
-        ev_authors=np.mean([1 - (a - b)[r][keep[r]].var() / a[r][keep[r]].var() for r in range(len(rows))]),
-        ev_legacy=np.mean(1 - error / spread), ce_zero=ce_zero, ce_mean=cross_entropy(with_mean),
-        ce_recovered=(ce_zero - ce_sae) / (ce_zero - ce))
+        tokens=keep.sum(),
+        ce=ce,
+        ce_sae=ce_sae,
+        ce_diff=ce_sae - ce,
+        l2=((a - b) ** 2)[keep].mean(),
+        kl=(np.exp(p) * (p - q)).sum(-1)[:, :-1][keep[:, :-1]].mean(),
+        explained_variance=1 - error.sum() / spread.sum(),
+        ev_authors=np.mean(
+            [1 - (a - b)[r][keep[r]].var() / a[r][keep[r]].var() for r in range(len(rows))]
+        ),
+        ev_legacy=np.mean(1 - error / spread),
+        ce_zero=ce_zero,
+        ce_mean=cross_entropy(with_mean),
+        ce_recovered=(ce_zero - ce_sae) / (ce_zero - ce),
+    )
     got = fidelity(stand_in(lm, blur), lm, rows, include_bos, batch_rows=4)
     for name, value in vars(expected).items():
         # float32 logits carry errors of some 1e-6; differences of CE keep them in absolute terms
         assert getattr(got, name) == pytest.approx(value, rel=2e-5, abs=5e-6), name
     assert abs(got.ce_diff) > 1e-3 and 0 < got.explained_variance < 1
     if not include_bos:  # the case tells the two modes apart
-        assert abs(got.explained_variance - fidelity(stand_in(lm, blur), lm, rows, True).explained_variance) > 1e-4
+        assert (
+            abs(
+                got.explained_variance
+                - fidelity(stand_in(lm, blur), lm, rows, True).explained_variance
+            )
+            > 1e-4
+        )
 
 
 def test_explained_variances_worked_by_hand():
-    """Two rows of two tokens in one dimension, x = (1, 3), (5, 7); x_hat = (1, 3), (4, 8). Mean 4, sums 0+0+1+1 = 2 of 20.
+    """Two rows of two tokens in one dimension, x = (1, 3), (5, 7); x_hat = (1, 3), (4, 8). Mean 4,
+    sums 0+0+1+1 = 2 of 20.
 
-    explained_variance = 1 - 2/20; ev_legacy = mean(1, 1, 1 - 1/1, 1 - 1/9); row 1: errors 0; row 2: errors (1, -1) have
-    variance 2 and x has 2: ev_authors = (1 + 0) / 2; l2 = 2/4.
+    explained_variance = 1 - 2/20; ev_legacy = mean(1, 1, 1 - 1/1, 1 - 1/9); row 1: errors 0; row 2:
+    errors (1, -1) have variance 2 and x has 2: ev_authors = (1 + 0) / 2; l2 = 2/4.
     """
     values = {0: 1.0, 1: 3.0, 2: 5.0, 3: 7.0}
     x = torch.tensor([[[values[i + 2 * r]] for i in range(2)] for r in range(2)])
     lm = SimpleNamespace(
-        d_model=1, device=torch.device("cpu"), bos_id=99, activations=lambda ids: x, logits=lambda ids: (x * torch.arange(5.0), x),
-        spliced_logits=lambda ids, x: x * torch.arange(5.0))
+        d_model=1,
+        device=torch.device("cpu"),
+        bos_id=99,
+        activations=lambda ids: x,
+        logits=lambda ids: (x * torch.arange(5.0), x),
+        spliced_logits=lambda ids, x: x * torch.arange(5.0),
+    )
     x_hat = torch.tensor([[[1.0], [3.0]], [[4.0], [8.0]]])
-    got = fidelity_of_all({"sae": stand_in(lm, lambda _: x_hat)}, lm, np.array([[0, 1], [2, 3]]), modes=(True,))["sae", True]
-    assert got.explained_variance == pytest.approx(0.9) and got.ev_legacy == pytest.approx((1 + 1 + 0 + 8 / 9) / 4)
-    assert got.ev_authors == pytest.approx(0.5) and got.l2 == pytest.approx(0.5) and got.ce_zero == pytest.approx(np.log(5))
+    got = fidelity_of_all(
+        {"sae": stand_in(lm, lambda _: x_hat)}, lm, np.array([[0, 1], [2, 3]]), modes=(True,)
+    )["sae", True]
+    assert got.explained_variance == pytest.approx(0.9) and got.ev_legacy == pytest.approx(
+        (1 + 1 + 0 + 8 / 9) / 4
+    )
+    assert (
+        got.ev_authors == pytest.approx(0.5)
+        and got.l2 == pytest.approx(0.5)
+        and got.ce_zero == pytest.approx(np.log(5))
+    )
 
 
 def test_ce_is_the_loss_of_transformers(any_lm, rows):
@@ -118,17 +178,24 @@ def test_ce_is_the_loss_of_transformers(any_lm, rows):
 
 
 def test_batch_size_does_not_matter(lm, rows):
-    """float32 products over other batch shapes may round otherwise: 1e-6 of each value, where a lost row would show as 1e-2."""
+    """float32 products over other batch shapes may round otherwise: 1e-6 of each value, where a
+    lost row would show as 1e-2.
+    """
     sae = TopKSAE(lm.d_model, 32, 4, 0)
     for include_bos in (True, False):
         a, b, c = (vars(fidelity(sae, lm, rows, include_bos, batch_rows=n)) for n in (1, 3, 10))
-        assert a == pytest.approx(b, rel=1e-6, abs=1e-7) and a == pytest.approx(c, rel=1e-6, abs=1e-7)
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7) and a == pytest.approx(
+            c, rel=1e-6, abs=1e-7
+        )
 
 
 def test_several_saes_at_once_equal_each_alone(lm, rows):
     saes = {seed: TopKSAE(lm.d_model, 32, 4, seed) for seed in (1, 2)}
     together = fidelity_of_all(saes, lm, rows)
-    assert set(together) == {(s, m) for s in (1, 2) for m in (True, False)} and together[1, True] != together[2, True]
+    assert (
+        set(together) == {(s, m) for s in (1, 2) for m in (True, False)}
+        and together[1, True] != together[2, True]
+    )
     for (seed, include_bos), got in together.items():
         assert got == fidelity(saes[seed], lm, rows, include_bos)
 

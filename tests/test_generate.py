@@ -1,4 +1,6 @@
-"""Sampling follows the model's own distribution, cached decoding equals none, and interruption leaves no trace."""
+"""Sampling follows the model's own distribution, cached decoding equals none, and interruption
+leaves no trace.
+"""
 
 import copy
 import json
@@ -12,8 +14,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
 from scipy.stats import chi2_contingency, chisquare
-from transformers import (MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM)
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from faithful_sae import generate
 from faithful_sae.decoding import Decoder
@@ -26,13 +34,20 @@ V, DRAWS = 12, 20_000
 @pytest.fixture(scope="module")
 def small():
     """A Llama with 12 tokens (and 8 padding rows), so that every one of them is drawn often."""
-    return LanguageModel(make_model("llama", V, seed=1, spread=0.4).eval(), make_tokenizer(V), 1, BOS)
+    return LanguageModel(
+        make_model("llama", V, seed=1, spread=0.4).eval(), make_tokenizer(V), 1, BOS
+    )
 
 
 def after(lm, ids):
     """The model's float64 distribution of the next token, from a plain forward pass."""
     with torch.no_grad():
-        scores = lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1, :lm.vocab_size].double().numpy()
+        scores = (
+            lm.model(torch.tensor([ids]), use_cache=False)
+            .logits[0, -1, : lm.vocab_size]
+            .double()
+            .numpy()
+        )
     p = np.exp(scores - scores.max())
     return p / p.sum()
 
@@ -56,7 +71,9 @@ def fits(counts, p):
 def test_first_token_follows_the_bos_distribution(small):
     p, counts = after(small, [BOS]), first_counts(small)
     assert fits(counts, p) > 1e-4
-    assert fits(counts, np.full(V, 1 / V)) < 1e-10 and fits(counts, np.roll(p, 1)) < 1e-10  # the test can fail
+    assert (
+        fits(counts, np.full(V, 1 / V)) < 1e-10 and fits(counts, np.roll(p, 1)) < 1e-10
+    )  # the test can fail
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -80,11 +97,16 @@ def test_top_p_keeps_the_smallest_sufficient_set(small, top_p):
 
 def test_flat_first_token(small):
     assert fits(first_counts(small, first_token="flat"), np.full(V, 1 / V)) > 1e-4
-    assert fits(first_counts(small, first_token="flat", temperature=0.2, top_p=0.5), np.full(V, 1 / V)) > 1e-4
+    assert (
+        fits(first_counts(small, first_token="flat", temperature=0.2, top_p=0.5), np.full(V, 1 / V))
+        > 1e-4
+    )
 
 
 def test_second_token_follows_its_first(small):
-    """Transitions of 20,000 documents against a forward pass per first token; also the only place where rows drop out."""
+    """Transitions of 20,000 documents against a forward pass per first token; also the only place
+    where rows drop out.
+    """
     documents = generate.sample(small, DRAWS, 2, torch.Generator().manual_seed(3))
     checked = 0
     for first in range(V):
@@ -95,7 +117,10 @@ def test_second_token_follows_its_first(small):
             p = after(small, [BOS, first])
             common = p * len(seconds) >= 5
             counts = np.bincount(seconds, minlength=V)
-            seen, expected = np.append(counts[common], counts[~common].sum()), np.append(p[common], p[~common].sum()) * len(seconds)
+            seen, expected = (
+                np.append(counts[common], counts[~common].sum()),
+                np.append(p[common], p[~common].sum()) * len(seconds),
+            )
             use = expected > 0
             assert chisquare(seen[use], expected[use]).pvalue > 1e-4
             checked += 1
@@ -104,31 +129,63 @@ def test_second_token_follows_its_first(small):
 
 def with_varied_ends(architecture):
     """The first random model whose greedy documents have four different lengths."""
-    return next(lm for seed in range(100) for lm in [LanguageModel(make_model(architecture, 24, seed, 0.5).eval(), make_tokenizer(24), 1, BOS)]
-                if len({len(rollout(lm, first)) for first in range(24)}) >= 4)
+    return next(
+        lm
+        for seed in range(100)
+        for lm in [
+            LanguageModel(
+                make_model(architecture, 24, seed, 0.5).eval(), make_tokenizer(24), 1, BOS
+            )
+        ]
+        if len({len(rollout(lm, first)) for first in range(24)}) >= 4
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_cached_decoding_equals_none(architecture):
-    """Greedy (temperature near 0) from a uniform first token: rows end at different times, as a plain rollout of each says."""
+    """Greedy (temperature near 0) from a uniform first token: rows end at different times, as a
+    plain rollout of each says.
+    """
     lm = with_varied_ends(architecture)
-    documents = generate.sample(lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat")
+    documents = generate.sample(
+        lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
+    )
     expected = [rollout(lm, d[0]) for d in documents]
     assert [d.tolist() for d in documents] == expected
-    assert len({len(e) for e in expected}) >= 3 and max(map(len, expected)) > 8  # Gemma's window of 6 is passed
+    assert (
+        len({len(e) for e in expected}) >= 3 and max(map(len, expected)) > 8
+    )  # Gemma's window of 6 is passed
 
 
-@pytest.mark.parametrize("make", [
-    lambda **o: MistralForCausalLM(MistralConfig(num_key_value_heads=1, sliding_window=6, **o)),
-    lambda **o: Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **o)),
-    lambda **o: Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=1, head_dim=12, **o))], ids=["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: MistralForCausalLM(MistralConfig(num_key_value_heads=1, sliding_window=6, **o)),
+        lambda **o: Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **o)),
+        lambda **o: Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=1, head_dim=12, **o)),
+    ],
+    ids=["mistral", "qwen2", "qwen3"],
+)
 def test_other_models_that_decode_alike(make):
     torch.manual_seed(2)
-    model = make(vocab_size=24, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5,
-                 max_position_embeddings=CONTEXT, bos_token_id=BOS, eos_token_id=EOS)
+    model = make(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
     lm = LanguageModel(model.eval(), make_tokenizer(24), 1, BOS)
-    documents = generate.sample(lm, 24, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat")
-    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and max(map(len, documents)) > 8
+    documents = generate.sample(
+        lm, 24, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
+    )
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and max(
+        map(len, documents)
+    ) > 8
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -144,29 +201,60 @@ def test_the_model_gets_its_attention_back(architecture):
 def test_a_model_whose_attention_is_not_known(small):
     model = copy.deepcopy(small.model)
     model.config.model_type = "gpt_oss"
-    with pytest.raises(ModelError, match="cannot sample from a model of type 'gpt_oss', only from gpt2.*backend: vllm"):
+    with pytest.raises(
+        ModelError,
+        match="cannot sample from a model of type 'gpt_oss', only from gpt2.*backend: vllm",
+    ):
         Decoder(model, 2, 5)
 
 
 def test_a_document_that_ends_makes_room_for_the_next(monkeypatch):
-    """Rows at places of their own: every document is what its ids alone lead to, no row waits for another, first come, first given."""
+    """Rows at places of their own: every document is what its ids alone lead to, no row waits for
+    another, first come, first given.
+    """
     lm, passes, rows = with_varied_ends("llama"), [], 7
     drawn, draw = [], generate.draw_tokens
-    monkeypatch.setattr(generate, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone())
-    documents = generate.sample(lm, rows, 14, torch.Generator().manual_seed(4), temperature=1e-4, first_token="flat", tokens=300,
-                                progress=passes.append)
-    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and len(documents) > 3 * rows
+    monkeypatch.setattr(
+        generate, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone()
+    )
+    documents = generate.sample(
+        lm,
+        rows,
+        14,
+        torch.Generator().manual_seed(4),
+        temperature=1e-4,
+        first_token="flat",
+        tokens=300,
+        progress=passes.append,
+    )
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and len(
+        documents
+    ) > 3 * rows
     assert sum(passes) == sum(map(len, documents)) >= 300 and len({len(d) for d in documents}) >= 3
-    assert [d[0] for d in documents[:rows]] == drawn[0].flatten().tolist() and [len(d) for d in documents] != sorted(map(len, documents))
+    assert [d[0] for d in documents[:rows]] == drawn[0].flatten().tolist() and [
+        len(d) for d in documents
+    ] != sorted(map(len, documents))
     full = -(-300 // rows)
-    assert passes[:full] == [rows] * full and sorted(passes[full:], reverse=True) == passes[full:] and len(passes) <= full + 14
+    assert (
+        passes[:full] == [rows] * full
+        and sorted(passes[full:], reverse=True) == passes[full:]
+        and len(passes) <= full + 14
+    )
 
 
 def test_lengths_are_those_of_the_model(small):
-    """What is begun is finished: with a budget, long documents are neither more nor less frequent than one at a time."""
-    refilled = [d for seed in range(60) for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed), tokens=300)]
+    """What is begun is finished: with a budget, long documents are neither more nor less frequent
+    than one at a time.
+    """
+    refilled = [
+        d
+        for seed in range(60)
+        for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed), tokens=300)
+    ]
     alone = generate.sample(small, DRAWS, 9, torch.Generator().manual_seed(100))
-    counts = np.array([np.bincount([len(d) for d in ds], minlength=10)[1:] for ds in (refilled, alone)])
+    counts = np.array(
+        [np.bincount([len(d) for d in ds], minlength=10)[1:] for ds in (refilled, alone)]
+    )
     assert chi2_contingency(counts).pvalue > 1e-4 and (counts > 20).all()
 
 
@@ -174,7 +262,9 @@ def test_logits_that_are_not_numbers_stop_the_sampling(small):
     model = make_model("gpt2", 24).eval()
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(FloatingPointError, match="logits are not finite"):
-        generate.sample(LanguageModel(model, make_tokenizer(24), 1, BOS), 3, 4, torch.Generator().manual_seed(0))
+        generate.sample(
+            LanguageModel(model, make_tokenizer(24), 1, BOS), 3, 4, torch.Generator().manual_seed(0)
+        )
 
 
 def rollout(lm, first, length=14):
@@ -188,21 +278,30 @@ def rollout(lm, first, length=14):
 def test_documents_end_at_eos_or_bos(small):
     documents = generate.sample(small, 500, 9, torch.Generator().manual_seed(2))
     for d in documents:
-        assert 1 <= len(d) <= 9 and not np.isin(d[:-1], (BOS, EOS)).any() and (d >= 0).all() and (d < V).all()
+        assert (
+            1 <= len(d) <= 9
+            and not np.isin(d[:-1], (BOS, EOS)).any()
+            and (d >= 0).all()
+            and (d < V).all()
+        )
         assert len(d) == 9 or d[-1] in (BOS, EOS)
     assert {BOS, EOS} <= {d[-1] for d in documents} and len({len(d) for d in documents}) > 5
 
 
 def test_the_generator_is_the_only_source_of_randomness(small):
     def draw(seed):
-        return [d.tolist() for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed))]
+        return [
+            d.tolist() for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed))
+        ]
+
     torch.manual_seed(0)
     first = draw(5)
     torch.manual_seed(1)
     assert draw(5) == first != draw(6)
 
 
-# --- the dataset ------------------------------------------------------------------------------------------------------------------
+# --- the dataset ----------------------------------------------------------------------------------
+
 
 def content(folder):
     return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.name != "provenance.json"}
@@ -210,11 +309,15 @@ def content(folder):
 
 @pytest.fixture
 def finished(make_run, lm):
-    """A run, and the files of a generation that nothing interrupted (300 tokens in shards of 90: four shards)."""
+    """A run, and the files of a generation that nothing interrupted (300 tokens in shards of 90:
+    four shards).
+    """
     run = make_run()
     folder = generate.generate_dataset(run, lm, "key", {"model": "m"})
     files = content(folder)
-    assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)] and is_current(folder, "key")
+    assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)] and is_current(
+        folder, "key"
+    )
     return run, files
 
 
@@ -223,9 +326,13 @@ def test_documents_come_back_as_sampled(finished, lm):
     g, expected = run.generate, []
     for shard, wanted in enumerate((90, 90, 90, 30)):
         seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
-        expected += generate.sample(lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted)
+        expected += generate.sample(
+            lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted
+        )
     got = list(generate.read_shards(run))
-    assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(map(len, got)) >= g.tokens
+    assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(
+        map(len, got)
+    ) >= g.tokens
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
@@ -242,13 +349,17 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
             raise KeyboardInterrupt
         left[0] -= 1
         return sample(*args, **options)
+
     monkeypatch.setattr(generate, "sample", dies)
     with pytest.raises(KeyboardInterrupt):
         generate.generate_dataset(run, lm, "key")
     assert not folder.exists()
     monkeypatch.setattr(generate, "sample", sample)
     assert content(generate.generate_dataset(run, lm, "key")) == files
-    assert sorted(p.name for p in run.artifacts.iterdir()) == [".faithful.lock", "faithful"]  # nothing partial is left
+    assert sorted(p.name for p in run.artifacts.iterdir()) == [
+        ".faithful.lock",
+        "faithful",
+    ]  # nothing partial is left
 
 
 def test_killed_at_random_moments(make_run, lm):
@@ -258,14 +369,18 @@ def test_killed_at_random_moments(make_run, lm):
     run = make_run({"generate.tokens": 2000}, "killed")
     rng, left = np.random.default_rng(0), []
     while not is_current(run.artifacts / "faithful", "key"):
-        process = multiprocessing.get_context("fork").Process(target=generate.generate_dataset, args=(run, lm, "key"))
+        process = multiprocessing.get_context("fork").Process(
+            target=generate.generate_dataset, args=(run, lm, "key")
+        )
         process.start()
         process.join(rng.uniform(0.02, 0.15))
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL) and len(left) < 500
         left.append(len(list(run.artifacts.glob("faithful*/shard_*.safetensors"))))
-    assert len(left) >= 3 and left == sorted(left) and len(set(left)) > 2      # it was killed on the way, and lost no finished shard
+    assert (
+        len(left) >= 3 and left == sorted(left) and len(set(left)) > 2
+    )  # it was killed on the way, and lost no finished shard
     assert content(run.artifacts / "faithful") == files and len(files) == 23
 
 
@@ -300,7 +415,11 @@ def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
 def test_provenance_says_how(finished):
     run, _ = finished
     record = json.loads((run.artifacts / "faithful" / "provenance.json").read_text())
-    assert record["key"] == "key" and record["parameters"]["generate"]["seed"] == 5 and record["inputs"] == {"model": "m"}
+    assert (
+        record["key"] == "key"
+        and record["parameters"]["generate"]["seed"] == 5
+        and record["inputs"] == {"model": "m"}
+    )
 
 
 def test_missing_dataset_names_the_notebook(make_run):
@@ -309,60 +428,95 @@ def test_missing_dataset_names_the_notebook(make_run):
 
 
 def test_context_leaves_room_for_bos(make_run, lm):
-    with pytest.raises(ValueError, match=f"max_new_tokens = {CONTEXT} must be below the model's context of {CONTEXT}"):
+    with pytest.raises(
+        ValueError,
+        match=f"max_new_tokens = {CONTEXT} must be below the model's context of {CONTEXT}",
+    ):
         generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT}), lm, "key")
     generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT - 1}), lm, "key")
 
 
 def test_no_room_on_the_disk(make_run, lm):
     with pytest.raises(DiskFullError, match="faithful dataset needs about"):
-        generate.generate_dataset(make_run({"generate.tokens": 10 ** 17}), lm, "key")
+        generate.generate_dataset(make_run({"generate.tokens": 10**17}), lm, "key")
 
 
 def test_no_room_in_memory(make_run, lm, monkeypatch):
-    """Llama: 3 + 2 layers x 1 head x 8 numbers x 2 (keys, values) x 4 bytes x 64 tokens (a tile) = 20,480 bytes a row; 24 a logit."""
+    """Llama: 3 + 2 layers x 1 head x 8 numbers x 2 (keys, values) x 4 bytes x 64 tokens (a tile) =
+    20,480 bytes a row; 24 a logit.
+    """
     run = make_run({"generate.batch_rows": 100})
     per_row = 20480 + 24 * lm.model.config.vocab_size
-    monkeypatch.setattr(generate.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1))
+    monkeypatch.setattr(
+        generate.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1)
+    )
     with pytest.raises(MemoryError, match="generate.batch_rows = 100 needs .* at most 99 rows fit"):
         generate.generate_dataset(run, lm, "key")
     assert not list(run.artifacts.glob("faithful*/shard*"))
 
 
-# --- vLLM, of which only the calls can be tested without it ------------------------------------------------------------------------
+# --- vLLM, of which only the calls can be tested without it ---------------------------------------
+
 
 class FakeEngine:
     """Answers as vllm.LLM does: the ids after the prompt, with the one that ended them."""
+
     def __init__(self, **options):
         self.options, self.asked = options, []
         FakeEngine.last = self
 
     def generate(self, prompts, options, use_tqdm):
         self.asked += zip(prompts, options)
-        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6, EOS][:o["max_tokens"]])]) for o in options]
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6, EOS][: o["max_tokens"]])])
+            for o in options
+        ]
 
 
 @pytest.mark.parametrize("first_token", ["bos", "flat"])
 def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeEngine, SamplingParams=dict))
-    run = make_run({"generate.backend": "vllm", "generate.first_token": first_token, "generate.temperature": 1.5})
+    run = make_run(
+        {
+            "generate.backend": "vllm",
+            "generate.first_token": first_token,
+            "generate.temperature": 1.5,
+        }
+    )
     generate.generate_dataset(run, lm, "key")
     documents, engine = list(generate.read_shards(run)), FakeEngine.last
-    assert engine.options == {"model": lm.model.name_or_path, "revision": None, "dtype": "float32", "max_model_len": 11,
-                              "generation_config": "vllm", "gpu_memory_utilization": 0.9}
-    assert sum(map(len, documents)) >= 300 and len({o["seed"] for _, o in engine.asked}) == len(engine.asked)
+    assert engine.options == {
+        "model": lm.model.name_or_path,
+        "revision": None,
+        "dtype": "float32",
+        "max_model_len": 11,
+        "generation_config": "vllm",
+        "gpu_memory_utilization": 0.9,
+    }
+    assert sum(map(len, documents)) >= 300 and len({o["seed"] for _, o in engine.asked}) == len(
+        engine.asked
+    )
     for prompt, options in engine.asked:
-        assert prompt["prompt_token_ids"][0] == BOS and len(prompt["prompt_token_ids"]) == (1 if first_token == "bos" else 2)
+        assert prompt["prompt_token_ids"][0] == BOS and len(prompt["prompt_token_ids"]) == (
+            1 if first_token == "bos" else 2
+        )
         assert options["temperature"] == 1.5 and options["top_p"] == 1
         assert options["stop_token_ids"] == sorted([BOS, EOS]) and options["ignore_eos"]
-        assert options["allowed_token_ids"] == list(range(lm.vocab_size))    # Llama's embedding has rows that no token uses
+        assert options["allowed_token_ids"] == list(
+            range(lm.vocab_size)
+        )  # Llama's embedding has rows that no token uses
     if first_token == "bos":
         assert all(d.tolist() == [5, 6, EOS] for d in documents)
     else:
-        assert {len(d) for d in documents} == {1, 4} and all((len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents)
+        assert {len(d) for d in documents} == {1, 4} and all(
+            (len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents
+        )
 
 
 def test_vllm_is_not_installed(make_run, lm, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match="generate.backend: vllm, and vLLM is not installed: .*backend: transformers"):
+    with pytest.raises(
+        ImportError,
+        match="generate.backend: vllm, and vLLM is not installed: .*backend: transformers",
+    ):
         generate.generate_dataset(make_run({"generate.backend": "vllm"}), lm, "key")

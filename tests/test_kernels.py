@@ -1,5 +1,7 @@
-"""Every kernel in each of its forms against its equation in float64: the loops of the CPU, the reference, and the Triton kernel,
-which TRITON_INTERPRET=1 (set in conftest.py) executes on a machine without a GPU."""
+"""Every kernel in each of its forms against its equation in float64: the loops of the CPU, the
+reference, and the Triton kernel, which TRITON_INTERPRET=1 (set in conftest.py) executes on a
+machine without a GPU.
+"""
 
 import os
 import subprocess
@@ -9,18 +11,40 @@ import numpy as np
 import pytest
 import torch
 
-from faithful_sae.kernels import backend, cosine_tiles, firing_counts, latent_sums, sparse_decode, topk_encode
+from faithful_sae.kernels import (
+    backend,
+    cosine_tiles,
+    firing_counts,
+    latent_sums,
+    sparse_decode,
+    topk_encode,
+)
 
-FORMS = ["loops", pytest.param("triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"))]
-SIZES = {"odd": (5, 7, 37, 4), "k = 1": (3, 40, 70, 1), "k = d_sae": (18, 9, 21, 21), "one token, one latent": (1, 1, 1, 1)}  # B, D, F, k
+FORMS = [
+    "loops",
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"),
+    ),
+]
+SIZES = {
+    "odd": (5, 7, 37, 4),
+    "k = 1": (3, 40, 70, 1),
+    "k = d_sae": (18, 9, 21, 21),
+    "one token, one latent": (1, 1, 1, 1),
+}  # B, D, F, k
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    """The public functions pick the CPU's loops, or are made to pick Triton. Memory that nothing was written to reads as NaN."""
+    """The public functions pick the CPU's loops, or are made to pick Triton. Memory that nothing
+    was written to reads as NaN.
+    """
     if request.param == "triton":
         monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
-        monkeypatch.setattr(topk_encode, "LEAST_LATENTS", 48)   # so that small cases are also cut into parts
+        monkeypatch.setattr(
+            topk_encode, "LEAST_LATENTS", 48
+        )  # so that small cases are also cut into parts
     torch.use_deterministic_algorithms(True)
     yield request.param
     torch.use_deterministic_algorithms(False)
@@ -31,9 +55,15 @@ def normal(*shape, seed=0):
 
 
 def case(size, dtype=torch.float32):
-    """x, W_enc^T, b_enc, b_dec, W_dec, k; the third token has no positive latent, and latents 1 and 2 of an SAE are the same."""
+    """x, W_enc^T, b_enc, b_dec, W_dec, k; the third token has no positive latent, and latents 1 and
+    2 of an SAE are the same.
+    """
     n_tokens, d_model, d_sae, k = SIZES[size]
-    weight, b_enc, w_dec = normal(d_sae, d_model, seed=2), 0.1 * normal(d_sae, seed=3), normal(d_sae, d_model, seed=5)
+    weight, b_enc, w_dec = (
+        normal(d_sae, d_model, seed=2),
+        0.1 * normal(d_sae, seed=3),
+        normal(d_sae, d_model, seed=5),
+    )
     x, b_dec = normal(n_tokens, d_model, seed=1), 0.1 * normal(d_model, seed=4)
     if n_tokens > 2:
         x[2], b_enc[:], weight[2] = b_dec, -b_enc.abs(), weight[1]
@@ -55,7 +85,10 @@ def scattered(values, indices, d_sae):
 def close(got, expected, tolerance=1e-6):
     """Equal up to a share of the largest element."""
     scale = max(expected.abs().max().item(), 1e-30)
-    assert got.shape == expected.shape and (got.double() - expected.double()).abs().max() <= tolerance * scale
+    assert (
+        got.shape == expected.shape
+        and (got.double() - expected.double()).abs().max() <= tolerance * scale
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -80,9 +113,17 @@ def test_encode_and_decode_with_gradients(form, size):
 @pytest.mark.parametrize("d_sae, k", [(70, 6), (200, 9)])
 def test_encode_in_parts_that_are_no_whole_tiles(form, d_sae, k):
     """Each latent once: Triton's kernel cuts the latents into parts, and those into tiles."""
-    x, weight, b_enc, b_dec = normal(3, 9, seed=1), normal(d_sae, 9, seed=2), normal(d_sae, seed=3), normal(9, seed=4)
+    x, weight, b_enc, b_dec = (
+        normal(3, 9, seed=1),
+        normal(d_sae, 9, seed=2),
+        normal(d_sae, seed=3),
+        normal(9, seed=4),
+    )
     values, indices = topk_encode.topk_encode(x, weight, b_enc, b_dec, k)
-    close(scattered(values, indices, d_sae), dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k))
+    close(
+        scattered(values, indices, d_sae),
+        dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k),
+    )
 
 
 COMPILE = """
@@ -124,31 +165,46 @@ assert len(compiled) == 12 and min(compiled) > 0, compiled
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
 @pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (90, "float32")])
 def test_triton_compiles_for_gpus(capability, dtype, tmp_path):
-    """To machine code for an A100 and an H100, which needs neither: what the interpreter allows and a GPU does not."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", COMPILE.format(capability=capability, dtype=dtype)], check=True, env=environment)
+    """To machine code for an A100 and an H100, which needs neither: what the interpreter allows and
+    a GPU does not.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    } | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", COMPILE.format(capability=capability, dtype=dtype)],
+        check=True,
+        env=environment,
+    )
 
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
 def test_bfloat16():
-    """Sums are in float32: what is lost is the rounding of what goes in and comes out (in the interpreter, towards zero)."""
+    """Sums are in float32: what is lost is the rounding of what goes in and comes out (in the
+    interpreter, towards zero).
+    """
     *tensors, k = case("odd", torch.bfloat16)
     x, weight, b_enc, b_dec, w_dec = tensors
     values, indices = topk_encode.by_triton(x, weight, b_enc, b_dec, k)
     centred = (x - b_dec).double()
     z = dense(centred, weight.double(), b_enc.double(), torch.zeros(x.shape[1]), k)
-    close(scattered(values.double(), indices, len(weight)), z, 2 ** -7)
-    close(scattered(values.double(), indices, len(weight)), z, 2 ** -6)
+    close(scattered(values.double(), indices, len(weight)), z, 2**-7)
+    close(scattered(values.double(), indices, len(weight)), z, 2**-6)
     z, slope = scattered(values.double(), indices, len(weight)), normal(*x.shape).bfloat16()
-    close(sparse_decode.by_triton(values, indices, w_dec), z @ w_dec.double(), 2 ** -7)
+    close(sparse_decode.by_triton(values, indices, w_dec), z @ w_dec.double(), 2**-7)
     to_values = sparse_decode.by_triton_values_gradient(slope, values, indices, w_dec)
-    close(to_values, torch.where(values > 0, (slope.double() @ w_dec.double().T).gather(1, indices), 0), 2 ** -7)
+    close(
+        to_values,
+        torch.where(values > 0, (slope.double() @ w_dec.double().T).gather(1, indices), 0),
+        2**-7,
+    )
     sums = torch.empty_like(w_dec)
     latent_sums.by_triton(values, *latent_sums.by_latent(values, indices, len(w_dec)), slope, sums)
-    close(sums, z.T @ slope.double(), 2 ** -7)
+    close(sums, z.T @ slope.double(), 2**-7)
 
 
-# --- the exactness of the screen ------------------------------------------------------------------------------------------------
+# --- the exactness of the screen ------------------------------------------------------------------
+
 
 @backend.loop
 def all_dots(x, weight, b_enc, out):
@@ -158,7 +214,9 @@ def all_dots(x, weight, b_enc, out):
 
 
 def float32_choice(x, weight, b_enc, k):
-    """The definition: every latent's float32 dot product, in the one order of summation, sorted; no screen."""
+    """The definition: every latent's float32 dot product, in the one order of summation, sorted; no
+    screen.
+    """
     out = np.empty((len(x), len(weight)), np.float32)
     all_dots(x.numpy(), weight.numpy(), b_enc.numpy(), out)
     order = np.argsort(-out, axis=1, kind="stable")[:, :k]
@@ -168,14 +226,16 @@ def float32_choice(x, weight, b_enc, k):
 def adversary(kind):
     """x, weight, b_enc: 60 tokens of 48, 500 latents."""
     x, weight, b_enc = normal(60, 48, seed=1), normal(500, 48, seed=2), 0.1 * normal(500, seed=3)
-    if kind == "near ties":      # differences of the size of float32's rounding, far below bfloat16's
+    if kind == "near ties":  # differences of the size of float32's rounding, far below bfloat16's
         weight = weight[:5].repeat(100, 1) * (1 + 3e-7 * normal(500, 1, seed=4))
         b_enc[:] = 0.1
     if kind == "ties":
         weight, b_enc = weight[:5].repeat(100, 1), torch.zeros(500)
     if kind == "below bfloat16's resolution":
         weight = weight[:1] + 1e-4 * weight
-    if kind == "outlying dimension":   # as of residual streams: it decides the norms but not the order
+    if (
+        kind == "outlying dimension"
+    ):  # as of residual streams: it decides the norms but not the order
         x[:, 3], weight[:, 3] = 1000, 1e-3 * weight[:, 3]
     if kind == "cancelling bias":
         x[:, 0], weight[:, 0] = 100, 10
@@ -188,7 +248,16 @@ def adversary(kind):
     return x, weight.contiguous(), b_enc
 
 
-KINDS = ["random", "near ties", "ties", "below bfloat16's resolution", "outlying dimension", "cancelling bias", "norms apart", "mostly negative"]
+KINDS = [
+    "random",
+    "near ties",
+    "ties",
+    "below bfloat16's resolution",
+    "outlying dimension",
+    "cancelling bias",
+    "norms apart",
+    "mostly negative",
+]
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
@@ -198,27 +267,43 @@ def test_the_choice_is_that_of_float32(kind, bfloat16, monkeypatch):
     x, weight, b_enc = adversary(kind)
     for k in (1, 7, 40, 499, 500):
         values, indices = topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), k)
-        for row_values, row_indices, expected in zip(values.tolist(), indices.tolist(), float32_choice(x, weight, b_enc, k)):
+        for row_values, row_indices, expected in zip(
+            values.tolist(), indices.tolist(), float32_choice(x, weight, b_enc, k)
+        ):
             chosen = {f: value for f, value in zip(row_indices, row_values) if value > 0}
             assert chosen == expected
-    exact = torch.relu(x.double() @ weight.double().T + b_enc.double())   # and float32 is what it should be
-    bound = 48 * 2 ** -23 * (x.double().norm(dim=1) * weight.double().norm(dim=1).max() + b_enc.abs().max())
-    assert ((exact.sort(descending=True).values - values.sort(descending=True).values.double()).abs().max(1).values <= bound).all()
+    exact = torch.relu(
+        x.double() @ weight.double().T + b_enc.double()
+    )  # and float32 is what it should be
+    bound = (
+        48
+        * 2**-23
+        * (x.double().norm(dim=1) * weight.double().norm(dim=1).max() + b_enc.abs().max())
+    )
+    assert (
+        (exact.sort(descending=True).values - values.sort(descending=True).values.double())
+        .abs()
+        .max(1)
+        .values
+        <= bound
+    ).all()
 
 
 @pytest.mark.parametrize("lost", ["x", "weight", "product"])
 def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
-    """Latent 3 is the largest, but the screen puts it below latents 7 to 9, by what one rounding to bfloat16 loses."""
+    """Latent 3 is the largest, but the screen puts it below latents 7 to 9, by what one rounding to
+    bfloat16 loses.
+    """
     monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
     x, weight, b_enc = torch.ones(2, 48), torch.zeros(100, 48), torch.full((100,), -1.0)
-    almost = 1 + 2.0 ** -8 - 2.0 ** -12   # becomes 1
-    weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0   # 32 - 32, where nothing is lost
+    almost = 1 + 2.0**-8 - 2.0**-12  # becomes 1
+    weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0  # 32 - 32, where nothing is lost
     weight[7:10, 35], b_enc[7:10] = 0.0625, 0
     if lost == "x":
         x[:, :32] = almost
     if lost == "weight":
         weight[3, :32] = almost
-    if lost == "product":   # 32.12 and 32.05 both become 32
+    if lost == "product":  # 32.12 and 32.05 both become 32
         weight[3], weight[3, :32], weight[3, 32], b_enc[3] = 0, 1, 0.12, 0.02
         weight[7:10], weight[7:10, :32], weight[7:10, 32], b_enc[7:10] = 0, 1, 0.05, 0.05
     screened = (x.bfloat16() @ weight.bfloat16().T).float() + b_enc
@@ -227,24 +312,40 @@ def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
 
 
 def test_the_screen_leaves_few(monkeypatch):
-    """Bounds that let everything pass would be exact too, and slow. Latents that cannot be chosen may hold anything."""
+    """Bounds that let everything pass would be exact too, and slow. Latents that cannot be chosen
+    may hold anything.
+    """
     monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
     x, weight = normal(64, 256, seed=1), normal(2000, 256, seed=2)
     p = x @ weight.T
     hopeless = (p < 0.8 * p.topk(20).values[:, -1:]).float()
     assert hopeless.mean() > 0.95
     seen = []
-    monkeypatch.setattr(topk_encode, "over_rows", lambda function, n, *arguments: seen.append(arguments) or backend.over_rows(function, n, *arguments))
+    monkeypatch.setattr(
+        topk_encode,
+        "over_rows",
+        lambda function, n, *arguments: (
+            seen.append(arguments) or backend.over_rows(function, n, *arguments)
+        ),
+    )
     topk_encode.by_screening(x, weight, torch.zeros(2000), torch.zeros(256), 20)
     _, _, _, row_error, row_norm, _, _, w_norm, w_error, *_ = seen[-1]
-    bound = row_error[:, None] * w_norm + row_norm[:, None] * w_error + 2 ** -8 * p.abs()
+    bound = row_error[:, None] * w_norm + row_norm[:, None] * w_error + 2**-8 * p.abs()
     assert ((p + bound) >= (p - bound).topk(20).values[:, -1:]).float().sum(1).mean() < 2 * 20
 
 
 def test_bounds_hold():
-    """The screen's error against float64 is below its bound, and the bound is not idle: some error comes near it."""
-    x = torch.full((2, 64), 1 + 2.0 ** -9)   # bfloat16 rounds all of this down, so that the errors add up
-    rounded, norm, error = topk_encode._rounded(x) if topk_encode.bfloat16_is_fast() else (x.bfloat16(), x.norm(dim=1), (x - x.bfloat16()).norm(dim=1))
+    """The screen's error against float64 is below its bound, and the bound is not idle: some error
+    comes near it.
+    """
+    x = torch.full(
+        (2, 64), 1 + 2.0**-9
+    )  # bfloat16 rounds all of this down, so that the errors add up
+    rounded, norm, error = (
+        topk_encode._rounded(x)
+        if topk_encode.bfloat16_is_fast()
+        else (x.bfloat16(), x.norm(dim=1), (x - x.bfloat16()).norm(dim=1))
+    )
     close(norm, x.norm(dim=1)), close(error, (x - x.bfloat16().float()).norm(dim=1))
     assert torch.equal(rounded, x.bfloat16())
     lost = (x.double() @ x.double().T - rounded.double() @ rounded.double().T).abs().max()
@@ -253,12 +354,20 @@ def test_bounds_hold():
 
 
 def test_rounding_is_torchs():
-    x = torch.cat([normal(40, 64), torch.tensor([[1 + 2.0 ** -8, 1 + 3 * 2.0 ** -8, -1 - 2.0 ** -8, 0.0, 1e-40, 3e38] + [1e-30] * 58])])
+    x = torch.cat(
+        [
+            normal(40, 64),
+            torch.tensor(
+                [[1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 0.0, 1e-40, 3e38] + [1e-30] * 58]
+            ),
+        ]
+    )
     if topk_encode.bfloat16_is_fast():
         assert torch.equal(topk_encode._rounded(x)[0], x.bfloat16())
 
 
-# --- the smaller ones -----------------------------------------------------------------------------------------------------------
+# --- the smaller ones -----------------------------------------------------------------------------
+
 
 def test_without_triton_a_gpu_is_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(backend, "TRITON_DEVICES", {"meta"})
@@ -268,32 +377,43 @@ def test_without_triton_a_gpu_is_left_to_pytorch(monkeypatch):
 
 
 def some_latents(n_tokens=30, k=5, d_sae=17):
-    indices = torch.randint(d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1))   # the last two never fire
+    indices = torch.randint(
+        d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1)
+    )  # the last two never fire
     return torch.relu(normal(n_tokens, k)), indices, d_sae
 
 
 def test_firing_counts_and_pattern(form):
     values, indices, d_sae = some_latents()
     counts = [int(((indices == f) & (values > 0)).sum()) for f in range(d_sae)]
-    assert firing_counts.firing_counts(values, indices, d_sae).tolist() == counts and counts[-1] == 0 < min(counts[:-2])
+    assert firing_counts.firing_counts(values, indices, d_sae).tolist() == counts and counts[
+        -1
+    ] == 0 < min(counts[:-2])
     start, order = latent_sums.by_latent(values, indices, d_sae)
     assert start.diff().tolist() == counts
     for f in range(d_sae):
-        own = order[start[f]:start[f + 1]].tolist()
-        assert own == [e for e in range(values.numel()) if indices.flatten()[e] == f and values.flatten()[e] > 0]
+        own = order[start[f] : start[f + 1]].tolist()
+        assert own == [
+            e
+            for e in range(values.numel())
+            if indices.flatten()[e] == f and values.flatten()[e] > 0
+        ]
 
 
 @pytest.mark.parametrize("n_dims", [1, 13, 300])
 def test_latent_sums(form, n_dims):
     values, indices, d_sae = some_latents()
-    indices[:, 0], values[:, 0] = 3, values[:, 0] + 1    # latent 3 is active on every token
+    indices[:, 0], values[:, 0] = 3, values[:, 0] + 1  # latent 3 is active on every token
     weights, rows = normal(30, 5, seed=7), normal(30, n_dims, seed=8)
     pattern = latent_sums.by_latent(values, indices, d_sae)
     expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()
     close(latent_sums.latent_sums(weights, *pattern, rows), expected)
     close(latent_sums.reference(weights, *pattern, rows), expected)
     written = torch.full((d_sae, n_dims), 7.0)
-    close(latent_sums.latent_sums(weights, *pattern, rows, written), expected), close(written, expected)
+    (
+        close(latent_sums.latent_sums(weights, *pattern, rows, written), expected),
+        close(written, expected),
+    )
     assert not latent_sums.latent_sums(weights, *pattern, rows)[-2:].any()
 
 
@@ -308,22 +428,35 @@ def test_references():
 
 
 def some_codes(n, m, n_dims, prices):
-    """Codes of [n] and [m] rows, with some rows more than are asked for, and their terms; a pair exactly at each threshold, row 7's
-    infinite, the first row of both sides as large as codes can be."""
+    """Codes of [n] and [m] rows, with some rows more than are asked for, and their terms; a pair
+    exactly at each threshold, row 7's infinite, the first row of both sides as large as codes can
+    be.
+    """
     g = torch.Generator().manual_seed(n_dims)
-    a, b = (torch.randint(-127, 128, (size + 3, n_dims), generator=g, dtype=torch.int8) for size in (n, m))
+    a, b = (
+        torch.randint(-127, 128, (size + 3, n_dims), generator=g, dtype=torch.int8)
+        for size in (n, m)
+    )
     a[0], b[0] = 127, -127
     terms = [torch.rand(4 if prices else 3, size, generator=g) for size in (n, m)]
     for t in terms:
         t[0] = 0.01 + 0.01 * t[0]
-        t[1] *= n_dims ** 0.5
-        t[3:] = (t[3:] - 0.3) * n_dims ** 0.5
+        t[1] *= n_dims**0.5
+        t[3:] = (t[3:] - 0.3) * n_dims**0.5
     if n > 8:
-        exact = np.float32(int(a[5].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 5].numpy()
+        exact = (
+            np.float32(int(a[5].int() @ b[9].int()))
+            * terms[1][0, 9].numpy()
+            * terms[0][0, 5].numpy()
+        )
         terms[0][1, 5] = terms[1][1, 9] = float(exact)
         terms[0][1, 7] = float("inf")
         if prices:
-            exact = np.float32(int(a[6].int() @ b[9].int())) * terms[1][0, 9].numpy() * terms[0][0, 6].numpy()
+            exact = (
+                np.float32(int(a[6].int() @ b[9].int()))
+                * terms[1][0, 9].numpy()
+                * terms[0][0, 6].numpy()
+            )
             terms[0][3, 6], terms[1][3, 9] = float(exact), 0
     return a, b, *terms
 
@@ -337,42 +470,70 @@ def pairs_by_hand(a, b, rows, columns, cap):
         for j in range(columns.shape[1]):
             p = np.float32((a[i] * b[j]).sum()) * columns[0, j] * rows[0, i]
             likely = p > min(rows[1, i], columns[1, j])
-            if likely if len(rows) == 3 else p > rows[3, i] + columns[3, j] and (not likely or rows[1, i] == np.inf):
+            if (
+                likely
+                if len(rows) == 3
+                else p > rows[3, i] + columns[3, j] and (not likely or rows[1, i] == np.inf)
+            ):
                 found[-1].append((j, p + rows[2, i] + columns[2, j]))
     given = [pair for row in found for pair in row[:cap]]
     return [j for j, _ in given], [u for _, u in given], [len(row) for row in found]
 
 
 @pytest.mark.parametrize("prices", [False, True])
-@pytest.mark.parametrize("n, m, n_dims, cap", [(70, 131, 96, 131), (70, 131, 96, 9), (129, 40, 32, 1), (1, 1, 32, 1), (3, 65, 288, 64)])
+@pytest.mark.parametrize(
+    "n, m, n_dims, cap",
+    [(70, 131, 96, 131), (70, 131, 96, 9), (129, 40, 32, 1), (1, 1, 32, 1), (3, 65, 288, 64)],
+)
 def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
     """To the last bit, with rows in several bands and tiles."""
     monkeypatch.setattr(cosine_tiles, "TILE", 32)
     codes, reported = some_codes(n, m, n_dims, prices), []
     bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
     expected = pairs_by_hand(*codes, cap)
-    assert sum(reported) == n * m and len(bands) == -(-n // 32) and (n < 70 or min(cap, 9) < max(expected[2]) <= m)
+    assert (
+        sum(reported) == n * m
+        and len(bands) == -(-n // 32)
+        and (n < 70 or min(cap, 9) < max(expected[2]) <= m)
+    )
     dtypes = np.int32, np.float32, np.int64
-    for got, reference, wanted, dtype in zip(zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes):
+    for got, reference, wanted, dtype in zip(
+        zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes
+    ):
         got = np.concatenate(got)
-        assert got.dtype == dtype and got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
+        assert (
+            got.dtype == dtype
+            and got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
+        )
 
 
 def test_a_band_that_nothing_passes(form):
     a, b, rows, columns = some_codes(40, 50, 32, False)
     rows[1], columns[1] = 1e6, 1e6
-    (columns, upper, counts), = cosine_tiles.cosine_tiles(a, b, rows, columns, 5, lambda n: None)
+    ((columns, upper, counts),) = cosine_tiles.cosine_tiles(a, b, rows, columns, 5, lambda n: None)
     assert not len(columns) and not len(upper) and counts.tolist() == [0] * 40
 
 
 def test_threads_change_nothing(monkeypatch):
     """Rows are shared out among threads; none is summed in parts."""
-    x, weight, b_enc, b_dec, w_dec = normal(200, 24), normal(300, 24), normal(300), normal(24), normal(300, 24)
+    x, weight, b_enc, b_dec, w_dec = (
+        normal(200, 24),
+        normal(300, 24),
+        normal(300),
+        normal(24),
+        normal(300, 24),
+    )
 
     def run():
         values, indices = topk_encode.encode(x, weight, b_enc, b_dec, 6)
         x_hat = sparse_decode.decode(values, indices, w_dec)
-        return values, indices, x_hat, latent_sums.latent_sums(values, *latent_sums.by_latent(values, indices, 300), x_hat)
+        return (
+            values,
+            indices,
+            x_hat,
+            latent_sums.latent_sums(values, *latent_sums.by_latent(values, indices, 300), x_hat),
+        )
+
     alone = run()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert all(torch.equal(a, b) for a, b in zip(alone, run()))

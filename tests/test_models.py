@@ -1,4 +1,6 @@
-"""The hook point is hidden_states[layer], splicing is exact, and every way in which loading can fail says so."""
+"""The hook point is hidden_states[layer], splicing is exact, and every way in which loading can
+fail says so.
+"""
 
 import json
 import shutil
@@ -15,7 +17,9 @@ from faithful_sae.decoding import Decoder
 from faithful_sae.generate import sample
 from faithful_sae.models import LanguageModel, ModelError, device_map, spread
 
-IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(1, torch.tensor([0]), BOS)
+IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(
+    1, torch.tensor([0]), BOS
+)
 EVERYWHERE = pytest.mark.parametrize("layer", range(LAYERS))
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -23,7 +27,9 @@ EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 @EACH
 @EVERYWHERE
 def test_activations_are_hidden_states(model_folders, architecture, layer):
-    reference = AutoModelForCausalLM.from_pretrained(model_folders[architecture], dtype=torch.float32).eval()
+    reference = AutoModelForCausalLM.from_pretrained(
+        model_folders[architecture], dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         expected = reference(IDS, output_hidden_states=True, use_cache=False)
     lm = load_model(model_folders[architecture], layer, "cpu", "float32")
@@ -42,7 +48,8 @@ def test_forward_stops_at_the_hook(model_folders, architecture, layer):
         block.register_forward_hook(lambda *_, i=i: called.append(("done", i)))
     lm.model.get_output_embeddings().register_forward_hook(lambda *_: called.append("head"))
     lm.activations(IDS)
-    # block `layer` is entered, where the hook sits, but neither it nor anything after it is computed
+    # block `layer` is entered, where the hook sits, but neither it nor anything after it is
+    # computed
     assert [c for c in called if isinstance(c, tuple)] == [("done", i) for i in range(layer)]
     assert "head" not in called and max(i for i in called if isinstance(i, int)) == layer
 
@@ -58,14 +65,19 @@ def test_splicing_x_itself_changes_nothing(model_folders, architecture, layer, d
 
 @EACH
 @EVERYWHERE
-def test_splicing_equals_a_full_pass_with_the_input_of_the_block_replaced(model_folders, architecture, layer):
-    """The blocks before the hook are skipped when splicing; here they run and what they made is overwritten."""
+def test_splicing_equals_a_full_pass_with_the_input_of_the_block_replaced(
+    model_folders, architecture, layer
+):
+    """The blocks before the hook are skipped when splicing; here they run and what they made is
+    overwritten.
+    """
     lm = load_model(model_folders[architecture], layer, "cpu", "float32")
     x = torch.randn(3, 9, lm.d_model, generator=torch.Generator().manual_seed(2))
     got, plain = lm.spliced_logits(IDS, x), lm.logits(IDS)[0]
 
     def replace(module, args, kwargs):
         return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+
     handle = lm.blocks[layer].register_forward_pre_hook(replace, with_kwargs=True)
     with torch.no_grad():
         expected = lm.model(IDS, use_cache=False).logits
@@ -79,7 +91,9 @@ def test_blocks_are_as_before_after_a_splice(model_folders, architecture):
     before = lm.logits(IDS)[0]
     lm.spliced_logits(IDS, torch.zeros(3, 9, lm.d_model))
     with pytest.raises(RuntimeError):
-        lm.spliced_logits(IDS, torch.zeros(3, 9, lm.d_model + 1))  # wrong width: fails inside the model
+        lm.spliced_logits(
+            IDS, torch.zeros(3, 9, lm.d_model + 1)
+        )  # wrong width: fails inside the model
     assert torch.equal(lm.logits(IDS)[0], before)
     assert all("forward" not in vars(block) and not block._forward_pre_hooks for block in lm.blocks)
 
@@ -93,7 +107,7 @@ def test_right_padding_does_not_touch_real_tokens(model_folders, architecture):
         padded[row, :length], mask[row, :length] = IDS[row, :length], 1
     x = lm.activations(padded, mask)
     for row, length in enumerate(lengths):
-        alone = lm.activations(IDS[row:row + 1, :length])[0]
+        alone = lm.activations(IDS[row : row + 1, :length])[0]
         torch.testing.assert_close(x[row, :length], alone, atol=2e-5, rtol=1e-5)
 
 
@@ -107,7 +121,8 @@ def test_bos_distribution_leaves_out_padding_rows_of_the_embedding(model_folders
     torch.testing.assert_close(p, scores / scores.sum(), rtol=1e-9, atol=0)
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def folder(model_folders, tmp_path):
@@ -135,7 +150,9 @@ def test_layer_out_of_range(folder):
 
 @EACH
 def test_folder_without_tokenizer(model_folders, tmp_path, architecture):
-    """transformers makes up a tokenizer of special tokens alone for some architectures: that is none."""
+    """transformers makes up a tokenizer of special tokens alone for some architectures: that is
+    none.
+    """
     folder = shutil.copytree(model_folders[architecture], tmp_path / "model")
     for file in folder.glob("token*"):
         file.unlink()
@@ -154,7 +171,9 @@ def test_truncated_weights(folder):
 
 
 def test_weights_without_a_tensor(folder):
-    """transformers fills the gap with random numbers and goes on: results would be of another model."""
+    """transformers fills the gap with random numbers and goes on: results would be of another
+    model.
+    """
     tensors = load_file(folder / "model.safetensors")
     del tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -197,7 +216,8 @@ def test_a_gpu_that_is_not_there(folder):
         load_model(folder, 0, "cuda")
 
 
-# --- several devices ---------------------------------------------------------------------------------------------------------------
+# --- several devices ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -210,22 +230,50 @@ def test_every_weight_has_a_device_and_they_hold_about_the_same(architecture, n)
         seen |= {id(w) for w in module.parameters()}
     assert seen == {id(w) for w in model.parameters()}
     numbers = [places[block] for block in LanguageModel(model, make_tokenizer(), 1, BOS).blocks]
-    assert numbers == sorted(numbers) and places[model.get_input_embeddings()] == 0 and places[model.get_output_embeddings()] == n - 1
+    assert (
+        numbers == sorted(numbers)
+        and places[model.get_input_embeddings()] == 0
+        and places[model.get_output_embeddings()] == n - 1
+    )
     assert set(places.values()) <= set(range(n))
     biggest = max(sum(w.nbytes for w in module.parameters()) for module in places)
     assert max(held) <= sum(held) / n + biggest
 
 
 def test_a_model_of_many_blocks_is_cut_in_halves():
-    """By hand: 3000 weights in each block, 800 in the embedding, 808 behind; 10 blocks: five on each side."""
+    """By hand: 3000 weights in each block, 800 in the embedding, 808 behind; 10 blocks: five on
+    each side.
+    """
     model = types.SimpleNamespace()
     blocks = torch.nn.ModuleList(torch.nn.Linear(3000, 1, bias=False) for _ in range(10))
     base = torch.nn.Module()
-    base.embed, base.layers, base.norm, base.rotary = torch.nn.Embedding(80, 10), blocks, torch.nn.RMSNorm(8), torch.nn.Identity()
+    base.embed, base.layers, base.norm, base.rotary = (
+        torch.nn.Embedding(80, 10),
+        blocks,
+        torch.nn.RMSNorm(8),
+        torch.nn.Identity(),
+    )
     head = torch.nn.Linear(10, 80, bias=False)
     model.base_model, model.get_output_embeddings = base, lambda: head
-    assert [*device_map(model, 2).items()] == [(base.embed, 0), (base.rotary, 0), *((b, i // 5) for i, b in enumerate(blocks)), (base.norm, 1), (head, 1)]
-    assert [device_map(model, 3)[b] for b in blocks] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]   # 800 + 3 x 3000 of 31608; then up to 21072
+    assert [*device_map(model, 2).items()] == [
+        (base.embed, 0),
+        (base.rotary, 0),
+        *((b, i // 5) for i, b in enumerate(blocks)),
+        (base.norm, 1),
+        (head, 1),
+    ]
+    assert [device_map(model, 3)[b] for b in blocks] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]  # 800 + 3 x 3000 of 31608; then up to 21072
 
 
 @pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu"] * 3], ids=len)
@@ -237,11 +285,17 @@ def test_a_spread_model_computes_the_same_bytes(model_folders, architecture, dev
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     x = whole.activations(ids)
-    for a, b in ((x, parts.activations(ids)), (whole.activations(ids, mask), parts.activations(ids, mask)),
-                 *zip(whole.logits(ids), parts.logits(ids)), (whole.spliced_logits(ids, x / 2), parts.spliced_logits(ids, x / 2)),
-                 (whole.bos_distribution(), parts.bos_distribution())):
+    for a, b in (
+        (x, parts.activations(ids)),
+        (whole.activations(ids, mask), parts.activations(ids, mask)),
+        *zip(whole.logits(ids), parts.logits(ids)),
+        (whole.spliced_logits(ids, x / 2), parts.spliced_logits(ids, x / 2)),
+        (whole.bos_distribution(), parts.bos_distribution()),
+    ):
         assert torch.equal(a, b)
-    assert any(block._forward_pre_hooks for block in parts.blocks) and not any(block._forward_pre_hooks for block in whole.blocks)
+    assert any(block._forward_pre_hooks for block in parts.blocks) and not any(
+        block._forward_pre_hooks for block in whole.blocks
+    )
     draws = [sample(lm, 4, 8, torch.Generator().manual_seed(1), tokens=60) for lm in (whole, parts)]
     assert [d.tolist() for d in draws[0]] == [d.tolist() for d in draws[1]]
 
@@ -249,19 +303,26 @@ def test_a_spread_model_computes_the_same_bytes(model_folders, architecture, dev
 @pytest.mark.parametrize("layer", range(LAYERS))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_input_of_a_part_is_on_its_device(model_folders, architecture, layer):
-    """The second device is `meta`, on which nothing is computed but every operation with a tensor of another device is an error."""
+    """The second device is `meta`, on which nothing is computed but every operation with a tensor
+    of another device is an error.
+    """
     lm = load_model(model_folders[architecture], layer, "cpu", "float32")
     spread(lm.model, ["cpu", "meta"])
     lm = LanguageModel(lm.model, lm.tokenizer, layer, BOS)
     homes = [next(block.parameters()).device.type for block in lm.blocks]
     assert homes[0] == "cpu" and homes[-1] == "meta" and lm.device.type == "meta"
-    assert lm.model.get_input_embeddings().weight.device.type == "cpu", "a head that shares its weights gets its own"
+    assert lm.model.get_input_embeddings().weight.device.type == "cpu", (
+        "a head that shares its weights gets its own"
+    )
     ids, mask = torch.randint(2, VOCABULARY, (3, 9)), torch.ones(3, 9, dtype=torch.long)
     mask[1, 6:] = 0
     assert lm.activations(ids, mask.to("cpu")).device.type == "meta"
     logits, x = lm.logits(ids)
-    assert logits.device.type == x.device.type == "meta" and logits.shape[:2] == x.shape[:2] == ids.shape
-    if homes[layer] == "meta":   # nothing comes back from there
+    assert (
+        logits.device.type == x.device.type == "meta"
+        and logits.shape[:2] == x.shape[:2] == ids.shape
+    )
+    if homes[layer] == "meta":  # nothing comes back from there
         assert lm.spliced_logits(ids, x).shape == logits.shape
     with Decoder(lm.model, 3, 8) as decoder:
         for _ in range(2):

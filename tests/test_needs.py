@@ -1,4 +1,6 @@
-"""What a stage needs, against tensors that are really allocated, files that are really written, and numbers worked by hand."""
+"""What a stage needs, against tensors that are really allocated, files that are really written, and
+numbers worked by hand.
+"""
 
 import pytest
 import torch
@@ -14,25 +16,49 @@ from faithful_sae.stages.language_model import model_shape, open_model
 from faithful_sae.stages.token_rows import make_faithful
 from faithful_sae.stages.training import train_all
 
-GPT2 = Shape(layers=12, d_model=768, heads=12, kv_heads=12, head_dim=64, d_mlp=3072, vocab_size=50257, parameters=124_439_808, context=1024,
-             bytes_per_weight=4)
+GPT2 = Shape(
+    layers=12,
+    d_model=768,
+    heads=12,
+    kv_heads=12,
+    head_dim=64,
+    d_mlp=3072,
+    vocab_size=50257,
+    parameters=124_439_808,
+    context=1024,
+    bytes_per_weight=4,
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sizes_without_weights_are_those_of_the_model(make_run, model_folders, architecture):
     run = make_run({"model": str(model_folders[architecture])})
-    (model_folders[architecture] / "model.safetensors").stat()   # it is there, and not read
+    (model_folders[architecture] / "model.safetensors").stat()  # it is there, and not read
     shape, model = model_shape(run), make_model(architecture)
     groups = 1 if architecture in ("llama", "gemma2") else 2
-    assert shape == Shape(layers=3, d_model=16, heads=2, kv_heads=groups, head_dim=8, d_mlp=64 if architecture == "gpt2" else 32,
-                          vocab_size=72 if architecture == "llama" else 64, parameters=sum(w.numel() for w in model.parameters()),
-                          context=32, bytes_per_weight=4)
-    assert model_shape(make_run({"model": str(model_folders[architecture]), "dtype": "bfloat16"})).bytes_per_weight == 2
+    assert shape == Shape(
+        layers=3,
+        d_model=16,
+        heads=2,
+        kv_heads=groups,
+        head_dim=8,
+        d_mlp=64 if architecture == "gpt2" else 32,
+        vocab_size=72 if architecture == "llama" else 64,
+        parameters=sum(w.numel() for w in model.parameters()),
+        context=32,
+        bytes_per_weight=4,
+    )
+    assert (
+        model_shape(
+            make_run({"model": str(model_folders[architecture]), "dtype": "bfloat16"})
+        ).bytes_per_weight
+        == 2
+    )
     assert open_model(run).shape == shape
 
 
 def test_gpt2_by_hand():
-    embedding, block, norm = (50257 + 1024) * 768, 12 * 768 ** 2 + 13 * 768, 2 * 768
+    embedding, block, norm = (50257 + 1024) * 768, 12 * 768**2 + 13 * 768, 2 * 768
     assert needs.weights(GPT2) == 4 * (embedding + 12 * block + norm) == 497_759_232
     # keys and values of 1023 tokens lie in 16 tiles of 64; 14 layers of 768 numbers
     assert needs.cache_bytes(GPT2, 128, 1023) == 128 * 1024 * 2 * 14 * 768 * 4
@@ -41,12 +67,16 @@ def test_gpt2_by_hand():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keys_and_values_are_as_large_as_what_the_decoder_allocates(make_run, model_folders, architecture):
+def test_keys_and_values_are_as_large_as_what_the_decoder_allocates(
+    make_run, model_folders, architecture
+):
     lm = open_model(make_run({"model": str(model_folders[architecture])}))
     with torch.inference_mode(), Decoder(lm.model, 5, 70) as decoder:
         decoder.step(torch.zeros(5, dtype=torch.long), torch.arange(5))
     allocated = sum(t.numel() * t.element_size() for pair in decoder.layers.values() for t in pair)
-    assert len(decoder.layers) == 3 and allocated * 5 / 3 == needs.cache_bytes(lm.shape, 5, 70)   # and room for two layers more
+    assert len(decoder.layers) == 3 and allocated * 5 / 3 == needs.cache_bytes(
+        lm.shape, 5, 70
+    )  # and room for two layers more
 
 
 def numbers(folder):
@@ -59,24 +89,38 @@ def numbers(folder):
 
 
 def test_files_are_as_large_as_foreseen(make_run):
-    run = make_run({"sae.cache_activations": True, "sae.include_bos": True, "sae.lm_batch_rows": 4, "sae.tokens": 900})
+    run = make_run(
+        {
+            "sae.cache_activations": True,
+            "sae.include_bos": True,
+            "sae.lm_batch_rows": 4,
+            "sae.tokens": 900,
+        }
+    )
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
     shape, saes = lm.shape, run.artifacts / "saes" / "text"
-    assert numbers(saes) == 2 * (needs.sae_bytes(16, 24) + 4 * 24)   # and each latent's firing frequency
+    assert numbers(saes) == 2 * (
+        needs.sae_bytes(16, 24) + 4 * 24
+    )  # and each latent's firing frequency
     assert needs.training_disk(16, [24, 24]) == 7 * 2 * needs.sae_bytes(16, 24)
     text = numbers(run.artifacts / "faithful")
-    assert 4 * run.generate.tokens < text < needs.text_disk(run.generate) + 4 * 300   # a document may be one token, and has a length
+    assert (
+        4 * run.generate.tokens < text < needs.text_disk(run.generate) + 4 * 300
+    )  # a document may be one token, and has a length
     rows = run.artifacts / "corpora" / "text" / "rows.npy"
-    assert rows.stat().st_size == needs.rows_disk(600) // 2 + 128   # numpy's header
-    kept, = (run.artifacts / "activations").glob("text-*")
+    assert rows.stat().st_size == needs.rows_disk(600) // 2 + 128  # numpy's header
+    (kept,) = (run.artifacts / "activations").glob("text-*")
     assert numbers(kept) == needs.activations_disk(480, 16, 4)
     for stage in ("01_generate_faithful", "02_train_sae"):
         need = needs.needs(run, shape, stage)
         assert need.disk > 0 and need.device_memory == 0
-    assert needs.tokens(run, "02_train_sae") == 2 * 480   # each once, since they are kept
-    assert needs.needs(run, shape, "02_train_sae").disk > numbers(run.artifacts / "saes") + numbers(run.artifacts / "activations") + 2 * 4 * 600
+    assert needs.tokens(run, "02_train_sae") == 2 * 480  # each once, since they are kept
+    assert (
+        needs.needs(run, shape, "02_train_sae").disk
+        > numbers(run.artifacts / "saes") + numbers(run.artifacts / "activations") + 2 * 4 * 600
+    )
 
 
 def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
@@ -89,7 +133,15 @@ def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
 
 
 def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
-    d = {"corpus": "text", "seeds": [1, 2, 3], "sweep_seeds": 2, "d_sae": [12], "k": [2], "tokens": [200], "layers": [0]}
+    d = {
+        "corpus": "text",
+        "seeds": [1, 2, 3],
+        "sweep_seeds": 2,
+        "d_sae": [12],
+        "k": [2],
+        "tokens": [200],
+        "layers": [0],
+    }
     run = make_run({"seed_dependence": d})
     assert needs.study(run) == {1: wanted_saes(run, 1, 400), 0: wanted_saes(run, 0, 400)}
     assert [len(wanted) for wanted in needs.study(run).values()] == [9, 2]
@@ -100,4 +152,6 @@ def test_training_holds_eight_arrays_for_each_sae(make_run):
     one, two = (needs.training_bytes(768, [12288] * n, 4096, 262144) for n in (1, 2))
     assert two - one == 4 * 4 * (2 * 768 * 12288 + 768 + 12288)
     sae = TopKSAE(16, 24, 4, 0)
-    assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == needs.sae_bytes(16, 24)
+    assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == needs.sae_bytes(
+        16, 24
+    )

@@ -1,4 +1,6 @@
-"""The n-gram yardstick against a second implementation with dictionaries, written from the equations."""
+"""The n-gram yardstick against a second implementation with dictionaries, written from the
+equations.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -11,9 +13,14 @@ from faithful_sae.ngram import NGram, _discounts
 
 def naive_probability(rows, order, vocab_size, history, token):
     """Interpolated modified Kneser-Ney, recursively and with dictionaries."""
-    padded = [[vocab_size] * (order - 2) + list(map(int, row)) if order > 1 else list(map(int, row)) for row in rows]
+    padded = [
+        [vocab_size] * (order - 2) + list(map(int, row)) if order > 1 else list(map(int, row))
+        for row in rows
+    ]
     start = max(order - 1, 1)
-    top = Counter(tuple(row[i - order + 1:i + 1]) for row in padded for i in range(start, len(row)))
+    top = Counter(
+        tuple(row[i - order + 1 : i + 1]) for row in padded for i in range(start, len(row))
+    )
     tables = {order: top}
     for n in range(order - 1, 0, -1):
         preceding = defaultdict(set)
@@ -39,7 +46,9 @@ def naive_probability(rows, order, vocab_size, history, token):
 @pytest.fixture
 def rows():
     rng = np.random.default_rng(0)
-    rows = np.minimum(rng.geometric(0.2, size=(60, 9)) - 1, 11)  # skewed, so that counts of counts are all there
+    rows = np.minimum(
+        rng.geometric(0.2, size=(60, 9)) - 1, 11
+    )  # skewed, so that counts of counts are all there
     rows[:, 0] = 0
     return rows
 
@@ -65,31 +74,49 @@ def test_probabilities_sum_to_one(rows, order):
 
 
 def test_bigram_by_hand():
-    """Rows 0 1 2 and 0 1 1: discounts fall back to .5, 1, 1.5, as no bigram or unigram count of counts is complete.
+    """Rows 0 1 2 and 0 1 1: discounts fall back to .5, 1, 1.5, as no bigram or unigram count of
+    counts is complete.
 
     Bigrams (0,1) twice, (1,2) once, (1,1) once. Continuations: 1 follows {0, 1}, 2 follows {1}.
-    p_1(1) = (2 - 1 + (1 + .5) / 3) / 3 = 1/2      p_1(2) = (1 - .5 + .5) / 3 = 1/3      p_1(0) = .5 / 3 = 1/6
+    p_1(1) = (2 - 1 + (1 + .5) / 3) / 3 = 1/2      p_1(2) = (1 - .5 + .5) / 3 = 1/3      p_1(0) = .5
+    / 3 = 1/6
     p(1|0) = (2 - 1 + 1 * 1/2) / 2 = 3/4           p(2|1) = (1 - .5 + 1 * 1/3) / 2 = 5/12
     """
     model = NGram(2, 3).fit(np.array([[0, 1, 2], [0, 1, 1]]))
     np.testing.assert_allclose(model.probability([[0, 1], [1, 2]]), [3 / 4, 5 / 12])
-    assert model.cross_entropy(np.array([[0, 1, 2]])) == pytest.approx(-(math.log(3 / 4) + math.log(5 / 12)) / 2)
+    assert model.cross_entropy(np.array([[0, 1, 2]])) == pytest.approx(
+        -(math.log(3 / 4) + math.log(5 / 12)) / 2
+    )
 
 
 def test_discounts_are_those_of_chen_and_goodman():
     counts = np.repeat([1, 2, 3, 4, 9], [8, 4, 2, 1, 3])
     y = 8 / (8 + 2 * 4)
-    np.testing.assert_allclose(_discounts(counts), [0, 1 - 2 * y * 4 / 8, 2 - 3 * y * 2 / 4, 3 - 4 * y * 1 / 2])
+    np.testing.assert_allclose(
+        _discounts(counts), [0, 1 - 2 * y * 4 / 8, 2 - 3 * y * 2 / 4, 3 - 4 * y * 1 / 2]
+    )
 
 
 def test_histories_do_not_cross_rows():
     a, b = np.array([[0, 1, 2, 3]]), np.array([[0, 3, 1, 1]])
-    together, swapped = NGram(3, 4).fit(np.concatenate([a, b])), NGram(3, 4).fit(np.concatenate([b, a]))
+    together, swapped = (
+        NGram(3, 4).fit(np.concatenate([a, b])),
+        NGram(3, 4).fit(np.concatenate([b, a])),
+    )
     assert together.cross_entropy(a) == swapped.cross_entropy(a)
     assert together.cross_entropy(np.tile(a, (5, 1))) == pytest.approx(together.cross_entropy(a))
 
 
-@pytest.mark.parametrize("rows", [np.zeros((0, 4), int), np.zeros((3, 1), int), np.zeros(4, int), np.full((2, 3), 7), -np.ones((2, 3), int)])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((0, 4), int),
+        np.zeros((3, 1), int),
+        np.zeros(4, int),
+        np.full((2, 3), 7),
+        -np.ones((2, 3), int),
+    ],
+)
 def test_bad_rows(rows):
     with pytest.raises(ValueError, match="rows must|token ids"):
         NGram(3, 7).fit(rows)

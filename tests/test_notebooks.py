@@ -1,4 +1,6 @@
-"""Notebooks keep to the house: short cells that call the library, literal parameters, and a twin that says the same."""
+"""Notebooks keep to the house: short cells that call the library, literal parameters, and a twin
+that says the same.
+"""
 
 import ast
 import re
@@ -29,7 +31,8 @@ def test_the_pair_says_the_same(file):
     text, notebook = jupytext.read(file), jupytext.read(twin)
     compare_notebooks(notebook, text, fmt="py:percent", allow_expected_differences=True)
     assert [(c.cell_type, c.source, c.metadata.get("tags")) for c in text.cells] == [
-        (c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells]
+        (c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells
+    ]
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
@@ -45,7 +48,9 @@ def test_cells_are_short_and_define_nothing(file):
     for cell in code_cells(file):
         assert sum(bool(line.strip()) for line in cell.source.splitlines()) <= 15, cell.source
         for node in ast.walk(ast.parse(cell.source)):
-            assert not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While)), cell.source
+            assert not isinstance(
+                node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While)
+            ), cell.source
 
 
 @EACH
@@ -57,24 +62,31 @@ def test_parameters_are_literals(file):
         assert isinstance(node, ast.Assign) and len(node.targets) == 1
         names[node.targets[0].id] = ast.literal_eval(node.value)
     # the defaults are the smoke run, which nbval executes
-    assert names == ({"profile": "smoke"} if file.stem == "07_paper" else {"params": "params/smoke/neox.yaml"})
+    assert names == (
+        {"profile": "smoke"} if file.stem == "07_paper" else {"params": "params/smoke/neox.yaml"}
+    )
 
 
 @EACH
 def test_a_notebook_explains_checks_and_never_loops_over_training(file):
     cells = jupytext.read(file).cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {file.stem[:2]} ")
-    assert re.search(r"^(assert |np.testing.assert_)", code_cells(file)[-1].source, re.M), "the last cell asserts"
+    assert re.search(r"^(assert |np.testing.assert_)", code_cells(file)[-1].source, re.M), (
+        "the last cell asserts"
+    )
     source = "\n".join(cell.source for cell in code_cells(file))
     for word in (".backward(", "optim.", ".step("):
         assert word not in source
     if file.stem[:2] in ("03", "04", "05", "06", "07"):
-        assert not re.search(r"train_(saes|all|corpus|embedded|language)|make_faithful|generate_dataset", source)
+        assert not re.search(
+            r"train_(saes|all|corpus|embedded|language)|make_faithful|generate_dataset", source
+        )
 
 
 @EACH
 def test_a_notebook_writes_the_exhibits_it_is_listed_for(file):
     from faithful_sae.exhibits import exhibits
+
     source = "\n".join(cell.source for cell in code_cells(file))
     for exhibit in exhibits().values():
         assert (f'"{exhibit.id}"' in source) or exhibit.notebook != file.stem, exhibit.id
@@ -82,5 +94,10 @@ def test_a_notebook_writes_the_exhibits_it_is_listed_for(file):
 
 def test_text_of_a_corpus_shows_as_text():
     """A Styler writes cells as HTML: whatever notebook 09 shows of contexts has to be escaped."""
-    shown = [cell.source for file in FILES for cell in code_cells(file) if ".style" in cell.source and '"features"' in cell.source]
+    shown = [
+        cell.source
+        for file in FILES
+        for cell in code_cells(file)
+        if ".style" in cell.source and '"features"' in cell.source
+    ]
     assert shown and all('escape="html"' in source for source in shown)

@@ -1,4 +1,6 @@
-"""Attention of one new token per row, in each of its forms, against its equation in float64, row by row and head by head."""
+"""Attention of one new token per row, in each of its forms, against its equation in float64, row by
+row and head by head.
+"""
 
 import numpy as np
 import pytest
@@ -6,10 +8,22 @@ import torch
 from scipy.special import softmax
 
 from faithful_sae.kernels import backend
-from faithful_sae.kernels.one_token_attention import TILE, _power_of_2, one_token_attention, reference
+from faithful_sae.kernels.one_token_attention import (
+    TILE,
+    _power_of_2,
+    one_token_attention,
+    reference,
+)
 
-FORMS = ["loops", "reference", pytest.param("triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"))]
-LENGTHS = [0, 1, 63, 64, 65, 150]     # before the new token; 64 to a tile
+FORMS = [
+    "loops",
+    "reference",
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"),
+    ),
+]
+LENGTHS = [0, 1, 63, 64, 65, 150]  # before the new token; 64 to a tile
 
 
 @pytest.fixture(params=FORMS)
@@ -24,20 +38,31 @@ def normal(*shape, seed):
 
 
 def case(heads, groups, width, spread=1.0):
-    """Buffers of 8 rows that hold other documents' leftovers, of which six, not side by side, get a token."""
+    """Buffers of 8 rows that hold other documents' leftovers, of which six, not side by side, get a
+    token.
+    """
     keys, values = (normal(8, 3, groups, width, TILE, seed=seed) for seed in (1, 2))
-    query, k, v = spread * normal(6, heads, width, seed=3), normal(6, groups, width, seed=4), normal(6, groups, width, seed=5)
+    query, k, v = (
+        spread * normal(6, heads, width, seed=3),
+        normal(6, groups, width, seed=4),
+        normal(6, groups, width, seed=5),
+    )
     return query, k, v, keys, values, torch.tensor([0, 1, 3, 4, 5, 7]), torch.tensor(LENGTHS)
 
 
 def by_hand(query, k, v, keys, values, slots, lengths, scale, softcap=None, window=None):
-    keys, values = (t.permute(0, 1, 4, 2, 3).flatten(1, 2).double().numpy() for t in (keys, values))   # [rows, tokens, G, d]
+    keys, values = (
+        t.permute(0, 1, 4, 2, 3).flatten(1, 2).double().numpy() for t in (keys, values)
+    )  # [rows, tokens, G, d]
     out = np.empty(query.shape)
     for b, (slot, n) in enumerate(zip(slots, lengths)):
         for h in range(query.shape[1]):
             g = h * k.shape[1] // query.shape[1]
             past, contents = keys[slot, :n, g], values[slot, :n, g]
-            past, contents = np.vstack([past, k[b, g].double()]), np.vstack([contents, v[b, g].double()])
+            past, contents = (
+                np.vstack([past, k[b, g].double()]),
+                np.vstack([contents, v[b, g].double()]),
+            )
             scores = scale * past @ query[b, h].double().numpy()
             scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
             first = 0 if window is None else max(n + 1 - window, 0)
@@ -49,18 +74,23 @@ def by_hand(query, k, v, keys, values, slots, lengths, scale, softcap=None, wind
 @pytest.mark.parametrize("heads, groups, width", [(4, 2, 8), (3, 3, 12), (6, 1, 5), (1, 1, 4)])
 def test_equals_the_equation(attend, heads, groups, width, softcap, window):
     arguments = case(heads, groups, width)
-    expected, before = by_hand(*arguments, 0.3, softcap, window), [t.clone() for t in arguments[3:5]]
+    expected, before = (
+        by_hand(*arguments, 0.3, softcap, window),
+        [t.clone() for t in arguments[3:5]],
+    )
     got = attend(*arguments, max(LENGTHS), 0.3, softcap, window)
     assert got.dtype == torch.float32 and (got - expected).abs().max() < 2e-6
     query, k, v, *kept, slots, lengths = arguments
-    for old, now, new in zip(before, kept, (k, v)):    # the new tokens are written, and nothing else
+    for old, now, new in zip(before, kept, (k, v)):  # the new tokens are written, and nothing else
         for b, (slot, n) in enumerate(zip(slots, lengths)):
             old[slot, n // TILE, :, :, n % TILE] = new[b]
         assert torch.equal(old, now)
 
 
 def test_scores_far_apart(attend):
-    """A token that takes all, and scores in the thousands: neither overflows, and weights beyond float32 are 0."""
+    """A token that takes all, and scores in the thousands: neither overflows, and weights beyond
+    float32 are 0.
+    """
     arguments = case(4, 2, 8, spread=1000.0)
     got = attend(*arguments, max(LENGTHS), 1.0)
     assert got.isfinite().all() and (got - by_hand(*arguments, 1.0)).abs().max() < 1e-4
@@ -84,7 +114,10 @@ def test_bfloat16_on_triton(monkeypatch):
     *tensors, slots, lengths = case(4, 2, 8)
     tensors = [t.bfloat16() for t in tensors]
     got = one_token_attention(*tensors, slots, lengths, max(LENGTHS), 0.3)
-    assert got.dtype == torch.bfloat16 and (got.double() - by_hand(*tensors, slots, lengths, 0.3)).abs().max() < 0.02
+    assert (
+        got.dtype == torch.bfloat16
+        and (got.double() - by_hand(*tensors, slots, lengths, 0.3)).abs().max() < 0.02
+    )
 
 
 def test_power_of_2():

@@ -1,4 +1,6 @@
-"""A parameter file that is wrong is refused before any work, with a message that names the file and the key."""
+"""A parameter file that is wrong is refused before any work, with a message that names the file and
+the key.
+"""
 
 import dataclasses
 
@@ -10,19 +12,48 @@ from faithful_sae.params import LISTED, load_params, load_profile
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import STAGE_KEYS, Corpus, ParamsError, Run, Task, stage_settings
 
-EMBEDDED = {"corpus": "text", "architecture": "llama", "vocab_size": 300, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2,
-            "context": 16, "train_tokens": 100, "steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
+EMBEDDED = {
+    "corpus": "text",
+    "architecture": "llama",
+    "vocab_size": 300,
+    "d_model": 16,
+    "d_mlp": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "context": 16,
+    "train_tokens": 100,
+    "steps": 2,
+    "batch_rows": 2,
+    "lr": 1e-3,
+    "warmup_steps": 1,
+    "weight_decay": 0.0,
+    "seed": 0,
+}
 
 HUB = {"hub": "a/b", "revision": "main", "config": "default", "split": "train", "text_key": "text"}
 
 
 def test_a_valid_file(make_run):
     run = make_run({"sae.lr": "REPLACE"}, load=False)
-    run.write_text(run.read_text().replace("REPLACE", "2e-4"))  # YAML 1.1 reads this as text; here it is a number
+    run.write_text(
+        run.read_text().replace("REPLACE", "2e-4")
+    )  # YAML 1.1 reads this as text; here it is a number
     run = load_params(run)
-    assert isinstance(run, Run) and run.sae.lr == 2e-4 and run.sae.seeds == (42, 49) and run.profile == "handmade" and run.name == "tiny"
-    assert run.corpora["faithful"].faithful == "self" and run.corpora["text"].path == "text.jsonl" and run.probing.tasks["parity"].role == "sst2"
-    assert run.resolve("text.jsonl") == run.file.parent / "text.jsonl" and isinstance(run.generate.temperature, float)
+    assert (
+        isinstance(run, Run)
+        and run.sae.lr == 2e-4
+        and run.sae.seeds == (42, 49)
+        and run.profile == "handmade"
+        and run.name == "tiny"
+    )
+    assert (
+        run.corpora["faithful"].faithful == "self"
+        and run.corpora["text"].path == "text.jsonl"
+        and run.probing.tasks["parity"].role == "sst2"
+    )
+    assert run.resolve("text.jsonl") == run.file.parent / "text.jsonl" and isinstance(
+        run.generate.temperature, float
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.layer = 2
 
@@ -47,8 +78,16 @@ def features(**changes):
 # each: what is changed, and words the message must have
 WRONG = {
     "misspelt key": ({"lable": "x"}, "unknown key lable", "did you mean label?"),
-    "misspelt nested key": ({"sae.seedz": [1, 2]}, "unknown key sae.seedz", "did you mean sae.seeds?"),
-    "misspelt key of a corpus": ({"corpora.text.rolle": "pile"}, "unknown key corpora.text.rolle", "did you mean corpora.text.role?"),
+    "misspelt nested key": (
+        {"sae.seedz": [1, 2]},
+        "unknown key sae.seedz",
+        "did you mean sae.seeds?",
+    ),
+    "misspelt key of a corpus": (
+        {"corpora.text.rolle": "pile"},
+        "unknown key corpora.text.rolle",
+        "did you mean corpora.text.role?",
+    ),
     "key like no other": ({"xyzzy": 1}, "unknown key xyzzy"),
     "internal key": ({"file": "x"}, "unknown key file"),
     "missing key": ({"heldout": KeyError}, "missing key heldout"),
@@ -73,14 +112,39 @@ WRONG = {
     "negative tokens": ({"generate.tokens": -5}, "generate.tokens = -5"),
     "not a number": ({"sae.lr": float("nan")}, "sae.lr"),
     "negative layer": ({"layer": -1}, "layer = -1"),
-    "layer beyond the embedded model": ({"model": "embedded", "embedded": EMBEDDED, "layer": 2}, "layer = 2 must be below embedded.n_layers = 2"),
-    "rows beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED | {"context": 8}, "generate.max_new_tokens": 7,
-                                          "probing.max_tokens": 8}, "sequence_length = 12 exceeds embedded.context = 8"),
-    "samples beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED, "generate.max_new_tokens": 16}, "generate.max_new_tokens"),
-    "texts beyond the embedded context": ({"model": "embedded", "embedded": EMBEDDED, "probing.max_tokens": 17}, "probing.max_tokens"),
-    "heads that do not divide": ({"model": "embedded", "embedded": EMBEDDED | {"n_heads": 3}}, "embedded.d_model = 16"),
-    "embedded corpus unknown": ({"model": "embedded", "embedded": EMBEDDED | {"corpus": "no"}}, "embedded.corpus = 'no'"),
-    "embedded model trained on its own text": ({"model": "embedded", "embedded": EMBEDDED | {"corpus": "faithful"}}, "embedded.corpus"),
+    "layer beyond the embedded model": (
+        {"model": "embedded", "embedded": EMBEDDED, "layer": 2},
+        "layer = 2 must be below embedded.n_layers = 2",
+    ),
+    "rows beyond the embedded context": (
+        {
+            "model": "embedded",
+            "embedded": EMBEDDED | {"context": 8},
+            "generate.max_new_tokens": 7,
+            "probing.max_tokens": 8,
+        },
+        "sequence_length = 12 exceeds embedded.context = 8",
+    ),
+    "samples beyond the embedded context": (
+        {"model": "embedded", "embedded": EMBEDDED, "generate.max_new_tokens": 16},
+        "generate.max_new_tokens",
+    ),
+    "texts beyond the embedded context": (
+        {"model": "embedded", "embedded": EMBEDDED, "probing.max_tokens": 17},
+        "probing.max_tokens",
+    ),
+    "heads that do not divide": (
+        {"model": "embedded", "embedded": EMBEDDED | {"n_heads": 3}},
+        "embedded.d_model = 16",
+    ),
+    "embedded corpus unknown": (
+        {"model": "embedded", "embedded": EMBEDDED | {"corpus": "no"}},
+        "embedded.corpus = 'no'",
+    ),
+    "embedded model trained on its own text": (
+        {"model": "embedded", "embedded": EMBEDDED | {"corpus": "faithful"}},
+        "embedded.corpus",
+    ),
     "embedded without its section": ({"model": "embedded"}, "embedded must be given"),
     "section without embedded": ({"embedded": EMBEDDED}, "embedded must be given exactly when"),
     "missing model folder": ({"model": "./nothing"}, "model = './nothing': no such folder"),
@@ -88,8 +152,15 @@ WRONG = {
     "held-out share of 1": ({"heldout": 1.0}, "heldout = 1.0"),
     "top_p beyond 1": ({"generate.top_p": 1.5}, "generate.top_p = 1.5"),
     "temperature 0": ({"generate.temperature": 0.0}, "generate.temperature"),
-    "unknown corpus to train on": ({"sae.train_on": ["faithful", "tex"]}, "sae.train_on names 'tex'", "faithful, text"),
-    "unknown corpus to evaluate on": ({"fidelity.corpora": ["tex"]}, "fidelity.corpora names 'tex'"),
+    "unknown corpus to train on": (
+        {"sae.train_on": ["faithful", "tex"]},
+        "sae.train_on names 'tex'",
+        "faithful, text",
+    ),
+    "unknown corpus to evaluate on": (
+        {"fidelity.corpora": ["tex"]},
+        "fidelity.corpora names 'tex'",
+    ),
     "corpus named twice": ({"sae.train_on": ["text", "text"]}, "sae.train_on names a corpus twice"),
     "nothing to train on": ({"sae.train_on": []}, "sae.train_on is empty"),
     "one seed": ({"sae.seeds": [42]}, "sae.seeds must hold at least two"),
@@ -98,58 +169,175 @@ WRONG = {
     "budget below a batch": ({"sae.tokens": 63}, "sae.tokens = 63"),
     "threshold beyond 1": ({"sfr.threshold": 1.1}, "sfr.threshold"),
     "frequency of 1": ({"ffr.frequency": 1.0}, "ffr.frequency"),
-    "missing corpus file": ({"corpora.text.path": "gone.jsonl"}, "corpora.text.path = 'gone.jsonl': no such file"),
-    "two sources": ({"corpora.text.hub": "a/b"}, "corpora.text must have exactly one of", "path, hub"),
-    "no source": ({"corpora.text": {"role": "pile"}}, "corpora.text must have exactly one of", "none"),
+    "missing corpus file": (
+        {"corpora.text.path": "gone.jsonl"},
+        "corpora.text.path = 'gone.jsonl': no such file",
+    ),
+    "two sources": (
+        {"corpora.text.hub": "a/b"},
+        "corpora.text must have exactly one of",
+        "path, hub",
+    ),
+    "no source": (
+        {"corpora.text": {"role": "pile"}},
+        "corpora.text must have exactly one of",
+        "none",
+    ),
     "no text key": ({"corpora.text.text_key": None}, "corpora.text.text_key is missing"),
     "unknown role": ({"corpora.text.role": "the pile"}, "corpora.text.role = 'the pile'"),
-    "a role played twice": ({"corpora.again": {"role": "pile", "path": "text.jsonl", "text_key": "text"}, "sae.train_on": ["text", "again"]},
-                            "sae.train_on", "pile"),
+    "a role played twice": (
+        {
+            "corpora.again": {"role": "pile", "path": "text.jsonl", "text_key": "text"},
+            "sae.train_on": ["text", "again"],
+        },
+        "sae.train_on",
+        "pile",
+    ),
     "hub without split": ({"corpora.text": HUB | {"split": None}}, "corpora.text.split is missing"),
-    "hub without configuration": ({"corpora.text": HUB | {"config": None}}, "corpora.text.config is missing"),
-    "hub without revision": ({"corpora.text": HUB | {"revision": None}}, "corpora.text.revision is missing", "refs/convert/parquet"),
-    "a column that is no text": ({"corpora.text": HUB | {"text_key": ["a", 1]}}, "corpora.text.text_key[1] must be text"),
-    "a corpus nobody has listed": ({"corpora.text": {"listed": "pil"}}, "corpora.text.listed = 'pil' is not in", "corpora.yaml", "pile, fineweb"),
-    "a task nobody has listed": ({"probing.tasks.parity": {"listed": "pile"}}, "probing.tasks.parity.listed = 'pile' is not in", "sst2, cola"),
-    "SAEs without a measure": ({"ffr": None, "probing": None}, "ffr, probing must not be null alone"),
+    "hub without configuration": (
+        {"corpora.text": HUB | {"config": None}},
+        "corpora.text.config is missing",
+    ),
+    "hub without revision": (
+        {"corpora.text": HUB | {"revision": None}},
+        "corpora.text.revision is missing",
+        "refs/convert/parquet",
+    ),
+    "a column that is no text": (
+        {"corpora.text": HUB | {"text_key": ["a", 1]}},
+        "corpora.text.text_key[1] must be text",
+    ),
+    "a corpus nobody has listed": (
+        {"corpora.text": {"listed": "pil"}},
+        "corpora.text.listed = 'pil' is not in",
+        "corpora.yaml",
+        "pile, fineweb",
+    ),
+    "a task nobody has listed": (
+        {"probing.tasks.parity": {"listed": "pile"}},
+        "probing.tasks.parity.listed = 'pile' is not in",
+        "sst2, cola",
+    ),
+    "SAEs without a measure": (
+        {"ffr": None, "probing": None},
+        "ffr, probing must not be null alone",
+    ),
     "a measure without SAEs": ({"sae": None}, "sae must not be null alone"),
-    "seeds without SAEs": (dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None) | {"seed_dependence": SEED_DEPENDENCE},
-                           "seed_dependence must be null where sae is"),
-    "text of an unknown run": ({"corpora.faithful.faithful": "other"}, "corpora.faithful.faithful = 'other'", "other.yaml"),
-    "documentation of no kind": ({"corpora.text": {"documentation": "books", "packages": ["numpy"], "max_characters": 9}},
-                                 "corpora.text.documentation = 'books'"),
-    "documentation of no package": ({"corpora.text": {"documentation": "docstrings", "max_characters": 9}}, "corpora.text.packages"),
-    "documentation without end": ({"corpora.text": {"documentation": "docstrings", "packages": ["numpy"]}}, "corpora.text.max_characters"),
-    "missing task file": ({"probing.tasks.parity.train": "gone.jsonl"}, "probing.tasks.parity.train = 'gone.jsonl'"),
-    "missing test file": ({"probing.tasks.parity.test": "gone.jsonl"}, "probing.tasks.parity.test = 'gone.jsonl'"),
-    "task without test": ({"probing.tasks.parity.test": None}, "probing.tasks.parity.test is missing"),
-    "task without labels": ({"probing.tasks.parity.label_key": None}, "probing.tasks.parity.label_key is missing"),
-    "features without SAEs": (dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None) | features(), "features must be null where sae is"),
+    "seeds without SAEs": (
+        dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None)
+        | {"seed_dependence": SEED_DEPENDENCE},
+        "seed_dependence must be null where sae is",
+    ),
+    "text of an unknown run": (
+        {"corpora.faithful.faithful": "other"},
+        "corpora.faithful.faithful = 'other'",
+        "other.yaml",
+    ),
+    "documentation of no kind": (
+        {"corpora.text": {"documentation": "books", "packages": ["numpy"], "max_characters": 9}},
+        "corpora.text.documentation = 'books'",
+    ),
+    "documentation of no package": (
+        {"corpora.text": {"documentation": "docstrings", "max_characters": 9}},
+        "corpora.text.packages",
+    ),
+    "documentation without end": (
+        {"corpora.text": {"documentation": "docstrings", "packages": ["numpy"]}},
+        "corpora.text.max_characters",
+    ),
+    "missing task file": (
+        {"probing.tasks.parity.train": "gone.jsonl"},
+        "probing.tasks.parity.train = 'gone.jsonl'",
+    ),
+    "missing test file": (
+        {"probing.tasks.parity.test": "gone.jsonl"},
+        "probing.tasks.parity.test = 'gone.jsonl'",
+    ),
+    "task without test": (
+        {"probing.tasks.parity.test": None},
+        "probing.tasks.parity.test is missing",
+    ),
+    "task without labels": (
+        {"probing.tasks.parity.label_key": None},
+        "probing.tasks.parity.label_key is missing",
+    ),
+    "features without SAEs": (
+        dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"), None) | features(),
+        "features must be null where sae is",
+    ),
     "missing section of features": ({"features": KeyError}, "missing key features"),
-    "features of SAEs on other text": (features(corpus="tex"), "features.corpus = 'tex' is not in sae.train_on", "faithful, text"),
-    "features of a seed that is not trained": (features(seeds=[42, 3]), "features.seeds holds 3", "sae.seeds (42, 49)"),
+    "features of SAEs on other text": (
+        features(corpus="tex"),
+        "features.corpus = 'tex' is not in sae.train_on",
+        "faithful, text",
+    ),
+    "features of a seed that is not trained": (
+        features(seeds=[42, 3]),
+        "features.seeds holds 3",
+        "sae.seeds (42, 49)",
+    ),
     "features of no seed": (features(seeds=[]), "features.seeds must hold at least one"),
-    "features of a seed twice": (features(seeds=[42, 42]), "features.seeds must hold", "none twice"),
-    "features of less than a row": (features(tokens=11), "features.tokens = 11", "sequence_length = 12"),
+    "features of a seed twice": (
+        features(seeds=[42, 42]),
+        "features.seeds must hold",
+        "none twice",
+    ),
+    "features of less than a row": (
+        features(tokens=11),
+        "features.tokens = 11",
+        "sequence_length = 12",
+    ),
     "no contexts": (features(top=0), "features.top = 0 must be above 0"),
     "a dose of nothing": (features(doses=[0, 1]), "features.doses must hold", "(0 is added)"),
     "no doses": (features(doses=[]), "features.doses must hold at least one"),
     "negative seed of features": (features(seed=-1), "features.seed = -1"),
     "missing seed section": ({"seed_dependence": KeyError}, "missing key seed_dependence"),
-    "misspelt seed key": (seeds(layer=[0]), "unknown key seed_dependence.layer", "did you mean seed_dependence.layers?"),
-    "seeds on an unknown corpus": (seeds(corpus="tex"), "seed_dependence.corpus = 'tex'", "faithful, text"),
-    "one seed to study": (seeds(seeds=[1], sweep_seeds=1), "seed_dependence.seeds must hold at least two different"),
-    "a seed to study twice": (seeds(seeds=[1, 1]), "seed_dependence.seeds must hold at least two different"),
-    "one seed to sweep with": (seeds(sweep_seeds=1), "seed_dependence.sweep_seeds = 1 must lie between 2 and"),
-    "more seeds to sweep with than there are": (seeds(sweep_seeds=4), "seed_dependence.sweep_seeds = 4", "seed_dependence.seeds, 3"),
-    "swept d_sae below k": (seeds(d_sae=[12, 3]), "seed_dependence.d_sae holds 3", "at least sae.k = 4"),
+    "misspelt seed key": (
+        seeds(layer=[0]),
+        "unknown key seed_dependence.layer",
+        "did you mean seed_dependence.layers?",
+    ),
+    "seeds on an unknown corpus": (
+        seeds(corpus="tex"),
+        "seed_dependence.corpus = 'tex'",
+        "faithful, text",
+    ),
+    "one seed to study": (
+        seeds(seeds=[1], sweep_seeds=1),
+        "seed_dependence.seeds must hold at least two different",
+    ),
+    "a seed to study twice": (
+        seeds(seeds=[1, 1]),
+        "seed_dependence.seeds must hold at least two different",
+    ),
+    "one seed to sweep with": (
+        seeds(sweep_seeds=1),
+        "seed_dependence.sweep_seeds = 1 must lie between 2 and",
+    ),
+    "more seeds to sweep with than there are": (
+        seeds(sweep_seeds=4),
+        "seed_dependence.sweep_seeds = 4",
+        "seed_dependence.seeds, 3",
+    ),
+    "swept d_sae below k": (
+        seeds(d_sae=[12, 3]),
+        "seed_dependence.d_sae holds 3",
+        "at least sae.k = 4",
+    ),
     "swept k beyond d_sae": (seeds(k=[25]), "seed_dependence.k holds 25", "sae.d_sae = 24"),
     "swept k of 0": (seeds(k=[0]), "seed_dependence.k holds 0"),
-    "swept budget below a batch": (seeds(tokens=[63]), "seed_dependence.tokens holds 63", "sae.batch_tokens = 64"),
+    "swept budget below a batch": (
+        seeds(tokens=[63]),
+        "seed_dependence.tokens holds 63",
+        "sae.batch_tokens = 64",
+    ),
     "a swept value twice": (seeds(k=[2, 3, 2]), "seed_dependence.k names a value twice"),
     "negative layer to sweep": (seeds(layers=[-1]), "seed_dependence.layers holds -1"),
-    "swept layer beyond the embedded model": (seeds(layers=[2]) | {"model": "embedded", "embedded": EMBEDDED},
-                                              "seed_dependence.layers holds 2", "embedded.n_layers = 2"),
+    "swept layer beyond the embedded model": (
+        seeds(layers=[2]) | {"model": "embedded", "embedded": EMBEDDED},
+        "seed_dependence.layers holds 2",
+        "embedded.n_layers = 2",
+    ),
     "task of another role": ({"probing.tasks.parity.role": "pile"}, "probing.tasks.parity.role"),
 }
 
@@ -170,14 +358,23 @@ def test_duplicate_key(make_run):
     for extra in ("layer: 2\n", "corpora: {}\n"):
         file = make_run(load=False)
         file.write_text(file.read_text() + extra)
-        with pytest.raises(ParamsError, match=f"{file.name}.*'{extra.split(':')[0]}' is given twice"):
+        with pytest.raises(
+            ParamsError, match=f"{file.name}.*'{extra.split(':')[0]}' is given twice"
+        ):
             load_params(file)
-    file.write_text(file.read_text().replace("layer: 2\n", "").replace("corpora: {}\n", "").replace("  k: 4\n", "  k: 4\n  k: 5\n"))
+    file.write_text(
+        file.read_text()
+        .replace("layer: 2\n", "")
+        .replace("corpora: {}\n", "")
+        .replace("  k: 4\n", "  k: 4\n  k: 5\n")
+    )
     with pytest.raises(ParamsError, match="'k' is given twice"):
         load_params(file)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "just words", "a: [1\n", "\tx: 1\n", "a: &x 1\n? [1]\n: 2\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- 1\n", "just words", "a: [1\n", "\tx: 1\n", "a: &x 1\n? [1]\n: 2\n"]
+)
 def test_not_a_mapping_or_not_yaml(tmp_path, text):
     file = tmp_path / "a.yaml"
     file.write_text(text)
@@ -194,38 +391,75 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_code_tag_is_not_executed(tmp_path):
-    (tmp_path / "a.yaml").write_text(f"label: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    (tmp_path / "a.yaml").write_text(
+        f"label: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n"
+    )
     with pytest.raises(ParamsError):
         load_params(tmp_path / "a.yaml")
     assert not (tmp_path / "made").exists()
 
 
-# --- corpora of the Hub ----------------------------------------------------------------------------------------------------------------
+# --- corpora of the Hub ---------------------------------------------------------------------------
+
 
 def test_a_listed_corpus_is_what_the_list_says_but_for_what_is_written_beside(make_run):
-    run = make_run({"corpora.pile": {"role": "pile", "listed": "pile"}, "corpora.text.role": None, "probing.tasks.cola": {"role": "cola", "listed": "cola"},
-                    "corpora.flan": {"listed": "flan", "revision": "0" * 40}})
-    assert run.corpora["pile"] == Corpus(role="pile", hub="monology/pile-uncopyrighted", revision="refs/convert/parquet", config="default",
-                                         split="train", text_key="text")
-    assert run.corpora["flan"].revision == "0" * 40 and run.corpora["flan"].text_key == ("inputs", "targets")
-    assert run.probing.tasks["cola"] == Task(role="cola", hub="nyu-mll/glue", revision="refs/convert/parquet", config="cola", text_key="sentence",
-                                             label_key="label", train_split="train", test_split="validation")
+    run = make_run(
+        {
+            "corpora.pile": {"role": "pile", "listed": "pile"},
+            "corpora.text.role": None,
+            "probing.tasks.cola": {"role": "cola", "listed": "cola"},
+            "corpora.flan": {"listed": "flan", "revision": "0" * 40},
+        }
+    )
+    assert run.corpora["pile"] == Corpus(
+        role="pile",
+        hub="monology/pile-uncopyrighted",
+        revision="refs/convert/parquet",
+        config="default",
+        split="train",
+        text_key="text",
+    )
+    assert run.corpora["flan"].revision == "0" * 40 and run.corpora["flan"].text_key == (
+        "inputs",
+        "targets",
+    )
+    assert run.probing.tasks["cola"] == Task(
+        role="cola",
+        hub="nyu-mll/glue",
+        revision="refs/convert/parquet",
+        config="cola",
+        text_key="sentence",
+        label_key="label",
+        train_split="train",
+        test_split="validation",
+    )
 
 
 def test_the_list_has_the_papers_corpora_and_says_licence_and_access_of_each():
     listed = yaml.safe_load(LISTED.read_text())
     assert {name: entry["hub"] for name, entry in listed["corpora"].items()} == {
-        "pile": "monology/pile-uncopyrighted", "fineweb": "HuggingFaceFW/fineweb", "openwebtext": "Skylion007/openwebtext",
-        "tinystories": "roneneldan/TinyStories", "flan": "Open-Orca/FLAN", "open-instruct": "xzuyn/open-instruct-uncensored-alpaca",
-        "alpaca": "aifeifei798/merged_uncensored_alpaca"}
+        "pile": "monology/pile-uncopyrighted",
+        "fineweb": "HuggingFaceFW/fineweb",
+        "openwebtext": "Skylion007/openwebtext",
+        "tinystories": "roneneldan/TinyStories",
+        "flan": "Open-Orca/FLAN",
+        "open-instruct": "xzuyn/open-instruct-uncensored-alpaca",
+        "alpaca": "aifeifei798/merged_uncensored_alpaca",
+    }
     assert set(listed["tasks"]) == {"sst2", "cola", "yelp", "agnews"}
     for kind, known in (("corpora", Corpus), ("tasks", Task)):
         for entry in listed[kind].values():
             assert isinstance(entry.pop("licence"), str) and isinstance(entry.pop("gated"), bool)
-            assert set(entry) <= {f.name for f in dataclasses.fields(known)} and entry["revision"] and entry["config"] and entry["text_key"]
+            assert (
+                set(entry) <= {f.name for f in dataclasses.fields(known)}
+                and entry["revision"]
+                and entry["config"]
+                and entry["text_key"]
+            )
 
 
-# --- profiles -----------------------------------------------------------------------------------------------------------------------
+# --- profiles -------------------------------------------------------------------------------------
+
 
 def test_profile(make_run):
     make_run({"label": "B"}, name="b"), make_run({"label": "A"}, name="a")
@@ -253,18 +487,40 @@ def test_every_parameter_file_of_the_repository_loads():
     files = sorted(f for f in (ROOT / "params").glob("*/*.yaml"))
     for folder in {f.parent for f in files}:
         for run in load_profile(folder):
-            assert run.profile == folder.name and set(run.sae.train_on if run.sae else ()) <= set(run.corpora)
+            assert run.profile == folder.name and set(run.sae.train_on if run.sae else ()) <= set(
+                run.corpora
+            )
 
 
-# --- what a notebook depends on -------------------------------------------------------------------------------------------------------
+# --- what a notebook depends on -------------------------------------------------------------------
 
-@pytest.mark.parametrize("key, value, stages", [
-    ("sfr.threshold", 0.6, {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
-    ("ffr.frequency", 0.2, {"04_ffr", "07_paper", "09_explore_features"}), ("features.top", 5, {"09_explore_features"}), ("probing.max_iter", 9, {"06_probing", "07_paper"}),
-    ("fidelity.rows", 9, {"05_fidelity_matrix"}), ("generate.seed", 9, {"01_generate_faithful"}),
-    ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}), ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper"}),
-    ("sfr.dead_below", 0.1, {"03_sfr", "07_paper"}), ("seed_dependence.k", [3], {"08_seed_dependence"}),
-    ("corpora.text.text_key", "body", {"02_train_sae", "05_fidelity_matrix", "07_paper", "08_seed_dependence", "09_explore_features"})])
+
+@pytest.mark.parametrize(
+    "key, value, stages",
+    [
+        ("sfr.threshold", 0.6, {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
+        ("ffr.frequency", 0.2, {"04_ffr", "07_paper", "09_explore_features"}),
+        ("features.top", 5, {"09_explore_features"}),
+        ("probing.max_iter", 9, {"06_probing", "07_paper"}),
+        ("fidelity.rows", 9, {"05_fidelity_matrix"}),
+        ("generate.seed", 9, {"01_generate_faithful"}),
+        ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}),
+        ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper"}),
+        ("sfr.dead_below", 0.1, {"03_sfr", "07_paper"}),
+        ("seed_dependence.k", [3], {"08_seed_dependence"}),
+        (
+            "corpora.text.text_key",
+            "body",
+            {
+                "02_train_sae",
+                "05_fidelity_matrix",
+                "07_paper",
+                "08_seed_dependence",
+                "09_explore_features",
+            },
+        ),
+    ],
+)
 def test_a_changed_value_reaches_the_notebooks_that_use_it(make_run, key, value, stages):
     before, after = make_run(seeds() | features()), make_run(seeds() | features() | {key: value})
     changed = {s for s in STAGE_KEYS if stage_settings(before, s) != stage_settings(after, s)}
@@ -272,5 +528,9 @@ def test_a_changed_value_reaches_the_notebooks_that_use_it(make_run, key, value,
 
 
 def test_the_fixture_lists_every_key():
-    """VALUES in conftest is the shape of a file; a key that the schema gains must be given there too."""
-    assert set(VALUES) == {f.name for f in dataclasses.fields(Run)} - {"file"} and yaml.safe_dump(VALUES)
+    """VALUES in conftest is the shape of a file; a key that the schema gains must be given there
+    too.
+    """
+    assert set(VALUES) == {f.name for f in dataclasses.fields(Run)} - {"file"} and yaml.safe_dump(
+        VALUES
+    )

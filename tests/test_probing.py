@@ -10,7 +10,14 @@ from sklearn.metrics import accuracy_score, f1_score
 from faithful_sae import TopKSAE, load_model
 from faithful_sae.probing import pooled_representations, probe, probe_all
 
-TEXTS = ["w5 w6 w7 w8", "w9", "w10 w11 w12 w13 w14 w15 w16 w17 w18 w19 w20 w21 w22", "", "w30 w31", "w5 w6 w7 w8 w9 w10"] * 2
+TEXTS = [
+    "w5 w6 w7 w8",
+    "w9",
+    "w10 w11 w12 w13 w14 w15 w16 w17 w18 w19 w20 w21 w22",
+    "",
+    "w30 w31",
+    "w5 w6 w7 w8 w9 w10",
+] * 2
 MAX_TOKENS = 8
 
 
@@ -20,49 +27,71 @@ def any_lm(request, model_folders):
 
 
 def alone(lm, sae, text, include_bos):
-    """The three vectors of one text: a forward pass of its own, no padding anywhere, a mean taken token by token."""
+    """The three vectors of one text: a forward pass of its own, no padding anywhere, a mean taken
+    token by token.
+    """
     ids = [BOS] + [int(word[1:]) for word in text.split()]
     ids = ids[:MAX_TOKENS]
     with torch.no_grad():
-        x = lm.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[lm.layer][0]
+        x = lm.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[
+            lm.layer
+        ][0]
     if not include_bos and len(ids) > 1:
         x = x[1:]
     z = torch.stack([sae.encode(token) for token in x])
-    return x.double().mean(0), z.double().mean(0), torch.stack([sae.decode(token) for token in z]).double().mean(0)
+    return (
+        x.double().mean(0),
+        z.double().mean(0),
+        torch.stack([sae.decode(token) for token in z]).double().mean(0),
+    )
 
 
 @pytest.mark.parametrize("include_bos", [True, False])
 def test_pooling_equals_one_text_at_a_time(any_lm, include_bos):
     saes = {seed: TopKSAE(any_lm.d_model, 24, 3, seed) for seed in (1, 2)}
     got = pooled_representations(saes, any_lm, TEXTS, MAX_TOKENS, include_bos, batch_rows=5)
-    assert set(got) == {"baseline", *((seed, part) for seed in saes for part in ("sae", "reconstruction"))}
+    assert set(got) == {
+        "baseline",
+        *((seed, part) for seed in saes for part in ("sae", "reconstruction")),
+    }
     for seed, sae in saes.items():
         for row, text in enumerate(TEXTS):
             x, z, x_hat = alone(any_lm, sae, text, include_bos)
             np.testing.assert_allclose(got["baseline"][row], x, atol=2e-5, rtol=2e-5, err_msg=text)
             np.testing.assert_allclose(got[seed, "sae"][row], z, atol=2e-5, rtol=2e-5, err_msg=text)
-            np.testing.assert_allclose(got[seed, "reconstruction"][row], x_hat, atol=2e-5, rtol=2e-5, err_msg=text)
+            np.testing.assert_allclose(
+                got[seed, "reconstruction"][row], x_hat, atol=2e-5, rtol=2e-5, err_msg=text
+            )
 
 
 def test_bos_changes_every_text_but_the_empty_one(lm):
     sae = {"a": TopKSAE(lm.d_model, 24, 3, 0)}
-    with_bos, without = (pooled_representations(sae, lm, TEXTS, MAX_TOKENS, mode)["baseline"] for mode in (True, False))
+    with_bos, without = (
+        pooled_representations(sae, lm, TEXTS, MAX_TOKENS, mode)["baseline"]
+        for mode in (True, False)
+    )
     for text, a, b in zip(TEXTS, with_bos, without):
         assert (np.abs(a - b).max() > 1e-2) == bool(text)
 
 
 def test_padding_does_not_matter(lm):
     sae = {"a": TopKSAE(lm.d_model, 24, 3, 0)}
-    few, many = (pooled_representations(sae, lm, TEXTS, MAX_TOKENS, False, batch_rows=n) for n in (1, 64))
+    few, many = (
+        pooled_representations(sae, lm, TEXTS, MAX_TOKENS, False, batch_rows=n) for n in (1, 64)
+    )
     for key in few:
         np.testing.assert_allclose(few[key], many[key], atol=2e-5, rtol=2e-5)
 
 
 def test_texts_are_cut(lm):
     """Words beyond max_tokens (BOS counts) cannot matter; the last one within it does."""
+
     def pooled(text):
         return pooled_representations({}, lm, [text], 4, True)["baseline"][0]
-    assert np.array_equal(pooled("w5 w6 w7 w8"), pooled("w5 w6 w7 w40 w41")) and not np.allclose(pooled("w5 w6 w7"), pooled("w5 w6 w9"))
+
+    assert np.array_equal(pooled("w5 w6 w7 w8"), pooled("w5 w6 w7 w40 w41")) and not np.allclose(
+        pooled("w5 w6 w7"), pooled("w5 w6 w9")
+    )
 
 
 def test_no_texts(lm):
@@ -82,9 +111,20 @@ def test_probe_is_scikit_learn(classes):
     model = LogisticRegression(C=0.3, max_iter=500).fit(*train)
     predicted = model.predict(test[0])
     got = probe(*train, *test, inverse_regularisation=0.3, max_iter=500)
-    assert got == {"accuracy": accuracy_score(test[1], predicted), "f1": f1_score(test[1], predicted, average="macro"), "converged": True}
+    assert got == {
+        "accuracy": accuracy_score(test[1], predicted),
+        "f1": f1_score(test[1], predicted, average="macro"),
+        "converged": True,
+    }
     assert got["accuracy"] == np.mean(predicted == test[1]) > 1 / classes
-    by_class = [(2 * np.sum((predicted == c) & (test[1] == c)) / (np.sum(predicted == c) + np.sum(test[1] == c))) for c in range(classes)]
+    by_class = [
+        (
+            2
+            * np.sum((predicted == c) & (test[1] == c))
+            / (np.sum(predicted == c) + np.sum(test[1] == c))
+        )
+        for c in range(classes)
+    ]
     assert got["f1"] == pytest.approx(np.mean(by_class))
 
 
@@ -96,10 +136,23 @@ def test_an_unfinished_fit_says_so():
 
 def test_probe_all_names_what_it_probed():
     (x, y), (u, v) = data(np.random.default_rng(1), 2)
-    train = {"baseline": x, (("pile", 42), "sae"): x[:, :2], (("pile", 42), "reconstruction"): x[:, 1:]}
-    test = {"baseline": u, (("pile", 42), "sae"): u[:, :2], (("pile", 42), "reconstruction"): u[:, 1:]}
+    train = {
+        "baseline": x,
+        (("pile", 42), "sae"): x[:, :2],
+        (("pile", 42), "reconstruction"): x[:, 1:],
+    }
+    test = {
+        "baseline": u,
+        (("pile", 42), "sae"): u[:, :2],
+        (("pile", 42), "reconstruction"): u[:, 1:],
+    }
     records = probe_all(train, y, test, v, max_iter=300)
     assert [(r["corpus"], r["seed"], r["representation"]) for r in records] == [
-        (None, None, "baseline"), ("pile", 42, "sae"), ("pile", 42, "reconstruction")]
+        (None, None, "baseline"),
+        ("pile", 42, "sae"),
+        ("pile", 42, "reconstruction"),
+    ]
     for record, columns in zip(records, (slice(None), slice(2), slice(1, None))):
-        assert record["accuracy"] == LogisticRegression(max_iter=300).fit(x[:, columns], y).score(u[:, columns], v)
+        assert record["accuracy"] == LogisticRegression(max_iter=300).fit(x[:, columns], y).score(
+            u[:, columns], v
+        )

@@ -10,11 +10,25 @@ import subprocess
 import pytest
 
 from faithful_sae import provenance
-from faithful_sae.provenance import (PACKAGE, ROOT, DiskFullError, atomic_path, code_hash, digest, file_hash, is_current, lib_files,
-                                     require_space, write_csv, write_json, write_provenance)
+from faithful_sae.provenance import (
+    PACKAGE,
+    ROOT,
+    DiskFullError,
+    atomic_path,
+    code_hash,
+    digest,
+    file_hash,
+    is_current,
+    lib_files,
+    require_space,
+    write_csv,
+    write_json,
+    write_provenance,
+)
 
 
-# --- atomic writes ----------------------------------------------------------------------------------------------------------------
+# --- atomic writes --------------------------------------------------------------------------------
+
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "new" / "a.txt"
@@ -38,12 +52,15 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
                 (tmp / name).write_text(name)
             if fail:
                 raise ValueError("stop")
+
     fill(["x", "y"])
     with pytest.raises(ValueError, match="stop"):
         fill(["z"], fail=True)
     assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["x", "y"]
     fill(["z"])
-    assert [f.name for f in (tmp_path / "a").iterdir()] == ["z"] and [f.name for f in tmp_path.iterdir()] == ["a"]
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["z"] and [
+        f.name for f in tmp_path.iterdir()
+    ] == ["a"]
 
 
 def test_leftovers_of_a_killed_process_are_not_mistaken_for_results(tmp_path):
@@ -55,26 +72,36 @@ def test_leftovers_of_a_killed_process_are_not_mistaken_for_results(tmp_path):
 
 
 def test_disk_full_names_the_path(tmp_path):
-    with pytest.raises(DiskFullError, match=f"disk full while writing {tmp_path / 'a'}") as error, atomic_path(tmp_path / "a") as tmp:
+    with (
+        pytest.raises(DiskFullError, match=f"disk full while writing {tmp_path / 'a'}") as error,
+        atomic_path(tmp_path / "a") as tmp,
+    ):
         tmp.write_text("x")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
     with pytest.raises(DiskFullError), atomic_path(tmp_path / "a"):
-        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+        raise RuntimeError(
+            "I/O error: No space left on device (os error 28)"
+        )  # as safetensors says it
     with pytest.raises(PermissionError), atomic_path(tmp_path / "a"):
         raise PermissionError(errno.EACCES, "no")
 
 
 def test_a_disk_that_is_really_full(tmp_path):
-    """On a file system of 256 kB: tensors, csv and json all end in DiskFullError, and what was there stays."""
+    """On a file system of 256 kB: tensors, csv and json all end in DiskFullError, and what was
+    there stays.
+    """
     import numpy as np
     import pandas as pd
     import torch
 
     from faithful_sae import TopKSAE, load_sae
+
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs rights")
     try:
         small = TopKSAE(4, 8, 2, 0)
@@ -83,7 +110,9 @@ def test_a_disk_that_is_really_full(tmp_path):
             TopKSAE(64, 1024, 2, 0).save(disk / "sae")
         assert torch.equal(load_sae(disk / "sae").W_dec, small.W_dec)
         with pytest.raises(DiskFullError, match="rows.csv"):
-            write_csv(disk / "rows.csv", pd.DataFrame({"x": np.random.default_rng(0).random(50_000)}))
+            write_csv(
+                disk / "rows.csv", pd.DataFrame({"x": np.random.default_rng(0).random(50_000)})
+            )
         with pytest.raises(DiskFullError, match="a.json"):
             write_json(disk / "a.json", {"x": "y" * 500_000})
         with pytest.raises(DiskFullError, match="the weights needs about 1.0 MB"):
@@ -94,7 +123,8 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-# --- keys and hashes --------------------------------------------------------------------------------------------------------------
+# --- keys and hashes ------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def artefact(tmp_path):
@@ -103,19 +133,37 @@ def artefact(tmp_path):
         (tmp / "deep").mkdir(parents=True)
         (tmp / "a.bin").write_bytes(bytes(range(256)))
         (tmp / "deep" / "b.txt").write_text("b")
-        write_provenance(tmp / "provenance.json", key="k", parameters={"seed": 1}, inputs={"x": "y"}, seconds=1.26)
+        write_provenance(
+            tmp / "provenance.json",
+            key="k",
+            parameters={"seed": 1},
+            inputs={"x": "y"},
+            seconds=1.26,
+        )
     return folder
 
 
 def test_current(artefact):
-    assert is_current(artefact, "k") and not is_current(artefact, "other") and not is_current(artefact / "nothing", "k")
+    assert (
+        is_current(artefact, "k")
+        and not is_current(artefact, "other")
+        and not is_current(artefact / "nothing", "k")
+    )
 
 
-@pytest.mark.parametrize("tamper", [
-    lambda f: (f / "a.bin").write_bytes(bytes(range(255)) + b"\0"), lambda f: (f / "deep" / "b.txt").unlink(),
-    lambda f: (f / "c.txt").write_text(""), lambda f: (f / "a.bin").rename(f / "z.bin"), lambda f: (f / "provenance.json").unlink(),
-    lambda f: (f / "provenance.json").write_text("{"), lambda f: (f / "provenance.json").write_text("[]"),
-    lambda f: (f / "provenance.json").write_text("{}")])
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda f: (f / "a.bin").write_bytes(bytes(range(255)) + b"\0"),
+        lambda f: (f / "deep" / "b.txt").unlink(),
+        lambda f: (f / "c.txt").write_text(""),
+        lambda f: (f / "a.bin").rename(f / "z.bin"),
+        lambda f: (f / "provenance.json").unlink(),
+        lambda f: (f / "provenance.json").write_text("{"),
+        lambda f: (f / "provenance.json").write_text("[]"),
+        lambda f: (f / "provenance.json").write_text("{}"),
+    ],
+)
 def test_one_changed_byte_and_it_is_not(artefact, tamper):
     tamper(artefact)
     assert not is_current(artefact, "k")
@@ -123,21 +171,47 @@ def test_one_changed_byte_and_it_is_not(artefact, tamper):
 
 def test_digest_ignores_the_order_of_keys_alone():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
-    assert len({digest(x) for x in ({"a": 1}, {"a": 2}, {"a": "1"}, {"a": None}, {"a": [1]}, {"b": 1}, {"a": 1.5}, [1, 2], [2, 1])}) == 9
+    assert (
+        len(
+            {
+                digest(x)
+                for x in (
+                    {"a": 1},
+                    {"a": 2},
+                    {"a": "1"},
+                    {"a": None},
+                    {"a": [1]},
+                    {"b": 1},
+                    {"a": 1.5},
+                    [1, 2],
+                    [2, 1],
+                )
+            }
+        )
+        == 9
+    )
 
 
 def test_file_hash_is_sha256(tmp_path):
     import hashlib
+
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_hash(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()[:16] == "ba7816bf8f01cfea"
+    assert (
+        file_hash(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()[:16] == "ba7816bf8f01cfea"
+    )
 
 
-# --- code -------------------------------------------------------------------------------------------------------------------------
+# --- code -----------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A copy of the library that a test may edit: edit(module, old, new) -> the hash of `train` before and after."""
-    copy = shutil.copytree(PACKAGE, tmp_path / "faithful_sae", ignore=shutil.ignore_patterns("__pycache__"))
+    """A copy of the library that a test may edit: edit(module, old, new) -> the hash of `train`
+    before and after.
+    """
+    copy = shutil.copytree(
+        PACKAGE, tmp_path / "faithful_sae", ignore=shutil.ignore_patterns("__pycache__")
+    )
     monkeypatch.setattr(provenance, "PACKAGE", copy)
 
     def edit(module, old, new, of="train"):
@@ -148,6 +222,7 @@ def package(tmp_path, monkeypatch):
         (copy / f"{module}.py").write_text(text.replace(old, new, 1))
         code_hash.cache_clear()
         return before, code_hash(of)
+
     yield edit
     code_hash.cache_clear()
 
@@ -155,15 +230,23 @@ def package(tmp_path, monkeypatch):
 def test_comments_and_docstrings_do_not_change_the_code_hash(package):
     before, after = package("train", '"""One SAE on its way', '"""Another docstring')
     assert before == after
-    before, after = package("train", "    def gradients(self, x):", "    # a comment\n\n    def gradients(self, x):")
+    before, after = package(
+        "train", "    def gradients(self, x):", "    # a comment\n\n    def gradients(self, x):"
+    )
     assert before == after
     before, after = package("sae", '"""The TopK sparse autoencoder', '"""Else')
     assert before == after
 
 
-@pytest.mark.parametrize("module, old, new", [
-    ("train", "1 / 32", "1 / 16"), ("sae", "sorted=False", "sorted=True"), ("train", "if len(dead):", "if len(dead) > 1:"),
-    ("kernels/topk_encode", "2 ** -8", "2 ** -9")])
+@pytest.mark.parametrize(
+    "module, old, new",
+    [
+        ("train", "1 / 32", "1 / 16"),
+        ("sae", "sorted=False", "sorted=True"),
+        ("train", "if len(dead):", "if len(dead) > 1:"),
+        ("kernels/topk_encode", "2 ** -8", "2 ** -9"),
+    ],
+)
 def test_code_changes_the_code_hash(package, module, old, new):
     before, after = package(module, old, new)
     assert before != after  # also where `train` merely imports it
@@ -174,7 +257,9 @@ def test_unrelated_code_does_not(package):
     assert before == after
     before, after = package("sfr", "0.7", "0.8", of="train")
     assert before == after
-    before, after = package("provenance", "needed * 1.1", "needed * 1.2", of="train")  # how files are written is not what is in them
+    before, after = package(
+        "provenance", "needed * 1.1", "needed * 1.2", of="train"
+    )  # how files are written is not what is in them
     assert before == after
     before, after = package("formats/saelens", "6.0.0", "6.0.1", of="train")
     assert before == after
@@ -183,20 +268,34 @@ def test_unrelated_code_does_not(package):
 def imports(file):
     """Modules of the library that a file imports anywhere, read with ast."""
     from faithful_sae import PUBLIC
+
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {a.name.removeprefix("faithful_sae.") for a in node.names if a.name.startswith("faithful_sae.")}
+            names |= {
+                a.name.removeprefix("faithful_sae.")
+                for a in node.names
+                if a.name.startswith("faithful_sae.")
+            }
         elif isinstance(node, ast.ImportFrom) and node.module == "faithful_sae":
             names |= {PUBLIC.get(a.name, a.name) for a in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("faithful_sae."):
             module = node.module.removeprefix("faithful_sae.")
             names |= {module} | {f"{module}.{a.name}" for a in node.names}
     places = [PACKAGE / name.replace(".", "/") for name in names]
-    return {f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
+    return {
+        f
+        for place in places
+        for f in (place.with_suffix(".py"), place / "__init__.py")
+        if f.is_file()
+    }
 
 
-@pytest.mark.parametrize("file", sorted([*(ROOT / "notebooks").glob("*.py"), *PACKAGE.rglob("*.py")]), ids=lambda f: f"{f.parent.name}/{f.name}")
+@pytest.mark.parametrize(
+    "file",
+    sorted([*(ROOT / "notebooks").glob("*.py"), *PACKAGE.rglob("*.py")]),
+    ids=lambda f: f"{f.parent.name}/{f.name}",
+)
 def test_lib_files_are_all_that_is_imported(file):
     found, todo = set(), [file]
     while todo:
@@ -206,16 +305,32 @@ def test_lib_files_are_all_that_is_imported(file):
     assert set(lib_files(file)) == found
 
 
-# --- provenance.json --------------------------------------------------------------------------------------------------------------
+# --- provenance.json ------------------------------------------------------------------------------
+
 
 def test_record(artefact):
     import torch
     import transformers
+
     record = json.loads((artefact / "provenance.json").read_text())
-    assert record["key"] == "k" and record["parameters"] == {"seed": 1} and record["inputs"] == {"x": "y"} and record["wall_seconds"] == 1.3
-    assert record["packages"]["torch"] == torch.__version__ and record["packages"]["transformers"] == transformers.__version__
-    assert record["device"] == "cpu" and record["threads"] == torch.get_num_threads() and record["parameters_hash"] == digest({"seed": 1})
-    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert (
+        record["key"] == "k"
+        and record["parameters"] == {"seed": 1}
+        and record["inputs"] == {"x": "y"}
+        and record["wall_seconds"] == 1.3
+    )
+    assert (
+        record["packages"]["torch"] == torch.__version__
+        and record["packages"]["transformers"] == transformers.__version__
+    )
+    assert (
+        record["device"] == "cpu"
+        and record["threads"] == torch.get_num_threads()
+        and record["parameters_hash"] == digest({"seed": 1})
+    )
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     if not head.returncode:
         assert record["git_commit"].rstrip("+") == head.stdout.strip()
 
@@ -223,6 +338,7 @@ def test_record(artefact):
 def test_no_token_in_any_file(make_run, lm, root, monkeypatch):
     """A secret in the environment must not be found in anything that a run writes."""
     from faithful_sae import corpora, generate
+
     secret = "hf_" + "Zq9" * 11
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN"):
         monkeypatch.setenv(name, secret)

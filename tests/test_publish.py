@@ -1,4 +1,6 @@
-"""`make publish`: what would be uploaded is what the run made, with valid cards; uploading asks a Hub for it, in this order, or says why not."""
+"""`make publish`: what would be uploaded is what the run made, with valid cards; uploading asks a
+Hub for it, in this order, or says why not.
+"""
 
 import json
 import os
@@ -31,20 +33,51 @@ WEIGHTS = "sae_weights.safetensors"
 @pytest.fixture
 def make_made(make_run):
     """A tiny run after 01 and 02, with rows as 03, 04 and 05 write them."""
+
     def make(**changes):
         run = make_run(changes)
         lm = open_model(run)
         make_faithful(run, lm)
-        write_rows(run, "dataset", pd.DataFrame([{"documents": 1234, "tokens": 300, "vocab_size": 64, "all_token_coverage": 87.5,
-                                                 "first_token_coverage": 12.5, "kl": 0.25, "missing_mass": 0.0}]))
+        write_rows(
+            run,
+            "dataset",
+            pd.DataFrame(
+                [
+                    {
+                        "documents": 1234,
+                        "tokens": 300,
+                        "vocab_size": 64,
+                        "all_token_coverage": 87.5,
+                        "first_token_coverage": 12.5,
+                        "kl": 0.25,
+                        "missing_mass": 0.0,
+                    }
+                ]
+            ),
+        )
         train_all(run, lm)
         corpora = [name for name in run.sae.train_on for _ in run.sae.seeds]
         write_rows(run, "sfr", pd.DataFrame({"corpus": corpora, "sfr": 0.123456, "sfr_alive": 0.5}))
         write_rows(run, "ffr", pd.DataFrame({"corpus": corpora, "ffr": range(len(corpora))}))
-        write_rows(run, "fidelity", pd.DataFrame([
-            {"trained_on": name, "evaluated_on": "text", "include_bos": bos, "ce_recovered": 0.9 if bos else 0.75, "explained_variance": 0.5}
-            for name in corpora for bos in (True, False)]))
+        write_rows(
+            run,
+            "fidelity",
+            pd.DataFrame(
+                [
+                    {
+                        "trained_on": name,
+                        "evaluated_on": "text",
+                        "include_bos": bos,
+                        "ce_recovered": 0.9 if bos else 0.75,
+                        "explained_variance": 0.5,
+                    }
+                    for name in corpora
+                    for bos in (True, False)
+                ]
+            ),
+        )
         return run
+
     return make
 
 
@@ -54,19 +87,30 @@ def made(make_made):
 
 
 def card_of(repository):
-    return (DatasetCard if repository.kind == "dataset" else ModelCard).load(repository.folder / "README.md")
+    return (DatasetCard if repository.kind == "dataset" else ModelCard).load(
+        repository.folder / "README.md"
+    )
 
 
-# --- a dry run ------------------------------------------------------------------------------------------------------------------------
+# --- a dry run ------------------------------------------------------------------------------------
+
 
 def test_the_dataset_is_the_runs_own_by_the_datasets_library(made, tmp_path, monkeypatch):
     dataset, _ = publish(made.file.parent)
-    rows = datasets.load_dataset(str(dataset.folder), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = datasets.load_dataset(
+        str(dataset.folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
     documents, tokenizer = list(read_shards(made)), open_model(made).tokenizer
-    assert len(list(dataset.folder.glob("data/*.parquet"))) == 4 and rows.column_names == ["ids", "text", "length"]
+    assert len(list(dataset.folder.glob("data/*.parquet"))) == 4 and rows.column_names == [
+        "ids",
+        "text",
+        "length",
+    ]
     assert [row["ids"] for row in rows] == [document.tolist() for document in documents]
     assert list(rows["length"]) == [len(document) for document in documents]
-    assert list(rows["text"]) == [" ".join(f"w{i}" for i in document if i > 1) for document in documents]   # tests' words, no BOS, no EOS
+    assert list(rows["text"]) == [
+        " ".join(f"w{i}" for i in document if i > 1) for document in documents
+    ]  # tests' words, no BOS, no EOS
     assert tokenizer.decode(documents[0], skip_special_tokens=True) == rows[0]["text"]
 
 
@@ -74,34 +118,90 @@ def test_the_saes_are_the_runs_own_and_name_no_folder_of_this_machine(made, tmp_
     dataset, saes = publish(made.file.parent)
     for name in ("faithful", "text"):
         for seed in (42, 49):
-            source, target = (place / name / f"seed{seed}" for place in (made.artifacts / "saes", saes.folder))
+            source, target = (
+                place / name / f"seed{seed}" for place in (made.artifacts / "saes", saes.folder)
+            )
             assert (source / WEIGHTS).read_bytes() == (target / WEIGHTS).read_bytes()
             x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-            assert torch.equal(load_sae(source).encode(x), load_sae(target).encode(x)) and torch.equal(load_sae(source).firing, load_sae(target).firing)
-            assert load_sae(target).metadata["model"] == "llama" and load_sae(target).metadata["hook_name"] == "blocks.1.hook_resid_pre"
-    assert {file.name for file in (saes.folder / "results").iterdir()} == {"sfr.csv", "ffr.csv", "fidelity.csv"}
+            assert torch.equal(
+                load_sae(source).encode(x), load_sae(target).encode(x)
+            ) and torch.equal(load_sae(source).firing, load_sae(target).firing)
+            assert (
+                load_sae(target).metadata["model"] == "llama"
+                and load_sae(target).metadata["hook_name"] == "blocks.1.hook_resid_pre"
+            )
+    assert {file.name for file in (saes.folder / "results").iterdir()} == {
+        "sfr.csv",
+        "ffr.csv",
+        "fidelity.csv",
+    }
     for repository in (dataset, saes):
-        assert not [file for file in repository.files() if str(tmp_path).encode() in file.read_bytes()]
+        assert not [
+            file for file in repository.files() if str(tmp_path).encode() in file.read_bytes()
+        ]
 
 
 def test_the_cards_say_what_was_measured_and_the_papers_beside_it(make_made):
     run = make_made(beside="gpt2")
     dataset, saes = publish(run.file.parent, "somebody")
     card = card_of(saes)
-    assert card.data.to_dict() == {"license": "other", "library_name": "saelens", "datasets": ["somebody/handmade-tiny-faithful"],
-                                   "tags": ["sparse-autoencoder", "interpretability", "faithful-sae"]}
+    assert card.data.to_dict() == {
+        "license": "other",
+        "library_name": "saelens",
+        "datasets": ["somebody/handmade-tiny-faithful"],
+        "tags": ["sparse-autoencoder", "interpretability", "faithful-sae"],
+    }
     assert saes.id == "somebody/handmade-tiny-saes"
-    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in card.text.splitlines() if line.startswith("|")}
-    header = ["SFR", "SFR, paper", "SFR, alive", "FFR, %", "FFR, %, paper", "CE recovered", "explained variance"]
-    assert header in [[cell.strip() for cell in line.split("|")[2:-1]] for line in card.text.splitlines() if line.startswith("|")]
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in card.text.splitlines()
+        if line.startswith("|")
+    }
+    header = [
+        "SFR",
+        "SFR, paper",
+        "SFR, alive",
+        "FFR, %",
+        "FFR, %, paper",
+        "CE recovered",
+        "explained variance",
+    ]
+    assert header in [
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in card.text.splitlines()
+        if line.startswith("|")
+    ]
     assert lines["Faithful"] == ["0.1235", "0.5258", "0.5000", "0.50", "0.1139", "0.7500", "0.5000"]
-    assert lines["text (Pile)"] == ["0.1235", "0.5405", "0.5000", "2.50", "0.118", "0.7500", "0.5000"]
-    assert "those of its GPT-2 Small" in card.text and "d_sae: 24" in card.text and 'allow_patterns="faithful/seed42/*"' in card.text
+    assert lines["text (Pile)"] == [
+        "0.1235",
+        "0.5405",
+        "0.5000",
+        "2.50",
+        "0.118",
+        "0.7500",
+        "0.5000",
+    ]
+    assert (
+        "those of its GPT-2 Small" in card.text
+        and "d_sae: 24" in card.text
+        and 'allow_patterns="faithful/seed42/*"' in card.text
+    )
     record = json.loads((run.artifacts / "saes" / "faithful" / "provenance.json").read_text())
-    assert f"torch {record['packages']['torch']}" in card.text and str(record["git_commit"]) in card.text
+    assert (
+        f"torch {record['packages']['torch']}" in card.text
+        and str(record["git_commit"]) in card.text
+    )
     card = card_of(dataset)
-    assert card.data.to_dict()["size_categories"] == ["1K<n<10K"] and card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
-    assert "87.5" in card.text and "99.8" in card.text and "max_new_tokens: 10" in card.text and "1,234" in card.text
+    assert (
+        card.data.to_dict()["size_categories"] == ["1K<n<10K"]
+        and card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
+    )
+    assert (
+        "87.5" in card.text
+        and "99.8" in card.text
+        and "max_new_tokens: 10" in card.text
+        and "1,234" in card.text
+    )
 
 
 def test_results_of_other_saes_are_left_out(made, capsys):
@@ -109,9 +209,15 @@ def test_results_of_other_saes_are_left_out(made, capsys):
     (rows / "ffr.json").write_text('{"made_with": "another threshold"}')
     (rows / "fidelity.csv").unlink()
     _, saes = publish(made.file.parent)
-    assert [file.name for file in (saes.folder / "results").iterdir()] == ["sfr.csv"] and "FFR" not in card_of(saes).text
+    assert [file.name for file in (saes.folder / "results").iterdir()] == [
+        "sfr.csv"
+    ] and "FFR" not in card_of(saes).text
     said = capsys.readouterr().out
-    assert "results of 04_ffr are made with other parameters" in said and "results of 05_fidelity_matrix are not made" in said and "nothing was uploaded" in said
+    assert (
+        "results of 04_ffr are made with other parameters" in said
+        and "results of 05_fidelity_matrix are not made" in said
+        and "nothing was uploaded" in said
+    )
     assert f"model {NAMESPACE}/handmade-tiny-saes" in said and "faithful/seed42/  3 files" in said
 
 
@@ -121,11 +227,17 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(made, make_run):
     (shard.parent / ".train-00001-of-00004.parquet.7.tmp").write_bytes(b"half")
     before = shard.stat().st_mtime_ns
     again, _ = publish(made.file.parent)
-    assert shard.stat().st_mtime_ns == before and len(again.files()) == 6 and not list(shard.parent.glob(".*"))
+    assert (
+        shard.stat().st_mtime_ns == before
+        and len(again.files()) == 6
+        and not list(shard.parent.glob(".*"))
+    )
     other = make_run({"generate.seed": 6, "generate.shard_tokens": 300})
     make_faithful(other, open_model(other))
     again = publish(other.file.parent)[0] if train_all(other, open_model(other)) else None
-    assert [file.name for file in (again.folder / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert [file.name for file in (again.folder / "data").iterdir()] == [
+        "train-00000-of-00001.parquet"
+    ]
 
 
 def test_saes_of_others_are_not_ours_to_publish(made, make_run):
@@ -135,17 +247,26 @@ def test_saes_of_others_are_not_ours_to_publish(made, make_run):
     run = make_run({"sae.published": {"text": {"path": "theirs/seed{seed}"}}})
     train_all(run, open_model(run))
     _, saes = publish(run.file.parent)
-    assert (saes.folder / "faithful").is_dir() and not (saes.folder / "text").exists() and "text (Pile)" not in card_of(saes).text
-    run = make_run({"sae.train_on": ["text"], "sae.published": {"text": {"path": "theirs/seed{seed}"}}})
+    assert (
+        (saes.folder / "faithful").is_dir()
+        and not (saes.folder / "text").exists()
+        and "text (Pile)" not in card_of(saes).text
+    )
+    run = make_run(
+        {"sae.train_on": ["text"], "sae.published": {"text": {"path": "theirs/seed{seed}"}}}
+    )
     train_all(run, open_model(run))
     assert [repository.kind for repository in publish(run.file.parent)] == ["dataset"]
 
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------------------------
+# --- what can be wrong ----------------------------------------------------------------------------
+
 
 def test_nothing_made_yet(make_run):
     run = make_run()
-    with pytest.raises(PublishError, match=f"{run.file.parent}: nothing to publish yet: `make paper"):
+    with pytest.raises(
+        PublishError, match=f"{run.file.parent}: nothing to publish yet: `make paper"
+    ):
         publish(run.file.parent)
 
 
@@ -158,16 +279,22 @@ def test_damaged_saes_and_datasets_are_refused(made):
     file.write_bytes(original)
     shard = next((made.artifacts / "faithful").glob("shard_*"))
     shard.write_bytes(shard.read_bytes()[:-8])
-    with pytest.raises(MissingInputError, match="faithful is damaged or was made with other parameters: run notebooks/01"):
+    with pytest.raises(
+        MissingInputError,
+        match="faithful is damaged or was made with other parameters: run notebooks/01",
+    ):
         publish(made.file.parent)
 
 
 def test_an_owner_that_cannot_be_one(made):
-    with pytest.raises(PublishError, match="some body/handmade-tiny-faithful cannot be the id of a repository"):
+    with pytest.raises(
+        PublishError, match="some body/handmade-tiny-faithful cannot be the id of a repository"
+    ):
         publish(made.file.parent, "some body")
 
 
-# --- uploading --------------------------------------------------------------------------------------------------------------------------
+# --- uploading ------------------------------------------------------------------------------------
+
 
 class Api:
     """Records what a HfApi is asked for; repositories it has already are in `public`."""
@@ -187,7 +314,16 @@ class Api:
 
     def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message, delete_patterns):
         assert commit_message and delete_patterns == "data/*.parquet"
-        self.calls.append(("upload", repo_type, repo_id, sorted(f.relative_to(folder_path).as_posix() for f in Path(folder_path).rglob("*.md"))))
+        self.calls.append(
+            (
+                "upload",
+                repo_type,
+                repo_id,
+                sorted(
+                    f.relative_to(folder_path).as_posix() for f in Path(folder_path).rglob("*.md")
+                ),
+            )
+        )
 
 
 @pytest.fixture
@@ -200,8 +336,11 @@ def test_both_repositories_are_made_and_filled_private_unless_asked_for(made, to
     for public in (False, True):
         api = Api()
         publish(made.file.parent, "me", push=True, public=public, api=api)
-        assert api.calls == [call for kind, name in ids.items()
-                             for call in (("create", kind, name, not public), ("upload", kind, name, ["README.md"]))]
+        assert api.calls == [
+            call
+            for kind, name in ids.items()
+            for call in (("create", kind, name, not public), ("upload", kind, name, ["README.md"]))
+        ]
 
 
 def test_without_push_nothing_is_asked_of_the_hub(made, token):
@@ -212,7 +351,9 @@ def test_without_push_nothing_is_asked_of_the_hub(made, token):
 
 def test_a_repository_that_is_public_already_is_not_added_to_unasked(made, token):
     api = Api(public=["me/handmade-tiny-faithful"])
-    with pytest.raises(PublishError, match="me/handmade-tiny-faithful: is there already, and public: PUBLIC=1"):
+    with pytest.raises(
+        PublishError, match="me/handmade-tiny-faithful: is there already, and public: PUBLIC=1"
+    ):
         publish(made.file.parent, "me", push=True, api=api)
     assert [call[0] for call in api.calls] == ["create"]
 
@@ -223,25 +364,54 @@ def test_no_namespace_and_no_token(made, monkeypatch):
     monkeypatch.setattr("faithful_sae.publish.get_token", lambda: None)
     with pytest.raises(PublishError, match="no token for the Hub: `hf auth login`"):
         publish(made.file.parent, "me", push=True)
-    assert not (made.artifacts.parent / "publish").exists()   # before any work
+    assert not (made.artifacts.parent / "publish").exists()  # before any work
 
 
 def test_a_hub_that_refuses_or_is_out_of_reach(made, token):
     response = httpx2.Response(403, request=httpx2.Request("POST", "http://hub"))
-    with pytest.raises(PublishError, match=r"me/handmade-tiny-faithful: the Hub refuses \(no right to create\): may the token"):
-        publish(made.file.parent, "me", push=True, api=Api(fails=HfHubHTTPError("no right to create\nmore", response=response)))
+    with pytest.raises(
+        PublishError,
+        match=r"me/handmade-tiny-faithful: the Hub refuses \(no right to create\): may the token",
+    ):
+        publish(
+            made.file.parent,
+            "me",
+            push=True,
+            api=Api(fails=HfHubHTTPError("no right to create\nmore", response=response)),
+        )
     for error in (OfflineModeIsEnabled("offline"), httpx2.ConnectError("no route")):
-        with pytest.raises(PublishError, match="me/handmade-tiny-faithful: the Hub cannot be reached"):
+        with pytest.raises(
+            PublishError, match="me/handmade-tiny-faithful: the Hub cannot be reached"
+        ):
             publish(made.file.parent, "me", push=True, api=Api(fails=error))
 
 
 def test_the_command_says_one_line_and_leaves_no_token(made, root):
-    code = ("import sys; from pathlib import Path; from faithful_sae import schema, publish; schema.ROOT = Path(sys.argv[1]); "
-            "sys.argv[1:2] = []; publish.main()")
+    code = (
+        "import sys; from pathlib import Path; from faithful_sae import schema, publish; "
+        "schema.ROOT = Path(sys.argv[1]); "
+        "sys.argv[1:2] = []; publish.main()"
+    )
 
-    result = subprocess.run([sys.executable, "-c", code, str(root), str(made.file.parent), "--push", "--namespace", "me"], capture_output=True,
-                            text=True, env=os.environ | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"})
-    assert result.returncode == 1 and "the Hub cannot be reached" in result.stderr.strip().splitlines()[-1]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(root),
+            str(made.file.parent),
+            "--push",
+            "--namespace",
+            "me",
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"},
+    )
+    assert (
+        result.returncode == 1
+        and "the Hub cannot be reached" in result.stderr.strip().splitlines()[-1]
+    )
     assert "Traceback" not in result.stderr
     files = [file for file in root.rglob("*") if file.is_file()]
     assert len(files) > 30 and not [file for file in files if TOKEN.encode() in file.read_bytes()]

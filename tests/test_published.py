@@ -1,4 +1,6 @@
-"""SAEs that are read instead of trained: from every format and from the Hub, measured here, and refused before any work if they do not fit."""
+"""SAEs that are read instead of trained: from every format and from the Hub, measured here, and
+refused before any work if they do not fit.
+"""
 
 import json
 import os
@@ -17,7 +19,15 @@ from test_hub import OLD, check
 
 from faithful_sae import hub, plots, tables
 from faithful_sae.exhibits import profile_note
-from faithful_sae.pipeline import corpus_inputs, corpus_settings, hub_problems, problems, refuse, settings, stage_inputs
+from faithful_sae.pipeline import (
+    corpus_inputs,
+    corpus_settings,
+    hub_problems,
+    problems,
+    refuse,
+    settings,
+    stage_inputs,
+)
 from faithful_sae.provenance import ROOT, file_hash, remove
 from faithful_sae.published import measure
 from faithful_sae.sae import SAEError, TopKSAE, load_sae
@@ -45,15 +55,31 @@ def to_sparsify(sae, folder):
 
 def to_dictionary_learning(sae, folder):
     folder.mkdir(parents=True)
-    trainer = {"dict_class": "AutoEncoderTopK", "activation_dim": sae.d_model, "dict_size": sae.d_sae, "k": sae.k}
+    trainer = {
+        "dict_class": "AutoEncoderTopK",
+        "activation_dim": sae.d_model,
+        "dict_size": sae.d_sae,
+        "k": sae.k,
+    }
     (folder / "config.json").write_text(json.dumps({"trainer": trainer}))
-    torch.save({"encoder.weight": sae.W_enc.T.contiguous(), "encoder.bias": sae.b_enc, "decoder.weight": sae.W_dec.T.contiguous(),
-                "b_dec": sae.b_dec}, folder / "ae.pt")
+    torch.save(
+        {
+            "encoder.weight": sae.W_enc.T.contiguous(),
+            "encoder.bias": sae.b_enc,
+            "decoder.weight": sae.W_dec.T.contiguous(),
+            "b_dec": sae.b_dec,
+        },
+        folder / "ae.pt",
+    )
 
 
 def to_batch_topk(sae, folder):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"sae_type": "topk", "act_size": sae.d_model, "dict_size": sae.d_sae, "top_k": sae.k}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"sae_type": "topk", "act_size": sae.d_model, "dict_size": sae.d_sae, "top_k": sae.k}
+        )
+    )
     torch.save(sae.weights, folder / "sae.pt")
 
 
@@ -72,7 +98,10 @@ def random_sae(run, seed, **more):
 
 @pytest.fixture
 def published(make_run):
-    """published(**changes): a run that trains nothing, with random SAEs for `text` in SAELens' layout."""
+    """published(**changes): a run that trains nothing, with random SAEs for `text` in SAELens'
+    layout.
+    """
+
     def make(**changes):
         plain = make_run()
         for seed in plain.sae.seeds:
@@ -80,10 +109,12 @@ def published(make_run):
             sae.metadata |= {"model": plain.model, "layer": plain.layer}
             sae.save(folder_of(plain, seed))
         return make_run({"sae.train_on": ["text"], "sae.published": {"text": HERE}, **changes})
+
     return make
 
 
-# --- the same results as from training ------------------------------------------------------------------------------------------------
+# --- the same results as from training ------------------------------------------------------------
+
 
 @pytest.mark.parametrize("write", FORMATS)
 def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
@@ -91,17 +122,22 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
     lm = open_model(run)
     train_all(run, lm)
     place = run.artifacts / "saes" / "text"
-    if write == to_batch_topk:   # their topk has no b_enc
+    if write == to_batch_topk:  # their topk has no b_enc
         for seed in run.sae.seeds:
             sae = load_sae(place / f"seed{seed}")
             sae.b_enc.zero_()
             sae.save(place / f"seed{seed}")
         summary = read_rows(run, "saes", "02_train_sae")
-        summary.assign(weights=[file_hash(place / f"seed{s}" / "sae_weights.safetensors") for s in run.sae.seeds]).to_csv(
-            run.artifacts / "rows" / "saes.csv", index=False)
+        summary.assign(
+            weights=[
+                file_hash(place / f"seed{s}" / "sae_weights.safetensors") for s in run.sae.seeds
+            ]
+        ).to_csv(run.artifacts / "rows" / "saes.csv", index=False)
     trained = load_saes(run, lm)
     sfr, matching = seed_comparison(run, trained)
-    rows = {name: (run.artifacts / "rows" / f"{name}.csv").read_bytes() for name in ("sfr", "matching")}
+    rows = {
+        name: (run.artifacts / "rows" / f"{name}.csv").read_bytes() for name in ("sfr", "matching")
+    }
     for (_, seed), sae in trained.items():
         write(sae, folder_of(run, seed))
     remove(run.artifacts / "saes")
@@ -111,13 +147,20 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
     train_all(again, lm)
     read = load_saes(again, lm)
     for key, sae in trained.items():
-        assert all(torch.equal(sae.weights[name], read[key].weights[name]) for name in sae.weights) and read[key].k == sae.k
+        assert (
+            all(torch.equal(sae.weights[name], read[key].weights[name]) for name in sae.weights)
+            and read[key].k == sae.k
+        )
     sfr_again, matching_again = seed_comparison(again, read)
-    if write == to_saelens:   # which stores the firing frequencies, too: every byte
-        assert {name: (again.artifacts / "rows" / f"{name}.csv").read_bytes() for name in rows} == rows
+    if write == to_saelens:  # which stores the firing frequencies, too: every byte
+        assert {
+            name: (again.artifacts / "rows" / f"{name}.csv").read_bytes() for name in rows
+        } == rows
     measured_anew = ["sfr_alive", "dead", "firing", "alive_both"]
     for before, after in ((sfr, sfr_again), (matching, matching_again)):
-        assert before.drop(columns=measured_anew, errors="ignore").equals(after.drop(columns=measured_anew, errors="ignore"))
+        assert before.drop(columns=measured_anew, errors="ignore").equals(
+            after.drop(columns=measured_anew, errors="ignore")
+        )
 
 
 def test_what_is_measured_is_what_the_formulas_say(published):
@@ -125,17 +168,29 @@ def test_what_is_measured_is_what_the_formulas_say(published):
     lm = open_model(run)
     _, summary = train_all(run, lm)
     rows = np.asarray(corpus(run, "text", lm).train, dtype=np.int64)
-    x = lm.activations(torch.from_numpy(rows))[torch.from_numpy(rows) != BOS][:100].double()   # a tenth of 1000
+    x = lm.activations(torch.from_numpy(rows))[torch.from_numpy(rows) != BOS][
+        :100
+    ].double()  # a tenth of 1000
     for record in summary.itertuples():
         sae = load_sae(run.artifacts / "saes" / "text" / f"seed{record.seed}")
         w = {name: value.double() for name, value in sae.weights.items()}
         p = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp(min=0)
         z = p * (p >= p.topk(run.sae.k).values[:, -1:])
-        error, variance = (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum(), len(x) * x.var(0, correction=0).sum()
+        error, variance = (
+            (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum(),
+            len(x) * x.var(0, correction=0).sum(),
+        )
         assert record.fvu == pytest.approx((error / variance).item(), rel=1e-5)
-        assert record.l0 == pytest.approx((z > 0).sum().item() / 100) and record.dead == (z == 0).all(0).sum()
+        assert (
+            record.l0 == pytest.approx((z > 0).sum().item() / 100)
+            and record.dead == (z == 0).all(0).sum()
+        )
         np.testing.assert_allclose(sae.firing, (z > 0).double().mean(0), atol=1e-6)
-        assert record.source == f"published/seed{record.seed}" and pd.isna(record.tokens) and pd.isna(record.distinct_tokens)
+        assert (
+            record.source == f"published/seed{record.seed}"
+            and pd.isna(record.tokens)
+            and pd.isna(record.distinct_tokens)
+        )
 
 
 def test_firing_frequencies_that_were_published_are_kept_to_the_last_digit(published):
@@ -146,7 +201,10 @@ def test_firing_frequencies_that_were_published_are_kept_to_the_last_digit(publi
         sae.save(folder_of(run, seed))
     train_all(run, open_model(run))
     for seed in run.sae.seeds:
-        files = [place / "sparsity.safetensors" for place in (folder_of(run, seed), run.artifacts / "saes" / "text" / f"seed{seed}")]
+        files = [
+            place / "sparsity.safetensors"
+            for place in (folder_of(run, seed), run.artifacts / "saes" / "text" / f"seed{seed}")
+        ]
         assert torch.equal(*(load_file(file)["sparsity"] for file in files))
 
 
@@ -156,33 +214,66 @@ def test_nothing_but_bos_to_measure_on(lm):
 
 
 def test_a_run_that_trains_some_and_reads_some(published, make_run):
-    mixed = published(**{"sae.train_on": ["faithful", "text"], "corpora.faithful": {"role": "faithful", "path": "text.jsonl", "text_key": "text"}})
+    mixed = published(
+        **{
+            "sae.train_on": ["faithful", "text"],
+            "corpora.faithful": {"role": "faithful", "path": "text.jsonl", "text_key": "text"},
+        }
+    )
     lm = open_model(mixed)
     curves, summary = train_all(mixed, lm)
-    rows = {name: (mixed.artifacts / "rows" / f"{name}.csv").read_text().splitlines() for name in ("training", "saes")}
-    assert summary.set_index(["corpus", "seed"]).tokens.notna().tolist() == [True, True, False, False]
-    assert curves.groupby("corpus", sort=False).tokens.apply(lambda tokens: tokens.notna().all()).tolist() == [True, False]
+    rows = {
+        name: (mixed.artifacts / "rows" / f"{name}.csv").read_text().splitlines()
+        for name in ("training", "saes")
+    }
+    assert summary.set_index(["corpus", "seed"]).tokens.notna().tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert curves.groupby("corpus", sort=False).tokens.apply(
+        lambda tokens: tokens.notna().all()
+    ).tolist() == [True, False]
     figure = plots.training(pd.read_csv(mixed.artifacts / "rows" / "training.csv"))
     assert {line.get_linestyle() for line in figure.axes[0].lines} == {"-", "--"}
     table = tables.corpora_table([mixed]).set_index("name")
-    assert table["training tokens"].notna().to_dict() == {"faithful": True, "text": False, "parity": False}
+    assert table["training tokens"].notna().to_dict() == {
+        "faithful": True,
+        "text": False,
+        "parity": False,
+    }
     assert table.loc["text", "SAEs from"] == HERE["path"]
     here = tables.table5([mixed]).iloc[0]
-    assert (here.corpora, here.published, here.tokens, here.lr) == ("faithful", "text", 400, "0.001")
+    assert (here.corpora, here.published, here.tokens, here.lr) == (
+        "faithful",
+        "text",
+        400,
+        "0.001",
+    )
     assert profile_note([mixed]).endswith("SAE recipe: as published, default.")
-    alone = make_run({"sae.train_on": ["faithful"], "corpora.faithful": {"role": "faithful", "path": "text.jsonl", "text_key": "text"}})
+    alone = make_run(
+        {
+            "sae.train_on": ["faithful"],
+            "corpora.faithful": {"role": "faithful", "path": "text.jsonl", "text_key": "text"},
+        }
+    )
     stamp = (alone.artifacts / "saes" / "faithful" / "provenance.json").stat().st_mtime_ns
-    train_all(alone, lm)   # the key of a training knows nothing of what is read beside it
+    train_all(alone, lm)  # the key of a training knows nothing of what is read beside it
     assert (alone.artifacts / "saes" / "faithful" / "provenance.json").stat().st_mtime_ns == stamp
-    for name, lines in rows.items():   # and its rows are the same bytes
+    for name, lines in rows.items():  # and its rows are the same bytes
         alone_lines = (alone.artifacts / "rows" / f"{name}.csv").read_text().splitlines()
-        assert lines[:len(alone_lines)] == alone_lines
+        assert lines[: len(alone_lines)] == alone_lines
 
 
 def test_a_table_claims_nothing_of_saes_that_others_trained(published):
     run = published()
     here = tables.table5([run]).iloc[0]
-    assert here[["lr", "tokens", "recipe", "corpora"]].isna().all() and here.published == "text" and here.d_sae == 24
+    assert (
+        here[["lr", "tokens", "recipe", "corpora"]].isna().all()
+        and here.published == "text"
+        and here.d_sae == 24
+    )
     assert profile_note([run]).endswith("SAE recipe: as published.")
 
 
@@ -190,12 +281,19 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
     run = published()
     for seed in run.sae.seeds:
         sae = random_sae(run, seed)
-        sae.k, sae.threshold, sae.normalisation = None, torch.full((run.sae.d_sae,), 0.8), "layer_norm"
+        sae.k, sae.threshold, sae.normalisation = (
+            None,
+            torch.full((run.sae.d_sae,), 0.8),
+            "layer_norm",
+        )
         sae.save(folder_of(run, seed))
     refuse(problems([run]))
     lm = open_model(run)
     train_all(run, lm)
-    assert "note: text, seed 42: keeps the latents above a threshold, not the k largest; sae.k = 4 is not its own" in capsys.readouterr().out
+    assert (
+        "note: text, seed 42: keeps the latents above a threshold, not the k largest; sae.k = 4 "
+        "is not its own" in capsys.readouterr().out
+    )
     saes = load_saes(run, lm)
     seed_comparison(run, saes), fake_features(run, saes, lm), fidelity_matrix(run, saes, lm)
     assert set(probe_tasks(run, saes, lm).representation) == {"baseline", "sae", "reconstruction"}
@@ -216,9 +314,17 @@ def test_another_file_or_another_measure_is_read_again_and_nothing_else(publishe
     after = stamp.stat().st_mtime_ns
     assert after > before
     record = json.loads(stamp.read_text())
-    assert record["inputs"]["seed42"] == ["published/seed42", {"sae_weights.safetensors": file_hash(folder_of(run, 42) / "sae_weights.safetensors"),
-                                                             "cfg.json": file_hash(folder_of(run, 42) / "cfg.json")}]
-    monkeypatch.setattr("faithful_sae.stages.published.code_hash", lambda *modules: "formats/saelens" in modules and "changed")
+    assert record["inputs"]["seed42"] == [
+        "published/seed42",
+        {
+            "sae_weights.safetensors": file_hash(folder_of(run, 42) / "sae_weights.safetensors"),
+            "cfg.json": file_hash(folder_of(run, 42) / "cfg.json"),
+        },
+    ]
+    monkeypatch.setattr(
+        "faithful_sae.stages.published.code_hash",
+        lambda *modules: "formats/saelens" in modules and "changed",
+    )
     train_all(run, lm)
     assert stamp.stat().st_mtime_ns > after
 
@@ -226,14 +332,21 @@ def test_another_file_or_another_measure_is_read_again_and_nothing_else(publishe
 def test_the_files_are_inputs_of_their_corpus_alone_and_so_is_the_key(published, make_run):
     run = published()
     files = {str(file) for seed in run.sae.seeds for file in folder_of(run, seed).iterdir()}
-    name, = run.published
-    assert len(files) == 4 and files <= set(corpus_inputs(run, name)) and not files & set(stage_inputs(run, "03_sfr"))
+    (name,) = run.published
+    assert (
+        len(files) == 4
+        and files <= set(corpus_inputs(run, name))
+        and not files & set(stage_inputs(run, "03_sfr"))
+    )
     for other in set(run.sae.train_on) - {name}:
-        assert not files & set(corpus_inputs(run, other)) and corpus_settings(run, other) != corpus_settings(run, name)
+        assert not files & set(corpus_inputs(run, other)) and corpus_settings(
+            run, other
+        ) != corpus_settings(run, name)
     assert settings(run, "02_train_sae") != settings(make_run(), "02_train_sae")
 
 
-# --- refused --------------------------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
+
 
 def edit_config(folder, **changes):
     config = json.loads((folder / "cfg.json").read_text())
@@ -243,11 +356,16 @@ def edit_config(folder, **changes):
 def edit_tensors(folder, change):
     tensors = load_file(folder / "sae_weights.safetensors")
     change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "sae_weights.safetensors",
+    )
 
 
 def told(folder, **metadata):
-    edit_config(folder, metadata=json.loads((folder / "cfg.json").read_text())["metadata"] | metadata)
+    edit_config(
+        folder, metadata=json.loads((folder / "cfg.json").read_text())["metadata"] | metadata
+    )
 
 
 def no_latents(folder):
@@ -277,19 +395,49 @@ def of_another_size(folder, **sizes):
 
 REFUSED = {
     "empty folder": (lambda f: (remove(f), f.mkdir()), "no SAE here"),
-    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop("W_dec")), "tensor W_dec is missing"),
-    "wrong orientation": (lambda f: edit_tensors(f, lambda t: t.update(W_dec=t["W_dec"].T)), "W_dec is [16, 24], transposed"),
-    "configuration against weights": (lambda f: edit_config(f, d_sae=25), "W_enc is [16, 24]; by cfg.json it is [16, 25]"),
+    "missing tensor": (
+        lambda f: edit_tensors(f, lambda t: t.pop("W_dec")),
+        "tensor W_dec is missing",
+    ),
+    "wrong orientation": (
+        lambda f: edit_tensors(f, lambda t: t.update(W_dec=t["W_dec"].T)),
+        "W_dec is [16, 24], transposed",
+    ),
+    "configuration against weights": (
+        lambda f: edit_config(f, d_sae=25),
+        "W_enc is [16, 24]; by cfg.json it is [16, 25]",
+    ),
     "truncated": (lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x09"), "truncated"),
-    "another hook point": (lambda f: told(f, hook_name="blocks.2.hook_resid_pre"), "reads blocks.2.hook_resid_pre, but the profile"),
-    "the block's output": (lambda f: told(f, hook_name="blocks.1.hook_resid_post"), "reads blocks.1.hook_resid_post"),
-    "another model": (lambda f: told(f, model_name="gpt2", model=None), "was made for the model gpt2"),
+    "another hook point": (
+        lambda f: told(f, hook_name="blocks.2.hook_resid_pre"),
+        "reads blocks.2.hook_resid_pre, but the profile",
+    ),
+    "the block's output": (
+        lambda f: told(f, hook_name="blocks.1.hook_resid_post"),
+        "reads blocks.1.hook_resid_post",
+    ),
+    "another model": (
+        lambda f: told(f, model_name="gpt2", model=None),
+        "was made for the model gpt2",
+    ),
     "no latents": (no_latents, "num_latents = 0 must be a whole number above 0"),
     "a pickle with code": (with_code, "not opened, since it is damaged or holds more than tensors"),
-    "another width": (lambda f: of_another_size(f, d_model=20), "takes activations of width 20, but those of", "are 16 wide"),
-    "another d_sae": (lambda f: of_another_size(f, d_sae=30), "has d_sae = 30", "says sae.d_sae = 24: write 30 there"),
+    "another width": (
+        lambda f: of_another_size(f, d_model=20),
+        "takes activations of width 20, but those of",
+        "are 16 wide",
+    ),
+    "another d_sae": (
+        lambda f: of_another_size(f, d_sae=30),
+        "has d_sae = 30",
+        "says sae.d_sae = 24: write 30 there",
+    ),
     "another k": (lambda f: of_another_size(f, k=3), "has k = 3", "says sae.k = 4"),
-    "one SAE for two seeds": (lambda f: (remove(f), shutil.copytree(f.with_name("seed42"), f)), "holds the weights of", "two seeds"),
+    "one SAE for two seeds": (
+        lambda f: (remove(f), shutil.copytree(f.with_name("seed42"), f)),
+        "holds the weights of",
+        "two seeds",
+    ),
 }
 
 
@@ -302,47 +450,73 @@ def test_an_sae_that_does_not_fit_is_refused_before_any_work(published, case):
     with pytest.raises(ParamsError) as error:
         refuse(problems([run]))
     message = str(error.value)
-    assert message.startswith(f"{run.file}: sae.published.text: {folder_of(run, 49)}") and "\n" not in message
+    assert (
+        message.startswith(f"{run.file}: sae.published.text: {folder_of(run, 49)}")
+        and "\n" not in message
+    )
     assert all(word in message for word in words), message
     assert not (run.file.parent / "published" / "executed").exists() and not run.artifacts.exists()
-    with pytest.raises(SAEError):   # and by the notebook, where the folder was damaged after that
+    with pytest.raises(SAEError):  # and by the notebook, where the folder was damaged after that
         train_all(run, open_model(run))
 
 
-@pytest.mark.parametrize("entry, words", [
-    ({"path": "published/seed42"}, "holds no {seed}: all seeds would be one SAE"),
-    ({"path": "elsewhere/seed{seed}"}, ".path = 'elsewhere/seed{seed}': no such folder"),
-    ({"path": "a{seed}", "hub": "a/b"}, "must have exactly one of path, hub; it has path, hub"),
-    ({"revision": "{seed}"}, "must have exactly one of path, hub; it has none"),
-    ({"hub": "a/b", "folder": "seed{seed}"}, ".revision is missing"),
-    ({"hub": "a/b", "revision": "main", "folder": "../seed{seed}"}, "must be a path inside the repository"),
-    ({"path": "published/seed{seed}", "revision": "main"}, "has a path, so revision and folder must be left out"),
-    ({"path": "published/seed{seed}", "folders": "x"}, "unknown key sae.published.text.folders: did you mean")])
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"path": "published/seed42"}, "holds no {seed}: all seeds would be one SAE"),
+        ({"path": "elsewhere/seed{seed}"}, ".path = 'elsewhere/seed{seed}': no such folder"),
+        ({"path": "a{seed}", "hub": "a/b"}, "must have exactly one of path, hub; it has path, hub"),
+        ({"revision": "{seed}"}, "must have exactly one of path, hub; it has none"),
+        ({"hub": "a/b", "folder": "seed{seed}"}, ".revision is missing"),
+        (
+            {"hub": "a/b", "revision": "main", "folder": "../seed{seed}"},
+            "must be a path inside the repository",
+        ),
+        (
+            {"path": "published/seed{seed}", "revision": "main"},
+            "has a path, so revision and folder must be left out",
+        ),
+        (
+            {"path": "published/seed{seed}", "folders": "x"},
+            "unknown key sae.published.text.folders: did you mean",
+        ),
+    ],
+)
 def test_entries_that_are_wrong(published, make_run, entry, words):
     file = published().file
     with pytest.raises(ParamsError) as error:
         make_run({"sae.published": {"text": entry}})
-    assert str(error.value).startswith(f"{file}: ") and "sae.published.text" in str(error.value) and words in str(error.value)
+    assert (
+        str(error.value).startswith(f"{file}: ")
+        and "sae.published.text" in str(error.value)
+        and words in str(error.value)
+    )
 
 
 def test_a_corpus_that_is_not_trained_on(make_run):
-    with pytest.raises(ParamsError, match=r"sae.published.tex is not in sae.train_on \(faithful, text\)"):
+    with pytest.raises(
+        ParamsError, match=r"sae.published.tex is not in sae.train_on \(faithful, text\)"
+    ):
         make_run({"sae.published": {"tex": HERE}})
 
 
-# --- the Hub --------------------------------------------------------------------------------------------------------------------------
+# --- the Hub --------------------------------------------------------------------------------------
 
 ENTRY = {"hub": "pub/saes", "revision": "main", "folder": "runs/layers.0/seed{seed}"}
 
 
 @pytest.fixture
 def repository(published):
-    """The folder of a repository with sparsify's layout: runs/{config.json, layers.0/seed<n>}; block 0's output is block 1's input."""
+    """The folder of a repository with sparsify's layout: runs/{config.json, layers.0/seed<n>};
+    block 0's output is block 1's input.
+    """
     run = published()
     root = run.file.parent.parent / "repository"
     for seed in run.sae.seeds:
         to_sparsify(random_sae(run, seed), root / "runs" / "layers.0" / f"seed{seed}")
-        (root / "runs" / "layers.0" / f"seed{seed}" / "optimizer.pt").write_bytes(b"not to be fetched")
+        (root / "runs" / "layers.0" / f"seed{seed}" / "optimizer.pt").write_bytes(
+            b"not to be fetched"
+        )
     (root / "runs" / "config.json").write_text(json.dumps({"model": "tiny/llama"}))
     return root
 
@@ -363,14 +537,21 @@ def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, 
     refuse(problems([run])), refuse(hub_problems([run]))
     lm = open_model(run)
     _, summary = train_all(run, lm)
-    assert summary.source.tolist() == [f"pub/saes/runs/layers.0/seed{seed} at {OLD}" for seed in (42, 49)]
+    assert summary.source.tolist() == [
+        f"pub/saes/runs/layers.0/seed{seed} at {OLD}" for seed in (42, 49)
+    ]
     assert hub.commits(run) == {"model pub/saes main": OLD}
     for (_, seed), sae in load_saes(run, lm).items():
         folder = load_sae(repository / "runs" / "layers.0" / f"seed{seed}")
-        assert all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights) and sae.metadata["seed"] == seed
-    (cache / "refs" / "main").write_text("b" * 40)   # moved: the profile stays
+        assert (
+            all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights)
+            and sae.metadata["seed"] == seed
+        )
+    (cache / "refs" / "main").write_text("b" * 40)  # moved: the profile stays
     train_all(run, lm)
-    assert json.loads((run.artifacts / "saes" / "text" / "provenance.json").read_text())["inputs"]["seed42"][0].endswith(OLD)
+    assert json.loads((run.artifacts / "saes" / "text" / "provenance.json").read_text())["inputs"][
+        "seed42"
+    ][0].endswith(OLD)
 
 
 def test_what_can_be_wrong_with_saes_of_the_hub(make_run, cache):
@@ -378,25 +559,47 @@ def test_what_can_be_wrong_with_saes_of_the_hub(make_run, cache):
         run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY | entry}})
         with pytest.raises(ParamsError) as error:
             refuse(hub_problems([run]))
-        assert str(error.value).startswith(f"{run.file}: sae.published.text: ") and "\n" not in str(error.value)
+        assert str(error.value).startswith(f"{run.file}: sae.published.text: ") and "\n" not in str(
+            error.value
+        )
         assert all(word in str(error.value) for word in words), str(error.value)
-    refused("pub/saes: no SAE in runs/layers.9/seed42 at", "it has none of sae_weights.safetensors", folder="runs/layers.9/seed{seed}")
+
+    refused(
+        "pub/saes: no SAE in runs/layers.9/seed42 at",
+        "it has none of sae_weights.safetensors",
+        folder="runs/layers.9/seed{seed}",
+    )
     refused("pub/none: the Hub cannot be reached", hub="pub/none")
-    (cache / "snapshots" / OLD / "runs" / "config.json").write_text(json.dumps({"model": "tiny/gpt2"}))
+    (cache / "snapshots" / OLD / "runs" / "config.json").write_text(
+        json.dumps({"model": "tiny/gpt2"})
+    )
     refused("was made for the model tiny/gpt2, but the profile's is")
-    (cache / "snapshots" / OLD / "runs" / "layers.0").rename(cache / "snapshots" / OLD / "runs" / "layers.1")
+    (cache / "snapshots" / OLD / "runs" / "layers.0").rename(
+        cache / "snapshots" / OLD / "runs" / "layers.1"
+    )
     refused("reads blocks.1.hook_resid_post", folder="runs/layers.1/seed{seed}")
 
 
-def test_a_server_is_asked_for_the_saes_alone_and_its_errors_are_one_line(make_run, repository, model_folders, tmp_path, root):
-    repositories = {("model", "pub/saes"): Repository({OLD: repository}, {"main": OLD}),
-                    ("model", "shut/saes"): Repository({OLD: repository}, {"main": OLD}, gated=True)}
-    cases = [({}, "ok"), ({"hub": "pub/none"}, "sae.published.text: pub/none: no such model on the Hub"),
-             ({"revision": "seeds"}, "sae.published.text: pub/saes: this model has no revision 'seeds'"),
-             ({"folder": "seed{seed}"}, "sae.published.text: pub/saes: no SAE in seed42 at"),
-             ({"hub": "shut/saes"}, "sae.published.text: shut/saes: a gated model: accept its licence")]
-    files = [make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY | changes}}, name=f"case{i}").file
-             for i, (changes, _) in enumerate(cases)]
+def test_a_server_is_asked_for_the_saes_alone_and_its_errors_are_one_line(
+    make_run, repository, model_folders, tmp_path, root
+):
+    repositories = {
+        ("model", "pub/saes"): Repository({OLD: repository}, {"main": OLD}),
+        ("model", "shut/saes"): Repository({OLD: repository}, {"main": OLD}, gated=True),
+    }
+    cases = [
+        ({}, "ok"),
+        ({"hub": "pub/none"}, "sae.published.text: pub/none: no such model on the Hub"),
+        ({"revision": "seeds"}, "sae.published.text: pub/saes: this model has no revision 'seeds'"),
+        ({"folder": "seed{seed}"}, "sae.published.text: pub/saes: no SAE in seed42 at"),
+        ({"hub": "shut/saes"}, "sae.published.text: shut/saes: a gated model: accept its licence"),
+    ]
+    files = [
+        make_run(
+            {"sae.train_on": ["text"], "sae.published": {"text": ENTRY | changes}}, name=f"case{i}"
+        ).file
+        for i, (changes, _) in enumerate(cases)
+    ]
     with serve(repositories) as server:
         said = check(files, server, root, tmp_path / "home")
     for (_, start), line in zip(cases, said, strict=True):
@@ -404,7 +607,8 @@ def test_a_server_is_asked_for_the_saes_alone_and_its_errors_are_one_line(make_r
     assert not any("optimizer" in path for path in server.asked)
 
 
-# --- notebooks --------------------------------------------------------------------------------------------------------------------------
+# --- notebooks ------------------------------------------------------------------------------------
+
 
 def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
     run = published()
@@ -414,13 +618,34 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
     try:
         for notebook in ("02_train_sae", "03_sfr"):
             result = subprocess.run(
-                [sys.executable, "-m", "faithful_sae.execute", str(ROOT / "notebooks" / f"{notebook}.py"), str(artifacts / f"{notebook}.ipynb"),
-                 f"params={folder / 'tiny.yaml'}"], capture_output=True, text=True, timeout=300)
+                [
+                    sys.executable,
+                    "-m",
+                    "faithful_sae.execute",
+                    str(ROOT / "notebooks" / f"{notebook}.py"),
+                    str(artifacts / f"{notebook}.ipynb"),
+                    f"params={folder / 'tiny.yaml'}",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
             assert result.returncode == 0, result.stderr[-3000:]
-        assert (figures / "training_tiny.png").stat().st_size > 0 and (figures / "cosines_tiny.png").stat().st_size > 0
+        assert (figures / "training_tiny.png").stat().st_size > 0 and (
+            figures / "cosines_tiny.png"
+        ).stat().st_size > 0
         data = pd.read_csv(figures / "training_tiny.csv")
-        assert len(data) == 2 and data[["tokens", "step", "loss"]].isna().all(axis=None) and data[["fvu", "l0", "dead"]].notna().all(axis=None)
-        assert json.loads((figures / "training_tiny.provenance.json").read_text())["parameters"]["tiny"]["sae"]["published"]["text"]["path"] == HERE["path"]
+        assert (
+            len(data) == 2
+            and data[["tokens", "step", "loss"]].isna().all(axis=None)
+            and data[["fvu", "l0", "dead"]].notna().all(axis=None)
+        )
+        assert (
+            json.loads((figures / "training_tiny.provenance.json").read_text())["parameters"][
+                "tiny"
+            ]["sae"]["published"]["text"]["path"]
+            == HERE["path"]
+        )
     finally:
         remove(artifacts)
         remove(figures)
@@ -428,6 +653,28 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
 
 def test_the_workflow_plans_them(published):
     """Its settings hold `{seed}`, which Snakemake would take for a wildcard of its own."""
-    result = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile", "workflow/profiles/local", "--cores", "1",
-                             "--config", f"profile={published().file.parent}", "engine=local", "--dry-run", "--quiet", "rules"], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0 and "02_train_sae" in result.stdout and "07_paper" in result.stdout, result.stderr[-2000:]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            "workflow/Snakefile",
+            "--profile",
+            "workflow/profiles/local",
+            "--cores",
+            "1",
+            "--config",
+            f"profile={published().file.parent}",
+            "engine=local",
+            "--dry-run",
+            "--quiet",
+            "rules",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        result.returncode == 0 and "02_train_sae" in result.stdout and "07_paper" in result.stdout
+    ), result.stderr[-2000:]

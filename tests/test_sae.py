@@ -30,11 +30,18 @@ X = 2 * torch.randn(50, D, generator=torch.Generator().manual_seed(1))
 
 def by_hand(sae, x):
     """(latents, reconstruction) of one token, in Python floats."""
-    w_enc, b_enc, w_dec, b_dec = (w.double().tolist() for w in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
-    pre = [max(sum((x[d] - b_dec[d]) * w_enc[d][f] for d in range(sae.d_model)) + b_enc[f], 0.0) for f in range(sae.d_sae)]
-    kept = sorted(range(sae.d_sae), key=lambda f: -pre[f])[:sae.k]
+    w_enc, b_enc, w_dec, b_dec = (
+        w.double().tolist() for w in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    )
+    pre = [
+        max(sum((x[d] - b_dec[d]) * w_enc[d][f] for d in range(sae.d_model)) + b_enc[f], 0.0)
+        for f in range(sae.d_sae)
+    ]
+    kept = sorted(range(sae.d_sae), key=lambda f: -pre[f])[: sae.k]
     z = [pre[f] if f in kept else 0.0 for f in range(sae.d_sae)]
-    return z, [sum(z[f] * w_dec[f][d] for f in range(sae.d_sae)) + b_dec[d] for d in range(sae.d_model)]
+    return z, [
+        sum(z[f] * w_dec[f][d] for f in range(sae.d_sae)) + b_dec[d] for d in range(sae.d_model)
+    ]
 
 
 def test_encode_and_decode_by_hand(sae):
@@ -49,7 +56,9 @@ def test_encode_and_decode_by_hand(sae):
 def test_at_most_k_latents(sae):
     counts = (sae.encode(X) != 0).sum(-1)
     assert counts.max() == K
-    sae.b_enc = sae.b_enc - 3  # now most latents are cut by the ReLU, so some tokens have fewer than k
+    sae.b_enc = (
+        sae.b_enc - 3
+    )  # now most latents are cut by the ReLU, so some tokens have fewer than k
     assert (sae.encode(X) != 0).sum(-1).min() < K and (sae.encode(X) >= 0).all()
 
 
@@ -61,14 +70,18 @@ def test_sparse_and_dense_agree(sae, shape):
     assert values.shape == indices.shape == (*shape[:-1], K) and z.shape == (*shape[:-1], F)
     assert torch.equal(z.gather(-1, indices), values) and torch.allclose(z.sum(-1), values.sum(-1))
     assert all(len(set(row)) == K for row in indices.reshape(-1, K).tolist())
-    torch.testing.assert_close(sae.decode_topk(values, indices), sae.decode(z), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sae.decode_topk(values, indices), sae.decode(z), atol=1e-5, rtol=1e-5
+    )
     assert sae.reconstruct(x).shape == shape
 
 
 def test_initialisation():
     a, b, c = TopKSAE(D, F, K, 1), TopKSAE(D, F, K, 1), TopKSAE(D, F, K, 2)
     assert torch.equal(a.W_dec, b.W_dec) and not torch.allclose(a.W_dec, c.W_dec)
-    assert np.allclose(np.linalg.norm(a.W_dec.numpy(), axis=1), 1, atol=1e-6) and torch.equal(a.W_enc, a.W_dec.T)
+    assert np.allclose(np.linalg.norm(a.W_dec.numpy(), axis=1), 1, atol=1e-6) and torch.equal(
+        a.W_enc, a.W_dec.T
+    )
     assert not a.b_enc.any() and not a.b_dec.any()
 
 
@@ -78,21 +91,31 @@ def test_k_outside(k):
         TopKSAE(D, F, k, 0)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
+
 
 def test_round_trip_is_byte_exact(sae, tmp_path):
     sae.save(tmp_path / "a")
     again = load_sae(tmp_path / "a")
     for name, tensor in sae.weights.items():
-        assert torch.equal(tensor, getattr(again, name)) and getattr(again, name).dtype == torch.float32
-    assert (again.k, again.d_model, again.d_sae) == (K, D, F) and again.metadata["corpus"] == "text" and again.metadata["seed"] == 3
+        assert (
+            torch.equal(tensor, getattr(again, name))
+            and getattr(again, name).dtype == torch.float32
+        )
+    assert (
+        (again.k, again.d_model, again.d_sae) == (K, D, F)
+        and again.metadata["corpus"] == "text"
+        and again.metadata["seed"] == 3
+    )
     again.save(tmp_path / "b")
     for name in ("sae_weights.safetensors", "cfg.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_firing_survives_and_a_dead_latent_stays_dead(sae, tmp_path):
-    """A latent that never fired must come back as exactly 0: SFR over alive latents asks for firing > 0."""
+    """A latent that never fired must come back as exactly 0: SFR over alive latents asks for firing
+    > 0.
+    """
     sae.save(tmp_path / "a")
     again = load_sae(tmp_path / "a")
     torch.testing.assert_close(again.firing, sae.firing, rtol=1e-5, atol=1e-9)
@@ -103,38 +126,74 @@ def test_firing_survives_and_a_dead_latent_stays_dead(sae, tmp_path):
 
 
 def test_saelens_layout(sae, tmp_path):
-    """File names, tensor names and shapes, and cfg.json keys of SAELens 6 (sae_lens/saes/topk_sae.py, TopKSAEConfig)."""
+    """File names, tensor names and shapes, and cfg.json keys of SAELens 6
+    (sae_lens/saes/topk_sae.py, TopKSAEConfig).
+    """
     sae.save(tmp_path / "a")
-    assert {f.name for f in (tmp_path / "a").iterdir()} == {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
+    assert {f.name for f in (tmp_path / "a").iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    }
     tensors = load_file(tmp_path / "a" / "sae_weights.safetensors")
-    assert {name: tuple(t.shape) for name, t in tensors.items()} == {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "W_enc": (D, F),
+        "b_enc": (F,),
+        "W_dec": (F, D),
+        "b_dec": (D,),
+    }
     config = json.loads((tmp_path / "a" / "cfg.json").read_text())
-    expected = {"architecture": "topk", "d_in": D, "d_sae": F, "k": K, "dtype": "float32", "apply_b_dec_to_input": True,
-                "normalize_activations": "none", "reshape_activations": "none", "rescale_acts_by_decoder_norm": False}
+    expected = {
+        "architecture": "topk",
+        "d_in": D,
+        "d_sae": F,
+        "k": K,
+        "dtype": "float32",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+    }
     assert {key: config[key] for key in expected} == expected
-    assert config["metadata"]["hook_name"] == "blocks.2.hook_resid_pre" and config["metadata"]["model_name"] == "tiny"
+    assert (
+        config["metadata"]["hook_name"] == "blocks.2.hook_resid_pre"
+        and config["metadata"]["model_name"] == "tiny"
+    )
     sparsity = load_file(tmp_path / "a" / "sparsity.safetensors")["sparsity"]
     assert np.allclose(sparsity[1:4], [np.log10(0.5), 0, -3], atol=1e-4) and sparsity[0] < -9
 
 
 def test_sparsify_layout(sae, tmp_path):
-    """EleutherAI/sparsify's forward, rewritten from its formulas: topk of relu(nn.Linear(x - b_dec)), then @ W_dec + b_dec."""
+    """EleutherAI/sparsify's forward, rewritten from its formulas: topk of relu(nn.Linear(x -
+    b_dec)), then @ W_dec + b_dec.
+    """
     sae.to_sparsify(tmp_path / "a")
-    config, t = json.loads((tmp_path / "a" / "cfg.json").read_text()), load_file(tmp_path / "a" / "sae.safetensors")
-    assert config["d_in"] == D and config["num_latents"] == F and config["activation"] == "topk" and not config["transcode"]
+    config, t = (
+        json.loads((tmp_path / "a" / "cfg.json").read_text()),
+        load_file(tmp_path / "a" / "sae.safetensors"),
+    )
+    assert (
+        config["d_in"] == D
+        and config["num_latents"] == F
+        and config["activation"] == "topk"
+        and not config["transcode"]
+    )
     linear = torch.nn.Linear(config["d_in"], config["num_latents"])
     linear.load_state_dict({"weight": t["encoder.weight"], "bias": t["encoder.bias"]})
     with torch.no_grad():
         top_acts, top_indices = torch.relu(linear(X - t["b_dec"])).topk(config["k"])
     z = torch.zeros(len(X), F).scatter_(1, top_indices, top_acts)
     torch.testing.assert_close(sae.encode(X), z, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(sae.reconstruct(X), z @ t["W_dec"] + t["b_dec"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sae.reconstruct(X), z @ t["W_dec"] + t["b_dec"], atol=1e-5, rtol=1e-5
+    )
 
 
 def change_config(**values):
     def change(folder):
         config = json.loads((folder / "cfg.json").read_text()) | values
         (folder / "cfg.json").write_text(json.dumps(config))
+
     return change
 
 
@@ -143,12 +202,14 @@ def change_tensors(function):
         tensors = load_file(folder / "sae_weights.safetensors")
         function(tensors)
         save_file(tensors, folder / "sae_weights.safetensors")
+
     return change
 
 
 def truncate(name):
     def change(folder):
         (folder / name).write_bytes((folder / name).read_bytes()[:-50])
+
     return change
 
 
@@ -156,11 +217,17 @@ DAMAGE = {
     "no weights": (lambda f: (f / "sae_weights.safetensors").unlink(), "sae_weights.safetensors"),
     "no cfg": (lambda f: (f / "cfg.json").unlink(), "cfg.json"),
     "truncated weights": (truncate("sae_weights.safetensors"), "sae_weights.safetensors"),
-    "empty weights": (lambda f: (f / "sae_weights.safetensors").write_bytes(b""), "sae_weights.safetensors"),
+    "empty weights": (
+        lambda f: (f / "sae_weights.safetensors").write_bytes(b""),
+        "sae_weights.safetensors",
+    ),
     "truncated sparsity": (truncate("sparsity.safetensors"), "sparsity.safetensors"),
     "truncated cfg": (truncate("cfg.json"), "cfg.json"),
     "cfg of another kind": (lambda f: (f / "cfg.json").write_text("[]"), "cfg.json"),
-    "cfg without k": (lambda f: (f / "cfg.json").write_text('{"architecture": "topk", "d_in": 6, "d_sae": 20}'), "cfg.json"),
+    "cfg without k": (
+        lambda f: (f / "cfg.json").write_text('{"architecture": "topk", "d_in": 6, "d_sae": 20}'),
+        "cfg.json",
+    ),
     "missing tensor": (change_tensors(lambda t: t.pop("b_enc")), "b_enc"),
     "wrong shape": (change_tensors(lambda t: t.update(W_enc=t["W_enc"].T.contiguous())), "W_enc"),
     "cfg disagrees": (change_config(d_sae=F + 1), "cfg.json"),
@@ -171,7 +238,10 @@ DAMAGE = {
     "k is text": (change_config(k="4"), "k = '4'"),
     "another architecture": (change_config(architecture="matching_pursuit"), "matching_pursuit"),
     "jumprelu without thresholds": (change_config(architecture="jumprelu"), "threshold"),
-    "normalised": (change_config(normalize_activations="expected_average_only_in"), "normalize_activations"),
+    "normalised": (
+        change_config(normalize_activations="expected_average_only_in"),
+        "normalize_activations",
+    ),
 }
 
 

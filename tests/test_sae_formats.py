@@ -1,4 +1,6 @@
-"""Published SAE folders, written out here tensor by tensor, against each format's own formulas in float64; and folders to refuse."""
+"""Published SAE folders, written out here tensor by tensor, against each format's own formulas in
+float64; and folders to refuse.
+"""
 
 import io
 import json
@@ -16,8 +18,12 @@ from faithful_sae.sae import SAEError
 
 D, F, K = 6, 20, 4
 GENERATOR = np.random.default_rng(0)
-W_ENC, B_ENC, W_DEC, B_DEC = (GENERATOR.standard_normal(shape).astype("float32") for shape in ((D, F), F, (F, D), D))
-THRESHOLD, OTHER, THIRD = (GENERATOR.standard_normal(F).astype("float32") for _ in range(3))   # a threshold below 0 means none
+W_ENC, B_ENC, W_DEC, B_DEC = (
+    GENERATOR.standard_normal(shape).astype("float32") for shape in ((D, F), F, (F, D), D)
+)
+THRESHOLD, OTHER, THIRD = (
+    GENERATOR.standard_normal(F).astype("float32") for _ in range(3)
+)  # a threshold below 0 means none
 X = (3 * GENERATOR.standard_normal((50, D)) + 1).astype("float32")
 CENTRED = X.astype("float64") - B_DEC
 
@@ -33,23 +39,41 @@ def top(p, k=K):
 def write(folder, config, name, tensors):
     """A folder of arrays: cfg.json with safetensors, or config.json with a pickle."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ("cfg.json" if name.endswith("safetensors") else "config.json")).write_text(json.dumps(config))
+    (folder / ("cfg.json" if name.endswith("safetensors") else "config.json")).write_text(
+        json.dumps(config)
+    )
     tensors = {key: torch.tensor(value) for key, value in tensors.items()}
-    save_file(tensors, folder / name) if name.endswith("safetensors") else torch.save(tensors, folder / name)
+    save_file(tensors, folder / name) if name.endswith("safetensors") else torch.save(
+        tensors, folder / name
+    )
     return folder
 
 
-# --- the formats: each function writes a folder and returns (latents, reconstruction) of X ------------------------------------------
+# --- the formats: each function writes a folder and returns (latents, reconstruction) of X --------
 
 PLAIN = {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC}
 NORM = np.linalg.norm(W_DEC.astype("float64"), axis=1)
 
 
 def saelens(folder, architecture="topk", tensors=PLAIN, **config):
-    config = {"architecture": architecture, "d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
-              "normalize_activations": "none", "reshape_activations": "none",
-              "metadata": {"sae_lens_version": "6.49.2", "model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre",
-                           "hook_head_index": None, "context_size": 128, "prepend_bos": False}} | config
+    config = {
+        "architecture": architecture,
+        "d_in": D,
+        "d_sae": F,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.49.2",
+            "model_name": "gpt2-small",
+            "hook_name": "blocks.8.hook_resid_pre",
+            "hook_head_index": None,
+            "context_size": 128,
+            "prepend_bos": False,
+        },
+    } | config
     return write(folder, config, "sae_weights.safetensors", tensors)
 
 
@@ -73,14 +97,17 @@ def saelens_not_centred(folder):
 
 def saelens_layer_norm(folder):
     saelens(folder, k=K, normalize_activations="layer_norm")
-    mean, std = X.mean(1, keepdims=True, dtype="float64"), X.std(1, keepdims=True, dtype="float64", ddof=1)
+    mean, std = (
+        X.mean(1, keepdims=True, dtype="float64"),
+        X.std(1, keepdims=True, dtype="float64", ddof=1),
+    )
     z = top(((X - mean) / (std + 1e-5) - B_DEC) @ W_ENC + B_ENC)
     return z, (z @ W_DEC + B_DEC) * std + mean
 
 
 def saelens_constant_norm(folder):
     saelens(folder, k=K, normalize_activations="constant_norm_rescale", apply_b_dec_to_input=False)
-    factor = D ** 0.5 / np.linalg.norm(X.astype("float64"), axis=1, keepdims=True)
+    factor = D**0.5 / np.linalg.norm(X.astype("float64"), axis=1, keepdims=True)
     z = top(X * factor @ W_ENC + B_ENC)
     return z, (z @ W_DEC + B_DEC) / factor
 
@@ -101,14 +128,31 @@ def saelens_jumprelu(folder):
 
 
 def saelens_batchtopk_in_training(folder):
-    saelens(folder, "batchtopk", PLAIN | {"topk_threshold": np.float64(1.5)}, k=4.5, rescale_acts_by_decoder_norm=True)
+    saelens(
+        folder,
+        "batchtopk",
+        PLAIN | {"topk_threshold": np.float64(1.5)},
+        k=4.5,
+        rescale_acts_by_decoder_norm=True,
+    )
     p = (CENTRED @ W_ENC + B_ENC) * NORM
     z = p * (p > 1.5)
     return z, z / NORM @ W_DEC + B_DEC
 
 
 def saelens_gated(folder):
-    saelens(folder, "gated", {"W_enc": W_ENC, "W_dec": W_DEC, "b_dec": B_DEC, "r_mag": THRESHOLD, "b_gate": OTHER, "b_mag": THIRD})
+    saelens(
+        folder,
+        "gated",
+        {
+            "W_enc": W_ENC,
+            "W_dec": W_DEC,
+            "b_dec": B_DEC,
+            "r_mag": THRESHOLD,
+            "b_gate": OTHER,
+            "b_mag": THIRD,
+        },
+    )
     z = (CENTRED @ W_ENC + OTHER > 0) * relu(CENTRED @ (W_ENC * np.exp(THRESHOLD)) + THIRD)
     return z, z @ W_DEC + B_DEC
 
@@ -120,8 +164,17 @@ def saelens_standard(folder):
 
 
 def saelens_5(folder, tensors=PLAIN, **config):
-    config = {"d_in": D, "d_sae": F, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "model_name": "gpt2-small",
-              "hook_name": "blocks.8.hook_resid_pre", "hook_layer": 8, "context_size": 128, "prepend_bos": False} | config
+    config = {
+        "d_in": D,
+        "d_sae": F,
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": K},
+        "model_name": "gpt2-small",
+        "hook_name": "blocks.8.hook_resid_pre",
+        "hook_layer": 8,
+        "context_size": 128,
+        "prepend_bos": False,
+    } | config
     write(folder, config, "sae_weights.safetensors", tensors)
     z = top(CENTRED @ W_ENC + B_ENC)
     return z, z @ W_DEC + B_DEC
@@ -130,7 +183,13 @@ def saelens_5(folder, tensors=PLAIN, **config):
 def saelens_5_oldest(folder):
     """Before `hook_name`, and with a normalisation that is true or false."""
     ones = {"scaling_factor": np.ones(F, "float32")}
-    result = saelens_5(folder, PLAIN | ones, hook_name=None, hook_point="blocks.8.hook_resid_pre", normalize_activations=False)
+    result = saelens_5(
+        folder,
+        PLAIN | ones,
+        hook_name=None,
+        hook_point="blocks.8.hook_resid_pre",
+        normalize_activations=False,
+    )
     config = json.loads((folder / "cfg.json").read_text())
     del config["hook_name"]
     (folder / "cfg.json").write_text(json.dumps(config))
@@ -149,9 +208,23 @@ def saelens_5_relu(folder):
 
 
 def sparsify(folder, tensors=None, **config):
-    config = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": F, "k": K, "multi_topk": False,
-              "skip_connection": False, "transcode": False, "d_in": D} | config
-    plain = {"encoder.weight": W_ENC.T.copy(), "encoder.bias": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC}
+    config = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": F,
+        "k": K,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": D,
+    } | config
+    plain = {
+        "encoder.weight": W_ENC.T.copy(),
+        "encoder.bias": B_ENC,
+        "W_dec": W_DEC,
+        "b_dec": B_DEC,
+    }
     write(folder, config, "sae.safetensors", plain | (tensors or {}))
     z = top(CENTRED @ W_ENC + B_ENC)
     return z, z @ W_DEC + B_DEC
@@ -159,8 +232,16 @@ def sparsify(folder, tensors=None, **config):
 
 def sparsify_no_num_latents(folder):
     """num_latents 0 stands for d_in times expansion_factor."""
-    sparsify(folder, {"encoder.weight": W_ENC.T[:18].copy(), "encoder.bias": B_ENC[:18].copy(), "W_dec": W_DEC[:18].copy()},
-             num_latents=0, expansion_factor=3)
+    sparsify(
+        folder,
+        {
+            "encoder.weight": W_ENC.T[:18].copy(),
+            "encoder.bias": B_ENC[:18].copy(),
+            "W_dec": W_DEC[:18].copy(),
+        },
+        num_latents=0,
+        expansion_factor=3,
+    )
     z = top((CENTRED @ W_ENC + B_ENC)[:, :18])
     return z, z @ W_DEC[:18] + B_DEC
 
@@ -169,20 +250,36 @@ LINEAR = {"encoder.weight": W_ENC.T.copy(), "encoder.bias": B_ENC, "decoder.weig
 
 
 def dictionary(folder, dict_class, tensors, trainer=None, **buffer):
-    trainer = {"dict_class": dict_class, "activation_dim": D, "dict_size": F, "k": K, "layer": 7, "lm_name": "openai-community/gpt2",
-               "submodule_name": "resid_post_layer_7", "seed": 5} | (trainer or {})
+    trainer = {
+        "dict_class": dict_class,
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "layer": 7,
+        "lm_name": "openai-community/gpt2",
+        "submodule_name": "resid_post_layer_7",
+        "seed": 5,
+    } | (trainer or {})
     return write(folder, {"trainer": trainer, "buffer": {"io": "out"} | buffer}, "ae.pt", tensors)
 
 
 def dictionary_topk(folder):
     """With a threshold in the file that its `encode` does not use."""
-    dictionary(folder, "AutoEncoderTopK", LINEAR | {"b_dec": B_DEC, "k": np.int32(K), "threshold": np.float32(2)})
+    dictionary(
+        folder,
+        "AutoEncoderTopK",
+        LINEAR | {"b_dec": B_DEC, "k": np.int32(K), "threshold": np.float32(2)},
+    )
     z = top(CENTRED @ W_ENC + B_ENC)
     return z, z @ W_DEC + B_DEC
 
 
 def dictionary_batchtopk(folder, threshold=1.5):
-    dictionary(folder, "BatchTopKSAE", LINEAR | {"b_dec": B_DEC, "k": np.int32(K), "threshold": np.float32(threshold)})
+    dictionary(
+        folder,
+        "BatchTopKSAE",
+        LINEAR | {"b_dec": B_DEC, "k": np.int32(K), "threshold": np.float32(threshold)},
+    )
     p = relu(CENTRED @ W_ENC + B_ENC)
     z = p * (p > threshold)
     return z, z @ W_DEC + B_DEC
@@ -201,9 +298,16 @@ def dictionary_matryoshka(folder):
 
 
 def dictionary_backup(folder):
-    """Made in training on activations divided by norm_factor; the final file has its biases and its threshold multiplied by it."""
+    """Made in training on activations divided by norm_factor; the final file has its biases and its
+    threshold multiplied by it.
+    """
     dictionary_batchtopk(folder)
-    backup = {"step": 3, "ae": torch.load(folder / "ae.pt"), "optimizer": {"state": {}, "lr": 0.1}, "norm_factor": 2.5}
+    backup = {
+        "step": 3,
+        "ae": torch.load(folder / "ae.pt"),
+        "optimizer": {"state": {}, "lr": 0.1},
+        "norm_factor": 2.5,
+    }
     torch.save(backup, folder / "ae.pt")
     p = relu((X - 2.5 * B_DEC.astype("float64")) @ W_ENC + 2.5 * B_ENC)
     z = p * (p > 2.5 * 1.5)
@@ -240,9 +344,20 @@ def dictionary_gated(folder):
 
 
 def authors(folder, sae_type="topk", tensors=PLAIN, **config):
-    config = {"sae_type": sae_type, "act_size": D, "dict_size": F, "top_k": K, "input_unit_norm": False, "dtype": "torch.bfloat16",
-              "model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "layer": 8, "seq_len": 128, "seed": 49,
-              "dataset_path": "someone/text"} | config
+    config = {
+        "sae_type": sae_type,
+        "act_size": D,
+        "dict_size": F,
+        "top_k": K,
+        "input_unit_norm": False,
+        "dtype": "torch.bfloat16",
+        "model_name": "gpt2-small",
+        "hook_point": "blocks.8.hook_resid_pre",
+        "layer": 8,
+        "seq_len": 128,
+        "seed": 49,
+        "dataset_path": "someone/text",
+    } | config
     return write(folder, config, "sae.pt", tensors)
 
 
@@ -255,15 +370,22 @@ def authors_topk(folder):
 
 def authors_bfloat16(folder):
     authors(folder)
-    torch.save({name: w.bfloat16() for name, w in torch.load(folder / "sae.pt").items()}, folder / "sae.pt")
-    w_enc, w_dec, b_dec = (torch.tensor(w).bfloat16().double().numpy() for w in (W_ENC, W_DEC, B_DEC))
+    torch.save(
+        {name: w.bfloat16() for name, w in torch.load(folder / "sae.pt").items()}, folder / "sae.pt"
+    )
+    w_enc, w_dec, b_dec = (
+        torch.tensor(w).bfloat16().double().numpy() for w in (W_ENC, W_DEC, B_DEC)
+    )
     z = top((X - b_dec) @ w_enc)
     return z, z @ w_dec + b_dec
 
 
 def authors_unit_norm(folder):
     authors(folder, input_unit_norm=True)
-    mean, std = X.mean(1, keepdims=True, dtype="float64"), X.std(1, keepdims=True, dtype="float64", ddof=1)
+    mean, std = (
+        X.mean(1, keepdims=True, dtype="float64"),
+        X.std(1, keepdims=True, dtype="float64", ddof=1),
+    )
     z = top(((X - mean) / (std + 1e-5) - B_DEC) @ W_ENC)
     return z, (z @ W_DEC + B_DEC) * std + mean
 
@@ -281,21 +403,56 @@ def authors_jumprelu(folder):
     return z, z @ W_DEC + B_DEC
 
 
-FORMATS = [saelens_topk, saelens_rescaled, saelens_not_centred, saelens_layer_norm, saelens_constant_norm, saelens_constant_factor,
-           saelens_jumprelu, saelens_batchtopk_in_training, saelens_gated, saelens_standard, saelens_5, saelens_5_oldest,
-           saelens_5_finetuned, saelens_5_relu, sparsify, sparsify_no_num_latents, dictionary_topk, dictionary_batchtopk,
-           dictionary_unset_threshold, dictionary_matryoshka, dictionary_backup, dictionary_jumprelu, dictionary_relu, dictionary_new,
-           dictionary_gated, authors_topk, authors_bfloat16, authors_unit_norm, authors_vanilla, authors_jumprelu]
+FORMATS = [
+    saelens_topk,
+    saelens_rescaled,
+    saelens_not_centred,
+    saelens_layer_norm,
+    saelens_constant_norm,
+    saelens_constant_factor,
+    saelens_jumprelu,
+    saelens_batchtopk_in_training,
+    saelens_gated,
+    saelens_standard,
+    saelens_5,
+    saelens_5_oldest,
+    saelens_5_finetuned,
+    saelens_5_relu,
+    sparsify,
+    sparsify_no_num_latents,
+    dictionary_topk,
+    dictionary_batchtopk,
+    dictionary_unset_threshold,
+    dictionary_matryoshka,
+    dictionary_backup,
+    dictionary_jumprelu,
+    dictionary_relu,
+    dictionary_new,
+    dictionary_gated,
+    authors_topk,
+    authors_bfloat16,
+    authors_unit_norm,
+    authors_vanilla,
+    authors_jumprelu,
+]
 
 
 def compare(sae, z, x_hat):
     x = torch.tensor(X)
-    assert 0 < (z > 0).mean() < 0.9   # a case in which something is kept and something is not
-    torch.testing.assert_close(sae.encode(x), torch.tensor(z, dtype=torch.float32), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(sae.reconstruct(x), torch.tensor(x_hat, dtype=torch.float32), atol=1e-5, rtol=1e-5)
-    values, indices = sae.encode_topk(x.view(5, 10, D))   # tokens in rows, as fidelity has them
-    assert torch.equal(torch.zeros(5, 10, sae.d_sae).scatter_(-1, indices, values).view(50, -1), sae.encode(x))
-    torch.testing.assert_close(sae.reconstruct(x.view(5, 10, D)).view(50, D), sae.reconstruct(x), atol=1e-5, rtol=1e-5)
+    assert 0 < (z > 0).mean() < 0.9  # a case in which something is kept and something is not
+    torch.testing.assert_close(
+        sae.encode(x), torch.tensor(z, dtype=torch.float32), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        sae.reconstruct(x), torch.tensor(x_hat, dtype=torch.float32), atol=1e-5, rtol=1e-5
+    )
+    values, indices = sae.encode_topk(x.view(5, 10, D))  # tokens in rows, as fidelity has them
+    assert torch.equal(
+        torch.zeros(5, 10, sae.d_sae).scatter_(-1, indices, values).view(50, -1), sae.encode(x)
+    )
+    torch.testing.assert_close(
+        sae.reconstruct(x.view(5, 10, D)).view(50, D), sae.reconstruct(x), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
@@ -305,8 +462,12 @@ def test_a_folder_computes_what_its_format_says(make, tmp_path):
     compare(sae, z, x_hat)
     assert all(w.dtype == torch.float32 and w.is_contiguous() for w in sae.weights.values())
     assert (sae.k is None) != (sae.threshold is None)
-    assert sae.metadata["layer"] == 8 and sae.metadata.get("model") in ("gpt2-small", "openai-community/gpt2", None)
-    sae.save(tmp_path / "again")   # and so does what `save` makes of it
+    assert sae.metadata["layer"] == 8 and sae.metadata.get("model") in (
+        "gpt2-small",
+        "openai-community/gpt2",
+        None,
+    )
+    sae.save(tmp_path / "again")  # and so does what `save` makes of it
     again = load_sae(tmp_path / "again")
     compare(again, z, x_hat)
     check_hook(again, "somewhere/gpt2", 8, tmp_path)
@@ -326,22 +487,43 @@ def test_saving_a_loaded_sae_twice_gives_the_same_bytes(tmp_path):
     for name in ("sae_weights.safetensors", "cfg.json"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
     written = json.loads((tmp_path / "b" / "cfg.json").read_text())
-    assert written["architecture"] == "jumprelu" and "k" not in written and not written["metadata"]["prepend_bos"]
+    assert (
+        written["architecture"] == "jumprelu"
+        and "k" not in written
+        and not written["metadata"]["prepend_bos"]
+    )
 
 
 def test_no_latent_above_its_threshold(tmp_path):
     saelens(tmp_path / "a", "jumprelu", PLAIN | {"threshold": np.full(F, 1e6, "float32")})
     sae = load_sae(tmp_path / "a")
     for x in (torch.tensor(X), torch.tensor(X[0]), torch.zeros(0, D)):
-        assert not sae.encode(x).any() and torch.equal(sae.reconstruct(x), sae.b_dec.expand(x.shape))
+        assert not sae.encode(x).any() and torch.equal(
+            sae.reconstruct(x), sae.b_dec.expand(x.shape)
+        )
 
 
-# --- the places an SAE says it reads ------------------------------------------------------------------------------------------------
+# --- the places an SAE says it reads --------------------------------------------------------------
 
-@pytest.mark.parametrize("hook, layer", [
-    ("blocks.8.hook_resid_pre", 8), ("blocks.8.hook_resid_post", 9), ("layers.10", 11), ("h.0", 1), ("transformer.h.3", 4),
-    ("gpt_neox.layers.15", 16), ("model.layers.2", 3), ("blocks.8.hook_resid_mid", None), ("blocks.8.hook_mlp_out", None),
-    ("layers.3.mlp", None), ("blocks.8.attn.hook_z", None), ("", None), (None, None)])
+
+@pytest.mark.parametrize(
+    "hook, layer",
+    [
+        ("blocks.8.hook_resid_pre", 8),
+        ("blocks.8.hook_resid_post", 9),
+        ("layers.10", 11),
+        ("h.0", 1),
+        ("transformer.h.3", 4),
+        ("gpt_neox.layers.15", 16),
+        ("model.layers.2", 3),
+        ("blocks.8.hook_resid_mid", None),
+        ("blocks.8.hook_mlp_out", None),
+        ("layers.3.mlp", None),
+        ("blocks.8.attn.hook_z", None),
+        ("", None),
+        (None, None),
+    ],
+)
 def test_the_block_a_hook_point_enters(hook, layer):
     assert layer_of(hook) == layer
 
@@ -352,56 +534,92 @@ def sae_of(**metadata):
     return sae
 
 
-@pytest.mark.parametrize("metadata, model", [
-    ({}, "gpt2"), ({"hook_name": "blocks.8.hook_resid_pre", "layer": 8}, "gpt2"),
-    ({"hook_name": "h.7", "model": "gpt2-small"}, "gpt2"), ({"layer": 8, "model": "openai-community/gpt2"}, "/models/gpt2/"),
-    ({"layer": 8, "model": "Llama-3.2-1B"}, "meta-llama/Llama-3.2-1B"),
-    ({"model": "meta-llama/Llama-3.2-1B-topk-sae-14336-pile-uncopyrighted"}, "meta-llama/Llama-3.2-1B")])
+@pytest.mark.parametrize(
+    "metadata, model",
+    [
+        ({}, "gpt2"),
+        ({"hook_name": "blocks.8.hook_resid_pre", "layer": 8}, "gpt2"),
+        ({"hook_name": "h.7", "model": "gpt2-small"}, "gpt2"),
+        ({"layer": 8, "model": "openai-community/gpt2"}, "/models/gpt2/"),
+        ({"layer": 8, "model": "Llama-3.2-1B"}, "meta-llama/Llama-3.2-1B"),
+        (
+            {"model": "meta-llama/Llama-3.2-1B-topk-sae-14336-pile-uncopyrighted"},
+            "meta-llama/Llama-3.2-1B",
+        ),
+    ],
+)
 def test_an_sae_of_the_profiles_place(metadata, model):
     check_hook(sae_of(**metadata), model, 8, "some/folder")
 
 
-@pytest.mark.parametrize("metadata, words", [
-    ({"hook_name": "blocks.9.hook_resid_pre"}, ["reads blocks.9.hook_resid_pre", "enters block 8"]),
-    ({"hook_name": "blocks.8.hook_resid_post"}, ["reads blocks.8.hook_resid_post", "enters block 8"]),
-    ({"hook_name": "blocks.8.hook_mlp_out"}, ["reads blocks.8.hook_mlp_out"]), ({"layer": 0}, ["the input of block 0"]),
-    ({"layer": 8, "model": "pythia-1.4b"}, ["model pythia-1.4b", "gpt2"]), ({"model": "gpt2-medium"}, ["model gpt2-medium"])])
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        (
+            {"hook_name": "blocks.9.hook_resid_pre"},
+            ["reads blocks.9.hook_resid_pre", "enters block 8"],
+        ),
+        (
+            {"hook_name": "blocks.8.hook_resid_post"},
+            ["reads blocks.8.hook_resid_post", "enters block 8"],
+        ),
+        ({"hook_name": "blocks.8.hook_mlp_out"}, ["reads blocks.8.hook_mlp_out"]),
+        ({"layer": 0}, ["the input of block 0"]),
+        ({"layer": 8, "model": "pythia-1.4b"}, ["model pythia-1.4b", "gpt2"]),
+        ({"model": "gpt2-medium"}, ["model gpt2-medium"]),
+    ],
+)
 def test_an_sae_of_another_place(metadata, words):
     with pytest.raises(SAEError) as error:
         check_hook(sae_of(**metadata), "openai-community/gpt2", 8, "some/folder")
-    assert all(word in str(error.value) for word in ["some/folder", *words]) and "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in ["some/folder", *words]) and "\n" not in str(
+        error.value
+    )
 
 
 def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
-    """sparsify: the folder is the hook point, the run's config.json has the model. dictionary_learning: layer, submodule_name, io."""
+    """sparsify: the folder is the hook point, the run's config.json has the model.
+    dictionary_learning: layer, submodule_name, io.
+    """
     sparsify(tmp_path / "run" / "h.3" / "seed2")
     (tmp_path / "run" / "config.json").write_text('{"model": "EleutherAI/pythia-70m"}')
     assert load_sae(tmp_path / "run" / "h.3" / "seed2").metadata == {
-        "seed": 2, "model": "EleutherAI/pythia-70m", "hook_name": "blocks.3.hook_resid_post", "layer": 4}
+        "seed": 2,
+        "model": "EleutherAI/pythia-70m",
+        "hook_name": "blocks.3.hook_resid_post",
+        "layer": 4,
+    }
     sparsify(tmp_path / "run" / "layers.3.mlp")
     with pytest.raises(SAEError, match="reads layers.3.mlp"):
         check_hook(load_sae(tmp_path / "run" / "layers.3.mlp"), "EleutherAI/pythia-70m", 3, "")
     sparsify(tmp_path / "elsewhere" / "my-sae")
     assert load_sae(tmp_path / "elsewhere" / "my-sae").metadata == {}
     topk = LINEAR | {"b_dec": B_DEC}
-    for trainer, buffer, hook in [({"submodule_name": None}, {}, "blocks.7.hook_resid_post"),
-                                  ({}, {"io": "in"}, "blocks.7.hook_resid_pre"),
-                                  ({"submodule_name": "resid_pre_layer_7"}, {}, "blocks.7.hook_resid_pre"),
-                                  ({"submodule_name": "mlp_layer_7"}, {}, "mlp_layer_7")]:
+    for trainer, buffer, hook in [
+        ({"submodule_name": None}, {}, "blocks.7.hook_resid_post"),
+        ({}, {"io": "in"}, "blocks.7.hook_resid_pre"),
+        ({"submodule_name": "resid_pre_layer_7"}, {}, "blocks.7.hook_resid_pre"),
+        ({"submodule_name": "mlp_layer_7"}, {}, "mlp_layer_7"),
+    ]:
         dictionary(tmp_path / "d", "AutoEncoderTopK", topk, trainer, **buffer)
         assert load_sae(tmp_path / "d").metadata["hook_name"] == hook
 
 
-# --- refused ------------------------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
+
 
 def edit(make, name, function):
     """Write a folder, then change its tensors in `name`."""
+
     def write_changed(folder):
         make(folder)
-        read, keep = (load_file, save_file) if name.endswith("safetensors") else (torch.load, torch.save)
+        read, keep = (
+            (load_file, save_file) if name.endswith("safetensors") else (torch.load, torch.save)
+        )
         tensors = read(folder / name)
         function(tensors)
         keep(tensors, folder / name)
+
     return write_changed
 
 
@@ -411,78 +629,193 @@ def transpose(*names):
 
 WITH_B_DEC = LINEAR | {"b_dec": B_DEC}
 REFUSED = {
-    "empty folder": (lambda f: f.mkdir(), ["no SAE here", "sae_weights.safetensors, sae.safetensors, ae.pt, sae.pt"]),
+    "empty folder": (
+        lambda f: f.mkdir(),
+        ["no SAE here", "sae_weights.safetensors, sae.safetensors, ae.pt, sae.pt"],
+    ),
     "no folder": (lambda f: None, ["no SAE here"]),
-    "two formats": (lambda f: (saelens_topk(f), save_file({"a": torch.ones(1)}, f / "sae.safetensors")), ["of different formats"]),
-    "sparsify: missing tensor": (edit(sparsify, "sae.safetensors", lambda t: t.pop("W_dec")),
-                                 ["sae.safetensors", "W_dec is missing"]),
-    "sparsify: transposed encoder": (edit(sparsify, "sae.safetensors", transpose("encoder.weight")),
-                                     ["encoder.weight is [6, 20], transposed"]),
-    "sparsify: transposed decoder": (edit(sparsify, "sae.safetensors", transpose("W_dec")),
-                                     ["W_dec is [6, 20], transposed", "[20, 6]"]),
+    "two formats": (
+        lambda f: (saelens_topk(f), save_file({"a": torch.ones(1)}, f / "sae.safetensors")),
+        ["of different formats"],
+    ),
+    "sparsify: missing tensor": (
+        edit(sparsify, "sae.safetensors", lambda t: t.pop("W_dec")),
+        ["sae.safetensors", "W_dec is missing"],
+    ),
+    "sparsify: transposed encoder": (
+        edit(sparsify, "sae.safetensors", transpose("encoder.weight")),
+        ["encoder.weight is [6, 20], transposed"],
+    ),
+    "sparsify: transposed decoder": (
+        edit(sparsify, "sae.safetensors", transpose("W_dec")),
+        ["W_dec is [6, 20], transposed", "[20, 6]"],
+    ),
     "sparsify: signed": (lambda f: sparsify(f, signed=True), ["cfg.json", "signed"]),
     "sparsify: other num_latents": (lambda f: sparsify(f, num_latents=21), ["cfg.json", "[21, 6]"]),
-    "sparsify: 0 latents, other expansion": (lambda f: sparsify(f, num_latents=0, expansion_factor=4), ["cfg.json", "[24, 6]"]),
-    "sparsify: 0 latents, no expansion": (lambda f: sparsify(f, num_latents=0, expansion_factor=0), ["num_latents = 0"]),
+    "sparsify: 0 latents, other expansion": (
+        lambda f: sparsify(f, num_latents=0, expansion_factor=4),
+        ["cfg.json", "[24, 6]"],
+    ),
+    "sparsify: 0 latents, no expansion": (
+        lambda f: sparsify(f, num_latents=0, expansion_factor=0),
+        ["num_latents = 0"],
+    ),
     "sparsify: k beyond": (lambda f: sparsify(f, k=21), ["k = 21", "num_latents = 20"]),
     "sparsify: groupmax": (lambda f: sparsify(f, activation="groupmax"), ["cfg.json", "groupmax"]),
     "sparsify: transcoder": (lambda f: sparsify(f, transcode=True), ["cfg.json", "transcode"]),
-    "sparsify: skip": (lambda f: sparsify(f, skip_connection=True), ["cfg.json", "skip_connection"]),
-    "sparsify: skip in the weights": (lambda f: sparsify(f, {"W_skip": np.ones((D, D), "float32")}), ["skip_connection"]),
-    "sparsify: no d_in": (lambda f: (sparsify(f), (f / "cfg.json").write_text('{"k": 4}')), ["cfg.json", "key d_in is missing"]),
-    "dictionary: missing tensor": (lambda f: dictionary(f, "BatchTopKSAE", WITH_B_DEC), ["ae.pt", "threshold is missing"]),
-    "dictionary: no b_dec": (lambda f: dictionary(f, "AutoEncoderTopK", LINEAR), ["ae.pt", "b_dec is missing"]),
-    "dictionary: transposed": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"decoder.weight": W_DEC}),
-                               ["decoder.weight", "transposed"]),
-    "dictionary: other size": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, {"dict_size": 19}),
-                               ["config.json", "[19, 6]"]),
-    "dictionary: k disagrees": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"k": np.int32(5)}),
-                                ["config.json", "k = 4", "says 5"]),
-    "dictionary: k of 0": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, {"k": 0}), ["k = 0"]),
-    "dictionary: NaN": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"b_dec": B_DEC * np.nan}), ["b_dec holds NaN"]),
-    "dictionary: unknown class": (lambda f: dictionary(f, "CrossCoder", WITH_B_DEC), ["config.json", "CrossCoder"]),
-    "dictionary: transcoder": (lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, io="in_and_out"),
-                               ["config.json", "transcoder"]),
-    "dictionary: no trainer": (lambda f: (dictionary_topk(f), (f / "config.json").write_text("{}")),
-                               ["config.json", "dict_class is missing"]),
-    "dictionary: a list": (lambda f: (dictionary_topk(f), (f / "config.json").write_text('{"trainer": []}')),
-                           ["config.json", "trainer holds a list"]),
+    "sparsify: skip": (
+        lambda f: sparsify(f, skip_connection=True),
+        ["cfg.json", "skip_connection"],
+    ),
+    "sparsify: skip in the weights": (
+        lambda f: sparsify(f, {"W_skip": np.ones((D, D), "float32")}),
+        ["skip_connection"],
+    ),
+    "sparsify: no d_in": (
+        lambda f: (sparsify(f), (f / "cfg.json").write_text('{"k": 4}')),
+        ["cfg.json", "key d_in is missing"],
+    ),
+    "dictionary: missing tensor": (
+        lambda f: dictionary(f, "BatchTopKSAE", WITH_B_DEC),
+        ["ae.pt", "threshold is missing"],
+    ),
+    "dictionary: no b_dec": (
+        lambda f: dictionary(f, "AutoEncoderTopK", LINEAR),
+        ["ae.pt", "b_dec is missing"],
+    ),
+    "dictionary: transposed": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"decoder.weight": W_DEC}),
+        ["decoder.weight", "transposed"],
+    ),
+    "dictionary: other size": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, {"dict_size": 19}),
+        ["config.json", "[19, 6]"],
+    ),
+    "dictionary: k disagrees": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"k": np.int32(5)}),
+        ["config.json", "k = 4", "says 5"],
+    ),
+    "dictionary: k of 0": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, {"k": 0}),
+        ["k = 0"],
+    ),
+    "dictionary: NaN": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC | {"b_dec": B_DEC * np.nan}),
+        ["b_dec holds NaN"],
+    ),
+    "dictionary: unknown class": (
+        lambda f: dictionary(f, "CrossCoder", WITH_B_DEC),
+        ["config.json", "CrossCoder"],
+    ),
+    "dictionary: transcoder": (
+        lambda f: dictionary(f, "AutoEncoderTopK", WITH_B_DEC, io="in_and_out"),
+        ["config.json", "transcoder"],
+    ),
+    "dictionary: no trainer": (
+        lambda f: (dictionary_topk(f), (f / "config.json").write_text("{}")),
+        ["config.json", "dict_class is missing"],
+    ),
+    "dictionary: a list": (
+        lambda f: (dictionary_topk(f), (f / "config.json").write_text('{"trainer": []}')),
+        ["config.json", "trainer holds a list"],
+    ),
     "authors: batchtopk": (lambda f: authors(f, "batchtopk"), ["config.json", "whole batch"]),
     "authors: unknown": (lambda f: authors(f, "nnet"), ["config.json", "nnet"]),
-    "authors: no k": (lambda f: (authors(f), (f / "config.json").write_text('{"sae_type": "topk", "act_size": 6, "dict_size": 20}')),
-                      ["config.json", "top_k is missing"]),
-    "authors: transposed": (lambda f: authors(f, tensors=PLAIN | {"W_enc": W_ENC.T.copy()}),
-                            ["sae.pt", "W_enc is [20, 6], transposed"]),
+    "authors: no k": (
+        lambda f: (
+            authors(f),
+            (f / "config.json").write_text('{"sae_type": "topk", "act_size": 6, "dict_size": 20}'),
+        ),
+        ["config.json", "top_k is missing"],
+    ),
+    "authors: transposed": (
+        lambda f: authors(f, tensors=PLAIN | {"W_enc": W_ENC.T.copy()}),
+        ["sae.pt", "W_enc is [20, 6], transposed"],
+    ),
     "authors: other size": (lambda f: authors(f, act_size=7), ["sae.pt", "[7, 20]", "config.json"]),
-    "authors: no config": (lambda f: (authors(f), (f / "config.json").unlink()), ["config.json is missing"]),
-    "authors: a whole module": (lambda f: (authors(f), torch.save(torch.nn.Linear(2, 2), f / "sae.pt")), ["sae.pt: not opened"]),
-    "authors: a list": (lambda f: (authors(f), torch.save([1], f / "sae.pt")), ["sae.pt: holds a list"]),
-    "authors: truncated": (lambda f: (authors(f), (f / "sae.pt").write_bytes((f / "sae.pt").read_bytes()[:-200])),
-                           ["sae.pt: not opened"]),
-    "authors: text": (lambda f: (authors(f), (f / "sae.pt").write_text("version https://git-lfs.github.com/spec/v1")),
-                      ["sae.pt: not opened"]),
-    "saelens: attention heads": (lambda f: saelens(f, k=K, reshape_activations="hook_z"), ["cfg.json", "hook_z"]),
-    "saelens: factor not known": (lambda f: saelens(f, k=K, normalize_activations="expected_average_only_in"),
-                                  ["cfg.json", "activation_scaler.json"]),
-    "saelens: null": (lambda f: (saelens_constant_factor(f), (f / "activation_scaler.json").write_text('{"scaling_factor": null}')),
-                      ["cfg.json", "activation_scaler.json"]),
-    "saelens 5: factor not known": (lambda f: saelens_5(f, normalize_activations=True), ["cfg.json", "expected_average_only_in"]),
-    "saelens: whitening": (lambda f: saelens(f, k=K, normalize_activations="covariance_whitening"),
-                           ["cfg.json", "covariance_whitening"]),
-    "saelens: transcoder": (lambda f: saelens(f, "transcoder"), ["cfg.json", "architecture transcoder"]),
-    "saelens: signed topk": (lambda f: saelens(f, "abstopk", k=K), ["cfg.json", "architecture abstopk"]),
-    "saelens 5: jumprelu, then topk": (lambda f: saelens_5(f, PLAIN | {"threshold": THRESHOLD}, architecture="jumprelu"),
-                                       ["cfg.json", "activation topk", "jumprelu"]),
-    "saelens 5: gated, then topk": (lambda f: saelens_5(f, architecture="gated"), ["cfg.json", "activation topk", "gated"]),
-    "saelens: skip in the weights": (lambda f: saelens(f, tensors=PLAIN | {"W_skip": np.ones((D, D), "float32")}, k=K),
-                                     ["sae_weights.safetensors", "W_skip"]),
-    "saelens 5: tanh": (lambda f: saelens_5(f, activation_fn_str="tanh-relu"), ["cfg.json", "tanh-relu"]),
-    "saelens 5: factor unsaid": (lambda f: saelens_5(f, PLAIN | {"scaling_factor": OTHER}),
-                                 ["cfg.json", "finetuning_scaling_factor"]),
+    "authors: no config": (
+        lambda f: (authors(f), (f / "config.json").unlink()),
+        ["config.json is missing"],
+    ),
+    "authors: a whole module": (
+        lambda f: (authors(f), torch.save(torch.nn.Linear(2, 2), f / "sae.pt")),
+        ["sae.pt: not opened"],
+    ),
+    "authors: a list": (
+        lambda f: (authors(f), torch.save([1], f / "sae.pt")),
+        ["sae.pt: holds a list"],
+    ),
+    "authors: truncated": (
+        lambda f: (authors(f), (f / "sae.pt").write_bytes((f / "sae.pt").read_bytes()[:-200])),
+        ["sae.pt: not opened"],
+    ),
+    "authors: text": (
+        lambda f: (
+            authors(f),
+            (f / "sae.pt").write_text("version https://git-lfs.github.com/spec/v1"),
+        ),
+        ["sae.pt: not opened"],
+    ),
+    "saelens: attention heads": (
+        lambda f: saelens(f, k=K, reshape_activations="hook_z"),
+        ["cfg.json", "hook_z"],
+    ),
+    "saelens: factor not known": (
+        lambda f: saelens(f, k=K, normalize_activations="expected_average_only_in"),
+        ["cfg.json", "activation_scaler.json"],
+    ),
+    "saelens: null": (
+        lambda f: (
+            saelens_constant_factor(f),
+            (f / "activation_scaler.json").write_text('{"scaling_factor": null}'),
+        ),
+        ["cfg.json", "activation_scaler.json"],
+    ),
+    "saelens 5: factor not known": (
+        lambda f: saelens_5(f, normalize_activations=True),
+        ["cfg.json", "expected_average_only_in"],
+    ),
+    "saelens: whitening": (
+        lambda f: saelens(f, k=K, normalize_activations="covariance_whitening"),
+        ["cfg.json", "covariance_whitening"],
+    ),
+    "saelens: transcoder": (
+        lambda f: saelens(f, "transcoder"),
+        ["cfg.json", "architecture transcoder"],
+    ),
+    "saelens: signed topk": (
+        lambda f: saelens(f, "abstopk", k=K),
+        ["cfg.json", "architecture abstopk"],
+    ),
+    "saelens 5: jumprelu, then topk": (
+        lambda f: saelens_5(f, PLAIN | {"threshold": THRESHOLD}, architecture="jumprelu"),
+        ["cfg.json", "activation topk", "jumprelu"],
+    ),
+    "saelens 5: gated, then topk": (
+        lambda f: saelens_5(f, architecture="gated"),
+        ["cfg.json", "activation topk", "gated"],
+    ),
+    "saelens: skip in the weights": (
+        lambda f: saelens(f, tensors=PLAIN | {"W_skip": np.ones((D, D), "float32")}, k=K),
+        ["sae_weights.safetensors", "W_skip"],
+    ),
+    "saelens 5: tanh": (
+        lambda f: saelens_5(f, activation_fn_str="tanh-relu"),
+        ["cfg.json", "tanh-relu"],
+    ),
+    "saelens 5: factor unsaid": (
+        lambda f: saelens_5(f, PLAIN | {"scaling_factor": OTHER}),
+        ["cfg.json", "finetuning_scaling_factor"],
+    ),
     "saelens: missing threshold": (lambda f: saelens(f, "jumprelu"), ["threshold is missing"]),
-    "saelens: a threshold for all": (lambda f: saelens(f, "jumprelu", PLAIN | {"threshold": np.float32(1)}),
-                                     ["threshold is []", "[20]"]),
-    "saelens: another d_sae": (lambda f: saelens(f, k=K, d_sae=24), ["sae_weights.safetensors", "[6, 24]", "cfg.json"]),
+    "saelens: a threshold for all": (
+        lambda f: saelens(f, "jumprelu", PLAIN | {"threshold": np.float32(1)}),
+        ["threshold is []", "[20]"],
+    ),
+    "saelens: another d_sae": (
+        lambda f: saelens(f, k=K, d_sae=24),
+        ["sae_weights.safetensors", "[6, 24]", "cfg.json"],
+    ),
     "saelens: d_sae 0": (lambda f: saelens(f, k=K, d_sae=0), ["cfg.json", "d_sae = 0"]),
 }
 
@@ -494,7 +827,11 @@ def test_what_cannot_be_represented_or_trusted_is_refused(case, tmp_path):
     with pytest.raises(SAEError) as error:
         load_sae(tmp_path / "a")
     message = str(error.value)
-    assert str(tmp_path / "a") in message and all(word in message for word in words) and "\n" not in message
+    assert (
+        str(tmp_path / "a") in message
+        and all(word in message for word in words)
+        and "\n" not in message
+    )
 
 
 class Touch:
@@ -511,13 +848,22 @@ def pickled(value, path):
     path.write_bytes(pickle.dumps(value, 2))
 
 
-@pytest.mark.parametrize("make, name", [(authors, "sae.pt"), (dictionary_topk, "ae.pt"), (saelens_topk, "sae_weights.safetensors")])
-@pytest.mark.parametrize("save, load", [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickled, pickle.load)])
+@pytest.mark.parametrize(
+    "make, name",
+    [(authors, "sae.pt"), (dictionary_topk, "ae.pt"), (saelens_topk, "sae_weights.safetensors")],
+)
+@pytest.mark.parametrize(
+    "save, load",
+    [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickled, pickle.load)],
+)
 def test_code_in_a_pickle_is_never_run(make, name, save, load, tmp_path):
     make(tmp_path / "a")
-    save({"W_enc": torch.tensor(W_ENC), "b_dec": Touch(str(tmp_path / "touched"))}, tmp_path / "a" / name)
+    save(
+        {"W_enc": torch.tensor(W_ENC), "b_dec": Touch(str(tmp_path / "touched"))},
+        tmp_path / "a" / name,
+    )
     with pytest.raises(SAEError, match=f"{name}: (not opened|truncated)"):
         load_sae(tmp_path / "a")
     assert not (tmp_path / "touched").exists()
-    load(io.BytesIO((tmp_path / "a" / name).read_bytes()))   # what opening it carelessly does
+    load(io.BytesIO((tmp_path / "a" / name).read_bytes()))  # what opening it carelessly does
     assert (tmp_path / "touched").exists()

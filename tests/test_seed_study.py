@@ -1,4 +1,6 @@
-"""Notebook 08's stage on a tiny model: all SAEs from one stream per layer, reused when whole, and rows that repeat."""
+"""Notebook 08's stage on a tiny model: all SAEs from one stream per layer, reused when whole, and
+rows that repeat.
+"""
 
 import dataclasses
 
@@ -14,7 +16,7 @@ from faithful_sae.seed_dependence import fitted_curves
 from faithful_sae.seed_findings import findings
 from faithful_sae.stages.seed_study import study_seeds, train_seeds
 
-SIZES = 1, 24, 4, 400   # layer, d_sae, k, tokens of the plain SAEs
+SIZES = 1, 24, 4, 400  # layer, d_sae, k, tokens of the plain SAEs
 
 
 @pytest.fixture
@@ -31,11 +33,26 @@ def stamp(run, layer):
 def test_every_sae_that_was_asked_for(studied):
     run, saes, summary = studied
     wanted = {(*SIZES, seed) for seed in (1, 2, 3)}
-    wanted |= {(*sizes, seed) for seed in (1, 2) for sizes in ((1, 12, 4, 400), (1, 24, 2, 400), (1, 24, 4, 200), (0, 24, 4, 400))}
-    assert set(saes) == wanted == set(summary[["layer", "d_sae", "k", "tokens", "seed"]].itertuples(index=False, name=None))
+    wanted |= {
+        (*sizes, seed)
+        for seed in (1, 2)
+        for sizes in ((1, 12, 4, 400), (1, 24, 2, 400), (1, 24, 4, 200), (0, 24, 4, 400))
+    }
+    assert (
+        set(saes)
+        == wanted
+        == set(
+            summary[["layer", "d_sae", "k", "tokens", "seed"]].itertuples(index=False, name=None)
+        )
+    )
     for (layer, d_sae, k, tokens, seed), sae in saes.items():
         assert (sae.d_sae, sae.k) == (d_sae, k)
-        assert [sae.metadata[key] for key in ("layer", "training_tokens", "seed", "corpus")] == [layer, tokens, seed, "text"]
+        assert [sae.metadata[key] for key in ("layer", "training_tokens", "seed", "corpus")] == [
+            layer,
+            tokens,
+            seed,
+            "text",
+        ]
     assert summary.weights.nunique() == len(summary) and summary.fvu.between(0, 2).all()
 
 
@@ -45,49 +62,86 @@ def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied,
     again, same = train_seeds(run)
     assert (stamp(run, 0), stamp(run, 1)) == before and list(again) == list(saes)
     pd.testing.assert_frame_equal(same, summary)
-    file = run.artifacts / "seed_saes" / "layer0" / "d_sae24_k4_tokens400_seed2" / "sae_weights.safetensors"
+    file = (
+        run.artifacts
+        / "seed_saes"
+        / "layer0"
+        / "d_sae24_k4_tokens400_seed2"
+        / "sae_weights.safetensors"
+    )
     original = file.read_bytes()
     file.write_bytes(original[:-50])
     monkeypatch.setattr(pipeline, "ROOT", run.artifacts.parent.parent.parent)
     pipeline.take_possession([run])
-    assert not (run.artifacts / "rows" / "seed_saes.csv").exists()   # so that Snakemake runs the notebook again
+    assert not (
+        run.artifacts / "rows" / "seed_saes.csv"
+    ).exists()  # so that Snakemake runs the notebook again
     train_seeds(run)
-    assert file.read_bytes() == original and stamp(run, 1) == before[1] and stamp(run, 0) > before[0]
+    assert (
+        file.read_bytes() == original and stamp(run, 1) == before[1] and stamp(run, 0) > before[0]
+    )
 
 
 def test_a_changed_sweep_retrains_its_layer_alone(studied):
     run, *_ = studied
     before = stamp(run, 0), stamp(run, 1)
-    train_seeds(dataclasses.replace(run, seed_dependence=dataclasses.replace(run.seed_dependence, k=(3,))))
+    train_seeds(
+        dataclasses.replace(run, seed_dependence=dataclasses.replace(run.seed_dependence, k=(3,)))
+    )
     assert stamp(run, 0) == before[0] and stamp(run, 1) > before[1]
 
 
 def test_budgets_beyond_the_corpus_are_one_sae(make_run, capsys):
-    run = make_run({"seed_dependence": SEED_DEPENDENCE | {"tokens": [200, 5000, 6000], "layers": []}})
+    run = make_run(
+        {"seed_dependence": SEED_DEPENDENCE | {"tokens": [200, 5000, 6000], "layers": []}}
+    )
     saes, summary = train_seeds(run)
     assert "sae.max_epochs = 2" in capsys.readouterr().out
-    assert summary.tokens.nunique() == 3 and len(summary[summary.tokens > 400]) == 2   # 200, 400 and the most there is
+    assert (
+        summary.tokens.nunique() == 3 and len(summary[summary.tokens > 400]) == 2
+    )  # 200, 400 and the most there is
 
 
 def test_rows(studied):
     run, saes, _ = studied
     rows = study_seeds(run, saes)
     pairs = rows["seed_pairs"]
-    assert pairs.groupby("sweep").size().to_dict() == {"seeds": 3, "d_sae": 2, "k": 2, "tokens": 2, "layer": 2}
+    assert pairs.groupby("sweep").size().to_dict() == {
+        "seeds": 3,
+        "d_sae": 2,
+        "k": 2,
+        "tokens": 2,
+        "layer": 2,
+    }
     for row in pairs[pairs.sweep == "seeds"].itertuples():
         a, b = (saes[(*SIZES, seed)] for seed in (row.seed_a, row.seed_b))
-        assert row.shared == shared_feature_ratio(a, b, 0.7, "encoder+decoder") and row.shared_decoder == shared_feature_ratio(a, b, 0.7)
+        assert row.shared == shared_feature_ratio(
+            a, b, 0.7, "encoder+decoder"
+        ) and row.shared_decoder == shared_feature_ratio(a, b, 0.7)
     tokens = pairs[(pairs.sweep == "tokens") & (pairs.value == 200)].iloc[0]
-    assert tokens.shared_decoder == shared_feature_ratio(saes[1, 24, 4, 200, 1], saes[1, 24, 4, 200, 2], 0.7)
+    assert tokens.shared_decoder == shared_feature_ratio(
+        saes[1, 24, 4, 200, 1], saes[1, 24, 4, 200, 2], 0.7
+    )
     layer = pairs[(pairs.sweep == "layer") & (pairs.value == 0)].iloc[0]
-    assert layer.shared_decoder == shared_feature_ratio(saes[0, 24, 4, 400, 1], saes[0, 24, 4, 400, 2], 0.7)
+    assert layer.shared_decoder == shared_feature_ratio(
+        saes[0, 24, 4, 400, 1], saes[0, 24, 4, 400, 2], 0.7
+    )
     plain = pairs[pairs.sweep == "seeds"].iloc[0]
-    for sweep, value in (("d_sae", 24), ("k", 4), ("tokens", 400), ("layer", 1)):   # each sweep goes through the plain SAEs
+    for sweep, value in (
+        ("d_sae", 24),
+        ("k", 4),
+        ("tokens", 400),
+        ("layer", 1),
+    ):  # each sweep goes through the plain SAEs
         row = pairs[(pairs.sweep == sweep) & (pairs.value == value)].iloc[0]
         assert row.shared == plain.shared and row.mmcs == plain.mmcs
-    cut = rows["seed_threshold"].query("definition == 'shared_decoder' and threshold == 0.7").iloc[0]
+    cut = (
+        rows["seed_threshold"].query("definition == 'shared_decoder' and threshold == 0.7").iloc[0]
+    )
     shares = pairs[pairs.sweep == "seeds"].shared_decoder
-    np.testing.assert_allclose([cut["mean"], cut["min"], cut["max"]], [shares.mean(), shares.min(), shares.max()])
+    np.testing.assert_allclose(
+        [cut["mean"], cut["min"], cut["max"]], [shares.mean(), shares.min(), shares.max()]
+    )
     files = {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
     assert set(files) == {f"{name}.csv" for name in pipeline.ROWS["08_seed_dependence"]}
     study_seeds(run, train_seeds(run)[0])
@@ -100,21 +154,42 @@ def test_figures_and_findings_of_tiny_rows(studied):
     latents, pairs = rows["seed_latents"].assign(threshold=0.7, others=2), rows["seed_pairs"]
     swept = pairs[pairs.sweep != "seeds"].assign(plain=24)
     silent = latents.assign(firing=0.0)
-    for draw, data in ((seed_plots.matched_cosines, latents), (seed_plots.matched_cosines, latents.assign(agree=True, decoder_cosine=1.0)),
-                       (seed_plots.firing, latents), (seed_plots.firing, silent), (seed_plots.maximum_cosines, latents),
-                       (seed_plots.only_in_base, fitted_curves(rows["seed_curve"], rows["seed_fits"])),
-                       (seed_plots.thresholds, rows["seed_threshold"].assign(chosen=0.7)), (seed_plots.sweeps, swept),
-                       (seed_plots.mean_cosines, swept), (seed_plots.sweeps, swept[:0])):
+    for draw, data in (
+        (seed_plots.matched_cosines, latents),
+        (seed_plots.matched_cosines, latents.assign(agree=True, decoder_cosine=1.0)),
+        (seed_plots.firing, latents),
+        (seed_plots.firing, silent),
+        (seed_plots.maximum_cosines, latents),
+        (seed_plots.only_in_base, fitted_curves(rows["seed_curve"], rows["seed_fits"])),
+        (seed_plots.thresholds, rows["seed_threshold"].assign(chosen=0.7)),
+        (seed_plots.sweeps, swept),
+        (seed_plots.mean_cosines, swept),
+        (seed_plots.sweeps, swept[:0]),
+    ):
         assert draw(data).get_axes()
     table = findings(run, rows)
-    assert table.notna().all(axis=None) and set(table.verdict) <= {"holds", "does not hold", "open", "not testable"}
+    assert table.notna().all(axis=None) and set(table.verdict) <= {
+        "holds",
+        "does not hold",
+        "open",
+        "not testable",
+    }
     assert not table.measured.str.contains("nan").any()
 
 
 def test_a_run_without_the_section_has_no_08(make_run):
     without, with_it = make_run(name="a"), make_run({"seed_dependence": SEED_DEPENDENCE}, name="b")
-    assert pipeline.stages([without]) == [s for s in pipeline.stages([with_it]) if s != "08_seed_dependence"]
-    assert not notebook_exhibits(without, "08_seed_dependence") and len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
-    made = [f for f in pipeline.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]]
+    assert pipeline.stages([without]) == [
+        s for s in pipeline.stages([with_it]) if s != "08_seed_dependence"
+    ]
+    assert (
+        not notebook_exhibits(without, "08_seed_dependence")
+        and len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
+    )
+    made = [
+        f for f in pipeline.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]
+    ]
     assert made and all("/b/" in f or "_b." in f for f in made)
-    assert not any("seed_" in f.rsplit("/", 1)[1] for f in pipeline.paper_inputs([without, with_it]))   # 07 does not wait for 08
+    assert not any(
+        "seed_" in f.rsplit("/", 1)[1] for f in pipeline.paper_inputs([without, with_it])
+    )  # 07 does not wait for 08

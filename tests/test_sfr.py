@@ -1,4 +1,6 @@
-"""SFR against a computation with scipy written here, and hand cases for its threshold and its variants."""
+"""SFR against a computation with scipy written here, and hand cases for its threshold and its
+variants.
+"""
 
 import math
 from types import SimpleNamespace
@@ -14,8 +16,12 @@ from faithful_sae.sfr import compare_seeds, shared_feature_ratios
 
 def dictionary(w_dec, w_enc=None, firing=None):
     w_dec = torch.as_tensor(w_dec, dtype=torch.float32)
-    return SimpleNamespace(W_dec=w_dec, W_enc=w_dec.T if w_enc is None else torch.as_tensor(w_enc, dtype=torch.float32),
-                           firing=torch.ones(len(w_dec)) if firing is None else torch.tensor(firing), d_sae=len(w_dec))
+    return SimpleNamespace(
+        W_dec=w_dec,
+        W_enc=w_dec.T if w_enc is None else torch.as_tensor(w_enc, dtype=torch.float32),
+        firing=torch.ones(len(w_dec)) if firing is None else torch.tensor(firing),
+        d_sae=len(w_dec),
+    )
 
 
 def by_scipy(a, b, threshold, criterion):
@@ -24,6 +30,7 @@ def by_scipy(a, b, threshold, criterion):
         cos = (A / np.linalg.norm(A, axis=1)[:, None]) @ (B / np.linalg.norm(B, axis=1)[:, None]).T
         columns = linear_sum_assignment(cos, maximize=True)[1]
         return columns, cos[np.arange(len(A)), columns]
+
     to, cosine = match(a.W_dec, b.W_dec)
     hits = cosine >= threshold
     if criterion == "encoder+decoder":
@@ -40,7 +47,10 @@ def test_equals_scipy(criterion):
         w, noise = rng.normal(size=(n, d)), rng.uniform(0, 2)
         a = dictionary(w, w_enc=(w + 0.3 * rng.normal(size=(n, d))).T)
         order = rng.permutation(n)
-        b = dictionary((w + noise * rng.normal(size=(n, d)))[order], w_enc=(w + noise * rng.normal(size=(n, d)))[order].T)
+        b = dictionary(
+            (w + noise * rng.normal(size=(n, d)))[order],
+            w_enc=(w + noise * rng.normal(size=(n, d)))[order].T,
+        )
         got = shared_feature_ratio(a, b, criterion=criterion)
         assert got == by_scipy(a, b, 0.7, criterion) and isinstance(got, float)
         values.append(got)
@@ -51,7 +61,10 @@ def test_equals_scipy(criterion):
 def test_many_seeds_at_once_equal_each_pair(criterion):
     rng = np.random.default_rng(3)
     w = rng.normal(size=(40, 8))
-    saes = {seed: dictionary(w + 0.4 * rng.normal(size=w.shape), (w + 0.3 * rng.normal(size=w.shape)).T) for seed in (4, 9, 2)}
+    saes = {
+        seed: dictionary(w + 0.4 * rng.normal(size=w.shape), (w + 0.3 * rng.normal(size=w.shape)).T)
+        for seed in (4, 9, 2)
+    }
     table = shared_feature_ratios(saes, criterion=criterion)
     for a in saes:
         for b in saes:
@@ -65,7 +78,10 @@ def test_ties_and_duplicates():
     for _ in range(100):
         n, copies = rng.integers(1, 8), rng.integers(2, 4)
         A, B = rng.normal(size=(2, n, 5))
-        a, b = dictionary(np.repeat(A, copies, 0)), dictionary(np.repeat(B, copies, 0)[rng.permutation(n * copies)])
+        a, b = (
+            dictionary(np.repeat(A, copies, 0)),
+            dictionary(np.repeat(B, copies, 0)[rng.permutation(n * copies)]),
+        )
         assert shared_feature_ratio(a, b) == by_scipy(a, b, 0.7, "decoder")
 
 
@@ -75,29 +91,42 @@ def test_a_shuffled_copy_shares_everything(criterion):
     other, order = TopKSAE(16, 300, 4, 1), torch.randperm(300)
     other.W_dec, other.W_enc = sae.W_dec[order], sae.W_enc[:, order]
     assert shared_feature_ratio(sae, other, criterion=criterion) == 1.0
-    other.W_enc = other.W_enc.roll(1, 1)  # the decoders agree still, each encoder column now belongs to another latent
-    assert shared_feature_ratio(sae, other) == 1.0 and shared_feature_ratio(sae, other, criterion="encoder+decoder") < 0.02
+    other.W_enc = other.W_enc.roll(
+        1, 1
+    )  # the decoders agree still, each encoder column now belongs to another latent
+    assert (
+        shared_feature_ratio(sae, other) == 1.0
+        and shared_feature_ratio(sae, other, criterion="encoder+decoder") < 0.02
+    )
 
 
 def test_random_dictionaries_share_nothing():
     """In 64 dimensions a random cosine has standard deviation 1/8: 0.7 is 5.6 of them away."""
     a, b = TopKSAE(64, 400, 4, 0), TopKSAE(64, 400, 4, 1)
-    assert shared_feature_ratio(a, b) < 0.01 and shared_feature_ratio(a, b) == shared_feature_ratio(b, a)
+    assert shared_feature_ratio(a, b) < 0.01 and shared_feature_ratio(a, b) == shared_feature_ratio(
+        b, a
+    )
 
 
 def test_the_threshold_itself_counts():
     """The cosine is 1/2 exactly, in binary too."""
     a, b = dictionary([[0.5, 0.5, 0.5, 0.5]]), dictionary([[1.0, 0, 0, 0]])
-    assert shared_feature_ratio(a, b, 0.5) == 1.0 and shared_feature_ratio(a, b, math.nextafter(0.5, 1)) == 0.0
+    assert (
+        shared_feature_ratio(a, b, 0.5) == 1.0
+        and shared_feature_ratio(a, b, math.nextafter(0.5, 1)) == 0.0
+    )
     rows, _ = compare_seeds({1: a, 2: b}, 0.5, 0.0)
-    assert rows.sfr[0] == 1.0 and rows.sfr_strict[0] == 0.0  # the authors' code asks for more than the threshold
+    assert (
+        rows.sfr[0] == 1.0 and rows.sfr_strict[0] == 0.0
+    )  # the authors' code asks for more than the threshold
 
 
 def test_alive_by_hand():
-    """Latents 0-4 of A are axes 0-4. B holds axes 4, 0, 1 and two others in its rows, so A matches 0->1, 1->2, 4->0.
+    """Latents 0-4 of A are axes 0-4. B holds axes 4, 0, 1 and two others in its rows, so A matches
+    0->1, 1->2, 4->0.
 
-    Shared 0, 1, 4 of 5: SFR 3/5. Dead: 1 and 2 of A, row 0 of B. Pairs alive on both sides: 0 (shared) and 3 (an orphan),
-    since 4 is matched to a dead row: alive SFR 1/2.
+    Shared 0, 1, 4 of 5: SFR 3/5. Dead: 1 and 2 of A, row 0 of B. Pairs alive on both sides: 0
+    (shared) and 3 (an orphan), since 4 is matched to a dead row: alive SFR 1/2.
     """
     axes = torch.eye(8)
     a = dictionary(axes[:5], firing=[0.2, 0.0, 0.0, 0.3, 0.1])
@@ -107,7 +136,11 @@ def test_alive_by_hand():
     assert (row.seed_a, row.seed_b, row.d_sae) == (42, 49, 5)
     assert row.sfr == 0.6 and row.sfr_alive == 0.5 and row.sfr_encoder_decoder == 0.6
     assert abs(row.dead - 0.3) < 1e-12 and abs(row.mean_cosine - 0.6) < 1e-12
-    assert latents.match.tolist()[:2] == [1, 2] and latents.match[4] == 0 and latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
+    assert (
+        latents.match.tolist()[:2] == [1, 2]
+        and latents.match[4] == 0
+        and latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
+    )
     assert latents.alive_both.tolist() == [True, False, False, True, False]
     strict, _ = compare_seeds({42: a, 49: b}, 0.7, 0.1)  # at the limit is dead
     assert abs(strict.dead[0] - 0.8) < 1e-12 and np.isnan(strict.sfr_alive[0])
@@ -119,7 +152,9 @@ def test_every_pair_of_seeds():
     assert list(zip(rows.seed_a, rows.seed_b)) == [(1, 2), (1, 3), (2, 3)] and len(latents) == 18
     for _, row in rows.iterrows():
         assert row.sfr == by_scipy(saes[row.seed_a], saes[row.seed_b], 0.7, "decoder")
-        assert row.sfr_encoder_decoder == by_scipy(saes[row.seed_a], saes[row.seed_b], 0.7, "encoder+decoder")
+        assert row.sfr_encoder_decoder == by_scipy(
+            saes[row.seed_a], saes[row.seed_b], 0.7, "encoder+decoder"
+        )
 
 
 def test_errors():

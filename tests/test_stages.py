@@ -1,4 +1,6 @@
-"""The stages on a tiny model: what exists is reused, what is damaged is refused or made again, and order matters."""
+"""The stages on a tiny model: what exists is reused, what is damaged is refused or made again, and
+order matters.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -43,26 +45,45 @@ def test_training_again_reuses_what_is_there_and_a_new_corpus_leaves_the_old_one
     assert stamp(run, "text") > before[0]
 
 
-def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(make_run, monkeypatch):
+def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
+    make_run, monkeypatch
+):
     run = make_run({"sae.tokens": 900})
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
-    file, kept = run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors", run.artifacts / "activations"
+    file, kept = (
+        run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors",
+        run.artifacts / "activations",
+    )
     before = file.read_bytes()
     remove(run.artifacts / "saes")
     caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
     train_all(caching, lm)
-    assert file.read_bytes() == before and load_saes(run, lm) and {f.name.rpartition("-")[0] for f in kept.iterdir()} == {"text-layer1", "faithful-layer1"}
+    assert (
+        file.read_bytes() == before
+        and load_saes(run, lm)
+        and {f.name.rpartition("-")[0] for f in kept.iterdir()}
+        == {"text-layer1", "faithful-layer1"}
+    )
     first = set(kept.iterdir())
     train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
     assert set(kept.iterdir()) == first
     rows, folders = corpus(run, "text", lm), set()
     changes = ({"buffer_tokens": 64}, {"lm_batch_rows": 4}, {"include_bos": True})
-    for changed in (caching, dataclasses.replace(caching, layer=0), dataclasses.replace(caching, threads=2),
-                    *(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, **change)) for change in changes)):
+    for changed in (
+        caching,
+        dataclasses.replace(caching, layer=0),
+        dataclasses.replace(caching, threads=2),
+        *(
+            dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, **change))
+            for change in changes
+        ),
+    ):
         folders.add(activation_cache(changed, "text", rows, lm).folder)
-    folders.add(activation_cache(caching, "text", dataclasses.replace(rows, key="another"), lm).folder)
+    folders.add(
+        activation_cache(caching, "text", dataclasses.replace(rows, key="another"), lm).folder
+    )
     with monkeypatch.context() as patch:
         patch.setattr("faithful_sae.stages.training.model_key", lambda run: "another")
         folders.add(activation_cache(caching, "text", rows, lm).folder)
@@ -73,10 +94,14 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(m
     train_all(other, lm)
     assert len(set(kept.iterdir())) == 2 and not set(kept.iterdir()) & first
     rows = corpus(run, "text", lm)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=rows.train.size * lm.d_model * 4))
-    activation_cache(other, "text", rows, lm)    # most of it is there already
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: SimpleNamespace(free=rows.train.size * lm.d_model * 4)
+    )
+    activation_cache(other, "text", rows, lm)  # most of it is there already
     remove(kept)
-    with pytest.raises(DiskFullError, match="keeping the activations of text .sae.cache_activations. needs"):
+    with pytest.raises(
+        DiskFullError, match="keeping the activations of text .sae.cache_activations. needs"
+    ):
         activation_cache(run, "text", rows, lm)
 
 
@@ -89,7 +114,10 @@ def test_a_short_corpus_is_said_and_bounded_by_max_epochs(make_run, capsys):
     rows = corpus(run, "text", lm).train
     assert "note: text:" in said and "sae.max_epochs = 2" in said
     text = summary[summary.corpus == "text"].iloc[0]
-    assert text.distinct_tokens == (np.asarray(rows) != lm.bos_id).sum() and text.tokens == 2 * text.distinct_tokens
+    assert (
+        text.distinct_tokens == (np.asarray(rows) != lm.bos_id).sum()
+        and text.tokens == 2 * text.distinct_tokens
+    )
 
 
 def test_notebooks_opened_too_early_name_the_one_before(make_run):
@@ -113,8 +141,15 @@ def replace_sae(run, **sizes):
     sae.save(run.artifacts / "saes" / "text" / "seed42")
 
 
-@pytest.mark.parametrize("sizes, words", [({"d_model": 20}, "width 20"), ({"d_sae": 30}, "d_sae = 30"), ({"k": 2}, " k = 2"),
-                                          ({}, "not those 02_train_sae wrote")])
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ({"d_model": 20}, "width 20"),
+        ({"d_sae": 30}, "d_sae = 30"),
+        ({"k": 2}, " k = 2"),
+        ({}, "not those 02_train_sae wrote"),
+    ],
+)
 def test_a_foreign_sae_is_refused(trained, sizes, words):
     run, lm = trained
     width = {"d_model": lm.d_model} | sizes
@@ -142,16 +177,22 @@ def test_rows_are_the_public_functions_values(trained):
     sfr, _ = seed_comparison(run, saes)
     a, b = saes["text", 42], saes["text", 49]
     row = sfr[sfr.corpus == "text"].iloc[0]
-    assert row.sfr == shared_feature_ratio(a, b) and row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
+    assert row.sfr == shared_feature_ratio(
+        a, b
+    ) and row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
     ffr, _ = fake_features(run, saes, lm)
-    assert ffr.set_index(["corpus", "seed"]).ffr["text", 42] == fake_feature_ratio(a, lm, 500, 0.1, 0.0, 0, run.sequence_length)
+    assert ffr.set_index(["corpus", "seed"]).ffr["text", 42] == fake_feature_ratio(
+        a, lm, 500, 0.1, 0.0, 0, run.sequence_length
+    )
     rows = fidelity_matrix(run, saes, lm)
     mine = rows[(rows.trained_on == "text") & (rows.seed == 42) & rows.include_bos].iloc[0]
-    whole = fidelity(a, lm, corpus(run, "text", lm).heldout[:run.fidelity.rows])
+    whole = fidelity(a, lm, corpus(run, "text", lm).heldout[: run.fidelity.rows])
     for name, value in vars(whole).items():
         assert mine[name] == pytest.approx(value, rel=1e-6), name
     probing = probe_tasks(run, saes, lm)
-    assert set(probing.representation) == {"baseline", "sae", "reconstruction"} and len(probing) == 1 + 2 * len(saes)
+    assert set(probing.representation) == {"baseline", "sae", "reconstruction"} and len(
+        probing
+    ) == 1 + 2 * len(saes)
 
 
 def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):
@@ -161,4 +202,6 @@ def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):
     lm = open_model(run)
     same = corpus(run, "other", lm)
     first = corpus(load_params(own.file), "faithful", open_model(own))
-    np.testing.assert_array_equal(np.asarray(same.train), np.asarray(first.train))  # one tokenizer: the ids as they were sampled
+    np.testing.assert_array_equal(
+        np.asarray(same.train), np.asarray(first.train)
+    )  # one tokenizer: the ids as they were sampled

@@ -1,4 +1,6 @@
-"""The paper's tables from rows made by hand: averages, columns by role, and the paper's own row in the right place."""
+"""The paper's tables from rows made by hand: averages, columns by role, and the paper's own row in
+the right place.
+"""
 
 import dataclasses
 
@@ -15,106 +17,248 @@ def here(table):
 
 
 def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
-    runs = [make_measured_run("a", {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.3, 0.4], "pile": [0.9]}, beside="pythia-2.8b"),
-            make_measured_run("b", {"faithful": [0.8], "flan": [0.7]})]
+    runs = [
+        make_measured_run(
+            "a",
+            {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.3, 0.4], "pile": [0.9]},
+            beside="pythia-2.8b",
+        ),
+        make_measured_run("b", {"faithful": [0.8], "flan": [0.7]}),
+    ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     got = here(table)
-    assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8} and got.alpaca["Model a"] == pytest.approx(0.3)
-    assert np.isnan(got.alpaca["Model b"]) and got.flan["Model b"] == 0.7 and "pile" not in table.columns
-    assert got["faithful, alive"]["Model a"] == pytest.approx(0.5) and got["faithful, dead share"]["Model a"] == 0.25
+    assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8} and got.alpaca[
+        "Model a"
+    ] == pytest.approx(0.3)
+    assert (
+        np.isnan(got.alpaca["Model b"])
+        and got.flan["Model b"] == 0.7
+        and "pile" not in table.columns
+    )
+    assert (
+        got["faithful, alive"]["Model a"] == pytest.approx(0.5)
+        and got["faithful, dead share"]["Model a"] == 0.25
+    )
     assert got["alpaca, > instead of >="]["Model a"] == pytest.approx(0.29)
     assert got["alpaca, encoder+decoder"]["Model a"] == pytest.approx(0.15)
 
 
 def test_the_papers_row_stands_directly_below(make_measured_run):
-    runs = [make_measured_run("a", {"faithful": [0.5], "alpaca": [0.2]}), make_measured_run("b", {"faithful": [0.5], "alpaca": [0.2]}, beside="pythia-2.8b")]
+    runs = [
+        make_measured_run("a", {"faithful": [0.5], "alpaca": [0.2]}),
+        make_measured_run("b", {"faithful": [0.5], "alpaca": [0.2]}, beside="pythia-2.8b"),
+    ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     assert list(zip(table.model, table.source)) == [
-        ("Model a", "here"), ("Model b", "here"), ("Pythia 2.8B", "paper"), ("Pythia 1.4B", "paper")]
-    assert table.iloc[2][["faithful", "alpaca", "open-instruct", "flan"]].tolist() == [0.2911, 0.2231, 0.2210, 0.1283]
+        ("Model a", "here"),
+        ("Model b", "here"),
+        ("Pythia 2.8B", "paper"),
+        ("Pythia 1.4B", "paper"),
+    ]
+    assert table.iloc[2][["faithful", "alpaca", "open-instruct", "flan"]].tolist() == [
+        0.2911,
+        0.2231,
+        0.2210,
+        0.1283,
+    ]
     assert list(table.columns[:2]) == ["model", "source"]
 
 
 def test_table_4_has_the_web_corpora_and_those_without_a_role(make_measured_run):
-    values = {"pile": [0.5], "faithful": [0.4], "fineweb": [0.3], "alpaca": [0.2], "wikipedia": [0.1]}
+    values = {
+        "pile": [0.5],
+        "faithful": [0.4],
+        "fineweb": [0.3],
+        "alpaca": [0.2],
+        "wikipedia": [0.1],
+    }
     run = make_measured_run("a", values, named={"wikipedia": "wikipedia"}, beside="gpt2")
     table = tables.sfr_table([run], "table4", tables.WEB)
-    assert here(table)[["pile", "faithful", "fineweb", "wikipedia"]].iloc[0].tolist() == [0.5, 0.4, 0.3, 0.1] and "alpaca" not in table
+    assert (
+        here(table)[["pile", "faithful", "fineweb", "wikipedia"]].iloc[0].tolist()
+        == [0.5, 0.4, 0.3, 0.1]
+        and "alpaca" not in table
+    )
     assert table.iloc[1].model == "GPT-2 Small" and table.iloc[1].pile == 0.5405 and len(table) == 6
 
 
 def test_an_instruction_corpus_named_like_its_role_stays_out_of_tables_4_6_and_7(make_measured_run):
-    """In the profile of the paper a corpus is simply called alpaca; it has a role, so it gets no column of its own."""
-    run = make_measured_run("a", {"pile": [0.5], "faithful": [0.4], "alpaca": [0.2]}, named={"alpaca": "alpaca", "pile": "pile"},
-                            probing={"sst2": {"pile": [0.7], "faithful": [0.6], "alpaca": [0.5]}})
+    """In the profile of the paper a corpus is simply called alpaca; it has a role, so it gets no
+    column of its own.
+    """
+    run = make_measured_run(
+        "a",
+        {"pile": [0.5], "faithful": [0.4], "alpaca": [0.2]},
+        named={"alpaca": "alpaca", "pile": "pile"},
+        probing={"sst2": {"pile": [0.7], "faithful": [0.6], "alpaca": [0.5]}},
+    )
     assert "alpaca" not in tables.sfr_table([run], "table4", tables.WEB)
     assert "alpaca" not in tables.table7([run])
     assert "alpaca" not in tables.table6([run])
 
 
 def test_table_1(make_measured_run):
-    table = tables.table1([make_measured_run("a", {"faithful": [0.5]}, coverage=88.5, kl=0.25, beside="llama-8b")])
-    assert table.iloc[0][["model", "source", "all_token_coverage", "kl"]].tolist() == ["Model a", "here", 88.5, 0.25]
-    assert table.iloc[1][["model", "source", "all_token_coverage", "first_token_coverage", "kl"]].tolist() == [
-        "LLaMA 3.1-8B", "paper", 98.04, 10.31, 0.1054]
+    table = tables.table1(
+        [make_measured_run("a", {"faithful": [0.5]}, coverage=88.5, kl=0.25, beside="llama-8b")]
+    )
+    assert table.iloc[0][["model", "source", "all_token_coverage", "kl"]].tolist() == [
+        "Model a",
+        "here",
+        88.5,
+        0.25,
+    ]
+    assert table.iloc[1][
+        ["model", "source", "all_token_coverage", "first_token_coverage", "kl"]
+    ].tolist() == ["LLaMA 3.1-8B", "paper", 98.04, 10.31, 0.1054]
     assert len(table) == 9 and table.model.is_unique
 
 
 def test_table_3_says_whose_text(make_measured_run):
     make_measured_run("b", {"faithful": [0.1]})
-    runs = [make_measured_run("a", {"faithful": [0.5, 0.7], "faithful-other": [0.2], "pile": [0.3]}, other="b"),
-            make_measured_run("b", {"faithful": [0.1], "faithful-other": [0.4]}, other="a")]
+    runs = [
+        make_measured_run(
+            "a", {"faithful": [0.5, 0.7], "faithful-other": [0.2], "pile": [0.3]}, other="b"
+        ),
+        make_measured_run("b", {"faithful": [0.1], "faithful-other": [0.4]}, other="a"),
+    ]
     table = tables.table3(runs)
-    rows = [tuple(row) for row in table[["target", "text from", "sfr"]][table.source == "here"].round(9).itertuples(index=False)]
-    assert rows == [("Model a", "Model a", 0.6), ("Model a", "Model b", 0.2), ("Model b", "Model b", 0.1), ("Model b", "Model a", 0.4)]
-    paper = {(r.target, r["text from"]): r.sfr for _, r in table[table.source == "paper"].iterrows()}
-    assert paper == {("Pythia 2.8B", "Pythia 2.8B"): 0.2911, ("Pythia 2.8B", "Pythia 1.4B"): 0.2288,
-                     ("Pythia 1.4B", "Pythia 1.4B"): 0.7145, ("Pythia 1.4B", "Pythia 2.8B"): 0.6887}
+    rows = [
+        tuple(row)
+        for row in table[["target", "text from", "sfr"]][table.source == "here"]
+        .round(9)
+        .itertuples(index=False)
+    ]
+    assert rows == [
+        ("Model a", "Model a", 0.6),
+        ("Model a", "Model b", 0.2),
+        ("Model b", "Model b", 0.1),
+        ("Model b", "Model a", 0.4),
+    ]
+    paper = {
+        (r.target, r["text from"]): r.sfr for _, r in table[table.source == "paper"].iterrows()
+    }
+    assert paper == {
+        ("Pythia 2.8B", "Pythia 2.8B"): 0.2911,
+        ("Pythia 2.8B", "Pythia 1.4B"): 0.2288,
+        ("Pythia 1.4B", "Pythia 1.4B"): 0.7145,
+        ("Pythia 1.4B", "Pythia 2.8B"): 0.6887,
+    }
 
 
 def test_table_5(make_measured_run):
     table = tables.table5([make_measured_run("a", {"faithful": [0.5]}, beside="gpt2")])
-    assert table.iloc[0][["layer", "d_sae", "k", "tokens", "seeds", "recipe", "lr"]].tolist() == [1, 24, 4, 400, "42, 49", "default", "0.001"]
-    assert table.iloc[1][["model", "layer", "d_sae", "k", "tokens", "lr"]].tolist() == ["GPT-2 Small", 8, 12288, 48, 100_000_000, "0.0002"]
+    assert table.iloc[0][["layer", "d_sae", "k", "tokens", "seeds", "recipe", "lr"]].tolist() == [
+        1,
+        24,
+        4,
+        400,
+        "42, 49",
+        "default",
+        "0.001",
+    ]
+    assert table.iloc[1][["model", "layer", "d_sae", "k", "tokens", "lr"]].tolist() == [
+        "GPT-2 Small",
+        8,
+        12288,
+        48,
+        100_000_000,
+        "0.0002",
+    ]
     assert table[table.model == "LLaMA 3.1-8B"].tokens.item() == 150_000_000
 
 
 def test_table_6(make_measured_run):
-    values = {"faithful": [0.8, 0.6], "pile": [0.5, 0.7], "fineweb": [0.4, 0.4], "alpaca": [0.3, 0.3]}
-    run = make_measured_run("a", {r: [0.5] for r in values}, probing={"cola": values, "agnews": {"faithful": [0.25, 0.5]}}, beside="gpt2")
+    values = {
+        "faithful": [0.8, 0.6],
+        "pile": [0.5, 0.7],
+        "fineweb": [0.4, 0.4],
+        "alpaca": [0.3, 0.3],
+    }
+    run = make_measured_run(
+        "a",
+        {r: [0.5] for r in values},
+        probing={"cola": values, "agnews": {"faithful": [0.25, 0.5]}},
+        beside="gpt2",
+    )
     table = tables.table6([run])
     first = table.iloc[0]
-    assert (first.model, first.task, first.plays, first.baseline) == ("Model a", "my-cola", "CoLA", 0.9)
-    assert [round(first[r], 9) for r in tables.WEB] == [0.6, 0.7, 0.4]  # the reconstruction's, mean over seeds
+    assert (first.model, first.task, first.plays, first.baseline) == (
+        "Model a",
+        "my-cola",
+        "CoLA",
+        0.9,
+    )
+    assert [round(first[r], 9) for r in tables.WEB] == [
+        0.6,
+        0.7,
+        0.4,
+    ]  # the reconstruction's, mean over seeds
     assert table.iloc[1][["model", "source", "task", "faithful", "fineweb", "pile"]].tolist() == [
-        "GPT-2 Small", "paper", "CoLA", 0.7076, 0.6989, 0.6912]
-    assert table.iloc[2].task == "my-agnews" and table.iloc[2].faithful == 0.375 and "alpaca" not in table
+        "GPT-2 Small",
+        "paper",
+        "CoLA",
+        0.7076,
+        0.6989,
+        0.6912,
+    ]
+    assert (
+        table.iloc[2].task == "my-agnews"
+        and table.iloc[2].faithful == 0.375
+        and "alpaca" not in table
+    )
     gpt2 = table[(table.model == "GPT-2 Small")]
-    assert sorted(gpt2.task) == ["CoLA", "SST-2", "Yelp"], "the counterpart's other tasks are shown as well"
+    assert sorted(gpt2.task) == ["CoLA", "SST-2", "Yelp"], (
+        "the counterpart's other tasks are shown as well"
+    )
 
 
 def test_table_7_is_the_mean_over_seeds_in_percent(make_measured_run):
-    run = make_measured_run("a", {"faithful": [0.5], "pile": [0.5]}, ffr={"faithful": [0.1, 0.3], "pile": [1.0, 2.0]}, beside="gemma-2b")
+    run = make_measured_run(
+        "a",
+        {"faithful": [0.5], "pile": [0.5]},
+        ffr={"faithful": [0.1, 0.3], "pile": [1.0, 2.0]},
+        beside="gemma-2b",
+    )
     table = tables.table7([run])
     assert table.iloc[0].faithful == pytest.approx(0.2) and table.iloc[0].pile == 1.5
     assert table.iloc[0]["pile, activation > 1"] == pytest.approx(0.375)
-    assert table.iloc[1][["model", "faithful", "pile", "fineweb"]].tolist() == ["Gemma 2B", 0.5425, 0.5669, 0.5995]
+    assert table.iloc[1][["model", "faithful", "pile", "fineweb"]].tolist() == [
+        "Gemma 2B",
+        0.5425,
+        0.5669,
+        0.5995,
+    ]
 
 
 def test_bars_are_the_table_in_long_form(make_measured_run):
-    runs = [make_measured_run("a", {"faithful": [0.5], "flan": [0.2]}), make_measured_run("b", {"faithful": [0.4]})]
+    runs = [
+        make_measured_run("a", {"faithful": [0.5], "flan": [0.2]}),
+        make_measured_run("b", {"faithful": [0.4]}),
+    ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     long = tables.bars_data(table, tables.INSTRUCTION)
     values = {(r.model, r.source, r.corpus): r.sfr for r in long.itertuples()}
-    assert values["Model a", "here", "FLAN"] == 0.2 and ("Model b", "here", "FLAN") not in values and len(values) == len(long) == 3 + 8
+    assert (
+        values["Model a", "here", "FLAN"] == 0.2
+        and ("Model b", "here", "FLAN") not in values
+        and len(values) == len(long) == 3 + 8
+    )
     assert values["Pythia 1.4B", "paper", "Open-Instruct"] == 0.7134
 
 
 def test_who_plays_which_role(make_measured_run):
     run = make_measured_run("a", {"faithful": [0.5], "pile": [0.5]})
     table = tables.corpora_table([run]).set_index("name")
-    assert table.plays.to_dict() == {"my-faithful": "Faithful", "my-pile": "Pile", "my-sst2": "SST-2"}
-    assert table.text["my-faithful"] == "text of Model a" and table.text["my-pile"] == "text.jsonl" and table.passes["my-pile"] == 1.23
+    assert table.plays.to_dict() == {
+        "my-faithful": "Faithful",
+        "my-pile": "Pile",
+        "my-sst2": "SST-2",
+    }
+    assert (
+        table.text["my-faithful"] == "text of Model a"
+        and table.text["my-pile"] == "text.jsonl"
+        and table.passes["my-pile"] == 1.23
+    )
 
 
 def forget(run, *names):
@@ -125,47 +269,90 @@ def forget(run, *names):
 @pytest.fixture
 def partial(make_measured_run):
     """Two runs: one measured whole, the other without what `forgotten` names."""
+
     def make(*forgotten):
-        values, probing = {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7], "alpaca": [0.2]}, {"sst2": {"faithful": [0.5], "pile": [0.4]}}
-        runs = [make_measured_run(name, values, probing=probing, beside=beside) for name, beside in (("a", "pythia-1.4b"), ("b", "gpt2"))]
+        values, probing = (
+            {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7], "alpaca": [0.2]},
+            {"sst2": {"faithful": [0.5], "pile": [0.4]}},
+        )
+        runs = [
+            make_measured_run(name, values, probing=probing, beside=beside)
+            for name, beside in (("a", "pythia-1.4b"), ("b", "gpt2"))
+        ]
         forget(runs[1], *forgotten)
         return runs
+
     return make
 
 
-SHOWN = {   # which rows each table shows
-    "table1": ("dataset", tables.table1), "table2": ("sfr", lambda runs: tables.sfr_table(runs, "table2", tables.INSTRUCTION)),
+SHOWN = {  # which rows each table shows
+    "table1": ("dataset", tables.table1),
+    "table2": ("sfr", lambda runs: tables.sfr_table(runs, "table2", tables.INSTRUCTION)),
     "table3": ("sfr", lambda runs: tables.table3(runs).rename(columns={"target": "model"})),
-    "table4": ("sfr", lambda runs: tables.sfr_table(runs, "table4", tables.WEB)), "table6": ("probing", tables.table6), "table7": ("ffr", tables.table7)}
+    "table4": ("sfr", lambda runs: tables.sfr_table(runs, "table4", tables.WEB)),
+    "table6": ("probing", tables.table6),
+    "table7": ("ffr", tables.table7),
+}
 
 
-@pytest.mark.parametrize("forgotten", [(), ("ffr",), ("probing", "fidelity"), ("sfr", "ffr", "fidelity", "probing"),
-                                       ("saes", "sfr", "ffr", "fidelity", "probing", "dataset")], ids=len)
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        (),
+        ("ffr",),
+        ("probing", "fidelity"),
+        ("sfr", "ffr", "fidelity", "probing"),
+        ("saes", "sfr", "ffr", "fidelity", "probing", "dataset"),
+    ],
+    ids=len,
+)
 def test_tables_show_what_is_measured_and_the_papers_rows_whatever_is(partial, forgotten):
-    whole, runs = {name: table(partial()) for name, (_, table) in SHOWN.items()}, partial(*forgotten)
+    whole, runs = (
+        {name: table(partial()) for name, (_, table) in SHOWN.items()},
+        partial(*forgotten),
+    )
     for name, (rows, table) in SHOWN.items():
         got = table(runs)
-        assert set(got[got.source == "here"].model) == {"Model a"} | ({"Model b"} if rows not in forgotten else set()), name
+        assert set(got[got.source == "here"].model) == {"Model a"} | (
+            {"Model b"} if rows not in forgotten else set()
+        ), name
         paper, expected = (t[t.source == "paper"].model.tolist() for t in (got, whole[name]))
         assert sorted(paper) == sorted(expected) and paper, name
     figure = tables.probing_figure_data(runs)
     assert set(figure.model) == {"Model a"} | ({"Model b"} if "probing" not in forgotten else set())
     corpora = tables.corpora_table(runs)
-    assert corpora[corpora.model == "Model b"]["training tokens"].isna().all() == ("saes" in forgotten)
+    assert corpora[corpora.model == "Model b"]["training tokens"].isna().all() == (
+        "saes" in forgotten
+    )
 
 
 def test_a_profile_of_which_nothing_is_measured(make_run):
-    runs = [make_run({"label": "One", "beside": "gpt2"}, name="one"), make_run({"label": "Two"}, name="two")]
+    runs = [
+        make_run({"label": "One", "beside": "gpt2"}, name="one"),
+        make_run({"label": "Two"}, name="two"),
+    ]
     for name, (_, table) in SHOWN.items():
         assert set(table(runs).source) == {"paper"}, name
-    assert tables.probing_figure_data(runs).empty and len(tables.language_models(runs)) == 2 and len(tables.corpora_table(runs)) == 6
-    assert plots.probing(tables.probing_figure_data(runs)).texts[0].get_text() == "nothing measured yet"
-    sources = [ax.get_title() for ax in plots.bars(tables.bars_data(SHOWN["table4"][1](runs), tables.WEB)).axes]
+    assert (
+        tables.probing_figure_data(runs).empty
+        and len(tables.language_models(runs)) == 2
+        and len(tables.corpora_table(runs)) == 6
+    )
+    assert (
+        plots.probing(tables.probing_figure_data(runs)).texts[0].get_text()
+        == "nothing measured yet"
+    )
+    sources = [
+        ax.get_title()
+        for ax in plots.bars(tables.bars_data(SHOWN["table4"][1](runs), tables.WEB)).axes
+    ]
     assert sources == ["the paper"]
 
 
 def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
-    """sfr.threshold concerns SFR alone, sae.lr what stands on the SAEs, generate.seed everything, and another run's text its readers."""
+    """sfr.threshold concerns SFR alone, sae.lr what stands on the SAEs, generate.seed everything,
+    and another run's text its readers.
+    """
     values = {"faithful": [0.5], "faithful-other": [0.4]}
     make_measured_run("z", {"faithful": [0.5]})
     run = make_measured_run("a", values, other="z")
@@ -173,12 +360,22 @@ def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
 
     def shown(run):
         return tuple(name for name in everything if measured([run], name))
+
     assert shown(run) == everything
-    for section, change, kept in (("sfr", {"threshold": 0.6}, ("dataset", "saes", "ffr", "fidelity", "probing")), ("sae", {"lr": 0.5}, ("dataset",)),
-                                  ("ffr", {"tokens": 7}, ("dataset", "saes", "sfr", "fidelity", "probing")), ("generate", {"seed": 6}, ())):
-        changed = dataclasses.replace(run, **{section: dataclasses.replace(getattr(run, section), **change)})
+    for section, change, kept in (
+        ("sfr", {"threshold": 0.6}, ("dataset", "saes", "ffr", "fidelity", "probing")),
+        ("sae", {"lr": 0.5}, ("dataset",)),
+        ("ffr", {"tokens": 7}, ("dataset", "saes", "sfr", "fidelity", "probing")),
+        ("generate", {"seed": 6}, ()),
+    ):
+        changed = dataclasses.replace(
+            run, **{section: dataclasses.replace(getattr(run, section), **change)}
+        )
         assert shown(changed) == kept, section
-        assert lacking(changed, next(name for name in everything if name not in kept)) == "made with other parameters"
+        assert (
+            lacking(changed, next(name for name in everything if name not in kept))
+            == "made with other parameters"
+        )
     text = make_run({"label": "Model z", "generate.seed": 6}, name="z").file
     assert shown(run) == ("dataset",) and text.stem == "z"
     (run.artifacts / "rows" / "dataset.json").unlink()
@@ -188,7 +385,9 @@ def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
 def test_a_missing_csv_names_its_notebook(make_measured_run):
     run = make_measured_run("a", {"faithful": [0.5]})
     forget(run, "ffr")
-    with pytest.raises(MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"):
+    with pytest.raises(
+        MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"
+    ):
         read_rows(run, "ffr", "04_ffr")
 
 
@@ -196,6 +395,11 @@ def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_
     from faithful_sae.tables import columns_without_role
 
     text = {"path": "text.jsonl", "text_key": "text"}
-    run = make_run({"corpora.tinystories": text | {"role": None}, "corpora.extra": text | {"role": None},
-                    "sae.train_on": ["faithful", "tinystories", "extra"]})
+    run = make_run(
+        {
+            "corpora.tinystories": text | {"role": None},
+            "corpora.extra": text | {"role": None},
+            "sae.train_on": ["faithful", "tinystories", "extra"],
+        }
+    )
     assert columns_without_role([run]) == {"tinystories (no role)", "extra"}

@@ -1,4 +1,6 @@
-"""Training against a dense float64 derivation by hand, and the stream of activations it is fed from."""
+"""Training against a dense float64 derivation by hand, and the stream of activations it is fed
+from.
+"""
 
 from collections import Counter
 
@@ -17,11 +19,16 @@ X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
 
 
 def start(recipe, dead=()):
-    """A training whose weights are not at their initialisation; the latents `dead` have not fired for long."""
+    """A training whose weights are not at their initialisation; the latents `dead` have not fired
+    for long.
+    """
     sae, g = TopKSAE(D, F, K, seed=1), torch.Generator().manual_seed(2)
     training = _Training(sae, LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
-    sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)), sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
+    (
+        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
+        sae.b_dec.copy_(0.1 * torch.randn(D, generator=g)),
+    )
     training.since_fired[list(dead)] = training.dead_after
     return training
 
@@ -35,7 +42,9 @@ def top(pre, n):
 
 
 def dense_loss_and_gradients(sae, x, dead, aux_k, detach):
-    """loss = mean (x - x_hat)^2 + 1/32 mean (z_dead W_dec - (x - x_hat))^2, and its derivatives, all in float64."""
+    """loss = mean (x - x_hat)^2 + 1/32 mean (z_dead W_dec - (x - x_hat))^2, and its derivatives,
+    all in float64.
+    """
     w = {name: t.detach().double().numpy() for name, t in sae.weights.items()}
     x = x.double().numpy()
     pre = np.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
@@ -49,7 +58,7 @@ def dense_loss_and_gradients(sae, x, dead, aux_k, detach):
         candidates[:, alive] = 0
         z_dead = top(candidates, min(aux_k, len(dead)))
         error = z_dead @ w["W_dec"] - (x - x_hat)
-        loss += np.mean(error ** 2) / 32
+        loss += np.mean(error**2) / 32
         to_error = 2 * error / x.size / 32
         if not detach:
             to_x_hat = to_x_hat + to_error
@@ -57,40 +66,63 @@ def dense_loss_and_gradients(sae, x, dead, aux_k, detach):
         to_pre += (to_error @ w["W_dec"].T) * (z_dead > 0)
     to_w_dec += z.T @ to_x_hat
     to_pre += (to_x_hat @ w["W_dec"].T) * (z > 0)
-    return loss, {"W_enc": (x - w["b_dec"]).T @ to_pre, "b_enc": to_pre.sum(0), "W_dec": to_w_dec,
-                  "b_dec": to_x_hat.sum(0) - (to_pre @ w["W_enc"].T).sum(0)}
+    return loss, {
+        "W_enc": (x - w["b_dec"]).T @ to_pre,
+        "b_enc": to_pre.sum(0),
+        "W_dec": to_w_dec,
+        "b_dec": to_x_hat.sum(0) - (to_pre @ w["W_enc"].T).sum(0),
+    }
 
 
-CASES = pytest.mark.parametrize("recipe, dead", [(r, d) for r in RECIPES for d in ((), (0, 5, 11, 17, 20, 23))])
+CASES = pytest.mark.parametrize(
+    "recipe, dead", [(r, d) for r in RECIPES for d in ((), (0, 5, 11, 17, 20, 23))]
+)
 
 
 @CASES
 def test_loss_and_gradients(recipe, dead):
     training = start(recipe, dead)
     aux_k = {"default": D // 2, "authors": 512}[recipe]
-    loss, gradients = dense_loss_and_gradients(training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default")
+    loss, gradients = dense_loss_and_gradients(
+        training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default"
+    )
     assert abs(training.gradients(X)[0].item() / loss - 1) < 1e-6
     for name, w in training.parameters.items():
         expected = gradients[name].T if name == "W_enc" else gradients[name]
-        np.testing.assert_allclose(w.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name)
+        np.testing.assert_allclose(
+            w.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name
+        )
         assert np.abs(expected).max() > 1e-4
 
 
 def test_auxk_depends_on_the_recipe():
-    """Where the two recipes differ, the derivation above does: the case can tell a detached residual from one that is not."""
+    """Where the two recipes differ, the derivation above does: the case can tell a detached
+    residual from one that is not.
+    """
     sae, dead = start("default").sae, np.array([0, 5, 11, 17])
-    attached, detached = (dense_loss_and_gradients(sae, X, dead, 4, detach)[1]["W_dec"] for detach in (False, True))
+    attached, detached = (
+        dense_loss_and_gradients(sae, X, dead, 4, detach)[1]["W_dec"] for detach in (False, True)
+    )
     assert np.abs(attached - detached).max() > 1e-3 * np.abs(attached).max()
 
 
 @CASES
 def test_one_step(recipe, dead):
-    """Adam's first step moves every weight by lr against its gradient's sign; W_dec's gradient is first made tangent."""
+    """Adam's first step moves every weight by lr against its gradient's sign; W_dec's gradient is
+    first made tangent.
+    """
     training = start(recipe, dead)
-    training.sae.b_dec.data.copy_(X.mean(0)) if recipe == "default" else None  # where the step puts it by itself
+    training.sae.b_dec.data.copy_(
+        X.mean(0)
+    ) if recipe == "default" else None  # where the step puts it by itself
     before = {name: w.detach().double().numpy().copy() for name, w in training.sae.weights.items()}
-    _, g = dense_loss_and_gradients(training.sae, X, np.array(dead, int), {"default": D // 2, "authors": 512}[recipe],
-                                    recipe == "default")
+    _, g = dense_loss_and_gradients(
+        training.sae,
+        X,
+        np.array(dead, int),
+        {"default": D // 2, "authors": 512}[recipe],
+        recipe == "default",
+    )
     g["W_dec"] -= (g["W_dec"] * before["W_dec"]).sum(1, keepdims=True) * before["W_dec"]
     training.step(0, X)
     lr = LR / 5 if recipe == "default" else LR  # warm-up over 5 of the 100 steps
@@ -101,9 +133,13 @@ def test_one_step(recipe, dead):
         expected = before[name] - lr * g[name] / (np.abs(g[name]) + 1e-8)
         if name == "W_dec" and recipe == "default":
             expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        sure = (np.abs(g[name]) > 1e-6) | (g[name] == 0)  # a rounded gradient near 0 has no certain sign
+        sure = (np.abs(g[name]) > 1e-6) | (
+            g[name] == 0
+        )  # a rounded gradient near 0 has no certain sign
         assert sure.mean() > 0.9
-        np.testing.assert_allclose(w.detach().numpy()[sure], expected[sure], atol=0.02 * lr, err_msg=name)
+        np.testing.assert_allclose(
+            w.detach().numpy()[sure], expected[sure], atol=0.02 * lr, err_msg=name
+        )
 
 
 def test_learning_rate_rises_and_falls():
@@ -127,10 +163,11 @@ def test_dead_latents_are_counted_and_come_back():
     assert training.log[-1]["dead"] == (training.since_fired >= 3).sum()
 
 
-# --- whole trainings ------------------------------------------------------------------------------------------------------------
+# --- whole trainings ------------------------------------------------------------------------------
+
 
 def batches_of(data, size):
-    return [data[i:i + size] for i in range(0, len(data), size)]
+    return [data[i : i + size] for i in range(0, len(data), size)]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -139,9 +176,10 @@ def test_seeds_together_equal_seeds_alone(recipe):
 
     def run(seeds):
         return train_saes(batches_of(data, 64), D, F, K, seeds, 3e-3, len(data), 64, recipe)
+
     together = run([1, 2, 3])
     for sae, seed in zip(together, (1, 2, 3)):
-        alone, = run([seed])
+        (alone,) = run([seed])
         for name, w in sae.weights.items():
             assert torch.equal(w, getattr(alone, name)), name
         assert sae.training_log.equals(alone.training_log) and torch.equal(sae.firing, alone.firing)
@@ -151,45 +189,70 @@ def test_seeds_together_equal_seeds_alone(recipe):
 
 
 def test_sizes_and_budgets_together_equal_each_alone():
-    """SAEs of other d_sae, k, lr and number of tokens in one pass; the shorter one sees the beginning of the stream."""
+    """SAEs of other d_sae, k, lr and number of tokens in one pass; the shorter one sees the
+    beginning of the stream.
+    """
     data = torch.randn(1600, D, generator=torch.Generator().manual_seed(0))
-    settings = [(F, K, 3e-3, 1600), (2 * F, K, 3e-3, 1600), (F, 1, 1e-3, 1600), (F, K, 3e-3, 640), (F, K, 3e-3, 650)]
-    together = train_saes(batches_of(data, 64), D, *map(list, zip(*(s[:2] for s in settings))), [4] * 5, [s[2] for s in settings],
-                          [s[3] for s in settings], 64)
+    settings = [
+        (F, K, 3e-3, 1600),
+        (2 * F, K, 3e-3, 1600),
+        (F, 1, 1e-3, 1600),
+        (F, K, 3e-3, 640),
+        (F, K, 3e-3, 650),
+    ]
+    together = train_saes(
+        batches_of(data, 64),
+        D,
+        *map(list, zip(*(s[:2] for s in settings))),
+        [4] * 5,
+        [s[2] for s in settings],
+        [s[3] for s in settings],
+        64,
+    )
     for sae, (d_sae, k, lr, tokens) in zip(together, settings):
-        alone, = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)
-        assert sae.training_log.equals(alone.training_log) and all(torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items())
+        (alone,) = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)
+        assert sae.training_log.equals(alone.training_log) and all(
+            torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items()
+        )
     with pytest.raises(ValueError, match="k has 2 entries for 3 SAEs"):
         train_saes([data], D, F, [K, K], [1, 2, 3], 1e-3, 64, 64)
 
 
 def test_a_planted_dictionary_is_recovered():
-    """Tokens are sums of 3 of 40 random directions; the SAE must find the directions, where a random one finds nothing."""
+    """Tokens are sums of 3 of 40 random directions; the SAE must find the directions, where a
+    random one finds nothing.
+    """
     g = torch.Generator().manual_seed(123)
     truth = torch.nn.functional.normalize(torch.randn(40, 24, generator=g), dim=-1)
     active = torch.rand(80_000, 40, generator=g).topk(3, dim=-1).indices
     data = (truth[active] * (1 + torch.rand(80_000, 3, 1, generator=g))).sum(1)
-    sae, = train_saes(batches_of(data, 256), 24, 60, 3, [0], 5e-3, len(data), 256)
+    (sae,) = train_saes(batches_of(data, 256), 24, 60, 3, [0], 5e-3, len(data), 256)
 
     def found(w_dec):
         return (truth @ w_dec.T).max(1).values.mean().item()
+
     assert found(TopKSAE(24, 60, 3, 0).W_dec) < 0.6 and found(sae.W_dec) > 0.97
     assert sae.training_log.fvu.iloc[-1] < 0.1 < 0.3 < sae.training_log.fvu.iloc[0]
 
 
 def dense_training(data, d_sae, k, seed, lr, batch):
-    """The default recipe in plain dense PyTorch, as one would write it without kernels: (W_dec, losses)."""
+    """The default recipe in plain dense PyTorch, as one would write it without kernels: (W_dec,
+    losses).
+    """
     sae, n_steps, losses = TopKSAE(data.shape[1], d_sae, k, seed), len(data) // batch, []
     w = {name: t.requires_grad_() for name, t in sae.weights.items()}
     optimiser, since_fired, most_dead = torch.optim.Adam(w.values(), lr=lr), torch.zeros(d_sae), 0
     w["b_dec"].data = data[:batch].mean(0)
     for i, x in enumerate(data.split(batch)):
-        optimiser.param_groups[0]["lr"] = lr * min(1, (i + 1) / (0.05 * n_steps), (n_steps - i) / (0.2 * n_steps))
+        optimiser.param_groups[0]["lr"] = lr * min(
+            1, (i + 1) / (0.05 * n_steps), (n_steps - i) / (0.2 * n_steps)
+        )
         p = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
 
         def latents(p, k):
             values, indices = p.topk(k)
             return torch.zeros_like(p).scatter(1, indices, values)
+
         z, dead = latents(p, k), since_fired >= n_steps // 10
         x_hat = z @ w["W_dec"] + w["b_dec"]
         loss = (x_hat - x).pow(2).mean()
@@ -198,7 +261,9 @@ def dense_training(data, d_sae, k, seed, lr, batch):
             loss = loss + (explained - (x - x_hat).detach()).pow(2).mean() / 32
         optimiser.zero_grad()
         loss.backward()
-        w["W_dec"].grad -= (w["W_dec"].grad * w["W_dec"].detach()).sum(1, keepdim=True) * w["W_dec"].detach()
+        w["W_dec"].grad -= (w["W_dec"].grad * w["W_dec"].detach()).sum(1, keepdim=True) * w[
+            "W_dec"
+        ].detach()
         optimiser.step()
         w["W_dec"].data = torch.nn.functional.normalize(w["W_dec"].data, dim=1)
         since_fired = torch.where((z > 0).any(0), 0, since_fired + 1)
@@ -208,31 +273,49 @@ def dense_training(data, d_sae, k, seed, lr, batch):
 
 
 def test_500_steps_track_the_dense_implementation():
-    """Both see the same 500 batches; they part by float noise alone, which grows wherever it changes a choice of latents."""
+    """Both see the same 500 batches; they part by float noise alone, which grows wherever it
+    changes a choice of latents.
+    """
     g = torch.Generator().manual_seed(8)
     truth = torch.nn.functional.normalize(torch.randn(96, 32, generator=g), dim=-1)
     active = torch.rand(64_000, 96, generator=g).topk(4, dim=-1).indices
-    data = (truth[active] * (1 + torch.rand(64_000, 4, 1, generator=g))).sum(1) + 0.02 * torch.randn(64_000, 32, generator=g)
+    data = (truth[active] * (1 + torch.rand(64_000, 4, 1, generator=g))).sum(
+        1
+    ) + 0.02 * torch.randn(64_000, 32, generator=g)
     w_dec, losses, most_dead = dense_training(data, 384, 4, 3, 1e-2, 128)
     training, ratios = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500), []
     for i, x in enumerate(data.split(128)):
-        ratios.append(training.gradients(x)[0].item() / losses[i] if i else 1)   # step 0 sets b_dec first
+        ratios.append(
+            training.gradients(x)[0].item() / losses[i] if i else 1
+        )  # step 0 sets b_dec first
         training.step(i, x)
     ours, dense, start = training.finish(), TopKSAE(32, 384, 4, 3), TopKSAE(32, 384, 4, 3)
     dense.W_dec = w_dec
-    assert np.abs(np.array(ratios) - 1).max() < 1e-4 and losses[-1] < 0.5 * losses[0] and most_dead > 20
+    assert (
+        np.abs(np.array(ratios) - 1).max() < 1e-4
+        and losses[-1] < 0.5 * losses[0]
+        and most_dead > 20
+    )
     assert shared_feature_ratio(ours, dense) >= 0.99 and shared_feature_ratio(ours, start) < 0.8
 
 
 def test_firing_is_measured_over_the_last_tenth():
-    """With a learning rate of nearly nothing the weights stand still, so the log and frequencies can be computed afterwards."""
+    """With a learning rate of nearly nothing the weights stand still, so the log and frequencies
+    can be computed afterwards.
+    """
     data = torch.randn(20, 50, D, generator=torch.Generator().manual_seed(4))
-    sae, = train_saes(list(data), D, F, K, [7], 1e-12, 1000, 50, "authors")
+    (sae,) = train_saes(list(data), D, F, K, [7], 1e-12, 1000, 50, "authors")
     last = sae.encode(data[18:].flatten(0, 1))
     torch.testing.assert_close(sae.firing, (last > 0).float().mean(0), atol=1e-6, rtol=0)
     x, row = data[19].double().numpy(), sae.training_log.iloc[-1]
-    error = ((x - sae.reconstruct(data[19]).double().numpy()) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
-    assert row.step == 19 and abs(row.fvu / error - 1) < 1e-4 and abs(row.l0 - (last[50:] > 0).sum().item() / 50) < 1e-6
+    error = ((x - sae.reconstruct(data[19]).double().numpy()) ** 2).sum() / (
+        (x - x.mean(0)) ** 2
+    ).sum()
+    assert (
+        row.step == 19
+        and abs(row.fvu / error - 1) < 1e-4
+        and abs(row.l0 - (last[50:] > 0).sum().item() / 50) < 1e-6
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
@@ -243,7 +326,9 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 
 
 def test_weights_that_are_not_finite_at_the_end_are_not_returned():
-    with pytest.raises(FloatingPointError, match="seed 3: weights are not finite after the last step"):
+    with pytest.raises(
+        FloatingPointError, match="seed 3: weights are not finite after the last step"
+    ):
         train_saes([torch.randn(10, D)], D, F, K, [3], 1e38, 10, 10)
 
 
@@ -252,10 +337,14 @@ def test_no_batches():
         train_saes([], D, F, K, [1], 1e-3, 100, 10)
 
 
-# --- activations ----------------------------------------------------------------------------------------------------------------
+# --- activations ----------------------------------------------------------------------------------
+
 
 class Numbered:
-    """Stands in for a language model: the activation of a token is its id, so that every one can be told apart."""
+    """Stands in for a language model: the activation of a token is its id, so that every one can be
+    told apart.
+    """
+
     d_model, device, bos_id = 2, torch.device("cpu"), 0
 
     def activations(self, ids):
@@ -263,13 +352,23 @@ class Numbered:
 
 
 R, T = 30, 8
-ROWS = np.concatenate([np.zeros((R, 1), np.int32), np.arange(1, R * (T - 1) + 1, dtype=np.int32).reshape(R, T - 1)], 1)
+ROWS = np.concatenate(
+    [np.zeros((R, 1), np.int32), np.arange(1, R * (T - 1) + 1, dtype=np.int32).reshape(R, T - 1)], 1
+)
 ROWS[4, 5] = 0  # a document that starts in the middle of a row
 
 
 def open_stream(n_tokens, include_bos=False, seed=0, batch_tokens=16, buffer_tokens=64, rows=ROWS):
-    return ActivationStream(Numbered(), rows, n_tokens=n_tokens, batch_tokens=batch_tokens, buffer_tokens=buffer_tokens,
-                            lm_batch_rows=4, include_bos=include_bos, seed=seed)
+    return ActivationStream(
+        Numbered(),
+        rows,
+        n_tokens=n_tokens,
+        batch_tokens=batch_tokens,
+        buffer_tokens=buffer_tokens,
+        lm_batch_rows=4,
+        include_bos=include_bos,
+        seed=seed,
+    )
 
 
 def stream(*args, **kwargs):
@@ -288,11 +387,20 @@ def test_every_activation_once_per_epoch(include_bos, epochs, buffer_tokens):
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    """Each batch here is one window, of one group of two rows: the same groups in another order, and another order within them."""
-    batches = [tuple(batch[:, 0].int().tolist()) for batch in stream(2 * ROWS.size, include_bos=True, buffer_tokens=16)]
-    first, second = batches[:R // 2], batches[R // 2:]
+    """Each batch here is one window, of one group of two rows: the same groups in another order,
+    and another order within them.
+    """
+    batches = [
+        tuple(batch[:, 0].int().tolist())
+        for batch in stream(2 * ROWS.size, include_bos=True, buffer_tokens=16)
+    ]
+    first, second = batches[: R // 2], batches[R // 2 :]
     groups = [[tuple(sorted(batch)) for batch in epoch] for epoch in (first, second)]
-    assert sorted(groups[0]) == sorted(groups[1]) and groups[0] != groups[1] and not set(first) & set(second)
+    assert (
+        sorted(groups[0]) == sorted(groups[1])
+        and groups[0] != groups[1]
+        and not set(first) & set(second)
+    )
 
 
 @pytest.mark.parametrize("n_tokens", [1, 15, 16, 17, 100, 209, 210, 777])
@@ -313,29 +421,58 @@ def test_batches_mix_rows():
 
 
 def test_one_window_is_read_ahead_and_no_more():
-    """The language model is at most one window of 8 rows ahead of what has been given out, and stops where it is not needed any more."""
+    """The language model is at most one window of 8 rows ahead of what has been given out, and
+    stops where it is not needed any more.
+    """
     read = []
 
     class Counting(Numbered):
         def activations(self, ids):
             read.append(len(ids))
             return super().activations(ids)
-    stream = ActivationStream(Counting(), ROWS, n_tokens=150, batch_tokens=16, buffer_tokens=64, lm_batch_rows=4, include_bos=True, seed=0)
+
+    stream = ActivationStream(
+        Counting(),
+        ROWS,
+        n_tokens=150,
+        batch_tokens=16,
+        buffer_tokens=64,
+        lm_batch_rows=4,
+        include_bos=True,
+        seed=0,
+    )
     for i, _ in enumerate(stream):
         assert sum(read) <= 8 * (i * 16 // 64 + 2)
-    assert sum(read) == 24    # 150 activations are three windows of 64
+    assert sum(read) == 24  # 150 activations are three windows of 64
 
 
 def test_an_error_of_the_model_comes_out_of_the_stream():
     class Broken(Numbered):
         def activations(self, ids):
             raise RuntimeError("out of memory")
+
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(iter(ActivationStream(Broken(), ROWS, n_tokens=9, batch_tokens=2, buffer_tokens=64, lm_batch_rows=4, include_bos=True, seed=0)))
+        next(
+            iter(
+                ActivationStream(
+                    Broken(),
+                    ROWS,
+                    n_tokens=9,
+                    batch_tokens=2,
+                    buffer_tokens=64,
+                    lm_batch_rows=4,
+                    include_bos=True,
+                    seed=0,
+                )
+            )
+        )
 
 
 class Kept(Numbered):
-    """Counts forward passes, and says the same of a row whatever stands beside it only to a few digits, as models do."""
+    """Counts forward passes, and says the same of a row whatever stands beside it only to a few
+    digits, as models do.
+    """
+
     d_model, passes = 2, 0
 
     def activations(self, ids):
@@ -347,24 +484,47 @@ class Kept(Numbered):
 def test_activations_from_disk_are_those_computed_again(tmp_path, include_bos):
     def run(cache):
         Kept.passes = 0
-        stream = ActivationStream(Kept(), ROWS, n_tokens=700, batch_tokens=16, buffer_tokens=64, lm_batch_rows=4,
-                                  include_bos=include_bos, seed=0, cache=cache)
+        stream = ActivationStream(
+            Kept(),
+            ROWS,
+            n_tokens=700,
+            batch_tokens=16,
+            buffer_tokens=64,
+            lm_batch_rows=4,
+            include_bos=include_bos,
+            seed=0,
+            cache=cache,
+        )
         return torch.cat(list(stream)), Kept.passes
+
     again, passes = run(None)
     cache = ActivationCache(tmp_path / "kept")
     kept, first_passes = run(cache)
-    assert torch.equal(again, kept) and first_passes == 8 < passes           # 30 rows in groups of 4, once instead of three times
-    assert torch.equal(run(cache)[0], again) and run(cache)[1] == 0          # another training: no forward pass at all
+    assert (
+        torch.equal(again, kept) and first_passes == 8 < passes
+    )  # 30 rows in groups of 4, once instead of three times
+    assert (
+        torch.equal(run(cache)[0], again) and run(cache)[1] == 0
+    )  # another training: no forward pass at all
     files = sorted((tmp_path / "kept").iterdir())
-    for i, damage in enumerate((lambda b: b[:-3], lambda b: b"", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:])):
+    for i, damage in enumerate(
+        (lambda b: b[:-3], lambda b: b"", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:])
+    ):
         files[i].write_bytes(damage(files[i].read_bytes()))
     files[4].unlink()
-    assert torch.equal(run(cache)[0], again) and run(cache)[1] == 0 and sorted((tmp_path / "kept").iterdir()) == files
+    assert (
+        torch.equal(run(cache)[0], again)
+        and run(cache)[1] == 0
+        and sorted((tmp_path / "kept").iterdir()) == files
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
-    x, cache = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float(), ActivationCache(tmp_path)
+    x, cache = (
+        torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float(),
+        ActivationCache(tmp_path),
+    )
     cache.write(7, x)
     assert torch.equal(cache.read(7), x) and cache.read(8) is None
     assert load_file(tmp_path / "group_000007.safetensors")["x"].dtype == dtype
@@ -372,7 +532,13 @@ def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
 
 def test_rows_keep_their_order():
     batches = list(rows_in_batches(ROWS, 7))
-    assert np.array_equal(torch.cat(batches).numpy(), ROWS) and [len(b) for b in batches] == [7, 7, 7, 7, 2]
+    assert np.array_equal(torch.cat(batches).numpy(), ROWS) and [len(b) for b in batches] == [
+        7,
+        7,
+        7,
+        7,
+        2,
+    ]
 
 
 def test_no_rows():
@@ -387,13 +553,22 @@ def test_rows_of_bos_alone():
 
 @pytest.mark.parametrize("buffer_tokens", [8, 64, 100])
 def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
-    whole, first, states = stream(777, buffer_tokens=buffer_tokens), open_stream(777, buffer_tokens=buffer_tokens), {}
+    whole, first, states = (
+        stream(777, buffer_tokens=buffer_tokens),
+        open_stream(777, buffer_tokens=buffer_tokens),
+        {},
+    )
     for i, _ in enumerate(first):
         if (state := first.state()) is not None:
-            states[i + 1] = {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
+            states[i + 1] = {
+                key: value.clone() if torch.is_tensor(value) else value
+                for key, value in state.items()
+            }
     assert len(states) > 5
     for done, state in states.items():
         resumed = open_stream(777, buffer_tokens=buffer_tokens)
         resumed.resume(state)
         rest = list(resumed)
-        assert len(rest) == len(whole) - done and all(torch.equal(a, b) for a, b in zip(rest, whole[done:]))
+        assert len(rest) == len(whole) - done and all(
+            torch.equal(a, b) for a, b in zip(rest, whole[done:])
+        )

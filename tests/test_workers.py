@@ -1,4 +1,6 @@
-"""Several workers make the bytes that one process makes, whatever becomes of them, and no two write the same file."""
+"""Several workers make the bytes that one process makes, whatever becomes of them, and no two write
+the same file.
+"""
 
 import dataclasses
 import multiprocessing
@@ -44,18 +46,23 @@ def one(make_run):
 
 
 def noting(monkeypatch, path):
-    """generate.sample that writes one line for every shard it samples, whichever process it is in: its first random number."""
+    """generate.sample that writes one line for every shard it samples, whichever process it is in:
+    its first random number.
+    """
     sample = generate.sample
 
     def noted(lm, rows, length, generator, *args):
         with open(path, "a") as log:
             log.write(f"{generator.initial_seed()}\n")
         return sample(lm, rows, length, generator, *args)
+
     monkeypatch.setattr(generate, "sample", noted)
 
 
 @pytest.mark.parametrize("n", [2, 30])
-def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(one, monkeypatch, tmp_path, n):
+def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(
+    one, monkeypatch, tmp_path, n
+):
     run, lm, files = one
     noting(monkeypatch, tmp_path / "log")
     processes = [start(generate.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
@@ -66,7 +73,7 @@ def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(one, monke
     assert content(make_faithful(run, lm)) == files
     sampled = (tmp_path / "log").read_text().split()
     assert len(sampled) == len(set(sampled)) == 23
-    workers.sample_text(run, 0, n)   # of a dataset that is there
+    workers.sample_text(run, 0, n)  # of a dataset that is there
     assert len((tmp_path / "log").read_text().split()) == 23
 
 
@@ -84,16 +91,22 @@ def test_workers_killed_at_random_moments(one):
             process.join()
         left.append(len(list(run.artifacts.glob("faithful*/shard_*.safetensors"))))
         assert len(left) < 100
-    assert len(left) >= 3 and left == sorted(left), "it was killed on the way, and lost no finished shard"
-    assert content(run.artifacts / "faithful") == files and not list(run.artifacts.glob("*.partial"))
+    assert len(left) >= 3 and left == sorted(left), (
+        "it was killed on the way, and lost no finished shard"
+    )
+    assert content(run.artifacts / "faithful") == files and not list(
+        run.artifacts.glob("*.partial")
+    )
 
 
 def test_a_shard_that_another_process_is_at_is_left_to_it(one):
     run, lm, _ = one
     shards = run.artifacts / f"faithful-{faithful_key(run)}.partial"
-    with locked(shards / ".shard_00003.lock"):   # as a worker of a killed run holds it
+    with locked(shards / ".shard_00003.lock"):  # as a worker of a killed run holds it
         start(generate.sample_share, run, lm, faithful_key(run), 1, 2).join()
-        assert sorted(f.name for f in shards.glob("shard_*")) == [f"shard_{i:05d}.safetensors" for i in range(1, 23, 2) if i != 3]
+        assert sorted(f.name for f in shards.glob("shard_*")) == [
+            f"shard_{i:05d}.safetensors" for i in range(1, 23, 2) if i != 3
+        ]
 
 
 def hold(path):
@@ -108,9 +121,12 @@ def test_01_waits_for_workers_that_are_still_there(one, capfd):
     process = start(make_faithful, run, lm)
     process.join(2)
     assert process.is_alive() and not list(run.artifacts.glob("faithful*"))
-    worker.kill()   # and its lock is gone
+    worker.kill()  # and its lock is gone
     process.join(60)
-    assert content(run.artifacts / "faithful") == files and "note: waits for another process" in capfd.readouterr().out
+    assert (
+        content(run.artifacts / "faithful") == files
+        and "note: waits for another process" in capfd.readouterr().out
+    )
 
 
 def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run, monkeypatch):
@@ -122,10 +138,16 @@ def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run,
     folders = {f.name: content(f) for f in kept.iterdir()}
     weights = {name: content(saes / name / "seed42") for name in ("text", "faithful")}
     assert len(folders) == 2 and all(len(groups) > 4 for groups in folders.values())
-    workers.keep_activations(run, "text", 0, 2)   # SAEs that are there need none
+    workers.keep_activations(run, "text", 0, 2)  # SAEs that are there need none
     remove(kept), remove(saes)
-    (kept / "text-layer1-0123456789abcdef").mkdir(parents=True)   # of other parameters: both workers find it in the way
-    processes = [start(workers.keep_activations, run, name, i, 2) for name in ("text", "faithful") for i in range(2)]
+    (kept / "text-layer1-0123456789abcdef").mkdir(
+        parents=True
+    )  # of other parameters: both workers find it in the way
+    processes = [
+        start(workers.keep_activations, run, name, i, 2)
+        for name in ("text", "faithful")
+        for i in range(2)
+    ]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -139,12 +161,22 @@ def test_who_waits_for_workers(make_run):
     run = make_run()
     caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
     name = run.sae.train_on[0]
-    assert text_marks(run, "01_generate_faithful", 1) == activation_marks(caching, name, 1) == activation_marks(run, name, 3) == []
-    assert text_marks(run, "01_generate_faithful", 3) == [str(run.artifacts / "workers" / "text" / f"{i}of3") for i in range(3)]
-    assert text_marks(caching, "03_sfr", 3) == [] and len(set(activation_marks(caching, name, 3))) == 3
+    assert (
+        text_marks(run, "01_generate_faithful", 1)
+        == activation_marks(caching, name, 1)
+        == activation_marks(run, name, 3)
+        == []
+    )
+    assert text_marks(run, "01_generate_faithful", 3) == [
+        str(run.artifacts / "workers" / "text" / f"{i}of3") for i in range(3)
+    ]
+    assert (
+        text_marks(caching, "03_sfr", 3) == [] and len(set(activation_marks(caching, name, 3))) == 3
+    )
 
 
-# --- GPUs of one's own ---------------------------------------------------------------------------------------------------------------
+# --- GPUs of one's own ----------------------------------------------------------------------------
+
 
 def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -153,14 +185,27 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
         held = gpus.take(n, seconds=0.01)
         return os.environ["CUDA_VISIBLE_DEVICES"], held
+
     (first, held), (second, others) = visible(2), visible(1)
     assert (first, second) == ("2,5", "7")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "2,5,7", "TMPDIR": str(tmp_path), "FAITHFUL_SAE_GPUS": "own"}
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "2,5,7",
+        "TMPDIR": str(tmp_path),
+        "FAITHFUL_SAE_GPUS": "own",
+    }
     file = make_run({"device": "cuda", "gpus": 2}).file
-    command = [sys.executable, "-m", "faithful_sae.gpus", str(file), "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+    command = [
+        sys.executable,
+        "-m",
+        "faithful_sae.gpus",
+        str(file),
+        "sh",
+        "-c",
+        "echo $CUDA_VISIBLE_DEVICES",
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(5)   # for two
+        process.wait(5)  # for two
     others["7"].close(), held["5"].close()
     assert process.communicate(timeout=60)[0] == "5,7\n"
     with pytest.raises(SystemExit, match="gpus: 4 were asked for, and there are 3 here"):
@@ -173,4 +218,7 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
 
 def test_more_gpus_make_room_and_no_other_key(make_run):
     run = make_run({"device": "cuda", "gpus": 2})
-    assert faithful_key(run) == faithful_key(dataclasses.replace(run, gpus=1)) and torch.get_num_threads() == 1
+    assert (
+        faithful_key(run) == faithful_key(dataclasses.replace(run, gpus=1))
+        and torch.get_num_threads() == 1
+    )

@@ -1,4 +1,6 @@
-"""Print the `pip:` list of environment.yml as a requirements file. Standard library only: it runs before anything is installed."""
+"""Print the `pip:` list of environment.yml as a requirements file. Standard library only: it runs
+before anything is installed.
+"""
 
 import sys
 

@@ -1,12 +1,21 @@
 """Companion to FaithfulSAE: sparse autoencoders trained on text the language model itself wrote.
 
-The names below are loaded when first used, so that reading a parameter file does not wait for torch.
+The names below are loaded when first used, so that reading a parameter file does not wait for
+torch.
 """
 
 import importlib
 
-PUBLIC = {"TopKSAE": "sae", "load_sae": "sae", "match_features": "matching", "shared_feature_ratio": "sfr",
-         "fake_feature_ratio": "ffr", "fidelity": "faithfulness", "train_saes": "train", "load_model": "models"}
+PUBLIC = {
+    "TopKSAE": "sae",
+    "load_sae": "sae",
+    "match_features": "matching",
+    "shared_feature_ratio": "sfr",
+    "fake_feature_ratio": "ffr",
+    "fidelity": "faithfulness",
+    "train_saes": "train",
+    "load_model": "models",
+}
 __all__ = list(PUBLIC)
 
 

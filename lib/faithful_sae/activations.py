@@ -1,12 +1,14 @@
-"""A stream of shuffled activations from (model, token rows): what every SAE of a corpus is trained on.
+"""A stream of shuffled activations from (model, token rows): what every SAE of a corpus is trained
+on.
 
-One pass of the language model feeds all SAEs. The rows are put in random order once and cut into groups, one for each forward pass.
-Each epoch visits the groups in a fresh random order, a window of about buffer_tokens activations at a time; a window's activations
-are shuffled together, and what does not fill a batch goes into the next window. So a batch is a random draw from
-buffer_tokens / sequence_length rows. While SAEs are trained on one window, a thread reads the next.
+One pass of the language model feeds all SAEs. The rows are put in random order once and cut into
+groups, one for each forward pass. Each epoch visits the groups in a fresh random order, a window of
+about buffer_tokens activations at a time; a window's activations are shuffled together, and what
+does not fill a batch goes into the next window. So a batch is a random draw from buffer_tokens /
+sequence_length rows. While SAEs are trained on one window, a thread reads the next.
 
-Memory: two windows, 2 x buffer_tokens x D float32. Groups stay the same in all epochs, so that what the model says of them can be
-kept on disk instead of computed again, to the same bytes.
+Memory: two windows, 2 x buffer_tokens x D float32. Groups stay the same in all epochs, so that what
+the model says of them can be kept on disk instead of computed again, to the same bytes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import torch
 def rows_in_batches(rows, batch_rows):
     """Yield int64 tensors [<= batch_rows, T] of the rows, as they are."""
     for start in range(0, len(rows), batch_rows):
-        yield as_ids(rows[start:start + batch_rows])
+        yield as_ids(rows[start : start + batch_rows])
 
 
 def as_ids(rows):
@@ -27,16 +29,20 @@ def as_ids(rows):
 
 
 def token_activations(lm, ids, include_bos):
-    """Activations of the tokens of ids [B, T], as float32 [N, D]; BOS positions are left out unless `include_bos`."""
+    """Activations of the tokens of ids [B, T], as float32 [N, D]; BOS positions are left out unless
+    `include_bos`.
+    """
     x = lm.activations(ids)
     return x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
 
 
 class ActivationStream:
-    """Iterates over float32 [batch_tokens, D] until `n_tokens` activations have been given out, repeating the rows if need be.
+    """Iterates over float32 [batch_tokens, D] until `n_tokens` activations have been given out,
+    repeating the rows if need be.
 
-    Every batch is full but the last, which may be shorter. The stream depends on `seed`, not on the SAEs trained from it, and every
-    window on its number alone, so that a stream goes on from a `state` with the same bytes.
+    Every batch is full but the last, which may be shorter. The stream depends on `seed`, not on the
+    SAEs trained from it, and every window on its number alone, so that a stream goes on from a
+    `state` with the same bytes.
 
     Args:
         lm_batch_rows: rows of a group, fewer if the buffer does not hold so many.
@@ -46,19 +52,42 @@ class ActivationStream:
         ValueError: no rows; nothing but BOS in them.
     """
 
-    def __init__(self, lm, rows, *, n_tokens, batch_tokens, buffer_tokens, lm_batch_rows, include_bos, seed, cache=None):
+    def __init__(
+        self,
+        lm,
+        rows,
+        *,
+        n_tokens,
+        batch_tokens,
+        buffer_tokens,
+        lm_batch_rows,
+        include_bos,
+        seed,
+        cache=None,
+    ):
         if len(rows) == 0:
             raise ValueError("no token rows to take activations from")
-        self.lm, self.rows, self.n_tokens, self.batch_tokens, self.seed = lm, rows, n_tokens, batch_tokens, seed
+        self.lm, self.rows, self.n_tokens, self.batch_tokens, self.seed = (
+            lm,
+            rows,
+            n_tokens,
+            batch_tokens,
+            seed,
+        )
         self.include_bos, self.cache = include_bos, cache
         window_rows = max(buffer_tokens // rows.shape[1], 1)
         self.group_rows = min(lm_batch_rows, window_rows)
-        self.window_groups, self.groups = window_rows // self.group_rows, -(-len(rows) // self.group_rows)
-        self.windows = -(-self.groups // self.window_groups)       # in an epoch
+        self.window_groups, self.groups = (
+            window_rows // self.group_rows,
+            -(-len(rows) // self.group_rows),
+        )
+        self.windows = -(-self.groups // self.window_groups)  # in an epoch
         self.row_order = np.random.default_rng(seed).permutation(len(rows))
         self.window = self.given = 0
-        self.left = torch.empty(0, lm.d_model, device=lm.device)   # what the window before did not give out: less than a batch
-        self.between = True                                        # two windows, where there is a state
+        self.left = torch.empty(
+            0, lm.d_model, device=lm.device
+        )  # what the window before did not give out: less than a batch
+        self.between = True  # two windows, where there is a state
 
     def __iter__(self):
         with ThreadPoolExecutor(1) as reader:
@@ -66,26 +95,42 @@ class ActivationStream:
             while self.given < self.n_tokens:
                 pool = self._behind_what_was_left(*ahead.result())
                 remaining = self.n_tokens - self.given
-                use = remaining if len(pool) >= remaining else len(pool) // self.batch_tokens * self.batch_tokens
+                use = (
+                    remaining
+                    if len(pool) >= remaining
+                    else len(pool) // self.batch_tokens * self.batch_tokens
+                )
                 ahead = reader.submit(self._read, self.window + 1) if use < remaining else None
-                order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self._window_seed())).to(pool.device)
+                order = torch.randperm(
+                    len(pool), generator=torch.Generator().manual_seed(self._window_seed())
+                ).to(pool.device)
                 if use == 0:
                     self._next(pool[order], 0)
                 for start in range(0, use, self.batch_tokens):
-                    batch = pool[order[start:min(start + self.batch_tokens, use)]]
+                    batch = pool[order[start : min(start + self.batch_tokens, use)]]
                     self.between = start + self.batch_tokens >= use
                     if self.between:
                         self._next(pool[order[use:]], use)
                     yield batch
-                pool = order = None    # not beside the next two windows
+                pool = order = None  # not beside the next two windows
 
     def state(self) -> dict | None:
-        """{window, given, left}: where the stream is, after the batch given out last; None in the middle of a window."""
-        return {"window": self.window, "given": self.given, "left": self.left} if self.between else None
+        """{window, given, left}: where the stream is, after the batch given out last; None in the
+        middle of a window.
+        """
+        return (
+            {"window": self.window, "given": self.given, "left": self.left}
+            if self.between
+            else None
+        )
 
     def resume(self, state):
         """Go on from a `state` of a stream with the same arguments."""
-        self.window, self.given, self.left = int(state["window"]), int(state["given"]), state["left"].to(self.lm.device)
+        self.window, self.given, self.left = (
+            int(state["window"]),
+            int(state["given"]),
+            state["left"].to(self.lm.device),
+        )
 
     def keep(self, groups):
         """See to it that the cache holds these groups, of the `groups` there are."""
@@ -94,35 +139,46 @@ class ActivationStream:
 
     def _next(self, left, used):
         if self.window >= self.windows and self.given + used + len(left) == 0:
-            raise ValueError("the token rows hold nothing but BOS, and BOS is left out (include_bos: false)")
+            raise ValueError(
+                "the token rows hold nothing but BOS, and BOS is left out (include_bos: false)"
+            )
         self.window, self.given, self.left = self.window + 1, self.given + used, left
 
     def _read(self, number):
-        """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is room for what is left over."""
+        """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is
+        room for what is left over.
+        """
         epoch, window = divmod(number, self.windows)
-        chosen = np.random.default_rng([self.seed, epoch]).permutation(self.groups)[window * self.window_groups:][:self.window_groups]
+        chosen = np.random.default_rng([self.seed, epoch]).permutation(self.groups)[
+            window * self.window_groups :
+        ][: self.window_groups]
         tokens = self.window_groups * self.group_rows * self.rows.shape[1]
-        buffer, end = torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device), self.batch_tokens
+        buffer, end = (
+            torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device),
+            self.batch_tokens,
+        )
         for group in chosen:
             x = self._group(int(group))
-            buffer[end:end + len(x)] = x
+            buffer[end : end + len(x)] = x
             end += len(x)
         return buffer, end
 
     def _behind_what_was_left(self, buffer, end):
-        pool = buffer[self.batch_tokens - len(self.left):end]
-        pool[:len(self.left)] = self.left
+        pool = buffer[self.batch_tokens - len(self.left) : end]
+        pool[: len(self.left)] = self.left
         return pool
 
     def _group(self, group):
         """Activations of one group of rows, from the cache if they are there."""
         if self.cache and (x := self.cache.read(group)) is not None:
             return x.to(self.lm.device)
-        rows = np.sort(self.row_order[group * self.group_rows:(group + 1) * self.group_rows])
+        rows = np.sort(self.row_order[group * self.group_rows : (group + 1) * self.group_rows])
         x = token_activations(self.lm, as_ids(self.rows[rows]), self.include_bos)
         if self.cache:
             self.cache.write(group, x)
         return x
 
     def _window_seed(self):
-        return int(np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1)
+        return int(
+            np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1
+        )

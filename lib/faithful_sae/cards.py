@@ -1,4 +1,6 @@
-"""The cards (README.md) of what `make publish` uploads: parameters, provenance and results, read from what the run left."""
+"""The cards (README.md) of what `make publish` uploads: parameters, provenance and results, read
+from what the run left.
+"""
 
 import json
 import textwrap
@@ -14,13 +16,18 @@ from faithful_sae.params import LISTED
 from faithful_sae.stages.rows import read_rows
 from faithful_sae.tables import heading
 
-PAPER = ('Cho et al. (2025), "FaithfulSAE: Towards Capturing Faithful Features with Sparse Autoencoders without External Dataset '
-         'Dependencies"')
-SHOWN = ("torch", "transformers", "huggingface_hub", "numpy")   # of the packages in provenance
+PAPER = (
+    'Cho et al. (2025), "FaithfulSAE: Towards Capturing Faithful Features with Sparse '
+    "Autoencoders without External Dataset "
+    'Dependencies"'
+)
+SHOWN = ("torch", "transformers", "huggingface_hub", "numpy")  # of the packages in provenance
 
 
 def model_name(run) -> str:
-    """The language model as it may be named in public: its Hub id, the name of its folder without the path, or `embedded`."""
+    """The language model as it may be named in public: its Hub id, the name of its folder without
+    the path, or `embedded`.
+    """
     folder = run.model_folder
     return folder.name if folder else run.model
 
@@ -29,18 +36,37 @@ def sae_card(run, names, repository, dataset, measured) -> ModelCard:
     """The card of a run's SAEs.
 
     Args:
-        names: the corpora whose SAEs it holds. repository, dataset: ids of the SAEs' and the faithful dataset's repositories.
+        names: the corpora whose SAEs it holds. repository, dataset: ids of the SAEs' and the
+            faithful dataset's repositories.
         measured: which of the rows `sfr`, `ffr`, `fidelity` are of these SAEs.
     """
     s, example = run.sae, f"{names[0]}/seed{run.sae.seeds[0]}"
     data = ModelCardData(
-        license="other", library_name="saelens", tags=["sparse-autoencoder", "interpretability", "faithful-sae"], **_base_model(run),
-        datasets=sorted({run.corpora[name].hub for name in names if run.corpora[name].hub}
-                        | ({dataset} if any(run.corpora[name].faithful == "self" for name in names) else set())))
-    parameters = {"hook": f"residual stream entering block {run.layer} (blocks.{run.layer}.hook_resid_pre)", "d_sae": s.d_sae, "k": s.k,
-                  "seeds": list(s.seeds), "recipe": s.recipe, "lr": s.lr, "tokens": s.tokens, "max_epochs": s.max_epochs,
-                  "batch_tokens": s.batch_tokens, "buffer_tokens": s.buffer_tokens, "include_bos": s.include_bos, "data_seed": s.data_seed,
-                  "sequence_length": run.sequence_length, "dtype": run.dtype}
+        license="other",
+        library_name="saelens",
+        tags=["sparse-autoencoder", "interpretability", "faithful-sae"],
+        **_base_model(run),
+        datasets=sorted(
+            {run.corpora[name].hub for name in names if run.corpora[name].hub}
+            | ({dataset} if any(run.corpora[name].faithful == "self" for name in names) else set())
+        ),
+    )
+    parameters = {
+        "hook": f"residual stream entering block {run.layer} (blocks.{run.layer}.hook_resid_pre)",
+        "d_sae": s.d_sae,
+        "k": s.k,
+        "seeds": list(s.seeds),
+        "recipe": s.recipe,
+        "lr": s.lr,
+        "tokens": s.tokens,
+        "max_epochs": s.max_epochs,
+        "batch_tokens": s.batch_tokens,
+        "buffer_tokens": s.buffer_tokens,
+        "include_bos": s.include_bos,
+        "data_seed": s.data_seed,
+        "sequence_length": run.sequence_length,
+        "dtype": run.dtype,
+    }
     return ModelCard(f"""---
 {data.to_yaml()}
 ---
@@ -99,12 +125,23 @@ instance) bind what is made with the model. Cite {PAPER}.
 def dataset_card(run, repository) -> DatasetCard:
     """The card of a run's faithful dataset."""
     rows = run.artifacts / "rows" / "dataset.csv"
-    statistics = read_rows(run, "dataset", "01_generate_faithful").iloc[0] if rows.exists() else None
+    statistics = (
+        read_rows(run, "dataset", "01_generate_faithful").iloc[0] if rows.exists() else None
+    )
     documents = int(statistics.documents) if statistics is not None else None
     data = DatasetCardData(
-        license="other", pretty_name=f"Faithful text of {run.label}", task_categories=["text-generation"], tags=["synthetic", "faithful-sae"],
+        license="other",
+        pretty_name=f"Faithful text of {run.label}",
+        task_categories=["text-generation"],
+        tags=["synthetic", "faithful-sae"],
         size_categories=_size_category(documents) if documents else None,
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}])
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+            }
+        ],
+    )
     return DatasetCard(f"""---
 {data.to_yaml()}
 ---
@@ -145,7 +182,8 @@ The text is the output of {_model(run)}, whose licence may bind what is done wit
 """)
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
+
 
 def _base_model(run):
     return {} if run.embedded or run.model_folder else {"base_model": run.model}
@@ -153,26 +191,47 @@ def _base_model(run):
 
 def _model(run):
     if run.embedded:
-        return f"{run.label} (a small {run.embedded.architecture} trained by the companion on installed packages' documentation)"
+        return (
+            f"{run.label} (a small {run.embedded.architecture} trained by the companion on "
+            "installed packages' documentation)"
+        )
     return f"`{model_name(run)}`"
 
 
 def _yaml(values):
-    return f"```yaml\n{yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)}```"
+    return (
+        f"```yaml\n{yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)}```"
+    )
 
 
 def _corpora(run, names):
     """What each corpus is, with its commit and licence where they are known."""
-    licences = {entry["hub"]: entry["licence"] for entry in yaml.safe_load(LISTED.read_text(encoding="utf-8"))["corpora"].values()}
+    licences = {
+        entry["hub"]: entry["licence"]
+        for entry in yaml.safe_load(LISTED.read_text(encoding="utf-8"))["corpora"].values()
+    }
     trained = read_rows(run, "saes", "02_train_sae").drop_duplicates("corpus").set_index("corpus")
     rows = []
     for name in names:
         c = run.corpora[name]
-        text = (f"faithful text of {run.label if c.faithful == 'self' else c.faithful}" if c.faithful else f"a local file, {Path(c.path).name}"
-                if c.path else c.hub or f"{c.documentation} of {', '.join(c.packages) or 'the language reference'}")
-        rows.append({"corpus": name, "text": text, "commit": hub.commits(run).get(f"dataset {c.hub} {c.revision}", ""),
-                     "licence": licences.get(c.hub, ""), "activations": f"{int(trained.tokens[name]):,}",
-                     "passes": round(float(trained.passes[name]), 2)})
+        text = (
+            f"faithful text of {run.label if c.faithful == 'self' else c.faithful}"
+            if c.faithful
+            else f"a local file, {Path(c.path).name}"
+            if c.path
+            else c.hub
+            or f"{c.documentation} of {', '.join(c.packages) or 'the language reference'}"
+        )
+        rows.append(
+            {
+                "corpus": name,
+                "text": text,
+                "commit": hub.commits(run).get(f"dataset {c.hub} {c.revision}", ""),
+                "licence": licences.get(c.hub, ""),
+                "activations": f"{int(trained.tokens[name]):,}",
+                "passes": round(float(trained.passes[name]), 2),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -180,47 +239,89 @@ def _results(run, names, measured):
     """Means over seeds, the paper's beside them where it has a counterpart."""
     table = pd.DataFrame(index=pd.Index(names, name="corpus"))
     for rows, notebook, column, title, digits, tables in (
-            ("sfr", "03_sfr", "sfr", "SFR", 4, ("table4", "table2", "table3")), ("sfr", "03_sfr", "sfr_alive", "SFR, alive", 4, ()),
-            ("ffr", "04_ffr", "ffr", "FFR, %", 2, ("table7",)),
-            ("fidelity", "05_fidelity_matrix", "ce_recovered", "CE recovered", 4, ()),
-            ("fidelity", "05_fidelity_matrix", "explained_variance", "explained variance", 4, ())):
+        ("sfr", "03_sfr", "sfr", "SFR", 4, ("table4", "table2", "table3")),
+        ("sfr", "03_sfr", "sfr_alive", "SFR, alive", 4, ()),
+        ("ffr", "04_ffr", "ffr", "FFR, %", 2, ("table7",)),
+        ("fidelity", "05_fidelity_matrix", "ce_recovered", "CE recovered", 4, ()),
+        ("fidelity", "05_fidelity_matrix", "explained_variance", "explained variance", 4, ()),
+    ):
         if rows in measured:
             values = read_rows(run, rows, notebook)
             if rows == "fidelity":
                 values = values[~values.include_bos].rename(columns={"trained_on": "corpus"})
-            table[title] = values.groupby("corpus")[column].mean().reindex(names).map(f"{{:.{digits}f}}".format)
+            table[title] = (
+                values.groupby("corpus")[column]
+                .mean()
+                .reindex(names)
+                .map(f"{{:.{digits}f}}".format)
+            )
             if paper := _paper(run, names, tables):
                 table[f"{title}, paper"] = [paper.get(name, "") for name in names]
     if not len(table.columns):
         return "Not measured."
     meaning = {
-        "sfr": f"SFR: share of latents that two seeds have in common, at cosine {run.sfr.threshold:g} (alive: among those that fire).",
-        "ffr": f"FFR: latents that fire on more than {100 * run.ffr.frequency:g} % of random tokens.",
-        "fidelity": "CE recovered (1: the model runs on the reconstruction as on its own activations; 0: as on zeros) and explained variance: "
-                    f"mean over {', '.join(run.fidelity.corpora)}, without BOS."}
-    beside = [f"The paper's numbers are those of its {paper_models()[run.beside]}."] if any("paper" in c for c in table.columns) else []
+        "sfr": "SFR: share of latents that two seeds have in common, at cosine "
+        f"{run.sfr.threshold:g} (alive: among those that fire).",
+        "ffr": f"FFR: latents that fire on more than {100 * run.ffr.frequency:g} % of random "
+        "tokens.",
+        "fidelity": "CE recovered (1: the model runs on the reconstruction as on its own "
+        "activations; 0: as on zeros) and explained variance: "
+        f"mean over {', '.join(run.fidelity.corpora)}, without BOS.",
+    }
+    beside = (
+        [f"The paper's numbers are those of its {paper_models()[run.beside]}."]
+        if any("paper" in c for c in table.columns)
+        else []
+    )
     table.index = [heading(run, name) for name in names]
-    return (" ".join(["Means over seeds.", *(text for rows, text in meaning.items() if rows in measured), *beside])
-            + f"\n\n{table.to_markdown(disable_numparse=True)}\n\nAll rows are in `results/`.")
+    return (
+        " ".join(
+            [
+                "Means over seeds.",
+                *(text for rows, text in meaning.items() if rows in measured),
+                *beside,
+            ]
+        )
+        + f"\n\n{table.to_markdown(disable_numparse=True)}\n\nAll rows are in `results/`."
+    )
 
 
 def _paper(run, names, tables):
     found = {}
     for table in tables:
         numbers = (exhibits()[table].numbers or {}).get(run.beside, {})
-        found |= {name: numbers[run.corpora[name].role] for name in names if run.corpora[name].role in numbers and name not in found}
+        found |= {
+            name: numbers[run.corpora[name].role]
+            for name in names
+            if run.corpora[name].role in numbers and name not in found
+        }
     return found
 
 
 def _statistics(run, statistics):
     if statistics is None:
         return "Not measured."
-    columns = {"documents": "documents", "tokens": "tokens", "all_token_coverage": "vocabulary covered, %",
-               "first_token_coverage": "covered by first tokens, %", "kl": "KL of the first token, nats"}
-    rows = [{"": run.label} | {title: f"{statistics[key]:.4g}" if isinstance(statistics[key], float) and key not in ("documents", "tokens")
-                               else f"{int(statistics[key]):,}" for key, title in columns.items()}]
+    columns = {
+        "documents": "documents",
+        "tokens": "tokens",
+        "all_token_coverage": "vocabulary covered, %",
+        "first_token_coverage": "covered by first tokens, %",
+        "kl": "KL of the first token, nats",
+    }
+    rows = [
+        {"": run.label}
+        | {
+            title: f"{statistics[key]:.4g}"
+            if isinstance(statistics[key], float) and key not in ("documents", "tokens")
+            else f"{int(statistics[key]):,}"
+            for key, title in columns.items()
+        }
+    ]
     if paper := exhibits()["table1"].numbers.get(run.beside):
-        rows.append({"": f"the paper, {paper_models()[run.beside]}"} | {columns[key]: paper[key] for key in paper if key in columns})
+        rows.append(
+            {"": f"the paper, {paper_models()[run.beside]}"}
+            | {columns[key]: paper[key] for key in paper if key in columns}
+        )
     return pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
@@ -229,10 +330,22 @@ def _provenance(run, artefact):
     record = json.loads((artefact / "provenance.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {record['packages'][name]}" for name in SHOWN)
     at = f", model at commit {record['inputs']['commit']}" if record["inputs"].get("commit") else ""
-    return "\n".join(textwrap.wrap(f"Made {record['written'][:10]} on {record['device']} by the companion's commit {record['git_commit']}{at}, "
-                                   f"with {versions}.", 130))
+    return "\n".join(
+        textwrap.wrap(
+            f"Made {record['written'][:10]} on {record['device']} by the companion's commit "
+            f"{record['git_commit']}{at}, "
+            f"with {versions}.",
+            130,
+        )
+    )
 
 
 def _size_category(n):
-    bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")]
+    bounds = [
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+        (10_000_000, "1M<n<10M"),
+    ]
     return [next((name for limit, name in bounds if n < limit), "10M<n<100M")]

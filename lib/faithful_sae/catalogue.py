@@ -14,6 +14,7 @@ SUFFIXES = {"table": ("csv", "md", "tex"), "figure": ("csv", "pdf", "png")}
 @dataclass(frozen=True)
 class Exhibit:
     """One entry of params/exhibits.yaml."""
+
     id: str
     title: str
     kind: str

@@ -1,4 +1,6 @@
-"""One file from which a killed training goes on as if nothing had happened: tensors and numbers, replaced atomically."""
+"""One file from which a killed training goes on as if nothing had happened: tensors and numbers,
+replaced atomically.
+"""
 
 import hashlib
 import json
@@ -14,8 +16,9 @@ from faithful_sae.provenance import atomic_path, remove
 
 class Checkpoint:
     """Args:
-        path: of the file. key: hash of all the training depends on; a file with another key is not used.
-        every: least seconds between two savings. A saving that takes long makes the next wait 20 times as long.
+    path: of the file. key: hash of all the training depends on; a file with another key is not
+    used. every: least seconds between two savings. A saving that takes long makes the next wait 20
+    times as long.
     """
 
     def __init__(self, path, key, every=60.0):
@@ -28,7 +31,8 @@ class Checkpoint:
         return time.monotonic() >= self.next
 
     def save(self, step, tensors, numbers):
-        """Replace the file. step: how many are done. tensors: {name: tensor}; numbers: whatever JSON can hold, floats to the last bit.
+        """Replace the file. step: how many are done. tensors: {name: tensor}; numbers: whatever
+        JSON can hold, floats to the last bit.
 
         Raises:
             DiskFullError: the file saved before is kept.
@@ -43,7 +47,9 @@ class Checkpoint:
         self.next, self.step = end + max(self.every, 20 * (end - start)), step
 
     def load(self):
-        """(step, tensors, numbers) as saved, or None: nothing there, damaged, or of another training."""
+        """(step, tensors, numbers) as saved, or None: nothing there, damaged, or of another
+        training.
+        """
         if not self.path.exists():
             return None
         try:
@@ -53,7 +59,11 @@ class Checkpoint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             written = about.pop("sha256")
-            step, numbers, whole = int(about["step"]), json.loads(about["numbers"]), checksum(tensors, about) == written
+            step, numbers, whole = (
+                int(about["step"]),
+                json.loads(about["numbers"]),
+                checksum(tensors, about) == written,
+            )
         except (SafetensorError, OSError, KeyError, ValueError):
             whole = False
         if not whole:
@@ -67,11 +77,17 @@ class Checkpoint:
         remove(self.path)
 
     def __str__(self):
-        return f"the last good checkpoint is {self.path}, step {self.step}" if self.step is not None else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is {self.path}, step {self.step}"
+            if self.step is not None
+            else "there is no checkpoint yet"
+        )
 
 
 def checksum(tensors, about=None):
-    """SHA-256 of a dict of contiguous tensors on the CPU, with their names, and of what is said `about` them, {name: text}."""
+    """SHA-256 of a dict of contiguous tensors on the CPU, with their names, and of what is said
+    `about` them, {name: text}.
+    """
     total = hashlib.sha256(json.dumps([sorted(tensors), about], sort_keys=True).encode())
     for name in sorted(tensors):
         total.update(tensors[name].view(-1).view(torch.uint8).numpy())

@@ -1,4 +1,6 @@
-"""What the faithful dataset covers of its model's vocabulary and first-token distribution (paper Table 1, Appendix C)."""
+"""What the faithful dataset covers of its model's vocabulary and first-token distribution (paper
+Table 1, Appendix C).
+"""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +9,13 @@ import pandas as pd
 def first_token_kl(model, counts):
     """KL(model || dataset) of the first token, and what it leaves out (paper Table 1).
 
-    The dataset gives most tokens frequency 0, where this divergence is infinite; the paper does not say what it does there.
-    Here both are restricted to the tokens the dataset has (the model renormalised on them), and the model's mass on the
-    others is returned beside it.
+    The dataset gives most tokens frequency 0, where this divergence is infinite; the paper does not
+    say what it does there. Here both are restricted to the tokens the dataset has (the model
+    renormalised on them), and the model's mass on the others is returned beside it.
 
     Args:
-        model: float [V], the model's distribution after BOS. counts: int [V], first tokens in the dataset.
+        model: float [V], the model's distribution after BOS. counts: int [V], first tokens in the
+            dataset.
 
     Returns:
         (kl in nats, missing probability mass in [0, 1]).
@@ -24,14 +27,17 @@ def first_token_kl(model, counts):
         raise ValueError("an empty dataset has no first-token distribution")
     seen = counts > 0
     p, q = model[seen] / model[seen].sum(), counts[seen] / counts.sum()
-    return float(np.sum(p * np.log(p / q, where=p > 0, out=np.zeros_like(p)))), float(1 - model[seen].sum() / model.sum())
+    return float(np.sum(p * np.log(p / q, where=p > 0, out=np.zeros_like(p)))), float(
+        1 - model[seen].sum() / model.sum()
+    )
 
 
 def dataset_statistics(documents, bos_distribution):
     """One row of Table 1, and the first tokens behind Appendix C.
 
     Args:
-        documents: iterable of int arrays, ids without BOS. bos_distribution: float64 [V], the model's after BOS.
+        documents: iterable of int arrays, ids without BOS. bos_distribution: float64 [V], the
+            model's after BOS.
 
     Returns:
         (record, first_counts int64 [V]); coverages in percent, KL in nats.
@@ -43,14 +49,29 @@ def dataset_statistics(documents, bos_distribution):
         all_counts += np.bincount(ids, minlength=vocabulary)
         first_counts[ids[0]] += 1
     kl, missing = first_token_kl(np.asarray(bos_distribution), first_counts)
-    return {"documents": n, "tokens": int(all_counts.sum()), "vocab_size": vocabulary,
-            "all_token_coverage": 100 * np.count_nonzero(all_counts) / vocabulary,
-            "first_token_coverage": 100 * np.count_nonzero(first_counts) / vocabulary,
-            "kl": kl, "missing_mass": missing}, first_counts
+    return {
+        "documents": n,
+        "tokens": int(all_counts.sum()),
+        "vocab_size": vocabulary,
+        "all_token_coverage": 100 * np.count_nonzero(all_counts) / vocabulary,
+        "first_token_coverage": 100 * np.count_nonzero(first_counts) / vocabulary,
+        "kl": kl,
+        "missing_mass": missing,
+    }, first_counts
 
 
 def first_token_table(bos_distribution, first_counts, tokenizer):
-    """The four panels of Appendix C as one table: token id, text, the model's probability, the dataset's frequency."""
-    return pd.DataFrame({"token_id": np.arange(len(first_counts)),
-                         "token": [tokenizer.decode([i]) or tokenizer.convert_ids_to_tokens(i) for i in range(len(first_counts))],
-                         "model": np.asarray(bos_distribution), "dataset": first_counts / first_counts.sum()})
+    """The four panels of Appendix C as one table: token id, text, the model's probability, the
+    dataset's frequency.
+    """
+    return pd.DataFrame(
+        {
+            "token_id": np.arange(len(first_counts)),
+            "token": [
+                tokenizer.decode([i]) or tokenizer.convert_ids_to_tokens(i)
+                for i in range(len(first_counts))
+            ],
+            "model": np.asarray(bos_distribution),
+            "dataset": first_counts / first_counts.sum(),
+        }
+    )

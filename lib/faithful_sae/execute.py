@@ -1,7 +1,9 @@
-"""Run one notebook as a workflow step: `python -m faithful_sae.execute NOTEBOOK.py OUTPUT.ipynb NAME=VALUE ...`
+"""Run one notebook as a workflow step: `python -m faithful_sae.execute NOTEBOOK.py OUTPUT.ipynb
+NAME=VALUE ...`
 
-Papermill runs the text notebook; the executed one is kept, whether it succeeded (OUTPUT.ipynb) or failed (OUTPUT.failed.ipynb,
-with its traceback, which is printed too). While a cell works, its progress bar is shown now and then as one line.
+Papermill runs the text notebook; the executed one is kept, whether it succeeded (OUTPUT.ipynb) or
+failed (OUTPUT.failed.ipynb, with its traceback, which is printed too). While a cell works, its
+progress bar is shown now and then as one line.
 """
 
 import argparse
@@ -20,7 +22,9 @@ EVERY = 15  # seconds between two lines of progress
 
 
 class Progress:
-    """Called with a step's output, print a line of its progress bar every few seconds, and every `note:`, after the step's name."""
+    """Called with a step's output, print a line of its progress bar every few seconds, and every
+    `note:`, after the step's name.
+    """
 
     def __init__(self, title):
         self.title, self.last = title, time.time()
@@ -53,7 +57,9 @@ def run_notebook(notebook, output, parameters):
     output, start = Path(output), time.time()
     failed, running = (output.with_suffix(f".{word}.ipynb") for word in ("failed", "running"))
     title = " · ".join([Path(notebook).stem, *(Path(value).stem for value in parameters.values())])
-    with locked(output.with_suffix(".lock")):   # a killed engine may have left this step at work: never two writers of one result
+    with locked(
+        output.with_suffix(".lock")
+    ):  # a killed engine may have left this step at work: never two writers of one result
         source = output.with_suffix(".source.ipynb")
         jupytext.write(jupytext.read(notebook), source)
         logger = logging.getLogger("papermill")
@@ -62,7 +68,14 @@ def run_notebook(notebook, output, parameters):
         logger.handlers = [_Handler(Progress(title))]
         print(f"  ▸ {title}", flush=True)
         try:
-            papermill.execute_notebook(source, running, parameters=parameters, cwd=Path(notebook).parent, progress_bar=False, log_output=True)
+            papermill.execute_notebook(
+                source,
+                running,
+                parameters=parameters,
+                cwd=Path(notebook).parent,
+                progress_bar=False,
+                log_output=True,
+            )
         except papermill.PapermillExecutionError:
             running.replace(failed)
             raise
@@ -84,10 +97,18 @@ def main():
         seconds = run_notebook(args.notebook, args.output, parameters)
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        print(f"  ✗ {args.notebook} failed in cell {error.exec_count}:\n{plain}\n"
-              f"  the executed notebook is kept: {Path(args.output).with_suffix('.failed.ipynb')}", file=sys.stderr, flush=True)
+        print(
+            f"  ✗ {args.notebook} failed in cell {error.exec_count}:\n{plain}\n"
+            f"  the executed notebook is kept: {Path(args.output).with_suffix('.failed.ipynb')}",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(1)
-    print(f"  ✓ {Path(args.notebook).stem} · {' · '.join(Path(v).stem for v in parameters.values())}  {seconds:.0f} s", flush=True)
+    print(
+        f"  ✓ {Path(args.notebook).stem} · "
+        f"{' · '.join(Path(v).stem for v in parameters.values())}  {seconds:.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

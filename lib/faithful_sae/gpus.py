@@ -1,7 +1,8 @@
 """Give a command GPUs of its own: `python -m faithful_sae.gpus PARAMS COMMAND ...`
 
-Snakemake counts the GPUs of a machine (`make paper GPUS=4`) and gives none a number, so that all notebooks would take the first. A
-cluster's scheduler does this itself, and nothing happens then, or for a model that is on no GPU (PARAMS is its parameter file).
+Snakemake counts the GPUs of a machine (`make paper GPUS=4`) and gives none a number, so that all
+notebooks would take the first. A cluster's scheduler does this itself, and nothing happens then, or
+for a model that is on no GPU (PARAMS is its parameter file).
 """
 
 import fcntl
@@ -15,8 +16,8 @@ from faithful_sae.params import load_params
 
 
 def take(n, seconds=5.0):
-    """Set CUDA_VISIBLE_DEVICES to n GPUs that no other command started in this way has; waits until there are. They are held as long as
-    the process runs, also when it becomes another program.
+    """Set CUDA_VISIBLE_DEVICES to n GPUs that no other command started in this way has; waits until
+    there are. They are held as long as the process runs, also when it becomes another program.
 
     Raises:
         SystemExit: the machine has fewer than n.
@@ -48,7 +49,9 @@ def _hold(devices, n):
     """{device: locked file} of up to n devices that are free."""
     held = {}
     for device in devices:
-        file = open(Path(tempfile.gettempdir()) / f"faithful_sae-gpu-{os.getuid()}-{device}.lock", "w")
+        file = open(
+            Path(tempfile.gettempdir()) / f"faithful_sae-gpu-{os.getuid()}-{device}.lock", "w"
+        )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held[device] = file
@@ -60,5 +63,9 @@ def _hold(devices, n):
 
 
 if __name__ == "__main__":
-    HELD = take(load_params(sys.argv[1]).job_gpus) if os.environ.get("FAITHFUL_SAE_GPUS") == "own" else None
+    HELD = (
+        take(load_params(sys.argv[1]).job_gpus)
+        if os.environ.get("FAITHFUL_SAE_GPUS") == "own"
+        else None
+    )
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,14 +1,16 @@
 """Interpolated n-gram language model: the yardstick a small neural language model has to beat.
 
-A network that does no better than counting the last four tokens has nothing in its hidden states that is worth a sparse
-autoencoder. This is modified Kneser-Ney smoothing (Chen & Goodman 1998, section 3), the strongest of the count-based models,
-fitted on the tokens that the network is trained on and scored on the same held-out positions.
+A network that does no better than counting the last four tokens has nothing in its hidden states
+that is worth a sparse autoencoder. This is modified Kneser-Ney smoothing (Chen & Goodman 1998,
+section 3), the strongest of the count-based models, fitted on the tokens that the network is
+trained on and scored on the same held-out positions.
 
-    p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + gamma(h) p_{n-1}(w | h')        h' is h without its first token
-    gamma(h)   = (D_1 N_1(h) + D_2 N_2(h) + D_3 N_3+(h)) / c(h)                    N_r(h): number of w with c(hw) = r
+    p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + gamma(h) p_{n-1}(w | h')
+            h' is h without its first token
+    gamma(h)   = (D_1 N_1(h) + D_2 N_2(h) + D_3 N_3+(h)) / c(h)   N_r(h): number of w with c(hw) = r
 
-At the highest order c counts occurrences, below it the distinct tokens that precede the n-gram; p_0 is uniform. A history that
-was never seen leaves the prediction to the next lower order.
+At the highest order c counts occurrences, below it the distinct tokens that precede the n-gram; p_0
+is uniform. A history that was never seen leaves the prediction to the next lower order.
 """
 
 import numpy as np
@@ -17,7 +19,8 @@ import numpy as np
 class NGram:
     """Interpolated modified Kneser-Ney model of token rows.
 
-    Histories do not cross rows: what precedes a row is a padding symbol, `vocab_size`, which is never predicted.
+    Histories do not cross rows: what precedes a row is a padding symbol, `vocab_size`, which is
+    never predicted.
 
     Args:
         order: tokens in the longest n-gram, the predicted one included.
@@ -29,7 +32,10 @@ class NGram:
 
     def __init__(self, order, vocab_size):
         if order < 1 or (vocab_size + 1) ** order >= 2**63:
-            raise ValueError(f"order {order} over {vocab_size} tokens does not fit a 64-bit key: take a lower order")
+            raise ValueError(
+                f"order {order} over {vocab_size} tokens does not fit a 64-bit key: take a lower "
+                "order"
+            )
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
 
     def fit(self, rows):
@@ -48,7 +54,8 @@ class NGram:
         self.levels = []  # from the highest order to the lowest
         for n in range(self.order, 0, -1):
             self.levels.append(_Level(keys, counts, self.base))
-            # an n-gram without its first token is preceded by as many distinct tokens as there are keys that end in it
+            # an n-gram without its first token is preceded by as many distinct tokens as there are
+            # keys that end in it
             keys, counts = np.unique(keys % self.base ** (n - 1), return_counts=True)
         return self
 
@@ -68,7 +75,9 @@ class NGram:
         return p
 
     def cross_entropy(self, rows):
-        """Mean negative log-likelihood in nats per token of every token but the first of each row (int [R, T])."""
+        """Mean negative log-likelihood in nats per token of every token but the first of each row
+        (int [R, T]).
+        """
         return float(-np.log(self.probability(self._ngrams(rows))).mean())
 
     def _powers(self, n):
@@ -78,16 +87,28 @@ class NGram:
         """int64 [R * (T - 1), order]: the n-gram that ends at each predicted token."""
         rows = np.asarray(rows)
         if rows.ndim != 2 or rows.size == 0 or rows.shape[1] < 2:
-            raise ValueError(f"rows must have shape [R, T] with R >= 1 and T >= 2, got {list(rows.shape)}")
+            raise ValueError(
+                f"rows must have shape [R, T] with R >= 1 and T >= 2, got {list(rows.shape)}"
+            )
         if rows.min() < 0 or rows.max() >= self.vocab_size:
-            raise ValueError(f"token ids must be in 0..{self.vocab_size - 1}, got {rows.min()}..{rows.max()}")
-        padded = np.pad(rows.astype(np.int64), ((0, 0), (max(self.order - 2, 0), 0)), constant_values=self.vocab_size)
+            raise ValueError(
+                f"token ids must be in 0..{self.vocab_size - 1}, got {rows.min()}..{rows.max()}"
+            )
+        padded = np.pad(
+            rows.astype(np.int64),
+            ((0, 0), (max(self.order - 2, 0), 0)),
+            constant_values=self.vocab_size,
+        )
         padded = padded[:, 1:] if self.order == 1 else padded
-        return np.lib.stride_tricks.sliding_window_view(padded, self.order, axis=1).reshape(-1, self.order)
+        return np.lib.stride_tricks.sliding_window_view(padded, self.order, axis=1).reshape(
+            -1, self.order
+        )
 
 
 class _Level:
-    """Counts of one order: sorted n-gram keys, and per history its total and the mass left for the lower order."""
+    """Counts of one order: sorted n-gram keys, and per history its total and the mass left for the
+    lower order.
+    """
 
     def __init__(self, keys, counts, base):
         self.keys, self.base = keys, base
@@ -101,7 +122,9 @@ class _Level:
         """p_n from the keys of n-grams (int64 [N]) and p_{n-1} (float64 [N])."""
         at, seen = _find(self.histories, keys // self.base)
         key_at, key_seen = _find(self.keys, keys)
-        p = (np.where(key_seen, self.discounted[key_at], 0) + self.left[at] * lower) / self.totals[at]
+        p = (np.where(key_seen, self.discounted[key_at], 0) + self.left[at] * lower) / self.totals[
+            at
+        ]
         return np.where(seen, p, lower)
 
 
@@ -113,7 +136,8 @@ def _find(sorted_keys, keys):
 def _discounts(counts):
     """D for counts 0, 1, 2 and 3 or more (Chen & Goodman 1998, equation 26).
 
-    Where the counts of counts cannot give discounts in 0 < D_r <= r, as in tiny corpora, they are 0.5, 1 and 1.5.
+    Where the counts of counts cannot give discounts in 0 < D_r <= r, as in tiny corpora, they are
+    0.5, 1 and 1.5.
     """
     n1, n2, n3, n4 = (float((counts == r).sum()) for r in (1, 2, 3, 4))
     if min(n1, n2, n3) > 0:

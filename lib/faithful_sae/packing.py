@@ -1,7 +1,8 @@
 """Documents -> packed rows of token ids.
 
-Documents are joined by BOS and cut into rows of `sequence_length` that each start with BOS, so every forward pass begins as the
-model's own generation does. Attention crosses documents within a row, as in the authors' code. No padding.
+Documents are joined by BOS and cut into rows of `sequence_length` that each start with BOS, so
+every forward pass begins as the model's own generation does. Attention crosses documents within a
+row, as in the authors' code. No padding.
 """
 
 import itertools
@@ -12,10 +13,12 @@ DOCUMENTS_AT_ONCE = 1000
 
 
 def pack(token_documents, bos_id, sequence_length, max_tokens):
-    """Join documents (sequences of ids, without BOS) by BOS and cut them into rows that start with BOS.
+    """Join documents (sequences of ids, without BOS) by BOS and cut them into rows that start with
+    BOS.
 
     Returns:
-        int32 [R, sequence_length], R * sequence_length <= max_tokens; the tail that fills no row is dropped.
+        int32 [R, sequence_length], R * sequence_length <= max_tokens; the tail that fills no row is
+        dropped.
     """
     pieces, total, width = [], 0, sequence_length - 1
     wanted = max_tokens // sequence_length * width
@@ -27,7 +30,7 @@ def pack(token_documents, bos_id, sequence_length, max_tokens):
         if total >= wanted:
             break
     stream = np.concatenate(pieces)[:wanted] if pieces else np.empty(0, np.int32)
-    body = stream[:len(stream) // width * width].reshape(-1, width)
+    body = stream[: len(stream) // width * width].reshape(-1, width)
     return np.concatenate([np.full((len(body), 1), bos_id, np.int32), body], axis=1)
 
 
@@ -41,7 +44,9 @@ def tokenize(texts, tokenizer):
 
 
 def without_end(token_documents, ends):
-    """Drop the token with which a sampled document ended: `pack` separates documents by itself. Empty documents are dropped."""
+    """Drop the token with which a sampled document ended: `pack` separates documents by itself.
+    Empty documents are dropped.
+    """
     for ids in token_documents:
         ids = ids[:-1] if ids[-1] in ends else ids
         if len(ids):

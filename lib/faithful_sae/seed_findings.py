@@ -1,8 +1,10 @@
-"""The findings of Paulo and Belrose (2025) as statements that a run's rows hold or do not hold. Nothing is tuned until one holds.
+"""The findings of Paulo and Belrose (2025) as statements that a run's rows hold or do not hold.
+Nothing is tuned until one holds.
 
-How much is noise: the standard deviation over pairs of seeds, and at least that of F independent latents. Pairs that have a seed
-in common are not independent, so S seeds count as S // 2 pairs. A difference that is not above twice its standard error is
-*open*; so is equality where a difference of half the size could have gone unseen.
+How much is noise: the standard deviation over pairs of seeds, and at least that of F independent
+latents. Pairs that have a seed in common are not independent, so S seeds count as S // 2 pairs. A
+difference that is not above twice its standard error is *open*; so is equality where a difference
+of half the size could have gone unseen.
 """
 
 import math
@@ -17,7 +19,8 @@ COLUMNS = ["finding", "theirs", "measured", "verdict"]
 
 
 def findings(run, rows) -> pd.DataFrame:
-    """One row per finding: the statement, what they found and where, what was measured, the verdict.
+    """One row per finding: the statement, what they found and where, what was measured, the
+    verdict.
 
     Args:
         rows: {name: DataFrame} as stages.seed_study.study_seeds returns them.
@@ -28,43 +31,94 @@ def findings(run, rows) -> pd.DataFrame:
     sweep = {name: pairs[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     top, rare = _extremes(latents, n - 1)
     table = [
-        ("Fewer than half of the latents are shared between two seeds",
-         "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1",
-         *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared")),
-        ("Matched latents are of two kinds, hits and misses: cosines have two modes", "seen in Figure 1", *_modes(rows["seed_modes"])),
-        ("Encoder and decoder cosines are strongly correlated: above 0.7", "Figure 1, section 4",
-         *_above(plain.correlation, 0.7, n, "correlation")),
-        ("Latents on which both matchings agree are more similar", "0.72 against 0.33; Figure A2",
-         *_difference(plain.alignment_agree, plain.alignment_disagree, n, "agree", "disagree")),
-        ("With many seeds, over a third of the latents are still in one SAE only", "35 % with nine seeds; section 4.1",
-         *_remaining(rows["seed_curve"])),
-        ("A power law with an offset fits that share better than one without", "Figure A1", *_laws(rows["seed_fits"])),
-        ("Most latents are matched with their nearest: matched cosine = maximum cosine", "the vast majority; section 3, Figure A3",
-         *_above(plain.at_maximum, 0.5, n, "matched with the nearest")),
-        ("The share is the same with nearest instead of matched latents", "essentially unchanged; section 3, Figure A2",
-         *_same(plain.shared, plain.shared_maximum, n, run.sae.d_sae)),
-        ("The latents that fire most are shared by all seeds more often than others", "these are the shared ones; section 4.1, Figure 2",
-         *top),
-        ("The latents that fire least are shared by none more often than others", "these are the unshared ones; section 4.1, Figure 2",
-         *rare),
-        ("Among all, more similar latents fire less often", "section 4.1, Figure 2", *_frequency(latents)),
+        (
+            "Fewer than half of the latents are shared between two seeds",
+            "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1",
+            *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared"),
+        ),
+        (
+            "Matched latents are of two kinds, hits and misses: cosines have two modes",
+            "seen in Figure 1",
+            *_modes(rows["seed_modes"]),
+        ),
+        (
+            "Encoder and decoder cosines are strongly correlated: above 0.7",
+            "Figure 1, section 4",
+            *_above(plain.correlation, 0.7, n, "correlation"),
+        ),
+        (
+            "Latents on which both matchings agree are more similar",
+            "0.72 against 0.33; Figure A2",
+            *_difference(plain.alignment_agree, plain.alignment_disagree, n, "agree", "disagree"),
+        ),
+        (
+            "With many seeds, over a third of the latents are still in one SAE only",
+            "35 % with nine seeds; section 4.1",
+            *_remaining(rows["seed_curve"]),
+        ),
+        (
+            "A power law with an offset fits that share better than one without",
+            "Figure A1",
+            *_laws(rows["seed_fits"]),
+        ),
+        (
+            "Most latents are matched with their nearest: matched cosine = maximum cosine",
+            "the vast majority; section 3, Figure A3",
+            *_above(plain.at_maximum, 0.5, n, "matched with the nearest"),
+        ),
+        (
+            "The share is the same with nearest instead of matched latents",
+            "essentially unchanged; section 3, Figure A2",
+            *_same(plain.shared, plain.shared_maximum, n, run.sae.d_sae),
+        ),
+        (
+            "The latents that fire most are shared by all seeds more often than others",
+            "these are the shared ones; section 4.1, Figure 2",
+            *top,
+        ),
+        (
+            "The latents that fire least are shared by none more often than others",
+            "these are the unshared ones; section 4.1, Figure 2",
+            *rare,
+        ),
+        (
+            "Among all, more similar latents fire less often",
+            "section 4.1, Figure 2",
+            *_frequency(latents),
+        ),
         ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, n_sweep)),
         ("More active latents, less overlap", "Figure 5", *_trend(sweep["k"], -1, n_sweep)),
         ("Longer training, more overlap", "Figure 5", *_trend(sweep["tokens"], 1, n_sweep)),
         *_layers(sweep["layer"], n_sweep),
-        ("SAEs with ReLU and L1 overlap more than TopK SAEs", "Figure 4", "only TopK SAEs are trained here", NOT_TESTABLE),
-        ("Overlap depends on where in a block the SAE sits (MLP, residual stream)", "Figure 4",
-         "only residual streams are hooked here", NOT_TESTABLE),
-        ("Shared latents are more interpretable, yet many unshared ones are interpretable too", "section 4.2, Figure 3",
-         "no latent is explained here", NOT_TESTABLE)]
+        (
+            "SAEs with ReLU and L1 overlap more than TopK SAEs",
+            "Figure 4",
+            "only TopK SAEs are trained here",
+            NOT_TESTABLE,
+        ),
+        (
+            "Overlap depends on where in a block the SAE sits (MLP, residual stream)",
+            "Figure 4",
+            "only residual streams are hooked here",
+            NOT_TESTABLE,
+        ),
+        (
+            "Shared latents are more interpretable, yet many unshared ones are interpretable too",
+            "section 4.2, Figure 3",
+            "no latent is explained here",
+            NOT_TESTABLE,
+        ),
+    ]
     return pd.DataFrame(table, columns=COLUMNS)
 
 
 def noise(shares, n_seeds, d_sae=None) -> float:
-    """Standard error of a mean over all pairs of n_seeds seeds (see the top of this file); NaN if nothing tells it.
+    """Standard error of a mean over all pairs of n_seeds seeds (see the top of this file); NaN if
+    nothing tells it.
 
     Args:
-        shares: one number per pair. d_sae: with it the numbers are shares of so many latents, which vary at least binomially.
+        shares: one number per pair. d_sae: with it the numbers are shares of so many latents, which
+            vary at least binomially.
     """
     spread, p = shares.std(), shares.mean()
     binomial = math.sqrt(max(p * (1 - p), 0) / d_sae) if d_sae else np.nan
@@ -80,7 +134,9 @@ def _verdict(excess, error):
 
 
 def _equality(difference, limit, size):
-    """Verdict on two things being equal, whose size is given: nothing found counts only if half of it would have been found."""
+    """Verdict on two things being equal, whose size is given: nothing found counts only if half of
+    it would have been found.
+    """
     return FAILS if difference > limit else HOLDS if limit < size / 2 else OPEN
 
 
@@ -101,30 +157,49 @@ def _above(values, limit, n_seeds, what):
 
 def _modes(rows):
     rejected, several = rows.p < SIGNIFICANCE, rows.modes > 1
-    text = f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum()} of {len(rows)} pairs; more than one mode in {several.sum()}"
-    verdict = HOLDS if rejected.mean() > 0.5 else FAILS if several.mean() < 0.5 and not rejected.any() else OPEN
+    text = (
+        f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum()} of {len(rows)} pairs; more "
+        f"than one mode in {several.sum()}"
+    )
+    verdict = (
+        HOLDS
+        if rejected.mean() > 0.5
+        else FAILS
+        if several.mean() < 0.5 and not rejected.any()
+        else OPEN
+    )
     return f"{text}; median p {rows.p.median():.2f}", verdict
 
 
 def _difference(a, b, n_seeds, name_a, name_b):
     difference = (a - b).dropna()
     error = noise(difference, n_seeds)
-    text = f"{name_a} {a.mean():.3f}, {name_b} {b.mean():.3f}; difference {_number(difference, error)}"
+    text = (
+        f"{name_a} {a.mean():.3f}, {name_b} {b.mean():.3f}; difference {_number(difference, error)}"
+    )
     return text, _verdict(difference.mean(), error)
 
 
 def _same(a, b, n_seeds, d_sae):
     difference = b - a
     error = noise(a, n_seeds, d_sae)
-    text = f"matched {a.mean():.3f}, nearest {b.mean():.3f}; difference {difference.mean():+.3f}, noise of the share {error:.3f}"
+    text = (
+        f"matched {a.mean():.3f}, nearest {b.mean():.3f}; difference {difference.mean():+.3f}, "
+        f"noise of the share {error:.3f}"
+    )
     return text, _equality(abs(difference.mean()), 2 * error, a.mean())
 
 
 def _remaining(curve):
     last = curve[curve.seeds == curve.seeds.max()].only_in_base
-    error = last.std()                      # over bases: all have the same SAEs in common, so their number does not shrink it
+    error = (
+        last.std()
+    )  # over bases: all have the same SAEs in common, so their number does not shrink it
     shares = curve.groupby("seeds").only_in_base.mean()
-    text = f"{shares.iloc[0]:.3f} with {shares.index[0]} seeds, {last.mean():.3f} ± {error:.3f} with {shares.index[-1]}"
+    text = (
+        f"{shares.iloc[0]:.3f} with {shares.index[0]} seeds, {last.mean():.3f} ± {error:.3f} with "
+        f"{shares.index[-1]}"
+    )
     return text, _verdict(last.mean() - 1 / 3, error)
 
 
@@ -133,23 +208,41 @@ def _laws(fits):
     plain, offset = fits.loc["power law"], fits.loc["with offset"]
     if np.isnan([offset.aicc, offset.loo, plain.aicc, plain.loo]).any():
         return "too few seeds to tell two laws apart", OPEN
-    text = (f"offset {offset.c:.3f}, exponent {offset.b:.2f} (without: {plain.b:.2f}); AICc {offset.aicc:.1f} against "
-            f"{plain.aicc:.1f}; error at a point left out {offset.loo:.4f} against {plain.loo:.4f}")
+    text = (
+        f"offset {offset.c:.3f}, exponent {offset.b:.2f} (without: {plain.b:.2f}); AICc "
+        f"{offset.aicc:.1f} against "
+        f"{plain.aicc:.1f}; error at a point left out {offset.loo:.4f} against {plain.loo:.4f}"
+    )
     better = plain.aicc - offset.aicc > 2, plain.loo > offset.loo
-    return text, HOLDS if all(better) and offset.c > 0 else FAILS if offset.aicc - plain.aicc > 2 and not better[1] else OPEN
+    return text, HOLDS if all(
+        better
+    ) and offset.c > 0 else FAILS if offset.aicc - plain.aicc > 2 and not better[1] else OPEN
 
 
 def _extremes(latents, others):
-    """Of the twentieth of the living latents that fire most, how many all share; of those that fire least, how many none shares."""
+    """Of the twentieth of the living latents that fire most, how many all share; of those that fire
+    least, how many none shares.
+    """
     alive = latents[latents.firing > 0].sort_values(["firing", "latent"])
     size = min(max(len(alive) // 20, 10), len(alive))
     out = []
-    for part, count, name in ((alive.iloc[-size:], others, f"by all {others} others"), (alive.iloc[:size], 0, "by none")):
-        overall, found = int((alive.seeds_sharing == count).sum()), int((part.seeds_sharing == count).sum())
+    for part, count, name in (
+        (alive.iloc[-size:], others, f"by all {others} others"),
+        (alive.iloc[:size], 0, "by none"),
+    ):
+        overall, found = (
+            int((alive.seeds_sharing == count).sum()),
+            int((part.seeds_sharing == count).sum()),
+        )
         more = hypergeom.sf(found - 1, len(alive), overall, size)
         fewer = hypergeom.cdf(found, len(alive), overall, size)
-        text = f"shared {name}: {found} of these {size}, {overall} of all {len(alive)} that fire (p {more:.2g} for so many)"
-        out.append((text, HOLDS if more < SIGNIFICANCE else FAILS if fewer < SIGNIFICANCE else OPEN))
+        text = (
+            f"shared {name}: {found} of these {size}, {overall} of all {len(alive)} that fire (p "
+            f"{more:.2g} for so many)"
+        )
+        out.append(
+            (text, HOLDS if more < SIGNIFICANCE else FAILS if fewer < SIGNIFICANCE else OPEN)
+        )
     return out
 
 
@@ -157,42 +250,71 @@ def _frequency(latents):
     alive = latents[latents.firing > 0]
     found = spearmanr(alive.mean_cosine, alive.firing)
     verdict = OPEN if not found.pvalue < SIGNIFICANCE else HOLDS if found.statistic < 0 else FAILS
-    return f"rank correlation of mean cosine with firing {found.statistic:+.2f} (p {found.pvalue:.2g})", verdict
+    return (
+        f"rank correlation of mean cosine with firing {found.statistic:+.2f} (p "
+        f"{found.pvalue:.2g})",
+        verdict,
+    )
 
 
 def _settings(rows, n_seeds):
-    """(mean share per value, standard error of one mean): the spread is pooled over the values, as each has few pairs."""
+    """(mean share per value, standard error of one mean): the spread is pooled over the values, as
+    each has few pairs.
+    """
     groups = rows.groupby("value")
     pooled = math.sqrt(groups.shared.var().mean())
-    binomial = math.sqrt((groups.shared.mean() * (1 - groups.shared.mean()) / groups.d_sae.first()).mean())
+    binomial = math.sqrt(
+        (groups.shared.mean() * (1 - groups.shared.mean()) / groups.d_sae.first()).mean()
+    )
     return groups.shared.mean(), np.nanmax([pooled, binomial]) / math.sqrt(max(n_seeds // 2, 1))
 
 
 def _listing(means, error):
-    return ", ".join(f"{value}: {mean:.3f}" for value, mean in means.items()) + f"; each ± {error:.3f}"
+    return (
+        ", ".join(f"{value}: {mean:.3f}" for value, mean in means.items()) + f"; each ± {error:.3f}"
+    )
 
 
 def _trend(rows, sign, n_seeds):
-    """Whether the overlap moves in one direction: from first to last value, and in no step the other way."""
+    """Whether the overlap moves in one direction: from first to last value, and in no step the
+    other way.
+    """
     if rows.empty:
         return "not swept", NOT_TESTABLE
     means, error = _settings(rows, n_seeds)
     limit, steps = 2 * math.sqrt(2) * error, sign * means.diff().iloc[1:]
     whole = sign * (means.iloc[-1] - means.iloc[0])
-    verdict = FAILS if whole < -limit or (steps < -limit).any() else HOLDS if whole > limit else OPEN
+    verdict = (
+        FAILS if whole < -limit or (steps < -limit).any() else HOLDS if whole > limit else OPEN
+    )
     return _listing(means, error), verdict
 
 
 def _layers(rows, n_seeds):
-    """Their three statements on layers, about the first and last of those trained on and the ones between."""
-    statements = ("Overlap is nearly constant over middle layers", "Overlap is lower in the first layer than in the middle ones",
-                  "Overlap is lower in the last layer than in the middle ones")
+    """Their three statements on layers, about the first and last of those trained on and the ones
+    between.
+    """
+    statements = (
+        "Overlap is nearly constant over middle layers",
+        "Overlap is lower in the first layer than in the middle ones",
+        "Overlap is lower in the last layer than in the middle ones",
+    )
     n_layers = rows.value.nunique()
     if n_layers < 3:
-        return [(statement, "Figure 4", f"layers trained on: {n_layers}", NOT_TESTABLE) for statement in statements]
+        return [
+            (statement, "Figure 4", f"layers trained on: {n_layers}", NOT_TESTABLE)
+            for statement in statements
+        ]
     means, error = _settings(rows, n_seeds)
     middle, limit = means.iloc[1:-1], 2 * math.sqrt(2) * error
-    constant = NOT_TESTABLE if len(middle) < 2 else _equality(middle.max() - middle.min(), limit, middle.mean())
+    constant = (
+        NOT_TESTABLE
+        if len(middle) < 2
+        else _equality(middle.max() - middle.min(), limit, middle.mean())
+    )
     lower = [_verdict(middle.mean() - means.iloc[end], math.sqrt(2) * error) for end in (0, -1)]
     text = f"{_listing(means, error)} (residual stream entering the layer)"
-    return [(statement, "Figure 4", text, verdict) for statement, verdict in zip(statements, (constant, *lower))]
+    return [
+        (statement, "Figure 4", text, verdict)
+        for statement, verdict in zip(statements, (constant, *lower))
+    ]

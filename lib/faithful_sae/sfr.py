@@ -1,6 +1,6 @@
 """The shared feature ratio (paper 3.4): how much of its dictionary an SAE owes to its seed.
 
-    SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
+SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
 """
 
 import numpy as np
@@ -15,9 +15,11 @@ def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> fl
     """SFR of two SAEs, a fraction 0-1.
 
     Args:
-        threshold: least cosine of a shared latent. The paper says >= 0.7; the authors' code has > 0.7.
-        criterion: "decoder" (the paper's), or "encoder+decoder": both sides are matched on their own, and a latent is shared
-            if both matchings pair the same two latents and both cosines reach the threshold (Paulo and Belrose 2025).
+        threshold: least cosine of a shared latent. The paper says >= 0.7; the authors' code has >
+            0.7.
+        criterion: "decoder" (the paper's), or "encoder+decoder": both sides are matched on their
+            own, and a latent is shared if both matchings pair the same two latents and both cosines
+            reach the threshold (Paulo and Belrose 2025).
 
     Raises:
         ValueError: different sizes, unknown criterion.
@@ -25,14 +27,21 @@ def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> fl
     if criterion not in CRITERIA:
         raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
     if sae_a.d_sae != sae_b.d_sae:
-        raise ValueError(f"d_sae is {sae_a.d_sae} and {sae_b.d_sae}: the ratio is defined for two dictionaries of one size")
+        raise ValueError(
+            f"d_sae is {sae_a.d_sae} and {sae_b.d_sae}: the ratio is defined for two dictionaries "
+            "of one size"
+        )
     decoder = match_features(sae_a.W_dec, sae_b.W_dec)
-    encoder = match_features(sae_a.W_enc.T, sae_b.W_enc.T) if criterion == "encoder+decoder" else None
+    encoder = (
+        match_features(sae_a.W_enc.T, sae_b.W_enc.T) if criterion == "encoder+decoder" else None
+    )
     return float(shared(decoder, encoder, threshold).mean())
 
 
 def shared(decoder, encoder, threshold):
-    """bool [F]: which latents of the first SAE are shared, by the decoder matching or (encoder not None) by both."""
+    """bool [F]: which latents of the first SAE are shared, by the decoder matching or (encoder not
+    None) by both.
+    """
     result = decoder.cosine >= threshold
     if encoder is not None:
         result &= (encoder.cosine >= threshold) & (encoder.permutation == decoder.permutation)
@@ -40,7 +49,8 @@ def shared(decoder, encoder, threshold):
 
 
 def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFrame:
-    """SFR of every two of several SAEs, each prepared once: a symmetric table [S, S] with 1 on its diagonal.
+    """SFR of every two of several SAEs, each prepared once: a symmetric table [S, S] with 1 on its
+    diagonal.
 
     Args:
         saes: {name: SAE}. Otherwise as shared_feature_ratio.
@@ -48,7 +58,11 @@ def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFr
     if criterion not in CRITERIA:
         raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
     decoders = match_pairs({name: sae.W_dec for name, sae in saes.items()})
-    encoders = match_pairs({name: sae.W_enc.T for name, sae in saes.items()}) if criterion == "encoder+decoder" else {}
+    encoders = (
+        match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
+        if criterion == "encoder+decoder"
+        else {}
+    )
     table = pd.DataFrame(1.0, index=list(saes), columns=list(saes))
     for (a, b), decoder in decoders.items():
         table.loc[a, b] = table.loc[b, a] = shared(decoder, encoders.get((a, b)), threshold).mean()
@@ -56,7 +70,9 @@ def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFr
 
 
 def match_seeds(saes) -> dict:
-    """{(a, b): (decoder Matching, encoder Matching)} for all pairs of {name: SAE}, matched apart (Paulo and Belrose 2025, section 3)."""
+    """{(a, b): (decoder Matching, encoder Matching)} for all pairs of {name: SAE}, matched apart
+    (Paulo and Belrose 2025, section 3).
+    """
     decoder = match_pairs({name: sae.W_dec for name, sae in saes.items()})
     encoder = match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
     return {pair: (decoder[pair], encoder[pair]) for pair in decoder}
@@ -66,13 +82,16 @@ def compare_seeds(saes, threshold, dead_below):
     """Match all pairs of seeds of one corpus.
 
     Args:
-        saes: {seed: TopKSAE}, each with `.firing`. threshold: cosine. dead_below: a latent that fires on a share of tokens
-            at or below it is dead (0: it never fired over the last tenth of the training).
+        saes: {seed: TopKSAE}, each with `.firing`. threshold: cosine. dead_below: a latent that
+            fires on a share of tokens at or below it is dead (0: it never fired over the last tenth
+            of the training).
 
     Returns:
-        (rows, latents). rows, one per pair: sfr (the paper's, over all latents), sfr_encoder_decoder, sfr_strict (the
-        authors' > instead of >=), sfr_alive (over latents alive in the first SAE and matched to one alive in the second),
-        mean share of dead latents. latents, one row per latent of the first: its match, both cosines, alive flags.
+        (rows, latents). rows, one per pair: sfr (the paper's, over all latents),
+            sfr_encoder_decoder, sfr_strict (the
+        authors' > instead of >=), sfr_alive (over latents alive in the first SAE and matched to one
+        alive in the second), mean share of dead latents. latents, one row per latent of the first:
+        its match, both cosines, alive flags.
     """
     rows, tables = [], []
     for (seed_a, seed_b), (decoder, encoder) in match_seeds(saes).items():
@@ -80,13 +99,32 @@ def compare_seeds(saes, threshold, dead_below):
         alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))
         both = alive_a & alive_b[decoder.permutation]
         is_shared = shared(decoder, None, threshold)
-        rows.append({
-            "seed_a": seed_a, "seed_b": seed_b, "d_sae": len(both), "sfr": is_shared.mean(),
-            "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(), "sfr_strict": (decoder.cosine > threshold).mean(),
-            "sfr_alive": is_shared[both].mean() if both.any() else np.nan, "mean_cosine": decoder.cosine.mean(),
-            "dead": 1 - (alive_a.mean() + alive_b.mean()) / 2})
-        tables.append(pd.DataFrame({
-            "seed_a": seed_a, "seed_b": seed_b, "latent": np.arange(len(both)), "match": decoder.permutation,
-            "decoder_cosine": decoder.cosine, "encoder_match": encoder.permutation, "encoder_cosine": encoder.cosine,
-            "alive_both": both, "firing": a.firing.numpy()}))
+        rows.append(
+            {
+                "seed_a": seed_a,
+                "seed_b": seed_b,
+                "d_sae": len(both),
+                "sfr": is_shared.mean(),
+                "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
+                "sfr_strict": (decoder.cosine > threshold).mean(),
+                "sfr_alive": is_shared[both].mean() if both.any() else np.nan,
+                "mean_cosine": decoder.cosine.mean(),
+                "dead": 1 - (alive_a.mean() + alive_b.mean()) / 2,
+            }
+        )
+        tables.append(
+            pd.DataFrame(
+                {
+                    "seed_a": seed_a,
+                    "seed_b": seed_b,
+                    "latent": np.arange(len(both)),
+                    "match": decoder.permutation,
+                    "decoder_cosine": decoder.cosine,
+                    "encoder_match": encoder.permutation,
+                    "encoder_cosine": encoder.cosine,
+                    "alive_both": both,
+                    "firing": a.firing.numpy(),
+                }
+            )
+        )
     return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)

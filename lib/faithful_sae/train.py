@@ -1,8 +1,10 @@
-"""Training TopK SAEs: several seeds from one stream of activations, each batch given to all of them in turn.
+"""Training TopK SAEs: several seeds from one stream of activations, each batch given to all of them
+in turn.
 
     loss = mean over tokens and dimensions of (x - x_hat)^2 + 1/32 AuxK
 
-AuxK (Gao et al. 2024, A.2) lets the dead latents' best aux_k explain the residual x - x_hat, so that they come back to life.
+AuxK (Gao et al. 2024, A.2) lets the dead latents' best aux_k explain the residual x - x_hat, so
+that they come back to life.
 """
 
 from dataclasses import dataclass
@@ -18,23 +20,26 @@ from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae import TopKSAE
 
 AUX_COEFFICIENT = 1 / 32
-BLOCK = 1024               # rows of W_dec at a time: temporaries of this size stay in the cache
-LOG_POINTS = 100           # rows of the training curve per SAE
+BLOCK = 1024  # rows of W_dec at a time: temporaries of this size stay in the cache
+LOG_POINTS = 100  # rows of the training curve per SAE
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What the paper leaves open about training."""
+
     betas: tuple[float, float]
-    warmup: float              # share of the steps over which lr rises linearly
-    decay: float               # share of the steps, at the end, over which lr falls linearly to 0
-    detach_residual: bool      # AuxK explains the residual without moving what made it
-    b_dec_from_mean: bool      # start at the mean of the first batch instead of 0
-    renormalise_after: bool    # unit decoder rows after the step; before it, rows end up only near unit norm
+    warmup: float  # share of the steps over which lr rises linearly
+    decay: float  # share of the steps, at the end, over which lr falls linearly to 0
+    detach_residual: bool  # AuxK explains the residual without moving what made it
+    b_dec_from_mean: bool  # start at the mean of the first batch instead of 0
+    renormalise_after: (
+        bool  # unit decoder rows after the step; before it, rows end up only near unit norm
+    )
     train_b_enc: bool
-    kaiming_encoder: bool      # the authors' initialisation of W_enc; otherwise W_enc = W_dec^T
-    dead_after: int | None     # batches without firing; None: a tenth of the training
-    aux_k: int | None          # None: d_model / 2, at least 1
+    kaiming_encoder: bool  # the authors' initialisation of W_enc; otherwise W_enc = W_dec^T
+    dead_after: int | None  # batches without firing; None: a tenth of the training
+    aux_k: int | None  # None: d_model / 2, at least 1
 
 
 RECIPES = {
@@ -47,25 +52,40 @@ RECIPES = {
 class _Training:
     """One SAE on its way: parameters, optimiser, dead counters.
 
-    The encoder is trained as its transpose, a row per latent like the decoder; `sae.W_enc` is a view of it. Each step reads and
-    writes the rows of active latents alone, with gradients by hand (see `kernels`), into the same arrays every time.
+    The encoder is trained as its transpose, a row per latent like the decoder; `sae.W_enc` is a
+    view of it. Each step reads and writes the rows of active latents alone, with gradients by hand
+    (see `kernels`), into the same arrays every time.
     """
 
     def __init__(self, sae, lr, recipe, n_steps):
         self.sae, self.recipe, self.n_steps, self.lr = sae, recipe, n_steps, lr
         if recipe.kaiming_encoder:
             generator = torch.Generator().manual_seed(sae.metadata["seed"])
-            bound = (6 / sae.d_sae) ** 0.5   # kaiming_uniform_ of a [D, F] matrix: fan_in is F
+            bound = (6 / sae.d_sae) ** 0.5  # kaiming_uniform_ of a [D, F] matrix: fan_in is F
             w = (torch.rand(sae.d_model, sae.d_sae, generator=generator) * 2 - 1) * bound
-            sae.W_enc, sae.W_dec = w.to(sae.W_enc.device), F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device)
+            sae.W_enc, sae.W_dec = (
+                w.to(sae.W_enc.device),
+                F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device),
+            )
         self.encoder = sae.W_enc.T.contiguous()
         sae.W_enc = self.encoder.T
-        self.parameters = {"W_enc": self.encoder, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        self.parameters = {
+            "W_enc": self.encoder,
+            "b_enc": sae.b_enc,
+            "W_dec": sae.W_dec,
+            "b_dec": sae.b_dec,
+        }
         for w in self.parameters.values():
             w.grad = torch.zeros_like(w)
-        self.optimiser = torch.optim.Adam([w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
-                                          lr=lr, betas=recipe.betas, fused=True)
-        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)  # batches
+        self.optimiser = torch.optim.Adam(
+            [w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
+            lr=lr,
+            betas=recipe.betas,
+            fused=True,
+        )
+        self.since_fired = torch.zeros(
+            sae.d_sae, dtype=torch.int64, device=sae.W_enc.device
+        )  # batches
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
         self.aux_k = recipe.aux_k or max(sae.d_model // 2, 1)
         self.fired, self.counted = torch.zeros(sae.d_sae, device=sae.W_enc.device), 0
@@ -85,7 +105,7 @@ class _Training:
         if len(dead):
             aux_loss, to_explained, of_dead = self._auxk(centred, error, dead)
             loss += aux_loss
-            if not self.recipe.detach_residual:   # then AuxK moves x_hat as well
+            if not self.recipe.detach_residual:  # then AuxK moves x_hat as well
                 to_x_hat += to_explained
         start, order = by_latent(values, indices, sae.d_sae)
         latent_sums(values, start, order, to_x_hat, sae.W_dec.grad)
@@ -95,24 +115,31 @@ class _Training:
         if len(dead):
             for gradient, part in zip((sae.W_dec.grad, encoder.grad, sae.b_enc.grad), of_dead):
                 gradient.index_add_(0, dead, part)
-        torch.sum(to_x_hat, 0, out=sae.b_dec.grad).sub_(sae.b_enc.grad @ encoder)   # b_dec is also taken off before the encoder
+        torch.sum(to_x_hat, 0, out=sae.b_dec.grad).sub_(
+            sae.b_enc.grad @ encoder
+        )  # b_dec is also taken off before the encoder
         return loss, error, start.diff()
 
     def _auxk(self, centred, error, dead):
-        """AuxK's loss; its gradient for what the dead latents explain; its gradients for their W_dec, W_enc^T, b_enc.
+        """AuxK's loss; its gradient for what the dead latents explain; its gradients for their
+        W_dec, W_enc^T, b_enc.
 
-        Up to half of d_model latents are active for each token, often all that are dead: products of those columns alone are several
-        times as fast as gathers.
+        Up to half of d_model latents are active for each token, often all that are dead: products
+        of those columns alone are several times as fast as gathers.
         """
         w_enc, w_dec = self.encoder[dead], self.sae.W_dec[dead]
         z = F.relu(torch.addmm(self.sae.b_enc[dead], centred, w_enc.T))
         if len(dead) > self.aux_k:
             values, indices = z.topk(self.aux_k, dim=-1, sorted=False)
             z = torch.zeros_like(z).scatter_(-1, indices, values)
-        difference = torch.addmm(error, z, w_dec)   # explained - (x - x_hat)
+        difference = torch.addmm(error, z, w_dec)  # explained - (x - x_hat)
         to_explained = difference * (AUX_COEFFICIENT * 2 / difference.numel())
         to_z = (to_explained @ w_dec.T).mul_(z > 0)
-        return AUX_COEFFICIENT * difference.square().mean(), to_explained, (z.T @ to_explained, to_z.T @ centred, to_z.sum(0))
+        return (
+            AUX_COEFFICIENT * difference.square().mean(),
+            to_explained,
+            (z.T @ to_explained, to_z.T @ centred, to_z.sum(0)),
+        )
 
     def step(self, i, x, checkpoint=None):
         """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
@@ -120,15 +147,22 @@ class _Training:
         if i == 0 and recipe.b_dec_from_mean:
             sae.b_dec.copy_(x.mean(0))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * min(1, (i + 1) / max(recipe.warmup * self.n_steps, 1),
-                                        (self.n_steps - i) / max(recipe.decay * self.n_steps, 1))
+            group["lr"] = self.lr * min(
+                1,
+                (i + 1) / max(recipe.warmup * self.n_steps, 1),
+                (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
+            )
         loss, error, counts = self.gradients(x)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower sae.lr = {self.lr}"
-                                     + (f"; {checkpoint}" if checkpoint else ""))
+            raise FloatingPointError(
+                f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower "
+                f"sae.lr = {self.lr}" + (f"; {checkpoint}" if checkpoint else "")
+            )
         if not recipe.renormalise_after:
             _normalise(sae.W_dec)
-        for gradient, w in zip(sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)):   # keep to the sphere
+        for gradient, w in zip(
+            sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)
+        ):  # keep to the sphere
             gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
         self.optimiser.step()
         if recipe.renormalise_after:
@@ -141,32 +175,59 @@ class _Training:
             self.fired += counts
             self.counted += len(x)
         if i % max(self.n_steps // LOG_POINTS, 1) == 0 or i == self.n_steps - 1:
-            fvu = error.square().sum() / (x - x.mean(0)).square().sum() if len(x) > 1 else torch.tensor(torch.nan)   # one has no variance
-            self.log.append({"seed": self.sae.metadata["seed"], "step": i, "loss": loss.item(), "fvu": fvu.item(),
-                             "l0": counts.sum().item() / len(x), "dead": int((self.since_fired >= self.dead_after).sum())})
+            fvu = (
+                error.square().sum() / (x - x.mean(0)).square().sum()
+                if len(x) > 1
+                else torch.tensor(torch.nan)
+            )  # one has no variance
+            self.log.append(
+                {
+                    "seed": self.sae.metadata["seed"],
+                    "step": i,
+                    "loss": loss.item(),
+                    "fvu": fvu.item(),
+                    "l0": counts.sum().item() / len(x),
+                    "dead": int((self.since_fired >= self.dead_after).sum()),
+                }
+            )
 
     def state(self):
         """(tensors, numbers) that the steps to come depend on."""
         tensors = dict(self.parameters, since_fired=self.since_fired, fired=self.fired)
         for name, w in self.parameters.items():
-            tensors |= {f"{name}.{key}": value for key, value in self.optimiser.state.get(w, {}).items()}
+            tensors |= {
+                f"{name}.{key}": value for key, value in self.optimiser.state.get(w, {}).items()
+            }
         return tensors, {"counted": self.counted, "log": self.log}
 
     def restore(self, tensors, numbers):
         """Go on from a `state`."""
         for name, w in self.parameters.items():
             w.copy_(tensors[name])
-            moments = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors}
+            moments = {
+                key: tensors[f"{name}.{key}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in tensors
+            }
             if moments:
-                self.optimiser.state[w] = {key: value.to(w.device) for key, value in moments.items()}
-        self.since_fired, self.fired = (tensors[name].to(self.fired.device) for name in ("since_fired", "fired"))
+                self.optimiser.state[w] = {
+                    key: value.to(w.device) for key, value in moments.items()
+                }
+        self.since_fired, self.fired = (
+            tensors[name].to(self.fired.device) for name in ("since_fired", "fired")
+        )
         self.counted, self.log = numbers["counted"], numbers["log"]
 
     def finish(self):
-        """The trained SAE, with its firing frequencies over the last tenth of the training and its `training_log`."""
+        """The trained SAE, with its firing frequencies over the last tenth of the training and its
+        `training_log`.
+        """
         sae = self.sae
         if not all(w.isfinite().all() for w in self.parameters.values()):
-            raise FloatingPointError(f"seed {sae.metadata['seed']}: weights are not finite after the last step: lower sae.lr = {self.lr}")
+            raise FloatingPointError(
+                f"seed {sae.metadata['seed']}: weights are not finite after the last step: lower "
+                f"sae.lr = {self.lr}"
+            )
         for w in self.parameters.values():
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
@@ -175,42 +236,80 @@ class _Training:
         return sae
 
 
-def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, recipe="default", device="cpu", description="SAEs",
-               checkpoint=None) -> list[TopKSAE]:
-    """Train one TopK SAE per entry of `seeds` on the same batches in the same order (paper 3.2, Table 5).
+def train_saes(
+    batches,
+    d_model,
+    d_sae,
+    k,
+    seeds,
+    lr,
+    n_tokens,
+    batch_tokens,
+    recipe="default",
+    device="cpu",
+    description="SAEs",
+    checkpoint=None,
+) -> list[TopKSAE]:
+    """Train one TopK SAE per entry of `seeds` on the same batches in the same order (paper 3.2,
+    Table 5).
 
     Args:
-        batches: iterable of float32 [B, D] tensors, n_tokens in all, batch_tokens in each but perhaps the last.
+        batches: iterable of float32 [B, D] tensors, n_tokens in all, batch_tokens in each but
+            perhaps the last.
         d_model, d_sae, k: sizes D, F, K. seeds: each initialises one SAE and nothing else.
         lr: peak learning rate of Adam. recipe: "default" or "authors" (see RECIPES).
-        d_sae, k, lr, n_tokens: one number for all SAEs, or a list with one for each. An SAE with fewer tokens is trained on the
-            first of them, on a schedule of its own.
-        checkpoint: Checkpoint to go on from and to save to now and then; `batches` is an ActivationStream then. On a CPU a training
-            that was killed, however often, ends with the same bytes as one that was not.
+        d_sae, k, lr, n_tokens: one number for all SAEs, or a list with one for each. An SAE with
+            fewer tokens is trained on the first of them, on a schedule of its own.
+        checkpoint: Checkpoint to go on from and to save to now and then; `batches` is an
+            ActivationStream then. On a CPU a training that was killed, however often, ends with the
+            same bytes as one that was not.
 
     Returns:
-        the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu, l0, dead).
-        Per SAE and step on a CPU: about as long as one float32 product of [B, D] with [D, F]; memory of eight [D, F] arrays (weights,
+        the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu,
+        l0, dead).
+        Per SAE and step on a CPU: about as long as one float32 product of [B, D] with [D, F];
+            memory of eight [D, F] arrays (weights,
         gradients, Adam's two moments), and one bfloat16 copy of W_enc.
 
     Raises:
-        SAEError: k > d_sae. FloatingPointError: a loss that is not finite, with the step and the last
-            good checkpoint. DiskFullError: while saving a checkpoint; the one before is kept. ValueError: no batch; a list of another length than seeds.
+        SAEError: k > d_sae. FloatingPointError: a loss that is not finite, with the step and the
+            last good checkpoint. DiskFullError: while saving a checkpoint; the one before is kept.
+            ValueError: no batch; a list of another length than seeds.
     """
-    d_sae, k, lr, n_tokens = (_one_each(value, seeds, name) for name, value in
-                              (("d_sae", d_sae), ("k", k), ("lr", lr), ("n_tokens", n_tokens)))
-    trainings = [_Training(TopKSAE(d_model, sizes[0], sizes[1], seed, device), rate, RECIPES[recipe], -(-tokens // batch_tokens))
-                 for seed, *sizes, rate, tokens in zip(seeds, d_sae, k, lr, n_tokens)]
+    d_sae, k, lr, n_tokens = (
+        _one_each(value, seeds, name)
+        for name, value in (("d_sae", d_sae), ("k", k), ("lr", lr), ("n_tokens", n_tokens))
+    )
+    trainings = [
+        _Training(
+            TopKSAE(d_model, sizes[0], sizes[1], seed, device),
+            rate,
+            RECIPES[recipe],
+            -(-tokens // batch_tokens),
+        )
+        for seed, *sizes, rate, tokens in zip(seeds, d_sae, k, lr, n_tokens)
+    ]
     first = _resume(checkpoint, trainings, batches) if checkpoint else 0
     step = first - 1
-    with tqdm(total=max(n_tokens), initial=min(first * batch_tokens, max(n_tokens)), unit="token", unit_scale=True, desc=description) as bar:
+    with tqdm(
+        total=max(n_tokens),
+        initial=min(first * batch_tokens, max(n_tokens)),
+        unit="token",
+        unit_scale=True,
+        desc=description,
+    ) as bar:
         for step, x in enumerate(batches, first):
             for training, tokens in zip(trainings, n_tokens):
                 if step < training.n_steps:
-                    training.step(step, x[:tokens - step * batch_tokens], checkpoint)
+                    training.step(step, x[: tokens - step * batch_tokens], checkpoint)
             bar.update(len(x))
             if (last := trainings[0].log[-1])["step"] == step:
-                bar.set_postfix(fvu=f"{last['fvu']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"], refresh=False)
+                bar.set_postfix(
+                    fvu=f"{last['fvu']:.3f}",
+                    l0=f"{last['l0']:.1f}",
+                    dead=last["dead"],
+                    refresh=False,
+                )
             if checkpoint and checkpoint.due and (position := batches.state()):
                 _save(checkpoint, step + 1, trainings, position)
     if step < 0:
@@ -220,8 +319,14 @@ def train_saes(batches, d_model, d_sae, k, seeds, lr, n_tokens, batch_tokens, re
 
 def _save(checkpoint, step, trainings, position):
     states = [training.state() for training in trainings]
-    tensors = {f"{i}.{name}": tensor for i, (part, _) in enumerate(states) for name, tensor in part.items()}
-    numbers = {"trainings": [numbers for _, numbers in states], "window": position["window"], "given": position["given"]}
+    tensors = {
+        f"{i}.{name}": tensor for i, (part, _) in enumerate(states) for name, tensor in part.items()
+    }
+    numbers = {
+        "trainings": [numbers for _, numbers in states],
+        "window": position["window"],
+        "given": position["given"],
+    }
     checkpoint.save(step, tensors | {"left": position["left"]}, numbers)
 
 
@@ -231,8 +336,17 @@ def _resume(checkpoint, trainings, batches):
         return 0
     step, tensors, numbers = saved
     for i, (training, own) in enumerate(zip(trainings, numbers["trainings"], strict=True)):
-        training.restore({name.removeprefix(f"{i}."): tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")}, own)
-    batches.resume({"window": numbers["window"], "given": numbers["given"], "left": tensors["left"]})
+        training.restore(
+            {
+                name.removeprefix(f"{i}."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"{i}.")
+            },
+            own,
+        )
+    batches.resume(
+        {"window": numbers["window"], "given": numbers["given"], "left": tensors["left"]}
+    )
     return step
 
 

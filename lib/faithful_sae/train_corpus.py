@@ -1,6 +1,8 @@
-"""Train the SAEs of one corpus as a workflow step: `python -m faithful_sae.train_corpus PARAMS CORPUS OUTPUT`
+"""Train the SAEs of one corpus as a workflow step: `python -m faithful_sae.train_corpus PARAMS
+CORPUS OUTPUT`
 
-OUTPUT is a file with the hash of what was trained; notebook 02 then finds the SAEs and gathers those of all corpora.
+OUTPUT is a file with the hash of what was trained; notebook 02 then finds the SAEs and gathers
+those of all corpora.
 """
 
 import argparse
@@ -41,11 +43,16 @@ def main():
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     start, title = time.time(), f"02_train_sae · {args.corpus} · {Path(args.params).stem}"
-    with locked(args.output.with_suffix(".lock")), contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)):
+    with (
+        locked(args.output.with_suffix(".lock")),
+        contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)),
+    ):
         print(f"  ▸ {title}", flush=True)
         run = open_run(args.params)
         corpus_saes(run, args.corpus, open_model(run))
-        record = json.loads((run.artifacts / "saes" / args.corpus / "provenance.json").read_text(encoding="utf-8"))
+        record = json.loads(
+            (run.artifacts / "saes" / args.corpus / "provenance.json").read_text(encoding="utf-8")
+        )
         with atomic_path(args.output) as tmp:
             tmp.write_text(f"{record['content']}\n", encoding="utf-8")
     print(f"  ✓ {title}  {time.time() - start:.0f} s", flush=True)

@@ -1,11 +1,14 @@
-"""An index of features against the forward passes it rests on, those of the language model and the SAE alone.
+"""An index of features against the forward passes it rests on, those of the language model and the
+SAE alone.
 
     python tests/benchmarks/features.py [--tokens 100000] [--d-model 256] [--d-sae 12288]
 
-A random GPT-NeoX of 8 blocks, a random SAE, random tokens, one thread; forward passes and index alternate. Times are those of the
-processor, since other jobs may be on the machine. What does not grow with the tokens (VocabProj, MutInfo, files) is measured apart
-and added once to an index of a million tokens. PruningMaxAct is left out: it runs the model again, on tokens whose number depends on how
-long a context a latent needs, which on a random model says nothing. Then pages of the index are read.
+A random GPT-NeoX of 8 blocks, a random SAE, random tokens, one thread; forward passes and index
+alternate. Times are those of the processor, since other jobs may be on the machine. What does not
+grow with the tokens (VocabProj, MutInfo, files) is measured apart and added once to an index of a
+million tokens. PruningMaxAct is left out: it runs the model again, on tokens whose number depends
+on how long a context a latent needs, which on a random model says nothing. Then pages of the index
+are read.
 """
 
 import argparse
@@ -29,11 +32,20 @@ VOCABULARY, LENGTH, BLOCKS, K, BATCH_ROWS = 20_000, 128, 8, 48, 32
 
 def random_lm(d_model):
     torch.manual_seed(0)
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(
-        vocab_size=VOCABULARY, hidden_size=d_model, intermediate_size=4 * d_model, num_hidden_layers=BLOCKS + 1,
-        num_attention_heads=d_model // 64, max_position_embeddings=LENGTH)).eval()
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=d_model,
+            intermediate_size=4 * d_model,
+            num_hidden_layers=BLOCKS + 1,
+            num_attention_heads=d_model // 64,
+            max_position_embeddings=LENGTH,
+        )
+    ).eval()
     words = {"<bos>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w1")), bos_token="<bos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w1")), bos_token="<bos>"
+    )
     return LanguageModel(model, tokenizer, BLOCKS, 0)
 
 
@@ -56,22 +68,45 @@ def main():
     torch.set_num_threads(1)
     lm, sae = random_lm(args.d_model), TopKSAE(args.d_model, args.d_sae, K, seed=0)
     # as words are: a few of them often, many rarely
-    rows = np.random.default_rng(0).zipf(1.2, (args.tokens // LENGTH, LENGTH)) % (VOCABULARY - 1) + 1
+    rows = (
+        np.random.default_rng(0).zipf(1.2, (args.tokens // LENGTH, LENGTH)) % (VOCABULARY - 1) + 1
+    )
     rows[:, 0] = 0
-    collect(lm, sae, rows[:2], Kept(), batch_rows=BATCH_ROWS)   # compiles
+    collect(lm, sae, rows[:2], Kept(), batch_rows=BATCH_ROWS)  # compiles
     parts = np.array_split(rows, 4)
-    alone, one_pass = np.array([[seconds(lambda: forward(lm, sae, part)), seconds(lambda: collect(lm, sae, part, Kept(), batch_rows=BATCH_ROWS))]
-                                for part in parts]).sum(0) * 1e6 / rows.size
+    alone, one_pass = (
+        np.array(
+            [
+                [
+                    seconds(lambda: forward(lm, sae, part)),
+                    seconds(lambda: collect(lm, sae, part, Kept(), batch_rows=BATCH_ROWS)),
+                ]
+                for part in parts
+            ]
+        ).sum(0)
+        * 1e6
+        / rows.size
+    )
     print(f"d_model {args.d_model}, d_sae {args.d_sae:,}, k {K}; seconds per million tokens")
-    print(f"forward passes alone {alone:.0f}, one pass of an index {one_pass:.0f} ({one_pass / alone:.2f}x)", flush=True)
+    print(
+        f"forward passes alone {alone:.0f}, one pass of an index {one_pass:.0f} "
+        f"({one_pass / alone:.2f}x)",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         few = rows[:64]
         start = time.process_time()
         index = build_index(Path(folder) / "index", lm, sae, few, batch_rows=BATCH_ROWS, pruned=0)
         rest = time.process_time() - start - one_pass * few.size / 1e6
         index.page(0)
-        pages = [seconds(lambda: index.page(int(latent))) for latent in np.random.default_rng(1).integers(0, args.d_sae, 200)]
-    print(f"besides, whatever the tokens, {rest:.0f} s: an index of a million tokens takes {(one_pass + rest) / alone:.2f}x")
+        pages = [
+            seconds(lambda: index.page(int(latent)))
+            for latent in np.random.default_rng(1).integers(0, args.d_sae, 200)
+        ]
+    print(
+        f"besides, whatever the tokens, {rest:.0f} s: an index of a million tokens takes "
+        f"{(one_pass + rest) / alone:.2f}x"
+    )
     print(f"a page: {1e3 * np.median(pages):.1f} ms, the slowest of 200 {1e3 * max(pages):.1f} ms")
 
 

@@ -1,9 +1,11 @@
 """Tokens per second of sampling from BOS: ours, and transformers' generate at a batch of 128.
 
-    python tests/benchmarks/generation.py MODEL [--tokens 127 511] [--rows 128 512] [--threads 1] [--rounds 3]
+    python tests/benchmarks/generation.py MODEL [--tokens 127 511] [--rows 128 512] [--threads 1]
+    [--rounds 3]
 
-MODEL is a folder or Hub id. generate goes on behind the end of a document, with the next one or with padding: its rate is given for all
-tokens and for those of documents, which are all that ours samples. Both are run in turn, and the medians are compared.
+MODEL is a folder or Hub id. generate goes on behind the end of a document, with the next one or
+with padding: its rate is given for all tokens and for those of documents, which are all that ours
+samples. Both are run in turn, and the medians are compared.
 """
 
 import argparse
@@ -22,15 +24,27 @@ def by_generate(lm, tokens, seed):
     torch.manual_seed(seed)
     bos = torch.full((128, 1), lm.bos_id, device=lm.device)
     with torch.inference_mode():
-        ids = lm.model.generate(bos, attention_mask=torch.ones_like(bos), do_sample=True, top_k=0, max_new_tokens=tokens,
-                                pad_token_id=lm.bos_id)[:, 1:].cpu().numpy()
+        ids = (
+            lm.model.generate(
+                bos,
+                attention_mask=torch.ones_like(bos),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=tokens,
+                pad_token_id=lm.bos_id,
+            )[:, 1:]
+            .cpu()
+            .numpy()
+        )
     ends = np.isin(ids, [lm.bos_id, lm.tokenizer.eos_token_id])
     return ids.size, int(np.where(ends.any(1), ends.argmax(1) + 1, ids.shape[1]).sum())
 
 
 def by_us(lm, tokens, rows, seed):
     """Twice the rows' room, so that ended documents are replaced."""
-    documents = sample(lm, rows, tokens, torch.Generator(lm.device).manual_seed(seed), tokens=2 * rows * tokens)
+    documents = sample(
+        lm, rows, tokens, torch.Generator(lm.device).manual_seed(seed), tokens=2 * rows * tokens
+    )
     return sum(map(len, documents))
 
 
@@ -44,7 +58,11 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lm = load_model(arguments.model, 0)
-    names = ["generate, all", "generate, documents", *(f"here, {rows} rows" for rows in arguments.rows)]
+    names = [
+        "generate, all",
+        "generate, documents",
+        *(f"here, {rows} rows" for rows in arguments.rows),
+    ]
     print("| new tokens | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for tokens in arguments.tokens:
         rates = {name: [] for name in names}
@@ -52,9 +70,16 @@ if __name__ == "__main__":
             start = time.perf_counter()
             everything, documents = by_generate(lm, tokens, seed)
             seconds = time.perf_counter() - start
-            rates[names[0]].append(everything / seconds), rates[names[1]].append(documents / seconds)
+            (
+                rates[names[0]].append(everything / seconds),
+                rates[names[1]].append(documents / seconds),
+            )
             for name, rows in zip(names[2:], arguments.rows):
                 start = time.perf_counter()
                 n = by_us(lm, tokens, rows, seed)
                 rates[name].append(n / (time.perf_counter() - start))
-        print(f"| {tokens} | " + " | ".join(f"{statistics.median(rate[1:]):,.0f}" for rate in rates.values()) + " |")   # the first warms up
+        print(
+            f"| {tokens} | "
+            + " | ".join(f"{statistics.median(rate[1:]):,.0f}" for rate in rates.values())
+            + " |"
+        )  # the first warms up

@@ -1,11 +1,14 @@
-"""What a training step costs: ours, the same step in plain dense PyTorch, and those of other trainers that can be imported.
+"""What a training step costs: ours, the same step in plain dense PyTorch, and those of other
+trainers that can be imported.
 
     python tests/benchmarks/training_step.py [--threads 1] [--rounds 9]
 
-The unit is one product x @ W_enc in float32. Everything is timed in turn in one process, over and over, so that a busy machine slows
-all alike, and the medians are compared. Each contestant does what its own training loop does with a batch on the CPU, with Adam.
-The other trainers (eai-sparsify 1.3.3, dictionary-learning 0.1.0, sae-lens 6.54.0) are no dependencies of this repository: `make
-bench` installs them in an environment of their own, .venv-peers. No latent is dead in these steps but in the last row.
+The unit is one product x @ W_enc in float32. Everything is timed in turn in one process, over and
+over, so that a busy machine slows all alike, and the medians are compared. Each contestant does
+what its own training loop does with a batch on the CPU, with Adam. The other trainers (eai-sparsify
+1.3.3, dictionary-learning 0.1.0, sae-lens 6.54.0) are no dependencies of this repository: `make
+bench` installs them in an environment of their own, .venv-peers. No latent is dead in these steps
+but in the last row.
 """
 
 import argparse
@@ -20,7 +23,11 @@ import torch.nn.functional as F
 from faithful_sae.sae import TopKSAE
 from faithful_sae.train import RECIPES, _Training
 
-SIZES = {"large": (768, 12288, 48, 2048), "laptop": (96, 512, 8, 2048), "stories260k": (64, 512, 8, 2048)}  # D, F, k, B
+SIZES = {
+    "large": (768, 12288, 48, 2048),
+    "laptop": (96, 512, 8, 2048),
+    "stories260k": (64, 512, 8, 2048),
+}  # D, F, k, B
 LR, STEPS = 1e-3, 100_000
 
 
@@ -33,8 +40,9 @@ def ours_with_dead(d_model, d_sae, k):
     training = _Training(TopKSAE(d_model, d_sae, k, 0), LR, RECIPES["default"], STEPS)
 
     def step(i, x):
-        training.since_fired[::10] = STEPS   # a tenth is dead
+        training.since_fired[::10] = STEPS  # a tenth is dead
         training.step(i, x)
+
     return step
 
 
@@ -51,6 +59,7 @@ def dense(d_model, d_sae, k):
         loss.backward()
         optimiser.step()
         w["W_dec"].data = F.normalize(w["W_dec"].data, dim=1)
+
     return step
 
 
@@ -67,13 +76,14 @@ def sparsify(d_model, d_sae, k):
         optimiser.step()
         optimiser.zero_grad()
         torch.zeros(d_sae, dtype=torch.bool)[out.latent_indices.flatten()] = True
+
     return step
 
 
 def dictionary_learning(d_model, d_sae, k):
     config = peers.dictionary_learning_config(d_model, d_sae, k, STEPS, LR)
     trainer = config.pop("trainer")(**config)
-    return lambda i, x: trainer.update(i + 1, x)   # its step 0 would only look for a median
+    return lambda i, x: trainer.update(i + 1, x)  # its step 0 would only look for a median
 
 
 def sae_lens(d_model, d_sae, k):
@@ -81,8 +91,14 @@ def sae_lens(d_model, d_sae, k):
     return lambda i, x: trainer.step(x)
 
 
-CONTESTANTS = {"this repository": ours, "plain dense PyTorch": dense, "sparsify": sparsify, "dictionary_learning": dictionary_learning,
-               "SAELens": sae_lens, "this repository, a tenth dead": ours_with_dead}
+CONTESTANTS = {
+    "this repository": ours,
+    "plain dense PyTorch": dense,
+    "sparsify": sparsify,
+    "dictionary_learning": dictionary_learning,
+    "SAELens": sae_lens,
+    "this repository, a tenth dead": ours_with_dead,
+}
 
 
 def measure(size, rounds):
@@ -103,19 +119,26 @@ def measure(size, rounds):
             start = time.perf_counter()
             step(i, batches[i % 4])
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s[2:]) for name, s in seconds.items()}   # the first two compile and allocate
+    return {
+        name: statistics.median(s[2:]) for name, s in seconds.items()
+    }  # the first two compile and allocate
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9, help="of the large size; the others get ten times as many")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of the large size; the others get ten times as many"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for size, (d_model, d_sae, k, n_tokens) in SIZES.items():
         medians = measure(size, arguments.rounds * (1 if size == "large" else 10))
         unit = medians.pop("unit")
-        print(f"\n{size}: d_model {d_model}, d_sae {d_sae}, k {k}, batch {n_tokens}; unit {1e3 * unit:.1f} ms, {arguments.threads} thread(s)\n")
+        print(
+            f"\n{size}: d_model {d_model}, d_sae {d_sae}, k {k}, batch {n_tokens}; unit "
+            f"{1e3 * unit:.1f} ms, {arguments.threads} thread(s)\n"
+        )
         print("| training step | units | ms | tokens/s |\n|---|---|---|---|")
         for name, s in medians.items():
             print(f"| {name} | {s / unit:.2f} | {1e3 * s:.1f} | {n_tokens / s:,.0f} |")

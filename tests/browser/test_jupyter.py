@@ -1,4 +1,6 @@
-"""The explorer in a real JupyterLab: a small notebook with a language model of random weights, and notebook 09 on the smoke profile."""
+"""The explorer in a real JupyterLab: a small notebook with a language model of random weights, and
+notebook 09 on the smoke profile.
+"""
 
 import json
 import os
@@ -43,16 +45,45 @@ def folder(browser, tmp_path_factory):
     make_model("llama").save_pretrained(folder / "lm")
     make_tokenizer().save_pretrained(folder / "lm")
     lm = load_model(folder / "lm", 1, "cpu", "float32")
-    rows = torch.randint(2, VOCABULARY, (64, 16), generator=torch.Generator().manual_seed(0)).numpy()
+    rows = torch.randint(
+        2, VOCABULARY, (64, 16), generator=torch.Generator().manual_seed(0)
+    ).numpy()
     rows[:, 0] = BOS
     for seed, other in ((42, 49), (49, 42)):
         sae = TopKSAE(lm.d_model, 200, 4, seed=seed)
         sae.save(folder / f"sae{seed}")
-        build_index(folder / f"seed{seed}", lm, sae, rows, about={"label": "tiny", "run": "tiny", "corpus": "noise", "seed": seed, "other_seed": other},
-                    twin=np.arange(200), twin_cosine=np.linspace(0, 1, 200), sfr_threshold=0.7)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SMALL)], metadata={"kernelspec": {
-        "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}), folder / "small.ipynb")
-    jupytext.write(jupytext.read(ROOT / "notebooks" / "09_explore_features.py"), folder / "09.ipynb")
+        build_index(
+            folder / f"seed{seed}",
+            lm,
+            sae,
+            rows,
+            about={
+                "label": "tiny",
+                "run": "tiny",
+                "corpus": "noise",
+                "seed": seed,
+                "other_seed": other,
+            },
+            twin=np.arange(200),
+            twin_cosine=np.linspace(0, 1, 200),
+            sfr_threshold=0.7,
+        )
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(SMALL)],
+            metadata={
+                "kernelspec": {
+                    "name": "python3",
+                    "display_name": "Python 3 (ipykernel)",
+                    "language": "python",
+                }
+            },
+        ),
+        folder / "small.ipynb",
+    )
+    jupytext.write(
+        jupytext.read(ROOT / "notebooks" / "09_explore_features.py"), folder / "09.ipynb"
+    )
     return folder
 
 
@@ -60,11 +91,32 @@ def folder(browser, tmp_path_factory):
 def lab(folder):
     """Address of a JupyterLab that serves the folder to this machine alone, without a token."""
     home = folder / ".jupyter"
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "run"),
-                                "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=",
-               "--ServerApp.password=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with open(folder / "lab.log", "w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder) as server:
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(home),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "run"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    with (
+        open(folder / "lab.log", "w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder) as server,
+    ):
         try:
             yield _address(folder / "lab.log")
         finally:
@@ -85,7 +137,9 @@ def run_all(page, address, name, seconds):
     page.goto(f"{address}lab/tree/{name}?reset", wait_until="domcontentloaded")
     page.get_by_role("tab", name=name).wait_for(timeout=60_000)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)   # what is asked of a kernel before that is forgotten
+    page.get_by_text("(ipykernel) | Idle").wait_for(
+        timeout=60_000
+    )  # what is asked of a kernel before that is forgotten
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     explorer = page.locator(".fx-widget")
@@ -94,7 +148,9 @@ def run_all(page, address, name, seconds):
 
 
 def use(page, explorer):
-    """Click, filter, search, type a text and follow a feature of it, go to the twin: by mouse and by keys."""
+    """Click, filter, search, type a text and follow a feature of it, go to the twin: by mouse and
+    by keys.
+    """
     heading = explorer.locator(".fx-detail h2")
     explorer.scroll_into_view_if_needed()
     explorer.locator(".fx-row").nth(2).click()
@@ -106,49 +162,72 @@ def use(page, explorer):
     orphans = explorer.locator(".fx-total").text_content()
     explorer.locator(".fx-list").focus()
     page.keyboard.press("/")
-    page.keyboard.type("#4")   # letters and digits are commands of JupyterLab outside
-    page.wait_for_function("before => document.querySelector('.fx-total').textContent !== before", arg=orphans)
+    page.keyboard.type("#4")  # letters and digits are commands of JupyterLab outside
+    page.wait_for_function(
+        "before => document.querySelector('.fx-total').textContent !== before", arg=orphans
+    )
     explorer.get_by_role("button", name="clear").click()
-    explorer.get_by_role("textbox", name="Your own text").fill("w5 w9 w12 <script>window.hacked=1</script>")
+    explorer.get_by_role("textbox", name="Your own text").fill(
+        "w5 w9 w12 <script>window.hacked=1</script>"
+    )
     explorer.get_by_role("button", name="Read").click()
     jump = explorer.locator(".fx-jump").first
     jump.wait_for(timeout=30_000)
     latent = jump.locator("b").text_content()
     jump.click()
     heading.get_by_text(f"Feature {latent} ").wait_for()
-    assert explorer.locator(".fx-strip .fx-on").count() and jump.get_attribute("data-open") is not None
+    assert (
+        explorer.locator(".fx-strip .fx-on").count() and jump.get_attribute("data-open") is not None
+    )
     seed = heading.locator("small").text_content()
     explorer.locator(".fx-follow").wait_for()
     heading.focus()
     page.keyboard.press("t")
-    page.wait_for_function("before => document.querySelector('.fx-detail h2 small')?.textContent !== before", arg=seed)
+    page.wait_for_function(
+        "before => document.querySelector('.fx-detail h2 small')?.textContent !== before", arg=seed
+    )
     assert page.evaluate("window.hacked") is None
-
 
 
 def test_a_small_notebook(browser, lab, folder):
     with watched_page(browser) as page:
         explorer = run_all(page, lab, "small.ipynb", 120)
         use(page, explorer)
-        page.screenshot(path=folder / "wide.png")   # to be looked at, in pytest's folder
+        page.screenshot(path=folder / "wide.png")  # to be looked at, in pytest's folder
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
-        assert page.evaluate("getComputedStyle(document.querySelector('.fx')).colorScheme") == "dark"
-        page.get_by_role("tab", name="File Browser").click()   # JupyterLab's sidebar takes most of a narrow window
+        assert (
+            page.evaluate("getComputedStyle(document.querySelector('.fx')).colorScheme") == "dark"
+        )
+        page.get_by_role(
+            "tab", name="File Browser"
+        ).click()  # JupyterLab's sidebar takes most of a narrow window
         page.set_viewport_size(NARROW)
         page.wait_for_function("() => document.querySelector('.fx').clientWidth > 250")
-        assert page.evaluate("(() => { const fx = document.querySelector('.fx'); return fx.scrollWidth <= fx.clientWidth })()")
+        assert page.evaluate(
+            "(() => { const fx = document.querySelector('.fx'); return fx.scrollWidth <= "
+            "fx.clientWidth })()"
+        )
         page.screenshot(path=folder / "narrow.png")
         page.set_viewport_size(WIDE)
-        with page.expect_response(lambda response: response.request.method == "PUT" and "small.ipynb" in response.url):
+        with page.expect_response(
+            lambda response: response.request.method == "PUT" and "small.ipynb" in response.url
+        ):
             page.locator("[data-command='docmanager:save']").first.click()
     saved = json.loads((folder / "small.ipynb").read_text())
-    shown = [output["data"] for cell in saved["cells"] for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
+    shown = [
+        output["data"]
+        for cell in saved["cells"]
+        for output in cell.get("outputs", [])
+        if "text/html" in output.get("data", {})
+    ]
     assert len(shown) == 1 and "Feature 0 of tiny/noise/seed42" in "".join(shown[0]["text/html"])
 
 
 def test_notebook_09(browser, lab):
     run = load_params("params/smoke/neox.yaml")
     if not (run.artifacts / "rows" / "firing.csv").exists():
-        pytest.skip("notebooks 01 to 04 have not run on the smoke profile: make paper PROFILE=smoke")
+        pytest.skip(
+            "notebooks 01 to 04 have not run on the smoke profile: make paper PROFILE=smoke"
+        )
     with watched_page(browser) as page:
         use(page, run_all(page, lab, "09.ipynb", 300))

@@ -1,4 +1,6 @@
-"""The explorer's page in Chromium, opened from disk and from a web server, with a corpus full of HTML and script."""
+"""The explorer's page in Chromium, opened from disk and from a web server, with a corpus full of
+HTML and script.
+"""
 
 import functools
 import http.server
@@ -24,8 +26,15 @@ def browser():
 @pytest.fixture(scope="module")
 def indices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifacts")
-    sets = (("neox", "faithful", 42, 49), ("neox", "faithful", 49, 42), ("llama", "a library", 42, 49))
-    return [FeatureIndex(write_index(folder, run, corpus, seed, other, d_sae=D_SAE)) for run, corpus, seed, other in sets]
+    sets = (
+        ("neox", "faithful", 42, 49),
+        ("neox", "faithful", 49, 42),
+        ("llama", "a library", 42, 49),
+    )
+    return [
+        FeatureIndex(write_index(folder, run, corpus, seed, other, d_sae=D_SAE))
+        for run, corpus, seed, other in sets
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +54,15 @@ def page(browser, folder):
 
 
 def heading(page, text):
-    page.wait_for_function("text => document.querySelector('.fx-detail h2')?.textContent.startsWith(text)", arg=text)
+    page.wait_for_function(
+        "text => document.querySelector('.fx-detail h2')?.textContent.startsWith(text)", arg=text
+    )
 
 
 def total(page, text):
-    page.wait_for_function("text => document.querySelector('.fx-total').textContent === text", arg=text)
+    page.wait_for_function(
+        "text => document.querySelector('.fx-total').textContent === text", arg=text
+    )
 
 
 def shown(page):
@@ -62,13 +75,25 @@ def test_what_is_shown_is_what_the_index_holds(page, indices):
     held = indices[0].page(7)
     lines = page.locator(".fx-card").first.locator(".fx-context")
     assert lines.count() == len(held["contexts"])
-    assert lines.first.locator(".fx-tokens").text_content() == "".join(held["contexts"][0]["tokens"]).replace("\n", "⏎").replace("\t", "⇥")
+    assert lines.first.locator(".fx-tokens").text_content() == "".join(
+        held["contexts"][0]["tokens"]
+    ).replace("\n", "⏎").replace("\t", "⇥")
     strongest = lines.first.locator(".fx-strongest")
-    assert strongest.text_content() == " word7" and float(strongest.get_attribute("title")) == pytest.approx(held["max"], rel=5e-3)
-    words = page.locator(".fx-card").first.locator(".fx-readings section", has_text="MutInfo").locator(".fx-word")
-    assert words.all_text_contents() == [re.sub("^ ", "␣", text) for text, _ in held["explanations"]["MutInfo"]]
+    assert strongest.text_content() == " word7" and float(
+        strongest.get_attribute("title")
+    ) == pytest.approx(held["max"], rel=5e-3)
+    words = (
+        page.locator(".fx-card")
+        .first.locator(".fx-readings section", has_text="MutInfo")
+        .locator(".fx-word")
+    )
+    assert words.all_text_contents() == [
+        re.sub("^ ", "␣", text) for text, _ in held["explanations"]["MutInfo"]
+    ]
     assert page.locator(".fx-bar").count() == 2 * len(held["histogram"])
-    assert "Histogram of its activations" in page.locator(".fx-histogram svg").first.get_attribute("aria-label")
+    assert "Histogram of its activations" in page.locator(".fx-histogram svg").first.get_attribute(
+        "aria-label"
+    )
 
 
 def test_search_filter_sort(page, indices):
@@ -81,17 +106,23 @@ def test_search_filter_sort(page, indices):
     page.get_by_label("Sort by").select_option("max")
     page.get_by_role("button", name="lowest first").click()
     page.get_by_role("button", name="highest first").wait_for()
-    assert shown(page) == both.sort_values("max", ascending=False).latent.tolist()[:len(shown(page))]
+    assert (
+        shown(page) == both.sort_values("max", ascending=False).latent.tolist()[: len(shown(page))]
+    )
     page.get_by_role("button", name="clear").click()
     total(page, "300 features")
     page.get_by_label("max frequency").fill("0.1")
     total(page, f"{(latents.frequency <= 0.001).sum()} of 300 features")
     page.get_by_label("max frequency").fill("")
     page.get_by_role("searchbox").fill("WORD123")
-    page.wait_for_function("() => document.querySelector('.fx-row .fx-words')?.textContent.includes('word123')")
+    page.wait_for_function(
+        "() => document.querySelector('.fx-row .fx-words')?.textContent.includes('word123')"
+    )
     assert 123 in shown(page)
-    page.get_by_role("searchbox").fill("<script>")   # text like any other
-    page.wait_for_function("() => /^[1-9]\\d* of 300/.test(document.querySelector('.fx-total').textContent)")
+    page.get_by_role("searchbox").fill("<script>")  # text like any other
+    page.wait_for_function(
+        "() => /^[1-9]\\d* of 300/.test(document.querySelector('.fx-total').textContent)"
+    )
     page.get_by_role("searchbox").fill("no such word")
     page.get_by_text("No feature matches.").wait_for()
 
@@ -113,7 +144,12 @@ def test_keyboard_alone(page, indices):
     page.keyboard.press("End")
     heading(page, "Feature 299 ")
     box = page.locator(".fx-list")
-    assert page.locator(f"[id='{box.get_attribute('aria-activedescendant')}']").get_attribute("aria-posinset") == "300"
+    assert (
+        page.locator(f"[id='{box.get_attribute('aria-activedescendant')}']").get_attribute(
+            "aria-posinset"
+        )
+        == "300"
+    )
     page.keyboard.press("v")
     assert page.locator(".fx-values").count() == 1
     page.keyboard.press("t")
@@ -124,15 +160,29 @@ def test_keyboard_alone(page, indices):
     seen = set()
     for _ in range(30):
         page.keyboard.press("Tab")
-        seen.add(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"))
-    assert {"Sort by", "Features", "open twin", "Search features by token, text or number", "lowest first", "values"} <= seen
+        seen.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') || "
+                "document.activeElement.textContent"
+            )
+        )
+    assert {
+        "Sort by",
+        "Features",
+        "open twin",
+        "Search features by token, text or number",
+        "lowest first",
+        "values",
+    } <= seen
     assert any(name.startswith("orphan") for name in seen)
 
 
 def test_the_twin_and_the_address(page, folder):
     page.locator(".fx-row", has=page.get_by_text("5", exact=True)).click()
     heading(page, "Feature 5 seed 42")
-    assert page.locator(".fx-beside h3").text_content() == "Feature 294 Twin in seed 49, cosine 0.95"
+    assert (
+        page.locator(".fx-beside h3").text_content() == "Feature 294 Twin in seed 49, cosine 0.95"
+    )
     page.get_by_role("button", name="open twin").click()
     heading(page, "Feature 294 seed 49")
     assert page.url.endswith("#/neox/faithful/seed49/294")
@@ -151,7 +201,9 @@ def test_deep_links(browser, folder):
         assert page.locator(".fx-row[aria-selected=true] .fx-latent").text_content() == "177"
         page.evaluate("location.hash = '#/neox/faithful/seed49/12'")
         heading(page, "Feature 12 seed 49")
-        page.evaluate("location.hash = '#/neox/faithful/seed49/200'; dispatchEvent(new Event('hashchange'))")   # asked twice, shown
+        page.evaluate(
+            "location.hash = '#/neox/faithful/seed49/200'; dispatchEvent(new Event('hashchange'))"
+        )  # asked twice, shown
         heading(page, "Feature 200 ")
         for wrong in ("#/neox/faithful/seed49/9999", "#/neox/nothing/seed1/0"):
             page.evaluate("hash => { location.hash = hash }", wrong)
@@ -167,13 +219,18 @@ def test_deep_links(browser, folder):
 
 def test_first_view_over_http(browser, folder):
     """What a web server sends until the feature and its twin stand there."""
-    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=folder)
+    handler = functools.partial(
+        type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
+        directory=folder,
+    )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with watched_page(browser) as page:
             sizes = []
             page.on("response", lambda response: sizes.append(len(response.body())))
-            page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html", wait_until="networkidle")
+            page.goto(
+                f"http://127.0.0.1:{server.server_address[1]}/index.html", wait_until="networkidle"
+            )
             page.wait_for_selector(".fx-beside .fx-card")
             assert 50_000 < sum(sizes) < 200_000, sizes
         server.shutdown()
@@ -181,7 +238,9 @@ def test_first_view_over_http(browser, folder):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_clipped_and_text_has_contrast(browser, folder, scheme):
-    """No sideways scrolling at 390 and 1280 pixels; every text at least 4.5 : 1 (WCAG AA) on what is behind it."""
+    """No sideways scrolling at 390 and 1280 pixels; every text at least 4.5 : 1 (WCAG AA) on what
+    is behind it.
+    """
     for size in (NARROW, {"width": 1280, "height": 800}):
         with watched_page(browser, color_scheme=scheme) as page:
             page.set_viewport_size(size)

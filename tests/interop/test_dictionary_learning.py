@@ -7,12 +7,22 @@ import types
 import pytest
 import torch
 
-sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))   # imported for its buffer, which is not used here
+sys.modules.setdefault(
+    "nnsight", types.SimpleNamespace(LanguageModel=None)
+)  # imported for its buffer, which is not used here
 pytest.importorskip("dictionary_learning", reason="make test-interop")
 
-from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
+from dictionary_learning.dictionary import (
+    AutoEncoder,
+    AutoEncoderNew,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+)
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE, MatryoshkaBatchTopKTrainer
+from dictionary_learning.trainers.matryoshka_batch_top_k import (
+    MatryoshkaBatchTopKSAE,
+    MatryoshkaBatchTopKTrainer,
+)
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 
@@ -31,8 +41,15 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours.reconstruct(X), theirs(X), atol=1e-5, rtol=1e-5)
 
 
-CLASSES = {AutoEncoderTopK: (K,), BatchTopKSAE: (K,), MatryoshkaBatchTopKSAE: (K, [8, 12]), JumpReluAutoEncoder: (), AutoEncoder: (),
-           AutoEncoderNew: (), GatedAutoEncoder: ()}
+CLASSES = {
+    AutoEncoderTopK: (K,),
+    BatchTopKSAE: (K,),
+    MatryoshkaBatchTopKSAE: (K, [8, 12]),
+    JumpReluAutoEncoder: (),
+    AutoEncoder: (),
+    AutoEncoderNew: (),
+    GatedAutoEncoder: (),
+}
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -43,25 +60,65 @@ def test_every_class(kind, threshold, tmp_path):
         parameter.data = torch.randn(parameter.shape, generator=generator)
     if "threshold" in dict(theirs.named_buffers()):
         theirs.threshold.fill_(threshold)
-    trainer = {"dict_class": kind.__name__, "activation_dim": D, "dict_size": F, "k": K, "layer": 7, "lm_name": "gpt2"}
+    trainer = {
+        "dict_class": kind.__name__,
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "layer": 7,
+        "lm_name": "gpt2",
+    }
     (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
     torch.save(theirs.state_dict(), tmp_path / "ae.pt")
     assert_same(load_sae(tmp_path), kind.from_pretrained(str(tmp_path / "ae.pt")))
 
 
 @pytest.mark.parametrize("normalised", [False, True], ids=["raw", "normalised"])
-@pytest.mark.parametrize("kind, trainer, more", [
-    (AutoEncoderTopK, TopKTrainer, {}), (BatchTopKSAE, BatchTopKTrainer, {}),
-    (MatryoshkaBatchTopKSAE, MatryoshkaBatchTopKTrainer, {"group_fractions": [0.4, 0.6]})], ids=["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize(
+    "kind, trainer, more",
+    [
+        (AutoEncoderTopK, TopKTrainer, {}),
+        (BatchTopKSAE, BatchTopKTrainer, {}),
+        (MatryoshkaBatchTopKSAE, MatryoshkaBatchTopKTrainer, {"group_fractions": [0.4, 0.6]}),
+    ],
+    ids=["topk", "batchtopk", "matryoshka"],
+)
 def test_saes_they_trained(kind, trainer, more, normalised, tmp_path):
-    """30 steps; with normalize_activations, which they fold into the biases and the threshold before they save."""
+    """30 steps; with normalize_activations, which they fold into the biases and the threshold
+    before they save.
+    """
     generator = torch.Generator().manual_seed(0)
     data = iter([2 * torch.randn(64, D, generator=generator) + 1 for _ in range(200)])
-    config = {"trainer": trainer, "steps": 30, "activation_dim": D, "dict_size": F, "k": K, "layer": 7, "lm_name": "gpt2", "seed": 4,
-              "lr": 1e-2, "warmup_steps": 0, "threshold_start_step": 5, "device": "cpu", "submodule_name": "resid_post_layer_7"}
-    trainSAE(data, [config | more], steps=30, save_dir=str(tmp_path), normalize_activations=normalised, device="cpu")
+    config = {
+        "trainer": trainer,
+        "steps": 30,
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "layer": 7,
+        "lm_name": "gpt2",
+        "seed": 4,
+        "lr": 1e-2,
+        "warmup_steps": 0,
+        "threshold_start_step": 5,
+        "device": "cpu",
+        "submodule_name": "resid_post_layer_7",
+    }
+    trainSAE(
+        data,
+        [config | more],
+        steps=30,
+        save_dir=str(tmp_path),
+        normalize_activations=normalised,
+        device="cpu",
+    )
     ours = load_sae(tmp_path / "trainer_0")
     assert_same(ours, kind.from_pretrained(str(tmp_path / "trainer_0" / "ae.pt")))
     assert ours.threshold is None or ours.threshold[0] > 0
-    assert ours.metadata == {"seed": 4, "model": "gpt2", "hook_name": "blocks.7.hook_resid_post", "layer": 8}
+    assert ours.metadata == {
+        "seed": 4,
+        "model": "gpt2",
+        "hook_name": "blocks.7.hook_resid_post",
+        "layer": 8,
+    }
     check_hook(ours, "gpt2", 8, tmp_path)

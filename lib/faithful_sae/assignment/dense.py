@@ -6,18 +6,21 @@ from scipy.optimize import linear_sum_assignment
 
 from faithful_sae.assignment.rows import Rows
 
-def dense_start(A: Rows, B: Rows):
-    """(upper bounds float32 [n_A, n_B] of the cosines, prices float64 [n_A], [n_B] of their optimal assignment), A.n <= B.n.
 
-    The cosines are float32 products, wrong by (d + 8) 2^-24 at most; twice that is added. Memory: that matrix, and two of float64
-    inside scipy. Time: scipy's, of the order of n^3, and some n_A n_B.
+def dense_start(A: Rows, B: Rows):
+    """(upper bounds float32 [n_A, n_B] of the cosines, prices float64 [n_A], [n_B] of their optimal
+    assignment), A.n <= B.n.
+
+    The cosines are float32 products, wrong by (d + 8) 2^-24 at most; twice that is added. Memory:
+    that matrix, and two of float64 inside scipy. Time: scipy's, of the order of n^3, and some n_A
+    n_B.
     """
     cosine = _unit_rows(A) @ _unit_rows(B).T
     _, match = linear_sum_assignment(cosine, maximize=True)
     prices = np.zeros(B.n)
     _raise_prices(cosine, match, prices, 100 * A.n)
     paired = cosine[np.arange(A.n), match] - prices[match]
-    cosine += np.float32((A.d + 8) * 2.0 ** -23)
+    cosine += np.float32((A.d + 8) * 2.0**-23)
     return cosine, paired, prices
 
 
@@ -38,10 +41,12 @@ def _scale(rows, by, out):
 
 @njit(cache=True)
 def _raise_prices(cosine, match, prices, limit):
-    """Raise V from 0 until V_j >= V_match(i) + s_ij - s_i,match(i) for all pairs, or `limit` rows have been looked at.
+    """Raise V from 0 until V_j >= V_match(i) + s_ij - s_i,match(i) for all pairs, or `limit` rows
+    have been looked at.
 
-    The longest path problem of the optimality conditions: an optimal matching has no cycle that gains, and no gaining path to a
-    column that stays free, so that it ends with free columns at 0. Only rows whose column has risen are looked at again.
+    The longest path problem of the optimality conditions: an optimal matching has no cycle that
+    gains, and no gaining path to a column that stays free, so that it ends with free columns at 0.
+    Only rows whose column has risen are looked at again.
     """
     n = len(match)
     waiting, queue, head, count = np.ones(n, np.bool_), np.arange(n), 0, n

@@ -1,11 +1,14 @@
 """The rows of a dictionary: normalised exactly, and as 8-bit codes whose error is known.
 
-    t_ij = (x_i - mean x) . (y_j - mean y)  =  s_ij - a_i - c_j          s_ij = cosine, a_i = x_i . mean y, c_j = (y_j - mean y) . mean x
+    t_ij = (x_i - mean x) . (y_j - mean y)  =  s_ij - a_i - c_j
+            s_ij = cosine, a_i = x_i . mean y, c_j = (y_j - mean y) . mean x
 
-Leaving out the means changes every row and column of s by a constant, hence no matching's rank, and leaves smaller numbers to
-quantise. A centred row z_i is coded as q_i = round(z_i / scale_i), 8 bits, with scale_i = max |z_i| / `levels()`. By Cauchy-Schwarz
+Leaving out the means changes every row and column of s by a constant, hence no matching's rank, and
+leaves smaller numbers to quantise. A centred row z_i is coded as q_i = round(z_i / scale_i), 8
+bits, with scale_i = max |z_i| / `levels()`. By Cauchy-Schwarz
 
-    |t_ij - scale_i scale_j q_i . q_j|  <=  e_i |z_j|  +  (|z_i| + e_i) e_j          e_i = |z_i - scale_i q_i|, measured
+    |t_ij - scale_i scale_j q_i . q_j|  <=  e_i |z_j|  +  (|z_i| + e_i) e_j
+            e_i = |z_i - scale_i q_i|, measured
 
 The product of codes is exact in 32-bit integers up to 133,000 dimensions.
 """
@@ -18,15 +21,21 @@ from numba import njit
 
 from faithful_sae.kernels.backend import on_triton, over_rows
 
-BLOCK = 8192        # rows of a memory map that are held at once
-SLOP = 2e-6         # float32 arithmetic on scaled codes and thresholds, all of size 4 at most; prices, which may be larger, pay for theirs
+BLOCK = 8192  # rows of a memory map that are held at once
+# float32 arithmetic on scaled codes and thresholds, all of size 4 at most; prices, which may be
+# larger, pay for theirs
+SLOP = 2e-6
 
 
 @cache
 def levels():
-    """The largest code: 127, or 63 where 127 x 127 overflows. x86 CPUs without VNNI add pairs of products in 16 bits, and saturate."""
+    """The largest code: 127, or 63 where 127 x 127 overflows. x86 CPUs without VNNI add pairs of
+    products in 16 bits, and saturate.
+    """
     extreme = torch.full((64, 256), 127, dtype=torch.int8)
-    exact = all((torch._int_mm(sign * extreme, extreme.T) == sign * 256 * 127 ** 2).all() for sign in (1, -1))
+    exact = all(
+        (torch._int_mm(sign * extreme, extreme.T) == sign * 256 * 127**2).all() for sign in (1, -1)
+    )
     return 127 if exact else 63
 
 
@@ -34,23 +43,32 @@ class Rows:
     """One dictionary, prepared once for any number of matchings.
 
     Args:
-        matrix: [n, d], a torch tensor or an array, of real numbers. Products of a tensor on a GPU that Triton takes are computed there.
-            A numpy.memmap is read in blocks and never held whole; of anything else a copy on the host is held, float64 of float64 and
-            integers and else float32, unless it is just that.
+        matrix: [n, d], a torch tensor or an array, of real numbers. Products of a tensor on a GPU
+            that Triton takes are computed there. A numpy.memmap is read in blocks and never held
+            whole; of anything else a copy on the host is held, float64 of float64 and integers and
+            else float32, unless it is just that.
         name: for error messages.
 
     Attributes:
-        n, d: shape. inverse_norm: float64 [n], 0 for a row of zeros, which thus has cosine 0 with everything.
+        n, d: shape. inverse_norm: float64 [n], 0 for a row of zeros, which thus has cosine 0 with
+            everything.
 
     Raises:
         ValueError: not a matrix, no row, NaN or infinity (naming the row).
     """
 
     def __init__(self, matrix, name="matrix"):
-        self.device = matrix.device if isinstance(matrix, torch.Tensor) and on_triton(matrix) else torch.device("cpu")
+        self.device = (
+            matrix.device
+            if isinstance(matrix, torch.Tensor) and on_triton(matrix)
+            else torch.device("cpu")
+        )
         self.source = matrix if isinstance(matrix, np.memmap) else _on_host(matrix)
         if self.source.ndim != 2 or not self.source.size:
-            raise ValueError(f"{name} must be a matrix with at least one row and column, not of shape {list(self.source.shape)}")
+            raise ValueError(
+                f"{name} must be a matrix with at least one row and column, not of shape "
+                f"{list(self.source.shape)}"
+            )
         self.n, self.d = self.source.shape
         self.inverse_norm, self._cache = np.empty(self.n), None
         for start, block in self.blocks():
@@ -59,14 +77,18 @@ class Rows:
             if not np.isfinite(norm).all():
                 bad = start + int(np.flatnonzero(~np.isfinite(norm))[0])
                 raise ValueError(f"{name}: row {bad} holds NaN or infinity")
-            self.inverse_norm[start:start + len(block)] = np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)
+            self.inverse_norm[start : start + len(block)] = np.divide(
+                1, norm, out=np.zeros_like(norm), where=norm > 0
+            )
 
     def block(self, start):
-        """Rows start to start + BLOCK of a memory map, or all rows of an array: float32 or float64 [<= BLOCK, d]."""
+        """Rows start to start + BLOCK of a memory map, or all rows of an array: float32 or float64
+        [<= BLOCK, d].
+        """
         if not isinstance(self.source, np.memmap):
             return self.source
         if self._cache is None or self._cache[0] != start:
-            part = self.source[start:start + BLOCK]
+            part = self.source[start : start + BLOCK]
             self._cache = start, _tame(np.array(part, dtype=_precision(part.dtype), order="C"))
         return self._cache[1]
 
@@ -82,24 +104,50 @@ class Rows:
     @cached_property
     def mean(self):
         """float64 [d], of the unit rows."""
-        return sum(self.inverse_norm[start:][part] @ block[part].astype(np.float64) for start, block in self.blocks()
-                   for part in _slices(len(block))) / self.n
+        return (
+            sum(
+                self.inverse_norm[start:][part] @ block[part].astype(np.float64)
+                for start, block in self.blocks()
+                for part in _slices(len(block))
+            )
+            / self.n
+        )
 
     @cached_property
     def codes(self):
-        """(q int8 [n, d] padded with zeros to multiples of 32, on the tensor's device; scale, error, size: float64 [n])."""
+        """(q int8 [n, d] padded with zeros to multiples of 32, on the tensor's device; scale,
+        error, size: float64 [n]).
+        """
         padded = np.zeros((-(-self.n // 32) * 32, -(-self.d // 32) * 32), np.int8)
         scale, error, size = np.empty((3, self.n))
         for start, block in self.blocks():
             part = slice(start, start + len(block))
-            over_rows(_quantise, len(block), block, self.inverse_norm[part], self.mean, levels(), padded[part], scale[part], error[part],
-                      size[part])
+            over_rows(
+                _quantise,
+                len(block),
+                block,
+                self.inverse_norm[part],
+                self.mean,
+                levels(),
+                padded[part],
+                scale[part],
+                error[part],
+                size[part],
+            )
         return torch.from_numpy(padded).to(self.device), scale, error, size
 
     def times(self, vector):
         """Unit rows times a vector: float64 [n]."""
-        return np.concatenate([block[part].astype(np.float64) @ vector for _, block in self.blocks()
-                               for part in _slices(len(block))]) * self.inverse_norm
+        return (
+            np.concatenate(
+                [
+                    block[part].astype(np.float64) @ vector
+                    for _, block in self.blocks()
+                    for part in _slices(len(block))
+                ]
+            )
+            * self.inverse_norm
+        )
 
 
 def _slices(n, size=4096):
@@ -123,7 +171,9 @@ def _precision(dtype):
 
 
 def _tame(rows):
-    """Rows so long or short that products of them leave float64, times a power of two: the cosines stay the same to the last bit."""
+    """Rows so long or short that products of them leave float64, times a power of two: the cosines
+    stay the same to the last bit.
+    """
     if rows.dtype == np.float64 and rows.ndim == 2 and rows.size:
         largest = np.abs(rows).max(1)
         wild = (largest > 1e100) | (largest > 0) & (largest < 1e-100)
@@ -134,14 +184,18 @@ def _tame(rows):
 
 
 def cosines(A, B, rows, columns):
-    """float64 cosines of row rows[e] of A with row columns[e] of B, in float64 arithmetic; reads each pair of blocks once."""
+    """float64 cosines of row rows[e] of A with row columns[e] of B, in float64 arithmetic; reads
+    each pair of blocks once.
+    """
     out = np.empty(len(rows))
     for a in A.starts:
         mine = _inside(rows, A, a)
         for b in B.starts:
             edges = mine[_inside(columns[mine], B, b)]
             part = np.empty(len(edges))
-            over_rows(_dots, len(edges), A.block(a), B.block(b), rows[edges], columns[edges], a, b, part)
+            over_rows(
+                _dots, len(edges), A.block(a), B.block(b), rows[edges], columns[edges], a, b, part
+            )
             out[edges] = part
     return out * A.inverse_norm[rows] * B.inverse_norm[columns]
 

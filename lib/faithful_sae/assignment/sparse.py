@@ -1,13 +1,16 @@
-"""Assignment on a sparse graph: rows i, columns j, edges with weights w_ij, in compressed sparse row form.
+"""Assignment on a sparse graph: rows i, columns j, edges with weights w_ij, in compressed sparse
+row form.
 
-    maximise sum_i w_i,match(i)        dual prices: U_i + V_j >= w_ij on all edges, equality on matched ones
+    maximise sum_i w_i,match(i)   dual prices: U_i + V_j >= w_ij on all edges, equality on matched
+                                  ones
 
-Three steps: an auction with falling bid increments (Bertsekas 1988) finds nearly optimal prices; exact shortest augmenting paths
-(Jonker and Volgenant 1987) finish from there; then the prices are centred. Planted pairs leave a whole interval of valid prices;
-at its end points a matched row looks attractive to thousands of columns outside the graph, in its middle to none.
+Three steps: an auction with falling bid increments (Bertsekas 1988) finds nearly optimal prices;
+exact shortest augmenting paths (Jonker and Volgenant 1987) finish from there; then the prices are
+centred. Planted pairs leave a whole interval of valid prices; at its end points a matched row looks
+attractive to thousands of columns outside the graph, in its middle to none.
 
-Where there are fewer rows than columns, a column that stays free must keep its first price (complementary slackness), so prices
-start there and the auction, which forgets that, is left out.
+Where there are fewer rows than columns, a column that stays free must keep its first price
+(complementary slackness), so prices start there and the auction, which forgets that, is left out.
 """
 
 from dataclasses import dataclass
@@ -16,12 +19,15 @@ import numpy as np
 from numba import njit
 
 TIGHT = 1e-12
-INCREMENTS = tuple(0.05 / 5 ** i for i in range(7)) + (1e-6,)
+INCREMENTS = tuple(0.05 / 5**i for i in range(7)) + (1e-6,)
 
 
 @dataclass
 class Graph:
-    """start int64 [n_rows + 1], column int32 [E], weight float64 [E]; row i has edges start[i] to start[i + 1], by rising column."""
+    """start int64 [n_rows + 1], column int32 [E], weight float64 [E]; row i has edges start[i] to
+    start[i + 1], by rising column.
+    """
+
     start: np.ndarray
     column: np.ndarray
     weight: np.ndarray
@@ -39,7 +45,10 @@ class Graph:
 
 @dataclass
 class Solution:
-    """U float64 [n_rows], V float64 [n_columns]; match int64 [n_rows], owner int64 [n_columns], -1 where there is none."""
+    """U float64 [n_rows], V float64 [n_columns]; match int64 [n_rows], owner int64 [n_columns], -1
+    where there is none.
+    """
+
     U: np.ndarray
     V: np.ndarray
     match: np.ndarray
@@ -54,13 +63,16 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
     """Optimal assignment on the graph, from the given prices of the columns.
 
     Args:
-        prices: float64 [n_columns] to start from. increments: of the auction's rounds; none: no auction.
-        fixed: `prices` are what a column costs that stays free. With as many rows as columns none does, and they are a mere start.
+        prices: float64 [n_columns] to start from. increments: of the auction's rounds; none: no
+            auction.
+        fixed: `prices` are what a column costs that stays free. With as many rows as columns none
+            does, and they are a mere start.
         limit: on the number of edges looked at.
 
     Returns:
-        rows that the graph cannot match stay at -1: their component has fewer columns than rows. The time is at worst that of
-        one Dijkstra search per row; after an auction few rows are left and their searches are short.
+        rows that the graph cannot match stay at -1: their component has fewer columns than rows.
+        The time is at worst that of one Dijkstra search per row; after an auction few rows are left
+        and their searches are short.
 
     Raises:
         Exhausted: the limit is reached.
@@ -71,7 +83,9 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
     if not fixed:
         for increment in increments:
             match[:], owner[:] = -1, -1
-            bids, complete = _auction(*edges, V, match, owner, increment, min(400.0 * graph.n_rows, limit / degree))
+            bids, complete = _auction(
+                *edges, V, match, owner, increment, min(400.0 * graph.n_rows, limit / degree)
+            )
             work += bids * degree
             if not complete:
                 break
@@ -80,7 +94,7 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
     _augmenting_row_reduction(*edges, V, match, owner, 4 * graph.n_rows)
     _tight(*edges, U, V, match, owner, True)
     space = _workspace(graph)
-    for first in range(0, graph.n_rows, 64):    # so that Ctrl-C is heard
+    for first in range(0, graph.n_rows, 64):  # so that Ctrl-C is heard
         work += _augment(*edges, U, V, match, owner, first, min(first + 64, graph.n_rows), *space)
         if work > limit:
             raise Exhausted
@@ -90,16 +104,36 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
 def centre(graph, solution, floor, sweeps=6):
     """Move the prices of matched pairs to the middle of what optimality allows, in place.
 
-    floor: float64 [n_columns], the lowest price a column may have: -inf, or the price of a free one.
+    floor: float64 [n_columns], the lowest price a column may have: -inf, or the price of a free
+    one.
     """
     start, rows, edge = by_column(graph.start, graph.column, graph.n_columns)
     for _ in range(sweeps):
-        _centre(graph.start, graph.column, graph.weight, start, rows, edge, solution.U, solution.V, solution.match, solution.owner, floor)
+        _centre(
+            graph.start,
+            graph.column,
+            graph.weight,
+            start,
+            rows,
+            edge,
+            solution.U,
+            solution.V,
+            solution.match,
+            solution.owner,
+            floor,
+        )
 
 
 def _workspace(graph):
     n, m = graph.n_columns, len(graph.column) + graph.n_columns
-    return np.full(n, np.inf), np.full(n, -1), np.zeros(n, np.int8), np.empty(n, np.int64), np.empty(m), np.empty(m, np.int64)
+    return (
+        np.full(n, np.inf),
+        np.full(n, -1),
+        np.zeros(n, np.int8),
+        np.empty(n, np.int64),
+        np.empty(m),
+        np.empty(m, np.int64),
+    )
 
 
 @njit(cache=True)
@@ -116,7 +150,8 @@ def _best_two(start, column, weight, V, i):
 
 @njit(cache=True)
 def _auction(start, column, weight, V, match, owner, increment, limit):
-    """Free rows bid for their best column what it is worth to them above the second best, and the increment.
+    """Free rows bid for their best column what it is worth to them above the second best, and the
+    increment.
 
     Returns (number of bids, whether all rows got a column).
     """
@@ -128,7 +163,7 @@ def _auction(start, column, weight, V, match, owner, increment, limit):
         best, second, j = _best_two(start, column, weight, V, i)
         if j < 0:
             continue
-        V[j] += min(best - second, 1.0) + increment    # the only edge of a row has no second
+        V[j] += min(best - second, 1.0) + increment  # the only edge of a row has no second
         if owner[j] >= 0:
             match[owner[j]] = -1
             queue[(head + waiting) % n] = owner[j]
@@ -139,7 +174,9 @@ def _auction(start, column, weight, V, match, owner, increment, limit):
 
 @njit(cache=True)
 def _tight(start, column, weight, U, V, match, owner, keep):
-    """U_i = max_j (w_ij - V_j); matches that are not tight are given up, and free rows take free tight columns."""
+    """U_i = max_j (w_ij - V_j); matches that are not tight are given up, and free rows take free
+    tight columns.
+    """
     for i in range(len(match)):
         best, _, _ = _best_two(start, column, weight, V, i)
         U[i] = best
@@ -159,7 +196,9 @@ def _tight(start, column, weight, U, V, match, owner, keep):
 
 @njit(cache=True)
 def _augmenting_row_reduction(start, column, weight, V, match, owner, limit):
-    """The auction without an increment: exact, and quick for most rows; those caught in a tie are left to _augment."""
+    """The auction without an increment: exact, and quick for most rows; those caught in a tie are
+    left to _augment.
+    """
     stack, steps = np.flatnonzero(match < 0)[::-1].copy(), 0
     top = len(stack)
     while top and steps < limit:
@@ -177,8 +216,25 @@ def _augmenting_row_reduction(start, column, weight, V, match, owner, limit):
 
 
 @njit(cache=True)
-def _augment(start, column, weight, U, V, match, owner, first, last, distance, previous, done, reached, heap_key, heap_column):
-    """For each free row from first to last: Dijkstra over reduced costs U_i + V_j - w_ij to the nearest free column.
+def _augment(
+    start,
+    column,
+    weight,
+    U,
+    V,
+    match,
+    owner,
+    first,
+    last,
+    distance,
+    previous,
+    done,
+    reached,
+    heap_key,
+    heap_column,
+):
+    """For each free row from first to last: Dijkstra over reduced costs U_i + V_j - w_ij to the
+    nearest free column.
 
     Returns the number of edges looked at.
     """
@@ -264,7 +320,11 @@ def by_column(start, column, n_columns):
     for j in column:
         column_start[j + 1] += 1
     column_start = np.cumsum(column_start)
-    place, rows, edge = column_start[:-1].copy(), np.empty(len(column), np.int32), np.empty(len(column), np.int64)
+    place, rows, edge = (
+        column_start[:-1].copy(),
+        np.empty(len(column), np.int32),
+        np.empty(len(column), np.int64),
+    )
     for i in range(len(start) - 1):
         for e in range(start[i], start[i + 1]):
             rows[place[column[e]]], edge[place[column[e]]] = i, e
@@ -284,7 +344,7 @@ def _centre(start, column, weight, column_start, rows, edge, U, V, match, owner,
                 paired = weight[e]
             else:
                 lowest = max(lowest, weight[e] - V[column[e]])
-        most = floor[j]                                   # what the column must at least cost
+        most = floor[j]  # what the column must at least cost
         for e in range(column_start[j], column_start[j + 1]):
             if rows[e] != i:
                 most = max(most, weight[edge[e]] - U[rows[e]])
@@ -293,6 +353,6 @@ def _centre(start, column, weight, column_start, rows, edge, U, V, match, owner,
             lowest = highest - 1.0 if highest < np.inf else paired / 2
         if highest == np.inf:
             highest = lowest + 1.0
-        if highest > lowest:    # otherwise, by rounding, there is nothing to choose
+        if highest > lowest:  # otherwise, by rounding, there is nothing to choose
             U[i] = (lowest + highest) / 2
             V[j] = paired - U[i]

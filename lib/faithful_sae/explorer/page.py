@@ -1,13 +1,15 @@
-"""The explorer as a folder of files: `python -m faithful_sae.explorer.page PROFILE`, or `make explorer`.
+"""The explorer as a folder of files: `python -m faithful_sae.explorer.page PROFILE`, or `make
+explorer`.
 
     index.html explorer.js explorer.css
     data/index.js                                   every set there is
     data/<run>/<corpus>/seed<seed>/meta.js          what the set is
     data/<run>/<corpus>/seed<seed>/rows/<n>.js      the list, ROWS features a file
-    data/<run>/<corpus>/seed<seed>/pages/<n>.js     the features' pages, as many a file as make about CHUNK bytes
+    data/<run>/<corpus>/seed<seed>/pages/<n>.js   the features' pages, as many a file as make about
+                                                  CHUNK bytes
 
-Data are scripts, explorerData(name, value), because a page opened from disk may load nothing else. It needs no network, and the same
-index gives the same bytes.
+Data are scripts, explorerData(name, value), because a page opened from disk may load nothing else.
+It needs no network, and the same index gives the same bytes.
 """
 
 import argparse
@@ -22,12 +24,13 @@ from faithful_sae.explorer import data
 from faithful_sae.provenance import atomic_path
 from faithful_sae.stages.rows import lacking
 
-CHUNK = 40_000    # bytes of pages read to show one
-SAMPLE = 32       # pages that say how large they are
+CHUNK = 40_000  # bytes of pages read to show one
+SAMPLE = 32  # pages that say how large they are
 
 
 def write_explorer(folder, indices):
-    """Write the page for some indices (FeatureIndex), in their order. In memory: the list of one set, and one page.
+    """Write the page for some indices (FeatureIndex), in their order. In memory: the list of one
+    set, and one page.
 
     Raises:
         ValueError: no index, or two of one run, corpus and seed.
@@ -48,18 +51,26 @@ def write_explorer(folder, indices):
 
 def _write_set(folder, index, key):
     d_sae = index.meta["d_sae"]
-    largest = max(len(json_script(data.set_page(index, latent))) for latent in range(0, d_sae, -(-d_sae // SAMPLE)))
+    largest = max(
+        len(json_script(data.set_page(index, latent)))
+        for latent in range(0, d_sae, -(-d_sae // SAMPLE))
+    )
     size = max(1, CHUNK // largest)
     _write(folder, f"{key}/meta", json_script(data.set_meta(index) | {"pages_per_chunk": size}))
     for chunk in range(-(-d_sae // data.ROWS)):
         _write(folder, f"{key}/rows/{chunk}", json_script(data.set_rows(index, chunk)))
     for start in tqdm(range(0, d_sae, size), key, unit_scale=size, unit=" features"):
-        pages = ",\n".join(json_script(data.set_page(index, latent)) for latent in range(start, min(start + size, d_sae)))
+        pages = ",\n".join(
+            json_script(data.set_page(index, latent))
+            for latent in range(start, min(start + size, d_sae))
+        )
         _write(folder, f"{key}/pages/{start // size}", f"[{pages}]")
 
 
 def json_script(value) -> str:
-    """JSON that can stand in a script wherever that stands: ASCII, and neither < > nor & (so no </script> and no comment)."""
+    """JSON that can stand in a script wherever that stands: ASCII, and neither < > nor & (so no
+    </script> and no comment).
+    """
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
@@ -71,24 +82,36 @@ def _write(folder, name, text):
 
 
 def index_folders(runs) -> list[Path]:
-    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the parameters as they are now."""
-    return [run.artifacts / "features" / run.features.corpus / f"seed{seed}" for run in runs
-            if run.sae and run.features and not lacking(run, "features") for seed in run.features.seeds]
+    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the
+    parameters as they are now.
+    """
+    return [
+        run.artifacts / "features" / run.features.corpus / f"seed{seed}"
+        for run in runs
+        if run.sae and run.features and not lacking(run, "features")
+        for seed in run.features.seeds
+    ]
 
 
 def main():
     from faithful_sae.features.index import FeatureError, FeatureIndex
     from faithful_sae.params import load_profile
     from faithful_sae.schema import ParamsError
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("profile", help="a folder of parameter files, or the name of one in params/")
+    parser.add_argument(
+        "profile", help="a folder of parameter files, or the name of one in params/"
+    )
     try:
         runs = load_profile(parser.parse_args().profile)
         artifacts = runs[0].artifacts.parent
         folders = index_folders(runs)
         if not folders:
-            raise FeatureError(f"{artifacts}: no index of features yet: run notebooks/09_explore_features on this profile first "
-                               f"(make paper PROFILE={artifacts.name})")
+            raise FeatureError(
+                f"{artifacts}: no index of features yet: run notebooks/09_explore_features on "
+                "this profile first "
+                f"(make paper PROFILE={artifacts.name})"
+            )
         write_explorer(artifacts / "explorer", [FeatureIndex(folder) for folder in folders])
     except (ParamsError, FeatureError) as error:
         sys.exit(f"\n  {error}\n")

@@ -1,4 +1,5 @@
-"""What each latent of an SAE responds to, what it does to the output, and whether another seed has it.
+"""What each latent of an SAE responds to, what it does to the output, and whether another seed has
+it.
 
     index.py       the files of an index, and FeatureIndex, which reads them: no model is needed
     collect.py     one pass over a corpus: counts, and the contexts that are kept
@@ -7,5 +8,6 @@
     steering.py    a latent made stronger, set or taken away while the model writes
     vocabulary.py  a string for every token id
 
-All of it works on any SAE that load_sae reads and any model that load_model loads; no parameter file is needed.
+All of it works on any SAE that load_sae reads and any model that load_model loads; no parameter
+file is needed.
 """

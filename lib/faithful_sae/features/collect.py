@@ -1,7 +1,9 @@
-"""One pass over the token rows of a corpus: the language model, the SAE, and what kernels/latent_statistics.py keeps of every latent.
+"""One pass over the token rows of a corpus: the language model, the SAE, and what
+kernels/latent_statistics.py keeps of every latent.
 
-Memory: F x (N + S m) windows of left + 1 + right float32 and F x M token counters (N top contexts, S strata of m samples), however
-long the corpus. A killed pass goes on from its checkpoint, to the same bytes.
+Memory: F x (N + S m) windows of left + 1 + right float32 and F x M token counters (N top contexts,
+S strata of m samples), however long the corpus. A killed pass goes on from its checkpoint, to the
+same bytes.
 """
 
 from dataclasses import dataclass
@@ -14,16 +16,17 @@ from faithful_sae.activations import as_ids
 from faithful_sae.features.index import FeatureError
 from faithful_sae.kernels import latent_statistics
 
-TOKEN_COUNTERS = 64   # M: a token's count is too low by at most 1/65 of the latent's firings
+TOKEN_COUNTERS = 64  # M: a token's count is too low by at most 1/65 of the latent's firings
 
 
 @dataclass(frozen=True)
 class Kept:
     """What a pass keeps of each latent.
 
-    top: contexts with the largest activations. samples: contexts sampled from each of `strata` levels of activation. left, right:
-    tokens shown before and after the peak. seed: of the sample.
+    top: contexts with the largest activations. samples: contexts sampled from each of `strata`
+    levels of activation. left, right: tokens shown before and after the peak. seed: of the sample.
     """
+
     top: int = 16
     samples: int = 4
     strata: int = 4
@@ -32,39 +35,66 @@ class Kept:
     seed: int = 0
 
 
-def collect(lm, sae, rows, kept, include_bos=False, batch_rows=32, checkpoint=None, description="features"):
+def collect(
+    lm, sae, rows, kept, include_bos=False, batch_rows=32, checkpoint=None, description="features"
+):
     """Go through the rows once.
 
     Args:
-        rows: int [R, T] token rows, an array or memory map. include_bos: whether BOS positions are counted as tokens; what latents
-            do there is left out otherwise. checkpoint: Checkpoint, or None: a killed pass starts again.
+        rows: int [R, T] token rows, an array or memory map. include_bos: whether BOS positions are
+            counted as tokens; what latents do there is left out otherwise. checkpoint: Checkpoint,
+            or None: a killed pass starts again.
 
     Returns:
-        (state, token_counts): latent_statistics' state, and how often each token was counted, int64 [vocab_size].
+        (state, token_counts): latent_statistics' state, and how often each token was counted, int64
+            [vocab_size].
 
     Raises:
         FeatureError: no rows, nothing but BOS in them, or an SAE of another width than the model.
     """
     if sae.d_model != lm.d_model:
-        raise FeatureError(f"the SAE takes activations of width {sae.d_model}, but the model's are {lm.d_model} wide")
+        raise FeatureError(
+            f"the SAE takes activations of width {sae.d_model}, but the model's are {lm.d_model} "
+            "wide"
+        )
     if len(rows) == 0:
         raise FeatureError("no token rows to index: the corpus is empty")
-    state = latent_statistics.empty(sae.d_sae, top=kept.top, strata=kept.strata, samples=kept.samples, window=kept.left + 1 + kept.right,
-                                    tokens=TOKEN_COUNTERS)
+    state = latent_statistics.empty(
+        sae.d_sae,
+        top=kept.top,
+        strata=kept.strata,
+        samples=kept.samples,
+        window=kept.left + 1 + kept.right,
+        tokens=TOKEN_COUNTERS,
+    )
     state["tokens"], begin = np.zeros(lm.model.config.vocab_size, np.int64), 0
     if checkpoint and (saved := checkpoint.load()):
         begin, state = saved[0], {name: tensor.numpy() for name, tensor in saved[1].items()}
-    with tqdm(total=len(rows) * rows.shape[1], initial=begin * rows.shape[1], unit="token", unit_scale=True, desc=description) as bar:
+    with tqdm(
+        total=len(rows) * rows.shape[1],
+        initial=begin * rows.shape[1],
+        unit="token",
+        unit_scale=True,
+        desc=description,
+    ) as bar:
         for row in range(begin, len(rows), batch_rows):
-            ids = as_ids(rows[row:row + batch_rows])
+            ids = as_ids(rows[row : row + batch_rows])
             counted = torch.ones_like(ids, dtype=torch.bool) if include_bos else ids != lm.bos_id
             values, indices = sae.encode_topk(lm.activations(ids).flatten(0, 1))
             values = (values * counted.flatten()[:, None].to(values.device)).cpu()
-            latent_statistics.add_rows_of_tokens(state, values, indices.cpu(), ids.numpy(), row, kept.left, kept.seed)
+            latent_statistics.add_rows_of_tokens(
+                state, values, indices.cpu(), ids.numpy(), row, kept.left, kept.seed
+            )
             state["tokens"] += np.bincount(ids[counted].numpy(), minlength=len(state["tokens"]))
             bar.update(ids.numel())
             if checkpoint and checkpoint.due:
-                checkpoint.save(row + len(ids), {name: torch.from_numpy(array) for name, array in state.items()}, {})
+                checkpoint.save(
+                    row + len(ids),
+                    {name: torch.from_numpy(array) for name, array in state.items()},
+                    {},
+                )
     if not state["tokens"].any():
-        raise FeatureError("the token rows hold nothing but BOS, and BOS is left out (include_bos: false)")
+        raise FeatureError(
+            "the token rows hold nothing but BOS, and BOS is left out (include_bos: false)"
+        )
     return state, state.pop("tokens")

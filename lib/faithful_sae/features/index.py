@@ -1,12 +1,14 @@
-"""The files of an index of features, and FeatureIndex, which reads them. Neither model nor SAE is needed to read.
+"""The files of an index of features, and FeatureIndex, which reads them. Neither model nor SAE is
+needed to read.
 
     index.json           what it is an index of; histogram edges
     latents.parquet      one row per latent
-    contexts.parquet     where it fires: the strongest contexts and a sample of all; sorted by latent
+    contexts.parquet   where it fires: the strongest contexts and a sample of all; sorted by latent
     explanations.parquet what the methods of explain.py say of it; sorted by latent
     vocabulary.json      a string for every token id
 
-Contexts and explanations are written in groups of a few latents, so that a page reads one group of each.
+Contexts and explanations are written in groups of a few latents, so that a page reads one group of
+each.
 """
 
 import contextlib
@@ -20,18 +22,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-LATENTS = pa.schema([
-    ("latent", pa.int32()), ("frequency", pa.float64()), ("mean", pa.float32()), ("max", pa.float32()), ("dead", pa.bool_()),
-    ("random_frequency", pa.float64()), ("fake", pa.bool_()), ("twin", pa.int32()), ("twin_cosine", pa.float32()),
-    ("shared", pa.bool_()), ("histogram", pa.list_(pa.int32()))])
-CONTEXTS = pa.schema([
-    ("latent", pa.int32()), ("kind", pa.string()), ("rank", pa.int32()), ("stratum", pa.int32()), ("activation", pa.float32()),
-    ("position", pa.int32()), ("tokens", pa.list_(pa.int32())), ("activations", pa.list_(pa.float32()))])
-EXPLANATIONS = pa.schema([
-    ("latent", pa.int32()), ("method", pa.string()), ("rank", pa.int32()), ("text", pa.string()), ("value", pa.float32())])
-META = ("label", "run", "profile", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens", "histogram_edges", "sfr_threshold",
-        "ffr_frequency", "key", "sae")
-TOKEN_METHODS = ("VocabProj", "MutInfo")   # whose explanations are tokens
+LATENTS = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("frequency", pa.float64()),
+        ("mean", pa.float32()),
+        ("max", pa.float32()),
+        ("dead", pa.bool_()),
+        ("random_frequency", pa.float64()),
+        ("fake", pa.bool_()),
+        ("twin", pa.int32()),
+        ("twin_cosine", pa.float32()),
+        ("shared", pa.bool_()),
+        ("histogram", pa.list_(pa.int32())),
+    ]
+)
+CONTEXTS = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("kind", pa.string()),
+        ("rank", pa.int32()),
+        ("stratum", pa.int32()),
+        ("activation", pa.float32()),
+        ("position", pa.int32()),
+        ("tokens", pa.list_(pa.int32())),
+        ("activations", pa.list_(pa.float32())),
+    ]
+)
+EXPLANATIONS = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("method", pa.string()),
+        ("rank", pa.int32()),
+        ("text", pa.string()),
+        ("value", pa.float32()),
+    ]
+)
+META = (
+    "label",
+    "run",
+    "profile",
+    "corpus",
+    "seed",
+    "other_seed",
+    "layer",
+    "k",
+    "d_sae",
+    "tokens",
+    "histogram_edges",
+    "sfr_threshold",
+    "ffr_frequency",
+    "key",
+    "sae",
+)
+TOKEN_METHODS = ("VocabProj", "MutInfo")  # whose explanations are tokens
 FLAGS = ("dead", "fake", "shared")
 
 
@@ -43,14 +87,17 @@ class FeatureIndex:
     """Reads an index folder.
 
     Attributes:
-        meta: dict of index.json. label, run, profile, corpus (indexed text, and what the SAE was trained on), seed, other_seed, layer,
-            k, d_sae, tokens (counted), histogram_edges [bins + 1], sfr_threshold, ffr_frequency, key (of the provenance), sae (checksum
-            of the weights). What is not known is None.
-        latents: DataFrame, row i is latent i. frequency: share of the tokens on which it fires (activation above 0). mean, max: of
-            its activations where it fires (0 if nowhere). dead: fires on none of the tokens. random_frequency: share of uniformly random
-            tokens (NaN: not counted); fake: that is above ffr_frequency. twin: matched latent in the other seed (-1: none),
-            twin_cosine: of their decoder rows; shared: at least sfr_threshold; an orphan is a latent with shared false. fake and
-            shared are None where not known. histogram: tokens by activation, between the histogram_edges; the first and last bin
+        meta: dict of index.json. label, run, profile, corpus (indexed text, and what the SAE was
+            trained on), seed, other_seed, layer, k, d_sae, tokens (counted), histogram_edges [bins
+            + 1], sfr_threshold, ffr_frequency, key (of the provenance), sae (checksum of the
+            weights). What is not known is None.
+        latents: DataFrame, row i is latent i. frequency: share of the tokens on which it fires
+            (activation above 0). mean, max: of its activations where it fires (0 if nowhere). dead:
+            fires on none of the tokens. random_frequency: share of uniformly random tokens (NaN:
+            not counted); fake: that is above ffr_frequency. twin: matched latent in the other seed
+            (-1: none), twin_cosine: of their decoder rows; shared: at least sfr_threshold; an
+            orphan is a latent with shared false. fake and shared are None where not known.
+            histogram: tokens by activation, between the histogram_edges; the first and last bin
             also hold what lies beyond.
         vocabulary: list of str, one for each token id.
 
@@ -61,7 +108,11 @@ class FeatureIndex:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.meta = self._json("index.json")
-        missing = [name for name in META if name not in self.meta] if isinstance(self.meta, dict) else META
+        missing = (
+            [name for name in META if name not in self.meta]
+            if isinstance(self.meta, dict)
+            else META
+        )
         if missing:
             raise self._damaged("index.json", f"{missing[0]} is missing")
 
@@ -69,7 +120,9 @@ class FeatureIndex:
     def latents(self):
         latents = self._whole("latents.parquet", LATENTS)
         if not np.array_equal(latents.latent, np.arange(self.meta["d_sae"])):
-            raise self._damaged("latents.parquet", f"its latents are not 0 to {self.meta['d_sae'] - 1}")
+            raise self._damaged(
+                "latents.parquet", f"its latents are not 0 to {self.meta['d_sae'] - 1}"
+            )
         return latents
 
     @cached_property
@@ -80,32 +133,56 @@ class FeatureIndex:
         """All that is known of one latent, as JSON can hold it (None for what is not known).
 
         Returns:
-            {latent, frequency, mean, max, dead, random_frequency, fake, twin, twin_cosine, shared, histogram: [int],
-            contexts: [{kind: "top" or "sample", rank, stratum, activation, position, tokens: [str], activations: [float]}],
-            explanations: {method: [[text, value], ...]}}. A context's activation is that of tokens[position], the strongest of its
-            row; stratum: 0 for the power of two in which the latent's largest activation lies, 1 for that below, and so on, and the
-            last for all that is weaker; -1 for kind "top".
+            {latent, frequency, mean, max, dead, random_frequency, fake, twin, twin_cosine, shared,
+            histogram: [int],
+            contexts: [{kind: "top" or "sample", rank, stratum, activation, position, tokens: [str],
+                activations: [float]}],
+            explanations: {method: [[text, value], ...]}}. A context's activation is that of
+                tokens[position], the strongest of its
+            row; stratum: 0 for the power of two in which the latent's largest activation lies, 1
+            for that below, and so on, and the last for all that is weaker; -1 for kind "top".
 
         Raises:
             FeatureError: no such latent; a damaged file.
         """
-        if isinstance(latent, bool) or not isinstance(latent, (int, np.integer)) or not 0 <= latent < self.meta["d_sae"]:
-            raise FeatureError(f"{self.folder}: no latent {latent!r}: it has 0 to {self.meta['d_sae'] - 1}")
+        if (
+            isinstance(latent, bool)
+            or not isinstance(latent, (int, np.integer))
+            or not 0 <= latent < self.meta["d_sae"]
+        ):
+            raise FeatureError(
+                f"{self.folder}: no latent {latent!r}: it has 0 to {self.meta['d_sae'] - 1}"
+            )
         page = {name: _plain(value) for name, value in self.latents.iloc[latent].items()}
         if page["twin"] < 0:
             page["twin"] = None
-        contexts = [row | {"tokens": [self.vocabulary[i] for i in row["tokens"]]} for row in self._rows(self._contexts, latent)]
+        contexts = [
+            row | {"tokens": [self.vocabulary[i] for i in row["tokens"]]}
+            for row in self._rows(self._contexts, latent)
+        ]
         explanations = {}
         for row in self._rows(self._explanations, latent):
             explanations.setdefault(row["method"], []).append([row["text"], row["value"]])
         return page | {"contexts": contexts, "explanations": explanations}
 
-    def find(self, token=None, *, dead=None, fake=None, shared=None, frequency=(0.0, 1.0), order="latent", descending=False) -> pd.DataFrame:
+    def find(
+        self,
+        token=None,
+        *,
+        dead=None,
+        fake=None,
+        shared=None,
+        frequency=(0.0, 1.0),
+        order="latent",
+        descending=False,
+    ) -> pd.DataFrame:
         """Rows of `latents` that fit all that is asked for.
 
         Args:
-            token: text of a token; those latents for which VocabProj or MutInfo names it, blanks and capitals apart.
-            dead, fake, shared: True or False asks for that; latents of which it is not known never fit.
+            token: text of a token; those latents for which VocabProj or MutInfo names it, blanks
+                and capitals apart.
+            dead, fake, shared: True or False asks for that; latents of which it is not known never
+                fit.
             frequency: least and largest share of tokens on which they fire, both included.
             order: a column of `latents` to sort by, equal ones by latent.
 
@@ -114,13 +191,24 @@ class FeatureIndex:
         """
         found = self.latents
         if order not in found.columns or order == "histogram":
-            raise FeatureError(f"cannot order by {order!r}: {', '.join(c for c in found.columns if c != 'histogram')}")
+            raise FeatureError(
+                f"cannot order by {order!r}: "
+                f"{', '.join(c for c in found.columns if c != 'histogram')}"
+            )
         keep = found.frequency.between(*frequency)
         for name, wanted in zip(FLAGS, (dead, fake, shared)):
-            keep &= True if wanted is None else found[name].map(lambda value: value is not None and value == wanted).astype(bool)
+            keep &= (
+                True
+                if wanted is None
+                else found[name]
+                .map(lambda value: value is not None and value == wanted)
+                .astype(bool)
+            )
         if token is not None:
             keep &= found.latent.isin(self._by_token.get(token.strip().casefold(), ()))
-        return found[keep].sort_values([order, "latent"], ascending=[not descending, True], kind="stable")
+        return found[keep].sort_values(
+            [order, "latent"], ascending=[not descending, True], kind="stable"
+        )
 
     def explanations(self) -> pd.DataFrame:
         """All of explanations.parquet: latent, method, rank, text, value."""
@@ -129,10 +217,13 @@ class FeatureIndex:
     def require(self, sae_checksum):
         """Refuse to go on with another SAE than the one indexed. FeatureError: it is another."""
         if self.meta["sae"] != sae_checksum:
-            raise FeatureError(f"{self.folder}: an index of another SAE: its weights have checksum {str(self.meta['sae'])[:16]}, these "
-                               f"{sae_checksum[:16]}: build the index again, or load the SAE it was built from")
+            raise FeatureError(
+                f"{self.folder}: an index of another SAE: its weights have checksum "
+                f"{str(self.meta['sae'])[:16]}, these "
+                f"{sae_checksum[:16]}: build the index again, or load the SAE it was built from"
+            )
 
-    # --- files ------------------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     @cached_property
     def _contexts(self):
@@ -152,10 +243,17 @@ class FeatureIndex:
     def _grouped(self, name, schema):
         """(name, file, first latent of each group, last latent of each group)."""
         file = self._file(name, schema)
-        statistics = [file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)]
+        statistics = [
+            file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)
+        ]
         if not all(s is not None and s.has_min_max for s in statistics):
             raise self._damaged(name, "no statistics of its latents")
-        return name, file, np.array([s.min for s in statistics], int), np.array([s.max for s in statistics], int)
+        return (
+            name,
+            file,
+            np.array([s.min for s in statistics], int),
+            np.array([s.max for s in statistics], int),
+        )
 
     def _rows(self, grouped, latent):
         name, file, first, last = grouped
@@ -192,11 +290,16 @@ class FeatureIndex:
     def _present(self, name):
         path = self.folder / name
         if not path.is_file():
-            raise FeatureError(f"{path} is missing: no index of features in this folder: run notebooks/09_explore_features, or build_index")
+            raise FeatureError(
+                f"{path} is missing: no index of features in this folder: run "
+                "notebooks/09_explore_features, or build_index"
+            )
         return path
 
     def _damaged(self, name, why):
-        return FeatureError(f"{self.folder / name}: damaged ({why}): delete {self.folder} and build the index again")
+        return FeatureError(
+            f"{self.folder / name}: damaged ({why}): delete {self.folder} and build the index again"
+        )
 
 
 def _plain(value):
@@ -207,10 +310,13 @@ def _plain(value):
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
+
 
 def write_grouped(path, schema, tables):
-    """Write Arrow tables, each of a few latents in order, as one parquet file with one row group for each that has rows."""
+    """Write Arrow tables, each of a few latents in order, as one parquet file with one row group
+    for each that has rows.
+    """
     with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["latent"]) as writer:
         for table in tables:
             if table.num_rows:
@@ -219,4 +325,6 @@ def write_grouped(path, schema, tables):
 
 def write_latents(path, latents):
     """Write the DataFrame of FeatureIndex.latents."""
-    pq.write_table(pa.Table.from_pandas(latents, LATENTS, preserve_index=False), path, compression="zstd")
+    pq.write_table(
+        pa.Table.from_pandas(latents, LATENTS, preserve_index=False), path, compression="zstd"
+    )

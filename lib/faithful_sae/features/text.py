@@ -21,26 +21,42 @@ def text_ids(lm, text, room=0):
     if not ids:
         raise FeatureError(f"the text {text!r} has no tokens: type at least one word")
     if 1 + len(ids) + room > lm.context:
-        raise FeatureError(f"the text has {len(ids)} tokens, and with BOS{f' and {room} more' if room else ''} the model's context of "
-                           f"{lm.context} is exceeded: shorten it")
+        raise FeatureError(
+            f"the text has {len(ids)} tokens, and with BOS{f' and {room} more' if room else ''} "
+            "the model's context of "
+            f"{lm.context} is exceeded: shorten it"
+        )
     return torch.tensor([[lm.bos_id, *ids]])
 
 
 def features_of_text(lm, sae, text) -> pd.DataFrame:
-    """What fires where in a text: one row per token and active latent, the strongest of a token first.
+    """What fires where in a text: one row per token and active latent, the strongest of a token
+    first.
 
     Returns:
-        DataFrame: position (0 is the first token after BOS, on which nothing is counted), token (str), latent, activation.
+        DataFrame: position (0 is the first token after BOS, on which nothing is counted), token
+            (str), latent, activation.
 
     Raises:
         FeatureError: as text_ids; an SAE of another width than the model.
     """
     if sae.d_model != lm.d_model:
-        raise FeatureError(f"the SAE takes activations of width {sae.d_model}, but the model's are {lm.d_model} wide")
+        raise FeatureError(
+            f"the SAE takes activations of width {sae.d_model}, but the model's are {lm.d_model} "
+            "wide"
+        )
     ids = text_ids(lm, text)
     tokens = display_strings(lm.tokenizer, ids[0, 1:].tolist())
     values, latents = (t.cpu().numpy() for t in sae.encode_topk(lm.activations(ids)[0, 1:]))
     positions, slots = np.nonzero(values > 0)
-    table = pd.DataFrame({"position": positions, "token": [tokens[p] for p in positions],
-                          "latent": latents[positions, slots], "activation": values[positions, slots]})
-    return table.sort_values(["position", "activation", "latent"], ascending=[True, False, True], ignore_index=True)
+    table = pd.DataFrame(
+        {
+            "position": positions,
+            "token": [tokens[p] for p in positions],
+            "latent": latents[positions, slots],
+            "activation": values[positions, slots],
+        }
+    )
+    return table.sort_values(
+        ["position", "activation", "latent"], ascending=[True, False, True], ignore_index=True
+    )

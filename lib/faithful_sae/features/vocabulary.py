@@ -7,15 +7,22 @@ import re
 def display_strings(tokenizer, ids=None) -> list[str]:
     """One string per id, of those given or of all, 0 to len(tokenizer) - 1.
 
-    Byte-level pieces (GPT-2, GPT-NeoX, Llama 3) are decoded; where a token is only a part of a character, each byte that is no text
-    of its own is written <0xNN>, as SentencePiece does. SentencePiece's (Llama 2, Gemma) have blanks for its marks. Special
-    tokens, and the pieces of other tokenizers, are as they are written in the vocabulary. An id without a piece is "".
+    Byte-level pieces (GPT-2, GPT-NeoX, Llama 3) are decoded; where a token is only a part of a
+    character, each byte that is no text of its own is written <0xNN>, as SentencePiece does.
+    SentencePiece's (Llama 2, Gemma) have blanks for its marks. Special tokens, and the pieces of
+    other tokenizers, are as they are written in the vocabulary. An id without a piece is "".
     """
     decoder = tokenizer.backend_tokenizer.decoder
     kind = json.dumps(json.loads(decoder.__getstate__())) if decoder else ""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))) if ids is None else ids)
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    show = _from_bytes if "ByteLevel" in kind else _from_sentencepiece if "ByteFallback" in kind or "\\u2581" in kind else str
+    show = (
+        _from_bytes
+        if "ByteLevel" in kind
+        else _from_sentencepiece
+        if "ByteFallback" in kind or "\\u2581" in kind
+        else str
+    )
     return ["" if piece is None else piece if piece in added else show(piece) for piece in pieces]
 
 
@@ -27,9 +34,11 @@ def _from_bytes(piece):
         try:
             return shown + data.decode("utf-8")
         except UnicodeDecodeError as error:
-            bad = data[error.start:error.end]
-            shown += data[:error.start].decode("utf-8") + "".join(f"<0x{byte:02X}>" for byte in bad)
-            data = data[error.end:]
+            bad = data[error.start : error.end]
+            shown += data[: error.start].decode("utf-8") + "".join(
+                f"<0x{byte:02X}>" for byte in bad
+            )
+            data = data[error.end :]
     return shown
 
 
@@ -41,10 +50,14 @@ def _from_sentencepiece(piece):
 
 
 def _byte_characters():
-    """{character: byte} of GPT-2's byte-level BPE: printable bytes stand for themselves, the others for characters from 256 on."""
+    """{character: byte} of GPT-2's byte-level BPE: printable bytes stand for themselves, the others
+    for characters from 256 on.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
 
 
 BYTES = _byte_characters()

@@ -1,4 +1,6 @@
-"""What the readers of all formats share: opening a folder's two files, asking for tensors, and folding flags into weights."""
+"""What the readers of all formats share: opening a folder's two files, asking for tensors, and
+folding flags into weights.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -15,7 +17,10 @@ class SAEError(ValueError):
 
 @dataclass
 class Parts:
-    """What TopKSAE is made of (see there). A reader fills this in, then folds in what its format does differently."""
+    """What TopKSAE is made of (see there). A reader fills this in, then folds in what its format
+    does differently.
+    """
+
     W_enc: torch.Tensor
     b_enc: torch.Tensor | None
     W_dec: torch.Tensor
@@ -28,7 +33,9 @@ class Parts:
 
     def above(self, threshold):
         """Keep the latents above a number, or each above its own, [F]."""
-        self.threshold = torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
+        self.threshold = (
+            torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
+        )
 
     def uncentre(self):
         """For an encoder that sees x, not x - b_dec: x W + b = (x - b_dec) W + (b + b_dec W)."""
@@ -37,10 +44,16 @@ class Parts:
     def to_unit_decoder(self):
         """For latents measured in units of their decoder row's norm: |W_dec| moves to the encoder."""
         norm = self.W_dec.norm(dim=-1).clamp(min=1e-8)
-        self.W_enc, self.b_enc, self.W_dec = self.W_enc * norm, self.b_enc * norm, self.W_dec / norm[:, None]
+        self.W_enc, self.b_enc, self.W_dec = (
+            self.W_enc * norm,
+            self.b_enc * norm,
+            self.W_dec / norm[:, None],
+        )
 
     def gate(self, r_mag, b_gate, b_mag):
-        """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u + b_mag > b_mag - e^r b_gate."""
+        """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u +
+        b_mag > b_mag - e^r b_gate.
+        """
         self.W_enc, self.b_enc = self.W_enc * r_mag.exp(), b_mag
         self.above(b_mag - r_mag.exp() * b_gate)
 
@@ -49,8 +62,8 @@ class Source:
     """The configuration and the tensors of an SAE folder.
 
     Raises:
-        SAEError: a file is missing, truncated, not what its name says, or (pickled) holds anything but tensors and plain values;
-            no code in it is ever run.
+        SAEError: a file is missing, truncated, not what its name says, or (pickled) holds anything
+            but tensors and plain values; no code in it is ever run.
     """
 
     def __init__(self, folder, config, weights):
@@ -59,7 +72,9 @@ class Source:
 
     @cached_property
     def tensors(self):
-        """{name: tensor}, read when first asked for: what the configuration forbids is refused before."""
+        """{name: tensor}, read when first asked for: what the configuration forbids is refused
+        before.
+        """
         return read_tensors(self.file)
 
     def __getitem__(self, key):
@@ -72,7 +87,9 @@ class Source:
         """A mapping inside the configuration, empty if it is not there."""
         values = self.config.get(key)
         if values is not None and not isinstance(values, dict):
-            raise SAEError(f"{self.config_file}: {key} holds a {type(values).__name__}, not a mapping")
+            raise SAEError(
+                f"{self.config_file}: {key} holds a {type(values).__name__}, not a mapping"
+            )
         return values or {}
 
     def refuse(self, reason):
@@ -82,7 +99,9 @@ class Source:
     def count(self, name, value, most=None):
         """`value` as a whole number from 1 to `most` = (name, number)."""
         if type(value) is not int or value < 1 or (most and value > most[1]):
-            limit = f"lie between 1 and {most[0]} = {most[1]}" if most else "be a whole number above 0"
+            limit = (
+                f"lie between 1 and {most[0]} = {most[1]}" if most else "be a whole number above 0"
+            )
             raise SAEError(f"{self.config_file}: {name} = {value!r} must {limit}")
         return value
 
@@ -98,7 +117,10 @@ class Source:
                 raise SAEError(f"{self.file}: tensor {name} is missing")
             if tensor.shape != shape:
                 turned = ", transposed" if tensor.shape == shape[::-1] else ""
-                raise SAEError(f"{self.file}: {name} is {list(tensor.shape)}{turned}; by {self.config_file.name} it is {list(shape)}")
+                raise SAEError(
+                    f"{self.file}: {name} is {list(tensor.shape)}{turned}; by "
+                    f"{self.config_file.name} it is {list(shape)}"
+                )
             if not tensor.isfinite().all():
                 raise SAEError(f"{self.file}: {name} holds NaN or infinity")
         return {name: self.tensors[name].float() for name in shapes}
@@ -113,7 +135,9 @@ def read_json(path) -> dict:
     except ValueError as error:
         raise SAEError(f"{path}: truncated or not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise SAEError(f"{path}: not an SAE's configuration: it holds a {type(values).__name__}, not a mapping")
+        raise SAEError(
+            f"{path}: not an SAE's configuration: it holds a {type(values).__name__}, not a mapping"
+        )
     return values
 
 
@@ -125,13 +149,19 @@ def read_tensors(path) -> dict:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise SAEError(f"{path}: truncated or not a safetensors file ({error}): delete it and train or fetch it again") from None
+            raise SAEError(
+                f"{path}: truncated or not a safetensors file ({error}): delete it and train or "
+                "fetch it again"
+            ) from None
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:   # of many types, depending on which byte is wrong
+    except Exception as error:  # of many types, depending on which byte is wrong
         reason = (str(error).strip() or repr(error)).splitlines()[0][:100]
-        raise SAEError(f"{path}: not opened, since it is damaged or holds more than tensors, which could run code ({reason}): fetch "
-                       "it again, or ask its author for the tensors alone") from None
+        raise SAEError(
+            f"{path}: not opened, since it is damaged or holds more than tensors, which could run "
+            f"code ({reason}): fetch "
+            "it again, or ask its author for the tensors alone"
+        ) from None
     if not isinstance(values, dict):
         raise SAEError(f"{path}: holds a {type(values).__name__}, not tensors by name")
     return values

@@ -2,7 +2,8 @@
 
     counts[f] = number of (t, j) with indices[t, j] = f and values[t, j] > above
 
-B tokens, K latents per token, F latents. The counts are integers: the order of additions does not matter.
+B tokens, K latents per token, F latents. The counts are integers: the order of additions does not
+matter.
 """
 
 import torch
@@ -24,7 +25,9 @@ def _kernel(values, indices, counts, above, N, BLOCK: tl.constexpr):
 
 def by_triton(values, indices, d_sae, above):
     counts = torch.zeros(d_sae, dtype=torch.int32, device=values.device)
-    _kernel[(triton.cdiv(values.numel(), 1024),)](values.contiguous(), indices.contiguous(), counts, above, values.numel(), 1024)
+    _kernel[(triton.cdiv(values.numel(), 1024),)](
+        values.contiguous(), indices.contiguous(), counts, above, values.numel(), 1024
+    )
     return counts.long()
 
 

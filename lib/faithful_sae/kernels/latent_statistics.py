@@ -1,19 +1,27 @@
-"""What there is to say of every latent after one pass over token rows, in memory that does not grow with their number.
+"""What there is to say of every latent after one pass over token rows, in memory that does not grow
+with their number.
 
-Of each latent: how often it fires (activation above 0), the sum and the largest of its activations, their histogram, the tokens it
-fires on, and where it fires. Of each row only the *peak* counts as a place: the largest activation, the first among equal ones.
+Of each latent: how often it fires (activation above 0), the sum and the largest of its activations,
+their histogram, the tokens it fires on, and where it fires. Of each row only the *peak* counts as a
+place: the largest activation, the first among equal ones.
 
     top      the N largest peaks, the earlier row first among equal ones
-    sample   m peaks of each stratum, a uniform sample without replacement: those with the smallest of keys that are pseudo-random
-             in (seed, latent, row). Stratum s holds peaks whose power of two lies s below that of the largest, the last all that
-             are weaker. When a larger power of two comes, strata move down; the smallest keys of two strata are the smallest keys of
-             their union, so the sample stays uniform.
-    tokens   M counters (Misra and Gries 1982): a token without a counter takes one from every counter where none is free. So a
-             count is too low by at most `lost`, itself at most the number of firings / (M + 1), and exact where that is 0.
+    sample   m peaks of each stratum, a uniform sample without replacement: those with the smallest
+             of keys that are pseudo-random
+             in (seed, latent, row). Stratum s holds peaks whose power of two lies s below that of
+             the largest, the last all that are weaker. When a larger power of two comes, strata
+             move down; the smallest keys of two strata are the smallest keys of their union, so the
+             sample stays uniform.
+    tokens   M counters (Misra and Gries 1982): a token without a counter takes one from every
+             counter where none is free. So a
+             count is too low by at most `lost`, itself at most the number of firings / (M + 1), and
+             exact where that is 0.
 
-Histogram bins are the upper bits of a float32: four to each power of two from LOWEST on, BINS in all, the rest in the outermost.
+Histogram bins are the upper bits of a float32: four to each power of two from LOWEST on, BINS in
+all, the rest in the outermost.
 
-Latents are independent of each other: no result depends on the number of threads. B rows, T positions, K latents per token, F latents.
+Latents are independent of each other: no result depends on the number of threads. B rows, T
+positions, K latents per token, F latents.
 """
 
 import numpy as np
@@ -21,22 +29,33 @@ import numpy as np
 from faithful_sae.kernels.backend import loop, over_rows
 from faithful_sae.kernels.latent_sums import by_latent
 
-LOWEST, OCTAVES = -10, 26                      # powers of two: 0.001 to 65,536
+LOWEST, OCTAVES = -10, 26  # powers of two: 0.001 to 65,536
 BINS = 4 * OCTAVES
 EDGES = [(1 + i % 4 / 4) * 2.0 ** (LOWEST + i // 4) for i in range(BINS + 1)]
-NO_KEY = np.int64(2 ** 63 - 1)
-NO_LEVEL = -1                                  # of a latent that has not fired; float exponents are 0 and more
+NO_KEY = np.int64(2**63 - 1)
+NO_LEVEL = -1  # of a latent that has not fired; float exponents are 0 and more
 
 
 def empty(n_latents, *, top, strata, samples, window, tokens):
     """The state before any row: {name: array}. window: positions kept around a peak. tokens: M."""
     F, places = n_latents, {"top": (n_latents, top), "sample": (n_latents, strata, samples)}
-    state = {"fired": np.zeros(F, np.int64), "total": np.zeros(F), "largest": np.zeros(F, np.float32),
-             "histogram": np.zeros((F, BINS), np.int64), "level": np.full(F, NO_LEVEL, np.int32),
-             "token": np.full((F, tokens), -1, np.int32), "token_count": np.zeros((F, tokens), np.int64), "lost": np.zeros(F, np.int64)}
+    state = {
+        "fired": np.zeros(F, np.int64),
+        "total": np.zeros(F),
+        "largest": np.zeros(F, np.float32),
+        "histogram": np.zeros((F, BINS), np.int64),
+        "level": np.full(F, NO_LEVEL, np.int32),
+        "token": np.full((F, tokens), -1, np.int32),
+        "token_count": np.zeros((F, tokens), np.int64),
+        "lost": np.zeros(F, np.int64),
+    }
     for name, shape in places.items():
-        state |= {f"{name}_value": np.zeros(shape, np.float32), f"{name}_row": np.full(shape, -1, np.int64),
-                  f"{name}_position": np.zeros(shape, np.int32), f"{name}_window": np.zeros((*shape, window), np.float32)}
+        state |= {
+            f"{name}_value": np.zeros(shape, np.float32),
+            f"{name}_row": np.full(shape, -1, np.int64),
+            f"{name}_position": np.zeros(shape, np.int32),
+            f"{name}_window": np.zeros((*shape, window), np.float32),
+        }
     return state | {"sample_key": np.full(places["sample"], NO_KEY)}
 
 
@@ -44,19 +63,72 @@ def add_rows_of_tokens(state, values, indices, ids, first_row, left, seed):
     """Add rows to the state, in place.
 
     Args:
-        values, indices: float32 and int64 [B T, K] tensors on the CPU; a value of 0 is not active. ids: int64 [B, T].
-        first_row: number of ids[0] in the corpus; rows come in order. left: positions of a window before its peak.
+        values, indices: float32 and int64 [B T, K] tensors on the CPU; a value of 0 is not active.
+            ids: int64 [B, T].
+        first_row: number of ids[0] in the corpus; rows come in order. left: positions of a window
+            before its peak.
     """
     start, order = by_latent(values, indices, len(state["fired"]))
     s = state
-    over_rows(_loop, len(s["fired"]), values.contiguous(), start, order, ids, first_row, left, np.uint64(seed), s["fired"], s["total"],
-              s["largest"], s["histogram"], s["level"], s["token"], s["token_count"], s["lost"], s["top_value"], s["top_row"], s["top_position"],
-              s["top_window"], s["sample_key"], s["sample_value"], s["sample_row"], s["sample_position"], s["sample_window"])
+    over_rows(
+        _loop,
+        len(s["fired"]),
+        values.contiguous(),
+        start,
+        order,
+        ids,
+        first_row,
+        left,
+        np.uint64(seed),
+        s["fired"],
+        s["total"],
+        s["largest"],
+        s["histogram"],
+        s["level"],
+        s["token"],
+        s["token_count"],
+        s["lost"],
+        s["top_value"],
+        s["top_row"],
+        s["top_position"],
+        s["top_window"],
+        s["sample_key"],
+        s["sample_value"],
+        s["sample_row"],
+        s["sample_position"],
+        s["sample_window"],
+    )
 
 
 @loop
-def _loop(first, last, values, start, order, ids, first_row, left, seed, fired, total, largest, histogram, level, token, token_count, lost,
-          top_value, top_row, top_position, top_window, key, sample_value, sample_row, sample_position, sample_window):
+def _loop(
+    first,
+    last,
+    values,
+    start,
+    order,
+    ids,
+    first_row,
+    left,
+    seed,
+    fired,
+    total,
+    largest,
+    histogram,
+    level,
+    token,
+    token_count,
+    lost,
+    top_value,
+    top_row,
+    top_position,
+    top_window,
+    key,
+    sample_value,
+    sample_row,
+    sample_position,
+    sample_window,
+):
     K, T, flat = values.shape[1], ids.shape[1], values.ravel()
     window = np.zeros(top_window.shape[-1], np.float32)
     for f in range(first, last):
@@ -78,15 +150,41 @@ def _loop(first, last, values, start, order, ids, first_row, left, seed, fired, 
                 place = order[j] // K % T - peak + left
                 if 0 <= place < len(window):
                     window[place] = flat[order[j]]
-            _insert_top(best, first_row + row, peak, window, top_value[f], top_row[f], top_position[f], top_window[f])
+            _insert_top(
+                best,
+                first_row + row,
+                peak,
+                window,
+                top_value[f],
+                top_row[f],
+                top_position[f],
+                top_window[f],
+            )
             exponent = np.float32(best).view(np.int32) >> 23
             if exponent > level[f]:
                 if level[f] != NO_LEVEL:
-                    _move_down(exponent - level[f], key[f], sample_value[f], sample_row[f], sample_position[f], sample_window[f])
+                    _move_down(
+                        exponent - level[f],
+                        key[f],
+                        sample_value[f],
+                        sample_row[f],
+                        sample_position[f],
+                        sample_window[f],
+                    )
                 level[f] = exponent
             s = min(level[f] - exponent, key.shape[1] - 1)
-            _offer(_random(seed, f, first_row + row), best, first_row + row, peak, window,
-                   key[f, s], sample_value[f, s], sample_row[f, s], sample_position[f, s], sample_window[f, s])
+            _offer(
+                _random(seed, f, first_row + row),
+                best,
+                first_row + row,
+                peak,
+                window,
+                key[f, s],
+                sample_value[f, s],
+                sample_row[f, s],
+                sample_position[f, s],
+                sample_window[f, s],
+            )
             i = end
 
 
@@ -128,10 +226,16 @@ def _count(t, token, count, lost, f):
 
 @loop
 def _insert_top(value, row, position, window, top_value, top_row, top_position, top_window):
-    """In place of the smallest, or of the latest among equal ones; rows come in order, so an equal value comes too late."""
+    """In place of the smallest, or of the latest among equal ones; rows come in order, so an equal
+    value comes too late.
+    """
     worst = 0
     for j in range(1, len(top_value)):
-        if top_value[j] < top_value[worst] or top_value[j] == top_value[worst] and top_row[j] > top_row[worst]:
+        if (
+            top_value[j] < top_value[worst]
+            or top_value[j] == top_value[worst]
+            and top_row[j] > top_row[worst]
+        ):
             worst = j
     if value > top_value[worst]:
         top_value[worst], top_row[worst], top_position[worst] = value, row, position
@@ -139,14 +243,21 @@ def _insert_top(value, row, position, window, top_value, top_row, top_position, 
 
 
 @loop
-def _offer(new, value, row, position, window, key, sample_value, sample_row, sample_position, sample_window):
+def _offer(
+    new, value, row, position, window, key, sample_value, sample_row, sample_position, sample_window
+):
     """Keep what is offered if its key is among the smallest."""
     worst = 0
     for j in range(1, len(key)):
         if key[j] > key[worst]:
             worst = j
     if new < key[worst]:
-        key[worst], sample_value[worst], sample_row[worst], sample_position[worst] = new, value, row, position
+        key[worst], sample_value[worst], sample_row[worst], sample_position[worst] = (
+            new,
+            value,
+            row,
+            position,
+        )
         sample_window[worst] = window
 
 
@@ -157,6 +268,16 @@ def _move_down(by, key, value, row, position, window):
         target = min(s + by, last)
         for j in range(key.shape[1]):
             if key[s, j] != NO_KEY:
-                _offer(key[s, j], value[s, j], row[s, j], position[s, j], window[s, j],
-                       key[target], value[target], row[target], position[target], window[target])
+                _offer(
+                    key[s, j],
+                    value[s, j],
+                    row[s, j],
+                    position[s, j],
+                    window[s, j],
+                    key[target],
+                    value[target],
+                    row[target],
+                    position[target],
+                    window[target],
+                )
                 key[s, j], row[s, j] = NO_KEY, -1

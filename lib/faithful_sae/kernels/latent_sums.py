@@ -2,10 +2,11 @@
 
     out[f] = sum over (t, j) with indices[t, j] = f and values[t, j] > 0 of   weights[t, j] rows[t]
 
-With weights = z and rows = dL/dx_hat this is dL/dW_dec; with weights = dL/dz and rows = x - b_dec it is dL/dW_enc^T. The active
-pairs are listed by latent once (`by_latent`), and each row of `out` is then summed by itself, always in the same order: nothing
-of size [B K, D] is made, and there are no atomic additions, whose order changes from run to run. In units of a product
-x @ W_enc (B 2048, K 48, D 768, F 12288, one thread): 0.07, where `index_add_` of a [B K, D] temporary takes 0.56.
+With weights = z and rows = dL/dx_hat this is dL/dW_dec; with weights = dL/dz and rows = x - b_dec
+it is dL/dW_enc^T. The active pairs are listed by latent once (`by_latent`), and each row of `out`
+is then summed by itself, always in the same order: nothing of size [B K, D] is made, and there are
+no atomic additions, whose order changes from run to run. In units of a product x @ W_enc (B 2048, K
+48, D 768, F 12288, one thread): 0.07, where `index_add_` of a [B K, D] temporary takes 0.56.
 
 B tokens, K latents per token, F latents, D model.
 """
@@ -13,7 +14,16 @@ B tokens, K latents per token, F latents, D model.
 import numpy as np
 import torch
 
-from faithful_sae.kernels.backend import add_rows, compiled, jit, loop, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.backend import (
+    add_rows,
+    compiled,
+    jit,
+    loop,
+    on_triton,
+    over_rows,
+    tl,
+    triton,
+)
 from faithful_sae.kernels.firing_counts import firing_counts
 
 
@@ -24,7 +34,8 @@ def by_latent(values, indices, d_sae):
         values: [B, K]; a slot is active when its value is above 0. indices: int64 [B, K].
 
     Returns:
-        (start int64 [F + 1], order int64 [active]): latent f owns order[start[f]:start[f + 1]], whose entries t K + j rise.
+        (start int64 [F + 1], order int64 [active]): latent f owns order[start[f]:start[f + 1]],
+        whose entries t K + j rise.
     """
     if compiled(values, indices):
         start, order = _by_latent(values.detach().numpy().ravel(), indices.numpy().ravel(), d_sae)
@@ -52,9 +63,13 @@ def _by_latent(values, indices, d_sae):
 
 
 def reference(weights, start, order, rows):
-    latents = torch.repeat_interleave(torch.arange(len(start) - 1, device=start.device), start.diff())
+    latents = torch.repeat_interleave(
+        torch.arange(len(start) - 1, device=start.device), start.diff()
+    )
     terms = weights.flatten()[order, None] * rows[order // weights.shape[1]]
-    return torch.zeros(len(start) - 1, rows.shape[1], dtype=terms.dtype, device=terms.device).index_add_(0, latents, terms)
+    return torch.zeros(
+        len(start) - 1, rows.shape[1], dtype=terms.dtype, device=terms.device
+    ).index_add_(0, latents, terms)
 
 
 @loop
@@ -62,28 +77,36 @@ def _loop(first, last, weights, start, order, rows, out):
     slots, flat = weights.shape[1], weights.ravel()
     for f in range(first, last):
         out[f] = 0
-        entries = order[start[f]:start[f + 1]]
+        entries = order[start[f] : start[f + 1]]
         add_rows(out[f], flat[entries], rows, entries // slots)
 
 
 @jit
 def _kernel(weights, start, order, rows, out, D, K, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One program sums one latent's row, over one block of dimensions, in float32. It reads BLOCK_E rows side by side, since a latent
-    that is active on every token would otherwise wait for thousands of reads in turn, and all others for it."""
+    """One program sums one latent's row, over one block of dimensions, in float32. It reads BLOCK_E
+    rows side by side, since a latent that is active on every token would otherwise wait for
+    thousands of reads in turn, and all others for it.
+    """
     f, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total, stop = tl.zeros([BLOCK_E, BLOCK_D], tl.float32), tl.load(start + f + 1)
     for first in range(tl.load(start + f), stop, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
         entry = tl.load(order + e, mask=e < stop, other=0)
         weight = tl.load(weights + entry, mask=e < stop, other=0).to(tl.float32)
-        terms = tl.load(rows + (entry // K * D)[:, None] + d[None, :], mask=(e < stop)[:, None] & (d < D)[None, :], other=0).to(tl.float32)
+        terms = tl.load(
+            rows + (entry // K * D)[:, None] + d[None, :],
+            mask=(e < stop)[:, None] & (d < D)[None, :],
+            other=0,
+        ).to(tl.float32)
         total += weight[:, None] * terms
     tl.store(out + f * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
 
 
 def by_triton(weights, start, order, rows, out):
     block = min(256, triton.next_power_of_2(rows.shape[1]))
-    _kernel[(len(out), triton.cdiv(rows.shape[1], block))](weights, start, order, rows, out, rows.shape[1], weights.shape[1], 16, block)
+    _kernel[(len(out), triton.cdiv(rows.shape[1], block))](
+        weights, start, order, rows, out, rows.shape[1], weights.shape[1], 16, block
+    )
 
 
 def latent_sums(weights, start, order, rows, out=None):

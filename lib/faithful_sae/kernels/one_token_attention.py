@@ -1,12 +1,13 @@
 """Attention of one new token per row over the tokens before it, read where they were written.
 
     K[n] = k, V[n] = v                                       the row's n tokens before, and this one
-    s[t] = scale q . K[t]                                    or cap tanh(scale q . K[t] / cap), Gemma 2
-    out = sum_t softmax(s)[t] V[t]                           over the last `window` tokens where there is one
+    s[t] = scale q . K[t]   or cap tanh(scale q . K[t] / cap), Gemma 2
+    out = sum_t softmax(s)[t] V[t]   over the last `window` tokens where there is one
 
-Keys and values are kept in tiles of 64 tokens, [rows, tiles, G, d, 64]: a row is one stretch of memory, whatever its length, and the
-tokens of a tile lie side by side, as vector registers want them where d is small. transformers' cache grows by concatenation, a copy
-of everything for every token, and its attention repeats the keys of grouped heads and takes rows of one length alone.
+Keys and values are kept in tiles of 64 tokens, [rows, tiles, G, d, 64]: a row is one stretch of
+memory, whatever its length, and the tokens of a tile lie side by side, as vector registers want
+them where d is small. transformers' cache grows by concatenation, a copy of everything for every
+token, and its attention repeats the keys of grouped heads and takes rows of one length alone.
 
 H heads share G heads of keys, width d.
 """
@@ -18,13 +19,17 @@ import torch
 
 from faithful_sae.kernels.backend import compiled, jit, loop, on_triton, over_rows, tl, triton
 
-TILE = 64                 # tokens
+TILE = 64  # tokens
 LOG2_E = math.log2(math.e)
 LOWEST = np.float32(-1e9)  # a score
-U = np.uint64             # what numba takes as an index without asking whether it is negative, which it could not do 16 at a time
+# what numba takes as an index without asking whether it is negative, which it could not do 16 at a
+# time
+U = np.uint64
 
 
-def one_token_attention(query, k, v, keys, values, slots, lengths, longest, scale, softcap=None, window=None):
+def one_token_attention(
+    query, k, v, keys, values, slots, lengths, longest, scale, softcap=None, window=None
+):
     """Append k and v to their rows, and attend to the whole of each row.
 
     Args:
@@ -39,10 +44,30 @@ def one_token_attention(query, k, v, keys, values, slots, lengths, longest, scal
     if compiled(query, keys) and softcap is None and window is None and query.shape[2] % 4 == 0:
         out = query.new_empty(query.shape)
         flat = [t.reshape(-1) for t in (query, k, v)] + [t.view(-1) for t in (keys, values, out)]
-        over_rows(_loop, len(slots), *flat, slots, lengths, np.float32(scale * LOG2_E), query.shape[1], *keys.shape[1:])
+        over_rows(
+            _loop,
+            len(slots),
+            *flat,
+            slots,
+            lengths,
+            np.float32(scale * LOG2_E),
+            query.shape[1],
+            *keys.shape[1:],
+        )
         return out
     if on_triton(query):
-        return by_triton(query.contiguous(), k.contiguous(), v.contiguous(), keys, values, slots, lengths, scale, softcap, window)
+        return by_triton(
+            query.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
+            keys,
+            values,
+            slots,
+            lengths,
+            scale,
+            softcap,
+            window,
+        )
     return reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap, window)
 
 
@@ -50,20 +75,28 @@ def reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap
     keys[slots, lengths // TILE, :, :, lengths % TILE] = k
     values[slots, lengths // TILE, :, :, lengths % TILE] = v
     tiles = longest // TILE + 1
-    keys, values = (t[:, :tiles] if len(slots) == len(t) else t[slots, :tiles] for t in (keys, values))
+    keys, values = (
+        t[:, :tiles] if len(slots) == len(t) else t[slots, :tiles] for t in (keys, values)
+    )
     q = query.unflatten(1, (keys.shape[2], -1)) * scale
     scores = torch.einsum("bgrd,btgdp->bgrtp", q, keys).flatten(3).float()
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     token, last = torch.arange(tiles * TILE, device=scores.device), lengths[:, None]
     hidden = token > last if window is None else (token > last) | (token <= last - window)
-    weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), -1).to(values.dtype)
-    return torch.einsum("bgrtp,btgdp->bgrd", weights.unflatten(3, (tiles, TILE)), values).flatten(1, 2)
+    weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), -1).to(
+        values.dtype
+    )
+    return torch.einsum("bgrtp,btgdp->bgrd", weights.unflatten(3, (tiles, TILE)), values).flatten(
+        1, 2
+    )
 
 
 @loop
 def _power_of_2(x):
-    """2^x in float32 to 2e-7, for x up to 127; 2^-126 below that. Taylor's series around the nearest integer."""
+    """2^x in float32 to 2e-7, for x up to 127; 2^-126 below that. Taylor's series around the
+    nearest integer.
+    """
     x = max(x, np.float32(-126))
     whole = np.floor(x + np.float32(0.5))
     y = (x - whole) * np.float32(math.log(2))
@@ -79,9 +112,28 @@ def _power_of_2(x):
 
 
 @loop
-def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_heads, n_tiles, n_groups, width, tile_size):
-    """All tensors flat: a view of a tile would cost more than the tile. Sixteen tokens more than needed at most, since what is left
-    over by vector registers is done number by number; four dimensions at a time. Scores in units of log 2."""
+def _loop(
+    first,
+    last,
+    query,
+    k,
+    v,
+    keys,
+    values,
+    out,
+    slots,
+    lengths,
+    scale,
+    n_heads,
+    n_tiles,
+    n_groups,
+    width,
+    tile_size,
+):
+    """All tensors flat: a view of a tile would cost more than the tile. Sixteen tokens more than
+    needed at most, since what is left over by vector registers is done number by number; four
+    dimensions at a time. Scores in units of log 2.
+    """
     H, G, D, P = U(n_heads), U(n_groups), U(width), U(tile_size)
     R, room = H // G, U(n_tiles) * P
     scores, totals = np.empty(H * room, np.float32), np.empty(H, np.float32)
@@ -94,7 +146,11 @@ def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_
         n += U(1)
         tiles = (n + P - U(1)) // P
         padded = (n + U(15)) // U(16) * U(16)
-        near = np.float32(0)     # goes nowhere; but a plain sum brings the row into the cache at the speed of memory, which the rest does not
+        near = np.float32(
+            0
+            # goes nowhere; but a plain sum brings the row into the cache at the speed of memory,
+            # which the rest does not
+        )
         for i in range(row, row + tiles * G * D * P):
             near += keys[i] + values[i]
         out[b * H * D] = near
@@ -107,16 +163,30 @@ def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_
                     for c in range(m):
                         scores[s + c] = 0
                     for i in range(U(0), D, U(4)):
-                        q0, q1, q2, q3 = query[q + i], query[q + i + U(1)], query[q + i + U(2)], query[q + i + U(3)]
+                        q0, q1, q2, q3 = (
+                            query[q + i],
+                            query[q + i + U(1)],
+                            query[q + i + U(2)],
+                            query[q + i + U(3)],
+                        )
                         k0 = tile + i * P
                         k1, k2, k3 = k0 + P, k0 + P + P, k0 + P + P + P
                         for c in range(m):
-                            scores[s + c] += scale * (q0 * keys[k0 + c] + q1 * keys[k1 + c] + q2 * keys[k2 + c] + q3 * keys[k3 + c])
+                            scores[s + c] += scale * (
+                                q0 * keys[k0 + c]
+                                + q1 * keys[k1 + c]
+                                + q2 * keys[k2 + c]
+                                + q3 * keys[k3 + c]
+                            )
         for h in range(H):
             s = h * room
             for c in range(n, padded):
                 scores[s + c] = LOWEST
-            top = np.int32(LOWEST)   # the largest score's whole part is as good as it, and integers are compared 16 at a time
+            top = np.int32(
+                LOWEST
+                # the largest score's whole part is as good as it, and integers are compared 16 at a
+                # time
+            )
             for c in range(padded):
                 top = max(top, np.int32(scores[s + c]))
             shift, total = np.float32(top), np.float32(0)
@@ -155,10 +225,31 @@ def _loop(first, last, query, k, v, keys, values, out, slots, lengths, scale, n_
 
 
 @jit
-def _kernel(query, k, v, keys, values, slots, lengths, out, scale, softcap, window, room, G, R, D,
-            CAPPED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, P: tl.constexpr):
-    """One program attends for the R heads of one row that share keys, tile by tile, with the softmax kept up to date in float32. It
-    starts from the new token, which therefore need not be read back."""
+def _kernel(
+    query,
+    k,
+    v,
+    keys,
+    values,
+    slots,
+    lengths,
+    out,
+    scale,
+    softcap,
+    window,
+    room,
+    G,
+    R,
+    D,
+    CAPPED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    P: tl.constexpr,
+):
+    """One program attends for the R heads of one row that share keys, tile by tile, with the
+    softmax kept up to date in float32. It starts from the new token, which therefore need not be
+    read back.
+    """
     b, g = tl.program_id(0).to(tl.int64), tl.program_id(1)
     r, d, p = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D), tl.arange(0, P)
     heads = ((b * G + g) * R + r[:, None]) * D + d[None, :]
@@ -172,8 +263,11 @@ def _kernel(query, k, v, keys, values, slots, lengths, out, scale, softcap, wind
     tl.store(values + new, new_v, mask=d < D)
     top = tl.sum(q * new_k.to(tl.float32)[None, :], 1)
     if CAPPED:
-        top = softcap * (2 * tl.sigmoid(2 * top / softcap) - 1)   # tanh
-    total, sums = tl.full([BLOCK_R], 1.0, tl.float32), tl.zeros([BLOCK_R, BLOCK_D], tl.float32) + new_v.to(tl.float32)[None, :]
+        top = softcap * (2 * tl.sigmoid(2 * top / softcap) - 1)  # tanh
+    total, sums = (
+        tl.full([BLOCK_R], 1.0, tl.float32),
+        tl.zeros([BLOCK_R, BLOCK_D], tl.float32) + new_v.to(tl.float32)[None, :],
+    )
     first = tl.maximum(n + 1 - window, 0)
     for t in range(first // P, (n + P - 1) // P):
         token = t * P + p
@@ -197,7 +291,25 @@ def _kernel(query, k, v, keys, values, slots, lengths, out, scale, softcap, wind
 def by_triton(query, k, v, keys, values, slots, lengths, scale, softcap=None, window=None):
     _, tiles, groups, width, _ = keys.shape
     shared, out = query.shape[1] // groups, torch.empty_like(query)
-    _kernel[(len(slots), groups)](query, k, v, keys, values, slots, lengths, out, scale, softcap or 1.0, window or tiles * TILE,
-                                  tiles * TILE, groups, shared, width, softcap is not None, triton.next_power_of_2(shared),
-                                  triton.next_power_of_2(width), TILE)
+    _kernel[(len(slots), groups)](
+        query,
+        k,
+        v,
+        keys,
+        values,
+        slots,
+        lengths,
+        out,
+        scale,
+        softcap or 1.0,
+        window or tiles * TILE,
+        tiles * TILE,
+        groups,
+        shared,
+        width,
+        softcap is not None,
+        triton.next_power_of_2(shared),
+        triton.next_power_of_2(width),
+        TILE,
+    )
     return out

@@ -1,15 +1,27 @@
 """The decoder on the active latents alone, and its gradients.
 
     x_hat[t] = sum_j values[t, j] W_dec[indices[t, j]]
-    dL/dvalues[t, j] = dL/dx_hat[t] . W_dec[indices[t, j]]   where values[t, j] > 0, else 0 (the ReLU before it)
+    dL/dvalues[t, j] = dL/dx_hat[t] . W_dec[indices[t, j]]
+            where values[t, j] > 0, else 0 (the ReLU before it)
     dL/dW_dec = latent_sums(values, dL/dx_hat)
 
-k rows of W_dec are read per token, instead of all F, and no dense latents [B, F] are made. B tokens, K latents per token.
+k rows of W_dec are read per token, instead of all F, and no dense latents [B, F] are made. B
+tokens, K latents per token.
 """
 
 import torch
 
-from faithful_sae.kernels.backend import add_rows, compiled, dot, jit, loop, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.backend import (
+    add_rows,
+    compiled,
+    dot,
+    jit,
+    loop,
+    on_triton,
+    over_rows,
+    tl,
+    triton,
+)
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 
 
@@ -50,14 +62,18 @@ def _kernel(values, indices, w_dec, x_hat, D, K, BLOCK_D: tl.constexpr):
 
 @jit
 def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K, BLOCK_D: tl.constexpr):
-    """One program holds one token's gradient and takes its product with each active row; D fits in one block."""
+    """One program holds one token's gradient and takes its product with each active row; D fits in
+    one block.
+    """
     t, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     gradient = tl.load(to_x_hat + t * D + d, mask=d < D, other=0).to(tl.float32)
     for j in range(K):
         product = 0.0
         if tl.load(values + t * K + j).to(tl.float32) > 0:
             latent = tl.load(indices + t * K + j)
-            product = tl.sum(gradient * tl.load(w_dec + latent * D + d, mask=d < D, other=0).to(tl.float32))
+            product = tl.sum(
+                gradient * tl.load(w_dec + latent * D + d, mask=d < D, other=0).to(tl.float32)
+            )
         tl.store(out + t * K + j, product)
 
 
@@ -70,7 +86,9 @@ def by_triton(values, indices, w_dec):
 
 def by_triton_values_gradient(to_x_hat, values, indices, w_dec):
     (n_tokens, k), n_dims, out = values.shape, w_dec.shape[1], torch.empty_like(values)
-    _kernel_values_gradient[(n_tokens,)](to_x_hat, values, indices, w_dec, out, n_dims, k, triton.next_power_of_2(n_dims))
+    _kernel_values_gradient[(n_tokens,)](
+        to_x_hat, values, indices, w_dec, out, n_dims, k, triton.next_power_of_2(n_dims)
+    )
     return out
 
 
@@ -106,8 +124,14 @@ class _SparseDecode(torch.autograd.Function):
     def backward(ctx, to_x_hat):
         values, indices, w_dec = ctx.saved_tensors
         to_x_hat = to_x_hat.contiguous()
-        to_w_dec = latent_sums(values, *by_latent(values, indices, len(w_dec)), to_x_hat) if ctx.needs_input_grad[2] else None
-        to_values = values_gradient(to_x_hat, values, indices, w_dec) if ctx.needs_input_grad[0] else None
+        to_w_dec = (
+            latent_sums(values, *by_latent(values, indices, len(w_dec)), to_x_hat)
+            if ctx.needs_input_grad[2]
+            else None
+        )
+        to_values = (
+            values_gradient(to_x_hat, values, indices, w_dec) if ctx.needs_input_grad[0] else None
+        )
         return to_values, None, to_w_dec
 
 
@@ -115,6 +139,7 @@ def sparse_decode(values, indices, w_dec):
     """x_hat [B, D] of the equation above, with gradients for `values` and `w_dec`.
 
     Args:
-        values: [B, K], at least 0. indices: int64 [B, K], of latents; where the value is 0 any latent will do. w_dec: [F, D].
+        values: [B, K], at least 0. indices: int64 [B, K], of latents; where the value is 0 any
+            latent will do. w_dec: [F, D].
     """
     return _SparseDecode.apply(values.contiguous(), indices.contiguous(), w_dec.contiguous())

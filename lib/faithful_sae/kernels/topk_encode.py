@@ -1,19 +1,24 @@
 """The k largest latents of each token, without the others.
 
-    p = (x - b_dec) W_enc + b_enc        values, indices = the k largest of ReLU(p), the lower index first among equals
+    p = (x - b_dec) W_enc + b_enc
+            values, indices = the k largest of ReLU(p), the lower index first among equals
     dL/dW_enc^T = latent_sums(dL/dvalues, x - b_dec)      dL/db_enc = its sum over tokens
     dL/dx = sum_j dL/dvalues[t, j] W_enc^T[indices[t, j]]     dL/db_dec = -dL/db_enc W_enc^T
 
-`weight` is W_enc^T, one latent per row. A slot whose value is 0 is (0, 0): no gradient passes it. B tokens, F latents, D model.
+`weight` is W_enc^T, one latent per row. A slot whose value is 0 is (0, 0): no gradient passes it. B
+tokens, F latents, D model.
 
-**On a CPU** the product p is only a screen. Each screened p~ comes with a bound e on its error, and a latent whose p~ + e lies below
-the k-th largest p~ - e cannot be among the k largest. The latents that remain (about 1.5 k of them) are computed again, one by one
-in float32 and always in the same order of summation, and chosen from exactly. So the choice is that of the float32 dot products
-whatever made the screen: a product in bfloat16 where the CPU has instructions for it, which takes a tenth of the time, otherwise in
-float32. Nothing has to fall back: loose bounds leave more latents to compute. Rows of x and W_enc^T may have norms of 1e-22 to 1e18,
-whose squares float32 holds. With x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
+**On a CPU** the product p is only a screen. Each screened p~ comes with a bound e on its error, and
+a latent whose p~ + e lies below the k-th largest p~ - e cannot be among the k largest. The latents
+that remain (about 1.5 k of them) are computed again, one by one in float32 and always in the same
+order of summation, and chosen from exactly. So the choice is that of the float32 dot products
+whatever made the screen: a product in bfloat16 where the CPU has instructions for it, which takes a
+tenth of the time, otherwise in float32. Nothing has to fall back: loose bounds leave more latents
+to compute. Rows of x and W_enc^T may have norms of 1e-22 to 1e18, whose squares float32 holds. With
+x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
 
-    |p~ - p| <= |x - x~| |w| + |x~| |w - w~|  +  2^-8 |p~|  (p~ is rounded too)  +  D 2^-22 |x| |w|  (float32 sums, both products)
+    |p~ - p| <= |x - x~| |w| + |x~| |w - w~|  +  2^-8 |p~|  (p~ is rounded too)  +  D 2^-22 |x| |w|
+                                              (float32 sums, both products)
 """
 
 from functools import cache
@@ -27,17 +32,29 @@ from faithful_sae.kernels.backend import compiled, dot, jit, loop, on_triton, ov
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode
 
-GROUPS_PER_SLOT = 16          # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their group
-TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS = 16, 8, 1024   # of the Triton kernel: work is cut by tokens and latents
-MOST_SLOTS = 256              # that it sorts in registers: 512 do not fit, and take minutes to compile
-SCREEN_BYTES = 2 ** 24        # screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
-SUM_ERROR = np.float32(2 ** -22)   # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
-BFLOAT16_ERROR = np.float32(2 ** -8)
-NORM_MARGIN = 1.001           # the norms are float32 themselves
+# groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their
+# group
+GROUPS_PER_SLOT = 16
+TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS = (
+    16,
+    8,
+    1024,
+)  # of the Triton kernel: work is cut by tokens and latents
+MOST_SLOTS = 256  # that it sorts in registers: 512 do not fit, and take minutes to compile
+SCREEN_BYTES = (
+    2**24
+)  # screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
+SUM_ERROR = np.float32(
+    2**-22
+)  # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
+BFLOAT16_ERROR = np.float32(2**-8)
+NORM_MARGIN = 1.001  # the norms are float32 themselves
 
 
 def reference(x, weight, b_enc, b_dec, k):
-    values, indices = torch.relu((x - b_dec) @ weight.T + b_enc).sort(dim=-1, descending=True, stable=True)
+    values, indices = torch.relu((x - b_dec) @ weight.T + b_enc).sort(
+        dim=-1, descending=True, stable=True
+    )
     values, indices = values[:, :k], indices[:, :k]
     return values, torch.where(values > 0, indices, 0)
 
@@ -55,12 +72,16 @@ def _as_float_loop(element):
 
 @loop
 def _round_loop(first, last, rows, bits, rounded, norm, error):
-    """bfloat16 bits (to nearest, ties to even) of each row, the norm of the row, and the norm of what rounding changed."""
+    """bfloat16 bits (to nearest, ties to even) of each row, the norm of the row, and the norm of
+    what rounding changed.
+    """
     for r in range(first, last):
         square, square_error = np.float32(0), np.float32(0)
         for d in range(rows.shape[1]):
             b = bits[r, d]
-            upper = np.uint32((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+            upper = np.uint32(
+                (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            )
             rounded[r, d] = upper
             lost = rows[r, d] - np.uint32(upper << np.uint32(16)).view(np.float32)
             square += rows[r, d] * rows[r, d]
@@ -79,9 +100,16 @@ def _bound(sign, element, b, error, norm, column_norm, column_error, rounding):
 
 @loop
 def _raise_to(out, sign, block, b_enc, error, norm, column_norm, column_error, rounding):
-    """out = max(out, p~ + sign e) for a block of latents; on its own, so that the compiler sees to it that it is vectorised."""
+    """out = max(out, p~ + sign e) for a block of latents; on its own, so that the compiler sees to
+    it that it is vectorised.
+    """
     for j in range(len(block)):
-        out[j] = max(out[j], _bound(sign, block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding))
+        out[j] = max(
+            out[j],
+            _bound(
+                sign, block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding
+            ),
+        )
 
 
 @loop
@@ -90,13 +118,25 @@ def _group_bounds(out, sign, row, b_enc, error, norm, column_norm, column_error,
     out[:] = -np.inf
     for i in range(0, len(row), len(out)):
         j = i + len(out)
-        _raise_to(out, sign, row[i:j], b_enc[i:j], error, norm, column_norm[i:j], column_error[i:j], rounding)
+        _raise_to(
+            out,
+            sign,
+            row[i:j],
+            b_enc[i:j],
+            error,
+            norm,
+            column_norm[i:j],
+            column_error[i:j],
+            rounding,
+        )
 
 
 @loop
 def _kth_largest(bits, k):
-    """A number that k of these float32 (given by their bits) are not below: the k-th largest, or a little less if that leaves no
-    other in; 0 when fewer than k are positive. Positive floats are in the order of their bits, so halving 31 times finds it."""
+    """A number that k of these float32 (given by their bits) are not below: the k-th largest, or a
+    little less if that leaves no other in; 0 when fewer than k are positive. Positive floats are in
+    the order of their bits, so halving 31 times finds it.
+    """
     low, high = np.int32(0), np.int32(0x7F800000)
     while low < high:
         middle, count = np.int32(low + (high - low + 1) // 2), np.int32(0)
@@ -112,9 +152,26 @@ def _kth_largest(bits, k):
 
 
 @loop
-def _select_loop(first, last, screen, rounding, x, row_error, row_norm, weight, b_enc, column_norm, column_error, k, n_groups,
-                 values, indices):
-    """The k largest float32 dot products of each row of x, among the latents that the screen leaves."""
+def _select_loop(
+    first,
+    last,
+    screen,
+    rounding,
+    x,
+    row_error,
+    row_norm,
+    weight,
+    b_enc,
+    column_norm,
+    column_error,
+    k,
+    n_groups,
+    values,
+    indices,
+):
+    """The k largest float32 dot products of each row of x, among the latents that the screen
+    leaves.
+    """
     n_latents, plus, minus = len(weight), np.float32(1), np.float32(-1)
     bounds, groups = np.empty(n_groups, np.float32), np.empty(n_groups, np.int64)
     latents, products = np.empty(n_latents, np.int64), np.empty(n_latents, np.float32)
@@ -123,7 +180,7 @@ def _select_loop(first, last, screen, rounding, x, row_error, row_norm, weight, 
         error, norm, row = row_error[t], row_norm[t], screen[t]
         _group_bounds(bounds, minus, row, b_enc, error, norm, column_norm, column_error, rounding)
         bounds_bits[0] = _kth_largest(bounds_bits, k)
-        least = bounds[0]   # k groups hold a latent above it, so k latents are
+        least = bounds[0]  # k groups hold a latent above it, so k latents are
         _group_bounds(bounds, plus, row, b_enc, error, norm, column_norm, column_error, rounding)
         n_left = 0
         for j in range(n_groups):
@@ -133,7 +190,20 @@ def _select_loop(first, last, screen, rounding, x, row_error, row_norm, weight, 
         for base in range(0, n_latents, n_groups):
             for i in range(n_left):
                 f = base + groups[i]
-                if f < n_latents and _bound(plus, row[f], b_enc[f], error, norm, column_norm[f], column_error[f], rounding) >= least:
+                if (
+                    f < n_latents
+                    and _bound(
+                        plus,
+                        row[f],
+                        b_enc[f],
+                        error,
+                        norm,
+                        column_norm[f],
+                        column_error[f],
+                        rounding,
+                    )
+                    >= least
+                ):
                     product = dot(x[t], weight[f]) + b_enc[f]
                     if product > 0:
                         latents[count], products[count] = f, product
@@ -157,12 +227,22 @@ def bfloat16_is_fast():
 
 
 def _rounded(rows):
-    """(rows in bfloat16, norm of each row, norm of what rounding changed in it), or the rows as they are where that is not faster."""
+    """(rows in bfloat16, norm of each row, norm of what rounding changed in it), or the rows as
+    they are where that is not faster.
+    """
     norm, error = torch.empty(len(rows)), torch.zeros(len(rows))
     if not bfloat16_is_fast():
         return rows, torch.linalg.vector_norm(rows, dim=1), error
     rounded = torch.empty_like(rows, dtype=torch.bfloat16)
-    over_rows(_round_loop, len(rows), rows, rows.view(torch.uint32), rounded.view(torch.uint16), norm, error)
+    over_rows(
+        _round_loop,
+        len(rows),
+        rows,
+        rows.view(torch.uint32),
+        rounded.view(torch.uint16),
+        norm,
+        error,
+    )
     return rounded, norm, error
 
 
@@ -172,24 +252,63 @@ def by_screening(x, weight, b_enc, b_dec, k):
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     (x_screen, x_norm, x_error), (w_screen, w_norm, w_error) = _rounded(x), _rounded(weight)
     row_error = (x_error + x.shape[1] * SUM_ERROR * x_norm) * NORM_MARGIN
-    row_norm, w_norm, w_error = (x_norm + x_error) * NORM_MARGIN, w_norm * NORM_MARGIN, w_error * NORM_MARGIN
+    row_norm, w_norm, w_error = (
+        (x_norm + x_error) * NORM_MARGIN,
+        w_norm * NORM_MARGIN,
+        w_error * NORM_MARGIN,
+    )
     n_groups = min(d_sae, max(GROUPS_PER_SLOT * k, 64))
     for rows in torch.arange(len(x)).split(max(SCREEN_BYTES // (d_sae * x_screen.itemsize), 64)):
         part = slice(rows[0], rows[-1] + 1)
         screen = x_screen[part] @ w_screen.T
-        rounding, screen = (BFLOAT16_ERROR, screen.view(torch.uint16)) if screen.dtype == torch.bfloat16 else (SUM_ERROR, screen)
-        over_rows(_select_loop, len(screen), screen, rounding, x[part], row_error[part], row_norm[part], weight, b_enc, w_norm, w_error,
-                  k, n_groups, values[part], indices[part])
+        rounding, screen = (
+            (BFLOAT16_ERROR, screen.view(torch.uint16))
+            if screen.dtype == torch.bfloat16
+            else (SUM_ERROR, screen)
+        )
+        over_rows(
+            _select_loop,
+            len(screen),
+            screen,
+            rounding,
+            x[part],
+            row_error[part],
+            row_norm[part],
+            weight,
+            b_enc,
+            w_norm,
+            w_error,
+            k,
+            n_groups,
+            values[part],
+            indices[part],
+        )
     return values, indices
 
 
 @jit
-def _kernel(x, weight, b_enc, b_dec, keys, B, D, F, WIDTH, N_SLOTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_F: tl.constexpr,
-            BLOCK_D: tl.constexpr, DOT: tl.constexpr):
-    """One program keeps the N_SLOTS largest latents of BLOCK_B tokens, out of WIDTH latents, tile by tile.
+def _kernel(
+    x,
+    weight,
+    b_enc,
+    b_dec,
+    keys,
+    B,
+    D,
+    F,
+    WIDTH,
+    N_SLOTS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """One program keeps the N_SLOTS largest latents of BLOCK_B tokens, out of WIDTH latents, tile
+    by tile.
 
-    A latent is an int64 whose upper half holds the bits of ReLU(p) and whose lower half counts its index down, so that one order
-    serves both. Of two falling sequences, the larger elements of one and the other reversed are the largest of both.
+    A latent is an int64 whose upper half holds the bits of ReLU(p) and whose lower half counts its
+    index down, so that one order serves both. Of two falling sequences, the larger elements of one
+    and the other reversed are the largest of both.
     """
     t, part = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1)
     best = tl.zeros([BLOCK_B, N_SLOTS], tl.int64)
@@ -198,13 +317,23 @@ def _kernel(x, weight, b_enc, b_dec, keys, B, D, F, WIDTH, N_SLOTS: tl.constexpr
         p = tl.zeros([BLOCK_B, BLOCK_F], tl.float32)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
-            tokens = tl.load(x + t[:, None].to(tl.int64) * D + d[None, :], mask=(t[:, None] < B) & (d[None, :] < D), other=0)
+            tokens = tl.load(
+                x + t[:, None].to(tl.int64) * D + d[None, :],
+                mask=(t[:, None] < B) & (d[None, :] < D),
+                other=0,
+            )
             mean = tl.load(b_dec + d, mask=d < D, other=0)
-            rows = tl.load(weight + f[:, None].to(tl.int64) * D + d[None, :], mask=(f[:, None] < F) & (d[None, :] < D), other=0)
+            rows = tl.load(
+                weight + f[:, None].to(tl.int64) * D + d[None, :],
+                mask=(f[:, None] < F) & (d[None, :] < D),
+                other=0,
+            )
             centred = (tokens.to(tl.float32) - mean[None, :].to(tl.float32)).to(rows.dtype)
             p = tl.dot(centred.to(DOT), tl.trans(rows).to(DOT), p, input_precision="ieee")
         p = tl.maximum(p + tl.load(b_enc + f, mask=f < F, other=0)[None, :].to(tl.float32), 0)
-        key = (p.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (0x7FFFFFFF - f).to(tl.int64)[None, :]
+        key = (p.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (0x7FFFFFFF - f).to(tl.int64)[
+            None, :
+        ]
         key = tl.where((f[None, :] < F) & (p > 0), key, 0)
         if tl.max(tl.max(key, 1) - tl.min(best, 1)) > 0:
             best = tl.sort(tl.maximum(best, tl.flip(tl.topk(key, N_SLOTS), 1)), descending=True)
@@ -214,17 +343,42 @@ def _kernel(x, weight, b_enc, b_dec, keys, B, D, F, WIDTH, N_SLOTS: tl.constexpr
 
 
 def by_triton(x, weight, b_enc, b_dec, k):
-    """The kernel over pieces of TOKENS_PER_PROGRAM tokens and about d_sae / PARTS latents, then the k largest of all parts."""
+    """The kernel over pieces of TOKENS_PER_PROGRAM tokens and about d_sae / PARTS latents, then the
+    k largest of all parts.
+    """
     (n_tokens, n_dims), d_sae = x.shape, len(weight)
-    n_slots, parts = triton.next_power_of_2(max(k, 16)), min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS))
+    n_slots, parts = (
+        triton.next_power_of_2(max(k, 16)),
+        min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS)),
+    )
     block_f = max(64, n_slots)
-    width = triton.cdiv(d_sae, parts * block_f) * block_f    # whole tiles: a latent belongs to one part
-    halves = {} if triton.knobs.runtime.interpret else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}   # it has no bfloat16
+    width = (
+        triton.cdiv(d_sae, parts * block_f) * block_f
+    )  # whole tiles: a latent belongs to one part
+    halves = (
+        {}
+        if triton.knobs.runtime.interpret
+        else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    )  # it has no bfloat16
     dot = halves.get(x.dtype, tl.float32)
     keys = torch.empty(n_tokens, parts, n_slots, dtype=torch.int64, device=x.device)
-    _kernel[(triton.cdiv(n_tokens, TOKENS_PER_PROGRAM), parts)](x, weight, b_enc, b_dec, keys, n_tokens, n_dims, d_sae, width,
-                                                                n_slots, TOKENS_PER_PROGRAM, block_f, 32, dot,
-                                                                num_warps=8 if n_slots > 64 else 4)
+    _kernel[(triton.cdiv(n_tokens, TOKENS_PER_PROGRAM), parts)](
+        x,
+        weight,
+        b_enc,
+        b_dec,
+        keys,
+        n_tokens,
+        n_dims,
+        d_sae,
+        width,
+        n_slots,
+        TOKENS_PER_PROGRAM,
+        block_f,
+        32,
+        dot,
+        num_warps=8 if n_slots > 64 else 4,
+    )
     keys = keys.flatten(1).topk(k).values
     values = (keys >> 32).to(torch.int32).view(torch.float32)
     return values.to(x.dtype), torch.where(values > 0, 0x7FFFFFFF - (keys & 0x7FFFFFFF), 0)
@@ -234,7 +388,9 @@ def encode(x, weight, b_enc, b_dec, k):
     """(values, indices) without autograd, by whatever suits the device."""
     if on_triton(x) and k <= MOST_SLOTS:
         return by_triton(x, weight, b_enc, b_dec, k)
-    return (by_screening if compiled(x, weight, b_enc, b_dec) else reference)(x, weight, b_enc, b_dec, k)
+    return (by_screening if compiled(x, weight, b_enc, b_dec) else reference)(
+        x, weight, b_enc, b_dec, k
+    )
 
 
 class _TopKEncode(torch.autograd.Function):
@@ -252,7 +408,13 @@ class _TopKEncode(torch.autograd.Function):
         start, order = by_latent(values, indices, len(weight))
         to_b_enc = latent_sums(to_values, start, order, torch.ones_like(x[:, :1])).squeeze(-1)
         to_x = decode(to_values, indices, weight) if ctx.needs_input_grad[0] else None
-        return to_x, latent_sums(to_values, start, order, x - b_dec), to_b_enc, -(to_b_enc @ weight), None
+        return (
+            to_x,
+            latent_sums(to_values, start, order, x - b_dec),
+            to_b_enc,
+            -(to_b_enc @ weight),
+            None,
+        )
 
 
 def topk_encode(x, weight, b_enc, b_dec, k):
@@ -262,6 +424,7 @@ def topk_encode(x, weight, b_enc, b_dec, k):
         x: [B, D]. weight: W_enc^T [F, D]. b_enc: [F]. b_dec: [D]. k: 1 to F.
 
     Returns:
-        (values [B, k], indices int64 [B, k]), in no particular order; (0, 0) fills up tokens with fewer than k positive latents.
+        (values [B, k], indices int64 [B, k]), in no particular order; (0, 0) fills up tokens with
+        fewer than k positive latents.
     """
     return _TopKEncode.apply(x.contiguous(), weight.contiguous(), b_enc, b_dec, k)

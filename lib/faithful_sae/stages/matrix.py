@@ -10,17 +10,33 @@ from faithful_sae.stages.token_rows import corpus
 def fidelity_matrix(run, saes, lm):
     """Fidelity of every SAE on fidelity.corpora, with and without BOS; writes rows `fidelity`.
 
-    Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those trained on.
+    Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those
+    trained on.
     """
     records = []
     for name in run.fidelity.corpora:
         tokens = corpus(run, name, lm)
-        rows = (tokens.heldout if run.fidelity.rows_from == "heldout" else tokens.train)[:run.fidelity.rows]
+        rows = (tokens.heldout if run.fidelity.rows_from == "heldout" else tokens.train)[
+            : run.fidelity.rows
+        ]
         if len(rows) < run.fidelity.rows:
-            print(f"note: {name}: {len(rows)} {run.fidelity.rows_from} rows, fewer than the {run.fidelity.rows} asked for: all are used")
-        measured = fidelity_of_all(saes, lm, rows, run.fidelity.batch_rows, description=f"fidelity on {name}")
+            print(
+                f"note: {name}: {len(rows)} {run.fidelity.rows_from} rows, fewer than the "
+                f"{run.fidelity.rows} asked for: all are used"
+            )
+        measured = fidelity_of_all(
+            saes, lm, rows, run.fidelity.batch_rows, description=f"fidelity on {name}"
+        )
         for ((trained_on, seed), include_bos), record in measured.items():
-            records.append({"trained_on": trained_on, "evaluated_on": name, "seed": seed, "include_bos": include_bos, **vars(record)})
+            records.append(
+                {
+                    "trained_on": trained_on,
+                    "evaluated_on": name,
+                    "seed": seed,
+                    "include_bos": include_bos,
+                    **vars(record),
+                }
+            )
     rows = pd.DataFrame(records)
     write_rows(run, "fidelity", rows)
     return rows

@@ -9,17 +9,31 @@ from faithful_sae.stages.language_model import model_key, open_model
 
 def faithful_key(run) -> str:
     """What determines a run's faithful dataset."""
-    return digest([model_key(run), plain(run.generate), run.threads, run.device, code_hash("generate", "decoding", "models")])
+    return digest(
+        [
+            model_key(run),
+            plain(run.generate),
+            run.threads,
+            run.device,
+            code_hash("generate", "decoding", "models"),
+        ]
+    )
 
 
 def make_faithful(run, lm):
     """Make (or finish, or reuse) the faithful dataset; returns its folder."""
-    return generate.generate_dataset(run, lm, faithful_key(run), {"model": model_key(run), "commit": lm.revision})
+    return generate.generate_dataset(
+        run, lm, faithful_key(run), {"model": model_key(run), "commit": lm.revision}
+    )
 
 
 def corpus(run, name, lm):
-    """A corpus of the run as TokenRows; MissingInputError if it is generated text that 01 has not made, or made otherwise."""
-    with locked(run.artifacts / f".corpus-{name}.lock"):   # notebooks, trainings and workers may come for it together
+    """A corpus of the run as TokenRows; MissingInputError if it is generated text that 01 has not
+    made, or made otherwise.
+    """
+    with locked(
+        run.artifacts / f".corpus-{name}.lock"
+    ):  # notebooks, trainings and workers may come for it together
         return _corpus(run, name, lm)
 
 
@@ -27,10 +41,15 @@ def _corpus(run, name, lm):
     source_name = run.corpora[name].faithful
     if source_name is None:
         return corpora.corpus_rows(run, name, lm)
-    source = run if source_name == "self" else load_params(run.file.with_name(f"{source_name}.yaml"))
+    source = (
+        run if source_name == "self" else load_params(run.file.with_name(f"{source_name}.yaml"))
+    )
     folder, key = source.artifacts / "faithful", faithful_key(source)
     if not is_current(folder, key):
-        raise MissingInputError(f"{folder} is missing or was made with other parameters: run notebooks/01_generate_faithful for "
-                                f"{source.profile}/{source.name} first")
+        raise MissingInputError(
+            f"{folder} is missing or was made with other parameters: run "
+            "notebooks/01_generate_faithful for "
+            f"{source.profile}/{source.name} first"
+        )
     tokenizer = lm.tokenizer if source is run else open_model(source).tokenizer
     return corpora.corpus_rows(run, name, lm, (key, generate.read_shards(source), tokenizer))
