@@ -31,8 +31,6 @@
 # %%
 import pandas as pd
 import scipy.stats
-from IPython.display import Image, display
-
 from faithful_sae.dataset_statistics import dataset_statistics, first_token_table
 from faithful_sae.exhibits import save_figure
 from faithful_sae.generate import read_shards
@@ -40,6 +38,7 @@ from faithful_sae.plots import first_token, lm_training
 from faithful_sae.stages.language_model import open_model, train_embedded_model
 from faithful_sae.stages.rows import open_run, read_rows, write_rows
 from faithful_sae.stages.token_rows import make_faithful
+from IPython.display import Image, display
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -33,8 +33,6 @@
 
 # %%
 import torch
-from IPython.display import Image
-
 from faithful_sae.exhibits import save_figure
 from faithful_sae.plots import training
 from faithful_sae.stages.language_model import open_model
@@ -42,6 +40,7 @@ from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.token_rows import corpus
 from faithful_sae.stages.training import train_all
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -31,14 +31,13 @@
 
 # %%
 import torch
-from IPython.display import Image
-
 from faithful_sae import match_features, shared_feature_ratio
 from faithful_sae.exhibits import save_figure
 from faithful_sae.plots import cosines
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.seeds import seed_comparison
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -28,8 +28,6 @@
 # **Exhibit.** `firing`; Table 7 itself is drawn in 07.
 
 # %%
-from IPython.display import Image
-
 from faithful_sae.exhibits import save_figure
 from faithful_sae.ffr import random_batches
 from faithful_sae.plots import firing
@@ -37,6 +35,7 @@ from faithful_sae.stages.fakes import fake_features
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.saes import load_saes
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -35,8 +35,6 @@
 
 # %%
 import torch
-from IPython.display import Image
-
 from faithful_sae.exhibits import save_figure, save_table
 from faithful_sae.plots import matrix
 from faithful_sae.stages.language_model import open_model
@@ -45,6 +43,7 @@ from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.token_rows import corpus
 from faithful_sae.tables import heading
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

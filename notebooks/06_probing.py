@@ -34,7 +34,6 @@
 
 # %%
 import numpy as np
-
 from faithful_sae.corpora import labelled
 from faithful_sae.probing import pooled_representations
 from faithful_sae.stages.language_model import open_model

@@ -29,8 +29,6 @@
 # numbers can agree with a claim or not; they cannot equal the paper's.
 
 # %%
-from IPython.display import Image, Markdown, display
-
 from faithful_sae import plots, tables
 from faithful_sae.catalogue import exhibits
 from faithful_sae.claims import claims
@@ -44,6 +42,7 @@ from faithful_sae.exhibits import (
 from faithful_sae.params import load_profile
 from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 from faithful_sae.stages.rows import measured
+from IPython.display import Image, Markdown, display
 
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/

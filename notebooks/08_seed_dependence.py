@@ -39,8 +39,6 @@
 # SAEs, whatever else is changed.
 
 # %%
-from IPython.display import Image
-
 from faithful_sae import seed_plots
 from faithful_sae.exhibits import save_figure, save_table
 from faithful_sae.seed_dependence import fitted_curves, hit_masks
@@ -48,6 +46,7 @@ from faithful_sae.seed_findings import findings
 from faithful_sae.sfr import match_seeds
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.seed_study import study_seeds, train_seeds
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -27,8 +27,6 @@
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
 # %%
-from IPython.display import Image
-
 from faithful_sae import feature_plots
 from faithful_sae.exhibits import save_figure, save_table
 from faithful_sae.explorer.widget import Explorer
@@ -38,6 +36,7 @@ from faithful_sae.stages import explore
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import open_run
 from faithful_sae.stages.saes import load_saes
+from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

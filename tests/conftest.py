@@ -17,6 +17,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from faithful_sae import schema
+from faithful_sae.models import load_model
+from faithful_sae.params import load_params
+from faithful_sae.stages.rows import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
@@ -29,11 +33,6 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-
-from faithful_sae import schema
-from faithful_sae.models import load_model
-from faithful_sae.params import load_params
-from faithful_sae.stages.rows import write_rows
 
 torch.set_num_threads(1)
 

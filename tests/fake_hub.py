@@ -63,7 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
         api = words[0] == "api"
         kind = "dataset" if words[int(api)] == "datasets" else "model"
         words = words[int(api) + (api or kind == "dataset") :]
-        name, words = "/".join(words[:2]), [unquote(word) for word in words[2:]]
+        name = "/".join(words[:2])
+        words = [unquote(word) for word in words[2:]]
         repository = self.hub.repositories.get((kind, name))
         if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
             return self.answer(

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-
 from faithful_sae.features.index import CONTEXTS, EXPLANATIONS, write_grouped, write_latents
 
 EVIL = [
@@ -49,7 +48,8 @@ def write_index(
     """
     folder = folder / run / "features" / corpus / f"seed{seed}"
     folder.mkdir(parents=True)
-    rng, latent = np.random.default_rng(seed), np.arange(d_sae)
+    rng = np.random.default_rng(seed)
+    latent = np.arange(d_sae)
     dead = latent % 16 == 15
     frequency = np.where(
         dead, 0.0, np.where(latent % 16 == 4, 0.25, 0.0005 + 0.00001 * (latent % 997))

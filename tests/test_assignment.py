@@ -9,13 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from tqdm import tqdm
-
 from faithful_sae import match_features, matching
 from faithful_sae.assignment import rows as rows_module
 from faithful_sae.assignment.rows import Rows, cosines
@@ -23,6 +16,12 @@ from faithful_sae.assignment.scan import Codes, Kept, error_terms, scan
 from faithful_sae.assignment.search import MARGIN, Search, _possible
 from faithful_sae.assignment.sparse import Graph, centre, solve
 from faithful_sae.kernels import backend, cosine_tiles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from tqdm import tqdm
 
 on_triton = pytest.param(
     "triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
@@ -54,9 +53,11 @@ def case(kind, n, d, seed):
     if kind == "ties":
         A, B = rng.integers(-1, 2, (2, n, d))
     elif kind == "duplicates":
-        A, B = A[rng.integers(0, max(n // 4, 1), n)], B[rng.integers(0, max(n // 4, 1), n)]
+        A = A[rng.integers(0, max(n // 4, 1), n)]
+        B = B[rng.integers(0, max(n // 4, 1), n)]
     elif kind == "zeros":
-        A, B = A * (rng.random((n, 1)) < 0.7), B * (rng.random((n, 1)) < 0.8)
+        A = A * (rng.random((n, 1)) < 0.7)
+        B = B * (rng.random((n, 1)) < 0.8)
     elif kind == "planted":
         B = (A + rng.uniform(0, 1.5, (n, 1)) * B)[rng.permutation(n)]
     elif kind == "clusters":
@@ -64,9 +65,11 @@ def case(kind, n, d, seed):
         A, B = (centres[rng.integers(0, len(centres), n)] + 0.1 * noise for noise in (A, B))
     elif kind == "hubs":  # a few rows of B are near everything in A, and the other way round
         hub = rng.normal(size=d)
-        A, B = A + 2 * hub, np.where(rng.random((n, 1)) < 0.2, B + 4 * hub, B)
+        A = A + 2 * hub
+        B = np.where(rng.random((n, 1)) < 0.2, B + 4 * hub, B)
     elif kind == "common mean":
-        A, B = A + 3, B + 3
+        A = A + 3
+        B = B + 3
     return np.float32(A), np.float32(B)
 
 
@@ -82,7 +85,8 @@ def case(kind, n, d, seed):
 def test_search_finds_scipys_optimum_and_proves_it(kind, n, m, d, seed, cap):
     """Square and rectangular, with lists so short that they overflow."""
     A, B = case(kind, max(n, m), d, seed)
-    A, B = A[: min(n, m)], B[: max(n, m)]
+    A = A[: min(n, m)]
+    B = B[: max(n, m)]
     best = optimum(A, B)
     for options in ({"keep": 8, "degree": 3, "cap": cap}, {"dense": True}):
         found = search(A, B, **options)
@@ -101,7 +105,8 @@ def test_search_finds_scipys_optimum_and_proves_it(kind, n, m, d, seed, cap):
 )
 def test_match_features_equals_scipy(kind, n, m, d, seed):
     A, B = case(kind, max(n, m), d, seed)
-    A, B = A[:n], B[:m]
+    A = A[:n]
+    B = B[:m]
     found = match_features(A, B)
     matched = found.permutation >= 0
     assert (
@@ -145,7 +150,8 @@ def test_dictionaries_of_two_sizes():
 
 def test_a_noisy_shuffle_is_recovered_exactly():
     rng = np.random.default_rng(0)
-    A, order = rng.normal(size=(3000, 64)), rng.permutation(3000)
+    A = rng.normal(size=(3000, 64))
+    order = rng.permutation(3000)
     found = match_features(A, (A + 0.3 * rng.normal(size=A.shape))[order])
     assert np.array_equal(order[found.permutation], np.arange(3000)) and found.certified
 
@@ -318,14 +324,10 @@ def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, 
         * np.float32(sa)[:, None]
     )
     threshold = np.minimum(kept.row[:, None], kept.column)
-    errors, above = (
-        rng.uniform(0, 0.1, (2, 150)),
-        (rng.uniform(-0.3, 0, 150), rng.uniform(0, 0.3, 150)),
-    )
-    some_rows, some_columns = (
-        np.sort(rng.choice(150, 77, False)),
-        np.sort(rng.choice(150, 130, False)),
-    )
+    errors = rng.uniform(0, 0.1, (2, 150))
+    above = (rng.uniform(-0.3, 0, 150), rng.uniform(0, 0.3, 150))
+    some_rows = np.sort(rng.choice(150, 77, False))
+    some_columns = np.sort(rng.choice(150, 130, False))
     some_rows[np.searchsorted(some_rows, 7)] = 7
     sums = np.float32(above[0])[:, None] + np.float32(above[1])
     second = (t > sums) & ~((t > threshold) & (np.arange(150) != 7)[:, None])
@@ -335,7 +337,8 @@ def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, 
     ):
         chosen = np.zeros((150, 150), bool)
         chosen[np.ix_(*(np.arange(150) if x is None else x for x in (rows, columns)))] = True
-        expected, done = expected & chosen, []
+        expected = expected & chosen
+        done = []
         parts = list(scan(Codes(A, rows), Codes(B, columns), kept, errors, done.append, cap, extra))
         i, j, upper, counts = (np.concatenate(p) for p in zip(*parts))
         order = np.arange(150) if rows is None else rows
@@ -368,14 +371,17 @@ def test_a_gpu_matches_as_the_host_does(kind, n, m, d, cap, monkeypatch):
     overflow or not.
     """
     A, B = case(kind, m, d, 0)
-    A, calls, by_triton = A[:n], [], cosine_tiles.by_triton
+    A = A[:n]
+    calls = []
+    by_triton = cosine_tiles.by_triton
     monkeypatch.setattr(
         cosine_tiles, "by_triton", lambda *args: calls.append(args) or by_triton(*args)
     )
     monkeypatch.setattr(matching, "DENSE_BELOW", 0)
 
     def run():
-        found, whole = search(A, B, keep=8, degree=3, cap=cap), match_features(A, B)
+        found = search(A, B, keep=8, degree=3, cap=cap)
+        whole = match_features(A, B)
         return (
             found.match.tolist(),
             found.bound,
@@ -404,7 +410,8 @@ def test_a_gpu_matches_as_the_host_does(kind, n, m, d, cap, monkeypatch):
 
 def test_tile_size_and_threads_change_nothing(monkeypatch):
     A, B = case("clusters", 1300, 30, 0)
-    expected, threads = match_features(A, B), torch.get_num_threads()
+    expected = match_features(A, B)
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         assert np.array_equal(match_features(A, B).permutation, expected.permutation)
@@ -450,7 +457,9 @@ def test_sparse_graphs_against_scipy(n, more, degree, whole, seed):
     r, c = min_weight_full_bipartite_matching(cost)
     best = (weight[r, c] - (floor[c] if more else 0)).sum()
     for _ in range(2):
-        U, V, match = solution.U, solution.V, solution.match
+        U = solution.U
+        V = solution.V
+        match = solution.match
         assert len(set(match)) == n and adjacent[np.arange(n), match].all()
         assert (weight[np.arange(n), match] - (floor[match] if more else 0)).sum() == pytest.approx(
             best, abs=1e-9
@@ -523,11 +532,13 @@ def test_a_memory_map_gives_the_same_and_is_never_held_whole(tmp_path, monkeypat
     for name, array in zip("AB", arrays):
         array.tofile(tmp_path / name)
         maps.append(np.memmap(tmp_path / name, dtype=dtype, mode="r", shape=array.shape))
-    sizes, block = [], Rows.block
+    sizes = []
+    block = Rows.block
     monkeypatch.setattr(
         Rows, "block", lambda self, start: sizes.append(len(part := block(self, start))) or part
     )
-    expected, found = match_features(*arrays), None
+    expected = match_features(*arrays)
+    found = None
     sizes.clear()
     found = match_features(*maps)
     assert max(sizes) == 256 and found.certified
@@ -554,7 +565,8 @@ def test_a_row_of_zeros_has_cosine_0_with_everything():
 
 
 def test_match_pairs_prepares_each_dictionary_once(monkeypatch):
-    made, init = [], Rows.__init__
+    made = []
+    init = Rows.__init__
     monkeypatch.setattr(Rows, "__init__", lambda self, *args: made.append(1) or init(self, *args))
     dictionaries = dict(zip("abc", (*case("planted", 700, 20, 0), case("random", 700, 20, 1)[0])))
     found = matching.match_pairs(dictionaries)

@@ -9,10 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import set_key
-from fake_hub import TOKEN, Repository, serve
-from test_hub import OLD, environment, folders, hub_run  # noqa: F401: a fixture
-from yaml import safe_dump, safe_load
-
 from faithful_sae import check as module
 from faithful_sae.check import check
 from faithful_sae.needs import needs
@@ -22,6 +18,9 @@ from faithful_sae.schema import model_stages
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.token_rows import make_faithful
 from faithful_sae.stages.training import train_all
+from fake_hub import TOKEN, Repository, serve
+from test_hub import OLD, environment, hub_run  # noqa: F401: a fixture
+from yaml import safe_dump, safe_load
 
 
 def main(profile, *options, **more):
@@ -110,7 +109,7 @@ def test_every_problem_of_every_file_is_listed(make_run, model_folders):
     )
 
 
-def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path):  # noqa: F811
+def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders, root, tmp_path):
     repositories = {
         key: Repository(commits, {"main": OLD, "refs/convert/parquet": OLD})
         for key, commits in folders.items()
@@ -164,7 +163,8 @@ def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders,
 
 
 def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
-    run, said = make_run(), []
+    run = make_run()
+    said = []
     monkeypatch.setattr(
         module.psutil, "virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9)
     )
@@ -214,7 +214,8 @@ def test_more_gpus_than_there_are(make_run, card):
 
 
 def test_what_is_there_and_current_needs_no_disk(make_run):
-    run, lm = make_run(), None
+    run = make_run()
+    lm = None
     lm = open_model(run)
     assert module._there(run, "01_generate_faithful") == module._there(run, "02_train_sae") == 0
     make_faithful(run, lm)

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-
 from faithful_sae import train_saes
 from faithful_sae.activations import ActivationStream
 from faithful_sae.checkpoints import Checkpoint
@@ -23,7 +22,9 @@ ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
 class Embedding:
     """Stands in for a language model: the activation of a token is a random vector of its own."""
 
-    d_model, device, bos_id = D, torch.device("cpu"), 0
+    d_model = D
+    device = torch.device("cpu")
+    bos_id = 0
     table = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
 
     def activations(self, ids):
@@ -77,7 +78,9 @@ def test_killed_at_random_moments(tmp_path, uninterrupted):
         for sae in train(Checkpoint(tmp_path / "checkpoint", "key", every=0)):
             sae.save(tmp_path / "done" / f"{sae.metadata['seed']}-{sae.d_sae}")
 
-    rng, kills, steps = np.random.default_rng(0), 0, []
+    rng = np.random.default_rng(0)
+    kills = 0
+    steps = []
     while True:
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
@@ -108,7 +111,8 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeyp
     class Broken(Exception):
         pass
 
-    save, count = Checkpoint.save, []
+    save = Checkpoint.save
+    count = []
 
     def save_and_break(self, *args):
         save(self, *args)
@@ -195,11 +199,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_the_checkpoint(tmp_path, monkeypatch):
     """A window is 12 rows in 3 groups, 240 activations, 6 batches; the third window is bad."""
-    checkpoint, read, calls = (
-        Checkpoint(tmp_path / "checkpoint", "key", every=0),
-        Embedding.activations,
-        [],
-    )
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "key", every=0)
+    read = Embedding.activations
+    calls = []
 
     def broken(self, ids):
         calls.append(ids)

@@ -1,7 +1,6 @@
 """Every claim on rows where it holds, on rows where it does not, and on rows that cannot say."""
 
 import pytest
-
 from faithful_sae.claims import claims
 from faithful_sae.exhibits import profile_note
 from faithful_sae.schema import SAE_SECTIONS
@@ -19,15 +18,13 @@ SECTIONS = {
     "cola": 7,
     "ffr": 8,
 }
-F, O, P, W, A, B, C = (
-    "faithful",
-    "faithful-other",
-    "pile",
-    "fineweb",
-    "alpaca",
-    "open-instruct",
-    "flan",
-)
+F = "faithful"
+O = "faithful-other"
+P = "pile"
+W = "fineweb"
+A = "alpaca"
+B = "open-instruct"
+C = "flan"
 
 # claim, verdict, runs: each the keyword arguments of make_measured_run
 CASES = [

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from faithful_sae import cluster, needs, pipeline
 from faithful_sae.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
 from faithful_sae.params import ParamsError
 from faithful_sae.provenance import ROOT
-from faithful_sae.schema import model_stages, STAGE_KEYS
+from faithful_sae.schema import STAGE_KEYS, model_stages
 from faithful_sae.stages.language_model import model_shape
 
 
@@ -184,10 +183,8 @@ def test_what_a_job_asks_for(make_run):
 def test_hours_are_positive_and_nothing_depends_on_them(make_run):
     with pytest.raises(ParamsError, match="hours.train = 0.0 must be above 0"):
         make_run({"hours.train": 0})
-    a, b = (
-        make_run(),
-        make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b"),
-    )
+    a = make_run()
+    b = make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b")
     for stage in STAGE_KEYS:
         assert pipeline.settings(a, stage) == pipeline.settings(b, stage)
     assert pipeline.corpus_settings(a, "text") == pipeline.corpus_settings(b, "text")

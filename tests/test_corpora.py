@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BOS
-
 from faithful_sae.corpora import (
     CorpusError,
     corpus_rows,
@@ -247,7 +246,8 @@ def test_generated_ids_are_used_as_sampled_unless_the_tokenizer_differs(
 ):
     from conftest import make_tokenizer
 
-    run, ids = make_run(), [np.array([3, 4, 5, 1] * 30, np.int32)] * 10
+    run = make_run()
+    ids = [np.array([3, 4, 5, 1] * 30, np.int32)] * 10
     own = corpus_rows(run, "faithful", lm, ("a", ids, lm.tokenizer))
     assert (np.asarray(own.train) == 1).any()  # EOS is in the ids that were sampled
     other = corpus_rows(run, "faithful", lm, ("b", ids, make_tokenizer(40)))

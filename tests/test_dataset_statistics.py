@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from conftest import make_tokenizer
-from scipy.stats import entropy
-
 from faithful_sae.dataset_statistics import dataset_statistics, first_token_kl, first_token_table
+from scipy.stats import entropy
 
 DOCUMENTS = [np.array(d, np.int32) for d in ([2, 3, 3, 1], [2, 2], [4, 0], [2], [3, 1])]
 MODEL = np.array([0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0])
@@ -28,7 +27,8 @@ def test_by_hand():
 def test_kl_is_scipys_and_points_from_the_model_to_the_data():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        p, counts = rng.dirichlet(np.full(30, 0.5)), rng.integers(0, 4, 30)
+        p = rng.dirichlet(np.full(30, 0.5))
+        counts = rng.integers(0, 4, 30)
         kl, missing = first_token_kl(p, counts)
         seen = counts > 0
         assert kl == pytest.approx(entropy(p[seen], counts[seen]), abs=1e-12) and kl >= -1e-12

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 
 import pytest
-
 from faithful_sae import documentation
 from faithful_sae.documentation import extract, label_names, labelled
 

@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from faithful_sae import embedded
 from faithful_sae.embedded import evaluate, initialise, train_language_model, train_tokenizer
 from faithful_sae.schema import Embedded
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TEXTS = [
     "the sum of the array along the axis",
@@ -107,7 +106,8 @@ def test_learns_and_saves_what_it_measured(tmp_path, tokenizer, rows, architectu
 def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, architecture, monkeypatch):
     arguments = config(architecture=architecture), rows[:32], rows[32:], tokenizer
     train_language_model(*arguments, tmp_path / "whole", 0, progress=False)
-    loss, calls = embedded._cross_entropy, []
+    loss = embedded._cross_entropy
+    calls = []
 
     def killed(*args):
         calls.append(1)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from faithful_sae.provenance import ROOT, remove
 
 PROFILES = "e2e_killed", "e2e_whole"
@@ -133,7 +132,8 @@ def test_a_second_run_does_nothing(results):
 
 def test_a_changed_value_reruns_what_depends_on_it(results):
     folder = results[PROFILES[1]]
-    file, original = folder / "neox.yaml", (folder / "neox.yaml").read_text()
+    file = folder / "neox.yaml"
+    original = (folder / "neox.yaml").read_text()
     try:
         for old, new, expected in (
             (
@@ -164,7 +164,8 @@ def test_a_changed_library_file_reruns_what_depends_on_it(results):
         ("claims", {"07_paper"}),
     ):
         file = ROOT / "lib" / "faithful_sae" / f"{module}.py"
-        original, stamp = file.read_bytes(), file.stat()
+        original = file.read_bytes()
+        stamp = file.stat()
         try:
             file.write_bytes(original + b"\n# changed\n")
             assert planned(folder) == expected, module
@@ -174,7 +175,8 @@ def test_a_changed_library_file_reruns_what_depends_on_it(results):
 
 
 def test_a_truncated_sae_is_noticed_and_trained_again(results):
-    folder, profile = results[PROFILES[1]], PROFILES[1]
+    folder = results[PROFILES[1]]
+    profile = PROFILES[1]
     weights = (
         ROOT
         / "artifacts"

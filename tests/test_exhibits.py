@@ -3,14 +3,12 @@ time.
 """
 
 import dataclasses
-import itertools
 import html
+import itertools
 import json
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-
 from faithful_sae import catalogue
 from faithful_sae.catalogue import exhibits, paper_models
 from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
@@ -19,6 +17,7 @@ from faithful_sae.pipeline import chosen, run_outputs
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
 from faithful_sae.stages.rows import write_rows
+from matplotlib.figure import Figure
 
 MODELS = {
     "gpt2",
@@ -180,7 +179,8 @@ def test_a_table_in_three_forms(make_run, root):
         "table2.provenance.json",
     }
     pd.testing.assert_frame_equal(pd.read_csv(folder / "table2.csv"), table)
-    markdown, tex = (folder / "table2.md").read_text(), (folder / "table2.tex").read_text()
+    markdown = (folder / "table2.md").read_text()
+    tex = (folder / "table2.tex").read_text()
     assert "| a_b & c" in markdown and "0.1235" in markdown and "nan" not in markdown.lower()
     assert (
         r"a\_b \& c" in tex
@@ -201,7 +201,8 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
 
 
 def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
-    run, drawn = make_run(), []
+    run = make_run()
+    drawn = []
 
     def draw(frame):
         drawn.append(frame)
@@ -209,7 +210,8 @@ def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
         figure.subplots().plot(frame.x, frame.y)
         return figure
 
-    data, contents = pd.DataFrame({"x": [1, 2], "y": [0.1, 1 / 3], "name": ["NA", ""]}), []
+    data = pd.DataFrame({"x": [1, 2], "y": [0.1, 1 / 3], "name": ["NA", ""]})
+    contents = []
     for _ in range(2):
         save_figure(run, "training", data, draw)
         contents.append(
@@ -282,10 +284,8 @@ def test_some_models_of_a_profile(make_run):
     """An embedded model alone among others has the outputs that the profile's rule has, not those
     of a profile of embedded ones.
     """
-    laptop, runs = (
-        load_profile("laptop"),
-        [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")],
-    )
+    laptop = load_profile("laptop")
+    runs = [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")]
     assert chosen(runs, "two") == [runs[1]] and chosen(runs, None) == chosen(runs, "") == runs
     with pytest.raises(
         ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"
@@ -305,7 +305,8 @@ def test_the_embedded_models_own_exhibit(make_run):
 
 @pytest.mark.parametrize("a, b", itertools.combinations(["pile", "faithful", "fineweb"], 2))
 def test_table_4_and_7_have_one_set_of_models(a, b):
-    four, seven = exhibits()["table4"].numbers, exhibits()["table7"].numbers
+    four = exhibits()["table4"].numbers
+    seven = exhibits()["table7"].numbers
     assert set(four) < set(seven) == MODELS - {"pythia-6.9b"} and all(
         {a, b} <= set(v) for v in [*four.values(), *seven.values()]
     )

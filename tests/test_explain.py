@@ -6,9 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score
-
 from conftest import ARCHITECTURES, BOS, EOS, VOCABULARY
 from faithful_sae.features import explain
 from faithful_sae.features.collect import Kept, collect
@@ -22,6 +19,8 @@ from faithful_sae.features.steering import (
 )
 from faithful_sae.models import load_model
 from faithful_sae.sae import TopKSAE
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
 
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -51,7 +50,8 @@ def any_lm(architecture, model_folders):
 
 @EACH
 def test_vocab_projection_by_hand(architecture, any_lm, sae):
-    base, d = any_lm.model.base_model, sae.W_dec.double()
+    base = any_lm.model.base_model
+    d = sae.W_dec.double()
     if architecture in ("gpt2", "gpt_neox"):
         norm = base.ln_f if architecture == "gpt2" else base.final_layer_norm
         centred = d - d.mean(1, keepdim=True)
@@ -81,7 +81,8 @@ def test_a_strong_direction_makes_the_tokens_it_projects_to_likelier(architectur
     """In the last block's output, which goes through the norm and nothing else: the logits become
     those of VocabProj.
     """
-    found, kept = explain.vocab_projection(any_lm, sae.W_dec[:1])[0], []
+    found = explain.vocab_projection(any_lm, sae.W_dec[:1])[0]
+    kept = []
     blocks = any_lm.blocks
     handle = blocks[-1].register_forward_hook(
         lambda module, args, out: (
@@ -109,10 +110,8 @@ def test_a_strong_direction_makes_the_tokens_it_projects_to_likelier(architectur
 
 def test_vocab_proj_table(lm, sae):
     vocabulary = [f"<{i}>" for i in range(VOCABULARY)]
-    table, logits = (
-        explain.vocab_proj_table(lm, sae, vocabulary, 5),
-        explain.vocab_projection(lm, sae.W_dec).numpy(),
-    )
+    table = explain.vocab_proj_table(lm, sae, vocabulary, 5)
+    logits = explain.vocab_projection(lm, sae.W_dec).numpy()
     for latent, part in table.groupby("latent"):
         order = np.argsort(-logits[latent])[:5]
         assert part.text.tolist() == [f"<{i}>" for i in order] and part["rank"].tolist() == [
@@ -136,9 +135,11 @@ def test_mutual_information_is_scikit_learns(lm, sae, rows):
     fires = (sae.encode(lm.activations(torch.from_numpy(rows))) > 0).numpy()[counted]
     tokens = rows[counted]
     for latent in range(24):
-        part, wanted = table[table.latent == latent], {}
+        part = table[table.latent == latent]
+        wanted = {}
         for token in np.unique(tokens):
-            here, z = tokens == token, fires[:, latent]
+            here = tokens == token
+            z = fires[:, latent]
             if (here & z).sum() and z[here].mean() > z.mean():
                 wanted[f"<{token}>"] = mutual_info_score(here, z)
         assert set(part.text) == set(wanted)
@@ -271,7 +272,8 @@ def test_edits_by_hand(sae):
 def test_an_edit_of_an_sae_that_normalises_is_scaled_back(sae, normalisation):
     sae.normalisation = normalisation
     x = 7 * torch.randn(6, 16, generator=torch.Generator().manual_seed(0)) + 1
-    z, shift = sae.encode(x), x.mean(-1, keepdim=True) if normalisation == "layer_norm" else 0
+    z = sae.encode(x)
+    shift = x.mean(-1, keepdim=True) if normalisation == "layer_norm" else 0
     scale = (
         x.std(-1, keepdim=True)
         if normalisation == "layer_norm"
@@ -328,7 +330,8 @@ def test_dose_and_response(lm, sae, rows):
     assert table.kl[0] == 0 and table.kl[2] > table.kl[1] > 0
     measured = torch.from_numpy(rows != BOS)
     plain, steered = steered_log_probabilities(lm, sae, torch.from_numpy(rows), 4, [("add", 20.0)])
-    p, q = plain[measured].double().exp().numpy(), steered[measured].double().exp().numpy()
+    p = plain[measured].double().exp().numpy()
+    q = steered[measured].double().exp().numpy()
     np.testing.assert_allclose(table.kl[2], entropy(p, q, axis=-1).mean(), rtol=1e-4)
     np.testing.assert_allclose(
         table.probability[[0, 2]],

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-
 from conftest import FEATURES
 from faithful_sae import feature_plots, pipeline
 from faithful_sae.exhibits import notebook_exhibits
@@ -81,7 +80,8 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
         }
         return {seed: file.stat().st_mtime_ns for seed, file in folders.items()}
 
-    before, rows = stamps(run), (run.artifacts / "rows" / "features.csv").read_bytes()
+    before = stamps(run)
+    rows = (run.artifacts / "rows" / "features.csv").read_bytes()
     assert (
         stamps(dataclasses.replace(run, features=dataclasses.replace(run.features, doses=(3.0,))))
         == before
@@ -138,7 +138,8 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
 
 def test_rows_and_figures_of_the_chosen(explored):
     run, lm, saes, indexes = explored
-    index, sae = indexes[42], saes["text", 42]
+    index = indexes[42]
+    sae = saes["text", 42]
     latents = explore.chosen(index.latents, 2)
     table = explore.describe(index, latents)
     assert table.latent.tolist() == latents.latent.tolist() and not table.isna().any(axis=None)
@@ -157,7 +158,8 @@ def test_rows_and_figures_of_the_chosen(explored):
     assert (row.kl, row.probability) == pytest.approx(
         (by_hand.kl[0], by_hand.probability[0]), rel=1e-6
     )
-    bins, agreement = explore.histogram_rows(index, latents), explore.agreement_rows(run, index)
+    bins = explore.histogram_rows(index, latents)
+    agreement = explore.agreement_rows(run, index)
     assert (
         bins.groupby("latent", sort=False).tokens.sum().tolist()
         == (latents.frequency * index.meta["tokens"]).round().tolist()
@@ -196,7 +198,8 @@ def test_a_run_without_the_section_has_no_09(make_run):
 
 def test_a_damaged_index_is_noticed(explored):
     run, _, _, indexes = explored
-    file, rows = indexes[49].folder / "contexts.parquet", run.artifacts / "rows" / "features.csv"
+    file = indexes[49].folder / "contexts.parquet"
+    rows = run.artifacts / "rows" / "features.csv"
     pipeline._forget_damaged(run)
     assert rows.exists()
     file.write_bytes(file.read_bytes()[:-10])

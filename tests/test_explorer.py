@@ -10,8 +10,6 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from feature_folders import EVIL, write_index
-
 from faithful_sae import provenance
 from faithful_sae.checkpoints import checksum
 from faithful_sae.explorer import data
@@ -25,6 +23,7 @@ from faithful_sae.params import load_profile
 from faithful_sae.provenance import file_hash
 from faithful_sae.sae import TopKSAE
 from faithful_sae.stages.rows import write_rows
+from feature_folders import EVIL, write_index
 
 KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
 
@@ -60,7 +59,9 @@ class Parsed(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.text = [], set(), ""
+        self.open = []
+        self.tags = set()
+        self.text = ""
         self.feed(text)
         self.close()
         assert not self.open
@@ -110,7 +111,7 @@ def test_rows_of_the_list_are_those_of_the_index(indices):
     assert counts == {
         "f": (latents.fake == True).sum(),
         "o": (latents.shared == False).sum(),
-        "s": (latents.shared == True).sum(),  # noqa: E712
+        "s": (latents.shared == True).sum(),
         "d": latents.dead.sum(),
         "n": (latents.frequency > 0.1).sum(),
     }
@@ -151,7 +152,8 @@ def test_chunks_hold_the_pages_of_the_index(written, indices):
             and meta["twin_set"] == KEYS[1 - KEYS.index(key)]
             and meta["d_sae"] == 150
         )
-        size, found = meta["pages_per_chunk"], []
+        size = meta["pages_per_chunk"]
+        found = []
         assert (
             len(list((folder / "pages").iterdir())) == -(-150 // size)
             and len(list((folder / "rows").iterdir())) == 2
@@ -403,7 +405,7 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
         len(linked) == 16
         and all(index.latents.shared[i] == False for i in linked[:8])
         and all(index.latents.fake[linked[8:]])
-    )  # noqa: E712
+    )
     assert "(32)" in html and "(12)" in html and "make explorer" in html
     (index.folder / "latents.parquet").write_bytes(b"damaged")
     assert (

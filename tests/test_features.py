@@ -9,10 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import chi2, chisquare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 from conftest import BOS, VOCABULARY
 from faithful_sae.checkpoints import Checkpoint, checksum
 from faithful_sae.features import collect as collecting
@@ -23,8 +19,12 @@ from faithful_sae.features.text import features_of_text
 from faithful_sae.features.vocabulary import display_strings
 from faithful_sae.kernels import latent_statistics
 from faithful_sae.sae import TopKSAE
+from scipy.stats import chi2, chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-KEPT, BATCH = Kept(top=4, samples=2, strata=3, left=5, right=3, seed=7), 8
+KEPT = Kept(top=4, samples=2, strata=3, left=5, right=3, seed=7)
+BATCH = 8
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def peaks(dense, latent):
 
 
 def test_numbers_of_every_latent(index, dense, many_rows):
-    tokens, edges = int((many_rows != BOS).sum()), np.array(index.meta["histogram_edges"])
+    tokens = int((many_rows != BOS).sum())
+    edges = np.array(index.meta["histogram_edges"])
     assert index.meta["tokens"] == tokens and index.meta["d_sae"] == 24 and index.meta["k"] == 3
     assert edges[0] <= dense[dense > 0].min() and dense.max() < edges[-1]
     for latent, row in index.latents.iterrows():
@@ -132,7 +133,8 @@ def test_sampled_contexts_are_those_with_the_smallest_keys_of_each_level(index, 
 )
 def test_every_context_of_a_level_is_as_likely_as_any_other(values):
     """In the second case 40 weak rows are moved to the last stratum when row 40 comes."""
-    picked, weak = np.zeros(60), values < 8
+    picked = np.zeros(60)
+    weak = values < 8
     for seed in range(600):
         state = latent_statistics.empty(1, top=1, strata=3, samples=4, window=1, tokens=2)
         for start in range(0, 60, 20):
@@ -156,7 +158,8 @@ def test_every_context_of_a_level_is_as_likely_as_any_other(values):
 
 
 def test_token_counters_are_exact_where_they_suffice_and_bounded_where_not():
-    rng, M = np.random.default_rng(0), 8
+    rng = np.random.default_rng(0)
+    M = 8
     ids = np.minimum(rng.zipf(1.3, (40, 50)), 99)
     state = latent_statistics.empty(2, top=1, strata=1, samples=1, window=1, tokens=M)
     values = np.stack([np.ones(2000), ids.ravel() < 6], 1).astype(
@@ -192,7 +195,8 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(tmp_path, lm, sae, many_rows, m
 
     build_index(tmp_path / "whole", lm, sae, many_rows, KEPT, batch_rows=BATCH, key="k")
     monkeypatch.setattr(Checkpoint, "due", property(lambda self: True))
-    add, calls = latent_statistics.add_rows_of_tokens, []
+    add = latent_statistics.add_rows_of_tokens
+    calls = []
 
     def killed(*args):
         calls.append(args[4])
@@ -381,7 +385,8 @@ def test_byte_level_pieces():
         byte_level.pre_tokenize_str("€")[0][0][:2],
     ]  # two of its three bytes
     tokenizer = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|x|>")
     shown = display_strings(fast)
     assert (

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import BOS, CONTEXT, make_tokenizer
-from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel
-
 from faithful_sae import TopKSAE, fake_feature_ratio
 from faithful_sae.ffr import fake_ratio, firing_frequency, random_batches
 from faithful_sae.models import LanguageModel
+from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel
 
 V, T, N = (
     20,
@@ -41,7 +40,8 @@ def lm():
         model.transformer.wpe.weight.zero_()
         model.transformer.wpe.weight[0, V] = 1
     lm = LanguageModel(model, make_tokenizer(V), 0, BOS)
-    lm.seen, forward = [], lm.activations
+    lm.seen = []
+    forward = lm.activations
 
     def watch(ids, *rest):
         lm.seen.append(ids.clone())

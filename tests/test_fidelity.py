@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS
-
 from faithful_sae import TopKSAE, fidelity, load_model
 from faithful_sae.faithfulness import Fidelity, fidelity_of_all
 
@@ -82,11 +81,13 @@ def test_the_mean_explains_nothing(lm, rows):
 
 @pytest.mark.parametrize("include_bos", [True, False])
 def test_every_field_by_hand(any_lm, rows, include_bos):
-    lm, x = any_lm, hidden(any_lm, rows)
+    lm = any_lm
+    x = hidden(any_lm, rows)
     keep = np.ones(rows.shape, bool) if include_bos else rows != BOS
     x_hat = torch.where(torch.tensor(keep)[..., None], blur(x), x)  # BOS positions keep their x
     p, q = log_probabilities(lm, rows), log_probabilities(lm, rows, x_hat)
-    a, b = x.double().numpy(), x_hat.double().numpy()
+    a = x.double().numpy()
+    b = x_hat.double().numpy()
     mean = a[keep].mean(0)
     with_zero = log_probabilities(
         lm, rows, torch.where(torch.tensor(keep)[..., None], torch.zeros_like(x), x)

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
+from faithful_sae import generate
+from faithful_sae.decoding import Decoder
+from faithful_sae.models import LanguageModel, ModelError
+from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
 from scipy.stats import chi2_contingency, chisquare
 from transformers import (
     MistralConfig,
@@ -22,11 +26,6 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-
-from faithful_sae import generate
-from faithful_sae.decoding import Decoder
-from faithful_sae.models import LanguageModel, ModelError
-from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
 
 V, DRAWS = 12, 20_000
 
@@ -62,14 +61,16 @@ def fits(counts, p):
     """Chi-square p-value of counts under p; impossible tokens must not occur, rare ones are pooled."""
     assert len(counts) == V and not counts[p == 0].any()
     common = p * DRAWS >= 5
-    seen, expected = counts[common].tolist(), (p[common] * DRAWS).tolist()
+    seen = counts[common].tolist()
+    expected = (p[common] * DRAWS).tolist()
     if (rest := p[~common].sum()) > 0:
         seen.append(counts[~common].sum()), expected.append(rest * DRAWS)
     return chisquare(seen, expected).pvalue
 
 
 def test_first_token_follows_the_bos_distribution(small):
-    p, counts = after(small, [BOS]), first_counts(small)
+    p = after(small, [BOS])
+    counts = first_counts(small)
     assert fits(counts, p) > 1e-4
     assert (
         fits(counts, np.full(V, 1 / V)) < 1e-10 and fits(counts, np.roll(p, 1)) < 1e-10
@@ -117,10 +118,8 @@ def test_second_token_follows_its_first(small):
             p = after(small, [BOS, first])
             common = p * len(seconds) >= 5
             counts = np.bincount(seconds, minlength=V)
-            seen, expected = (
-                np.append(counts[common], counts[~common].sum()),
-                np.append(p[common], p[~common].sum()) * len(seconds),
-            )
+            seen = np.append(counts[common], counts[~common].sum())
+            expected = np.append(p[common], p[~common].sum()) * len(seconds)
             use = expected > 0
             assert chisquare(seen[use], expected[use]).pvalue > 1e-4
             checked += 1
@@ -212,8 +211,11 @@ def test_a_document_that_ends_makes_room_for_the_next(monkeypatch):
     """Rows at places of their own: every document is what its ids alone lead to, no row waits for
     another, first come, first given.
     """
-    lm, passes, rows = with_varied_ends("llama"), [], 7
-    drawn, draw = [], generate.draw_tokens
+    lm = with_varied_ends("llama")
+    passes = []
+    rows = 7
+    drawn = []
+    draw = generate.draw_tokens
     monkeypatch.setattr(
         generate, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone()
     )
@@ -323,7 +325,8 @@ def finished(make_run, lm):
 
 def test_documents_come_back_as_sampled(finished, lm):
     run, _ = finished
-    g, expected = run.generate, []
+    g = run.generate
+    expected = []
     for shard, wanted in enumerate((90, 90, 90, 30)):
         seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
         expected += generate.sample(
@@ -342,7 +345,8 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
     for f in folder.iterdir():
         f.unlink()
     folder.rmdir()
-    sample, left = generate.sample, [calls]
+    sample = generate.sample
+    left = [calls]
 
     def dies(*args, **options):
         if left[0] == 0:
@@ -367,7 +371,8 @@ def test_killed_at_random_moments(make_run, lm):
     whole = make_run({"generate.tokens": 2000}, "whole")
     files = content(generate.generate_dataset(whole, lm, "key"))
     run = make_run({"generate.tokens": 2000}, "killed")
-    rng, left = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    left = []
     while not is_current(run.artifacts / "faithful", "key"):
         process = multiprocessing.get_context("fork").Process(
             target=generate.generate_dataset, args=(run, lm, "key")
@@ -390,7 +395,8 @@ def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     partial = folder.rename(folder.with_name("faithful-key.partial"))
     (partial / "provenance.json").unlink()
     (partial / "shard_00002.safetensors").unlink()
-    calls, sample = [], generate.sample
+    calls = []
+    sample = generate.sample
     monkeypatch.setattr(generate, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
     assert content(generate.generate_dataset(run, lm, "key")) == files and len(calls) == 1
 
@@ -462,7 +468,8 @@ class FakeEngine:
     """Answers as vllm.LLM does: the ids after the prompt, with the one that ended them."""
 
     def __init__(self, **options):
-        self.options, self.asked = options, []
+        self.options = options
+        self.asked = []
         FakeEngine.last = self
 
     def generate(self, prompts, options, use_tqdm):
@@ -484,7 +491,8 @@ def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
         }
     )
     generate.generate_dataset(run, lm, "key")
-    documents, engine = list(generate.read_shards(run)), FakeEngine.last
+    documents = list(generate.read_shards(run))
+    engine = FakeEngine.last
     assert engine.options == {
         "model": lm.model.name_or_path,
         "revision": None,

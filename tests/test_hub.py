@@ -16,8 +16,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ARCHITECTURES, VOCABULARY, make_model, make_tokenizer
-from fake_hub import TOKEN, Repository, serve
-
 from faithful_sae import corpora, hub
 from faithful_sae.corpora import corpus_rows, documents, labelled
 from faithful_sae.models import load_model
@@ -26,8 +24,10 @@ from faithful_sae.provenance import ROOT, remove
 from faithful_sae.schema import ParamsError
 from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.token_rows import make_faithful
+from fake_hub import TOKEN, Repository, serve
 
-OLD, NEW = "a" * 40, "b" * 40
+OLD = "a" * 40
+NEW = "b" * 40
 WEB = {
     "hub": "web/text",
     "revision": hub.PARQUET,
@@ -79,7 +79,8 @@ def folders(tmp_path_factory, model_folders):
     """{(kind, id): {commit: folder}}; the models' newer commit has other weights, the datasets'
     other texts.
     """
-    root, found = tmp_path_factory.mktemp("repositories"), {}
+    root = tmp_path_factory.mktemp("repositories")
+    found = {}
     for name in ARCHITECTURES:
         newer = root / f"{name}-new"
         make_model(name, seed=7).save_pretrained(newer)
@@ -204,7 +205,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("killed_after", [1, 4, 5, 9])
 def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch, killed_after):
-    run, read = hub_run(make_run, corpus_tokens=1200), []
+    run = hub_run(make_run, corpus_tokens=1200)
+    read = []
     whole = corpus_rows(run, "web", lm)
     expected = np.concatenate([whole.train, whole.heldout])
     remove(run.artifacts / "corpora")
@@ -220,7 +222,8 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     monkeypatch.setattr(corpora, "tokenize", tokenize)
     with pytest.raises(Killed):
         corpus_rows(run, "web", lm)
-    opened, original_records = [], corpora._numbered_records
+    opened = []
+    original_records = corpora._numbered_records
     monkeypatch.setattr(
         corpora,
         "_numbered_records",
@@ -243,7 +246,8 @@ def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypa
     path = (
         write_dataset(tmp_path) / "default" / "partial-train" / "0000.parquet"
     )  # 14 records in groups of 5
-    taken, original = [], pa.parquet.ParquetFile.iter_batches
+    taken = []
+    original = pa.parquet.ParquetFile.iter_batches
     monkeypatch.setattr(
         pa.parquet.ParquetFile,
         "iter_batches",
@@ -487,11 +491,9 @@ def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, ser
     shutil.copytree(run.file.parent, folder)
     for repository in server.repositories.values():
         repository.gated = True
-    artifacts, figures, home = (
-        ROOT / "artifacts" / folder.name,
-        ROOT / "figures" / folder.name,
-        tmp_path / "home",
-    )
+    artifacts = ROOT / "artifacts" / folder.name
+    figures = ROOT / "figures" / folder.name
+    home = tmp_path / "home"
     try:
         assert check([folder / "tiny.yaml"], server, ROOT, home, HF_TOKEN=TOKEN) == ["ok"]
         for notebook in ("01_generate_faithful", "02_train_sae"):

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from faithful_sae.kernels import (
     backend,
     cosine_tiles,
@@ -59,12 +58,11 @@ def case(size, dtype=torch.float32):
     2 of an SAE are the same.
     """
     n_tokens, d_model, d_sae, k = SIZES[size]
-    weight, b_enc, w_dec = (
-        normal(d_sae, d_model, seed=2),
-        0.1 * normal(d_sae, seed=3),
-        normal(d_sae, d_model, seed=5),
-    )
-    x, b_dec = normal(n_tokens, d_model, seed=1), 0.1 * normal(d_model, seed=4)
+    weight = normal(d_sae, d_model, seed=2)
+    b_enc = 0.1 * normal(d_sae, seed=3)
+    w_dec = normal(d_sae, d_model, seed=5)
+    x = normal(n_tokens, d_model, seed=1)
+    b_dec = 0.1 * normal(d_model, seed=4)
     if n_tokens > 2:
         x[2], b_enc[:], weight[2] = b_dec, -b_enc.abs(), weight[1]
         b_enc[2] = b_enc[1]
@@ -113,12 +111,10 @@ def test_encode_and_decode_with_gradients(form, size):
 @pytest.mark.parametrize("d_sae, k", [(70, 6), (200, 9)])
 def test_encode_in_parts_that_are_no_whole_tiles(form, d_sae, k):
     """Each latent once: Triton's kernel cuts the latents into parts, and those into tiles."""
-    x, weight, b_enc, b_dec = (
-        normal(3, 9, seed=1),
-        normal(d_sae, 9, seed=2),
-        normal(d_sae, seed=3),
-        normal(9, seed=4),
-    )
+    x = normal(3, 9, seed=1)
+    weight = normal(d_sae, 9, seed=2)
+    b_enc = normal(d_sae, seed=3)
+    b_dec = normal(9, seed=4)
     values, indices = topk_encode.topk_encode(x, weight, b_enc, b_dec, k)
     close(
         scattered(values, indices, d_sae),
@@ -190,7 +186,8 @@ def test_bfloat16():
     z = dense(centred, weight.double(), b_enc.double(), torch.zeros(x.shape[1]), k)
     close(scattered(values.double(), indices, len(weight)), z, 2**-7)
     close(scattered(values.double(), indices, len(weight)), z, 2**-6)
-    z, slope = scattered(values.double(), indices, len(weight)), normal(*x.shape).bfloat16()
+    z = scattered(values.double(), indices, len(weight))
+    slope = normal(*x.shape).bfloat16()
     close(sparse_decode.by_triton(values, indices, w_dec), z @ w_dec.double(), 2**-7)
     to_values = sparse_decode.by_triton_values_gradient(slope, values, indices, w_dec)
     close(
@@ -225,12 +222,15 @@ def float32_choice(x, weight, b_enc, k):
 
 def adversary(kind):
     """x, weight, b_enc: 60 tokens of 48, 500 latents."""
-    x, weight, b_enc = normal(60, 48, seed=1), normal(500, 48, seed=2), 0.1 * normal(500, seed=3)
+    x = normal(60, 48, seed=1)
+    weight = normal(500, 48, seed=2)
+    b_enc = 0.1 * normal(500, seed=3)
     if kind == "near ties":  # differences of the size of float32's rounding, far below bfloat16's
         weight = weight[:5].repeat(100, 1) * (1 + 3e-7 * normal(500, 1, seed=4))
         b_enc[:] = 0.1
     if kind == "ties":
-        weight, b_enc = weight[:5].repeat(100, 1), torch.zeros(500)
+        weight = weight[:5].repeat(100, 1)
+        b_enc = torch.zeros(500)
     if kind == "below bfloat16's resolution":
         weight = weight[:1] + 1e-4 * weight
     if (
@@ -295,7 +295,9 @@ def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
     bfloat16 loses.
     """
     monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
-    x, weight, b_enc = torch.ones(2, 48), torch.zeros(100, 48), torch.full((100,), -1.0)
+    x = torch.ones(2, 48)
+    weight = torch.zeros(100, 48)
+    b_enc = torch.full((100,), -1.0)
     almost = 1 + 2.0**-8 - 2.0**-12  # becomes 1
     weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0  # 32 - 32, where nothing is lost
     weight[7:10, 35], b_enc[7:10] = 0.0625, 0
@@ -463,7 +465,10 @@ def some_codes(n, m, n_dims, prices):
 
 def pairs_by_hand(a, b, rows, columns, cap):
     """The definition, pair by pair, in NumPy's float32."""
-    a, b, rows, columns = a.long().numpy(), b.long().numpy(), rows.numpy(), columns.numpy()
+    a = a.long().numpy()
+    b = b.long().numpy()
+    rows = rows.numpy()
+    columns = columns.numpy()
     found = []
     for i in range(rows.shape[1]):
         found.append([])
@@ -488,7 +493,8 @@ def pairs_by_hand(a, b, rows, columns, cap):
 def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
     """To the last bit, with rows in several bands and tiles."""
     monkeypatch.setattr(cosine_tiles, "TILE", 32)
-    codes, reported = some_codes(n, m, n_dims, prices), []
+    codes = some_codes(n, m, n_dims, prices)
+    reported = []
     bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
     expected = pairs_by_hand(*codes, cap)
     assert (
@@ -516,13 +522,11 @@ def test_a_band_that_nothing_passes(form):
 
 def test_threads_change_nothing(monkeypatch):
     """Rows are shared out among threads; none is summed in parts."""
-    x, weight, b_enc, b_dec, w_dec = (
-        normal(200, 24),
-        normal(300, 24),
-        normal(300),
-        normal(24),
-        normal(300, 24),
-    )
+    x = normal(200, 24)
+    weight = normal(300, 24)
+    b_enc = normal(300)
+    b_dec = normal(24)
+    w_dec = normal(300, 24)
 
     def run():
         values, indices = topk_encode.encode(x, weight, b_enc, b_dec, 6)

@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
-
 from faithful_sae import match_features
+from scipy.optimize import linear_sum_assignment
 
 
 def cosines(A, B):
@@ -20,7 +19,8 @@ def cosines(A, B):
 
 def random_case(rng, i, n=None):
     """Gaussian, with small integers (many ties), with duplicated rows, or with rows of zeros."""
-    n, d = n or rng.integers(1, 7), rng.integers(1, 9)
+    n = n or rng.integers(1, 7)
+    d = rng.integers(1, 9)
     draw = [
         lambda: rng.normal(size=(n, d)),
         lambda: rng.integers(-1, 2, (n, d)).astype(float),
@@ -34,7 +34,8 @@ def test_total_cosine_is_the_largest_of_all_permutations():
     rng = np.random.default_rng(0)
     for i in range(300):
         A, B = random_case(rng, i)
-        c, n = cosines(A, B), len(A)
+        c = cosines(A, B)
+        n = len(A)
         best = max(
             sum(c[r, p] for r, p in enumerate(order)) for order in itertools.permutations(range(n))
         )
@@ -62,7 +63,8 @@ def test_against_scipy_on_larger_dictionaries():
 
 def test_a_shuffle_is_recovered_whatever_the_lengths_of_rows():
     rng = np.random.default_rng(2)
-    A, shuffle = rng.normal(size=(200, 16)), rng.permutation(200)
+    A = rng.normal(size=(200, 16))
+    shuffle = rng.permutation(200)
     found = match_features(A, (A * rng.uniform(0.1, 9, (200, 1)))[shuffle])
     assert (
         np.array_equal(shuffle[found.permutation], np.arange(200)) and found.cosine.min() > 1 - 1e-6

@@ -9,13 +9,12 @@ import types
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_model, make_tokenizer
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-
 from faithful_sae import load_model
 from faithful_sae.decoding import Decoder
 from faithful_sae.generate import sample
 from faithful_sae.models import LanguageModel, ModelError, device_map, spread
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(
     1, torch.tensor([0]), BOS
@@ -42,7 +41,8 @@ def test_activations_are_hidden_states(model_folders, architecture, layer):
 @EACH
 @EVERYWHERE
 def test_forward_stops_at_the_hook(model_folders, architecture, layer):
-    lm, called = load_model(model_folders[architecture], layer, "cpu", "float32"), []
+    lm = load_model(model_folders[architecture], layer, "cpu", "float32")
+    called = []
     for i, block in enumerate(lm.blocks):
         block.register_forward_pre_hook(lambda *_, i=i: called.append(i), prepend=True)
         block.register_forward_hook(lambda *_, i=i: called.append(("done", i)))
@@ -73,7 +73,8 @@ def test_splicing_equals_a_full_pass_with_the_input_of_the_block_replaced(
     """
     lm = load_model(model_folders[architecture], layer, "cpu", "float32")
     x = torch.randn(3, 9, lm.d_model, generator=torch.Generator().manual_seed(2))
-    got, plain = lm.spliced_logits(IDS, x), lm.logits(IDS)[0]
+    got = lm.spliced_logits(IDS, x)
+    plain = lm.logits(IDS)[0]
 
     def replace(module, args, kwargs):
         return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
@@ -101,7 +102,8 @@ def test_blocks_are_as_before_after_a_splice(model_folders, architecture):
 @EACH
 def test_right_padding_does_not_touch_real_tokens(model_folders, architecture):
     lm = load_model(model_folders[architecture], 2, "cpu", "float32")
-    padded, mask = torch.full((3, 9), 5), torch.zeros(3, 9, dtype=torch.long)
+    padded = torch.full((3, 9), 5)
+    mask = torch.zeros(3, 9, dtype=torch.long)
     lengths = (4, 9, 1)
     for row, length in enumerate(lengths):
         padded[row, :length], mask[row, :length] = IDS[row, :length], 1
@@ -224,7 +226,8 @@ def test_a_gpu_that_is_not_there(folder):
 def test_every_weight_has_a_device_and_they_hold_about_the_same(architecture, n):
     model = make_model(architecture)
     places = device_map(model, n)
-    held, seen = [0] * n, set()
+    held = [0] * n
+    seen = set()
     for module, number in places.items():
         held[number] += sum(w.nbytes for w in module.parameters())
         seen |= {id(w) for w in module.parameters()}
@@ -247,14 +250,13 @@ def test_a_model_of_many_blocks_is_cut_in_halves():
     model = types.SimpleNamespace()
     blocks = torch.nn.ModuleList(torch.nn.Linear(3000, 1, bias=False) for _ in range(10))
     base = torch.nn.Module()
-    base.embed, base.layers, base.norm, base.rotary = (
-        torch.nn.Embedding(80, 10),
-        blocks,
-        torch.nn.RMSNorm(8),
-        torch.nn.Identity(),
-    )
+    base.embed = torch.nn.Embedding(80, 10)
+    base.layers = blocks
+    base.norm = torch.nn.RMSNorm(8)
+    base.rotary = torch.nn.Identity()
     head = torch.nn.Linear(10, 80, bias=False)
-    model.base_model, model.get_output_embeddings = base, lambda: head
+    model.base_model = base
+    model.get_output_embeddings = lambda: head
     assert [*device_map(model, 2).items()] == [
         (base.embed, 0),
         (base.rotary, 0),
@@ -314,7 +316,8 @@ def test_every_input_of_a_part_is_on_its_device(model_folders, architecture, lay
     assert lm.model.get_input_embeddings().weight.device.type == "cpu", (
         "a head that shares its weights gets its own"
     )
-    ids, mask = torch.randint(2, VOCABULARY, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    ids = torch.randint(2, VOCABULARY, (3, 9))
+    mask = torch.ones(3, 9, dtype=torch.long)
     mask[1, 6:] = 0
     assert lm.activations(ids, mask.to("cpu")).device.type == "meta"
     logits, x = lm.logits(ids)

@@ -4,9 +4,7 @@ numbers worked by hand.
 
 import pytest
 import torch
-from safetensors import safe_open
 from conftest import ARCHITECTURES, make_model
-
 from faithful_sae import needs
 from faithful_sae.decoding import Decoder
 from faithful_sae.needs import Shape
@@ -15,6 +13,7 @@ from faithful_sae.schema import model_stages, wanted_saes
 from faithful_sae.stages.language_model import model_shape, open_model
 from faithful_sae.stages.token_rows import make_faithful
 from faithful_sae.stages.training import train_all
+from safetensors import safe_open
 
 GPT2 = Shape(
     layers=12,
@@ -34,7 +33,8 @@ GPT2 = Shape(
 def test_sizes_without_weights_are_those_of_the_model(make_run, model_folders, architecture):
     run = make_run({"model": str(model_folders[architecture])})
     (model_folders[architecture] / "model.safetensors").stat()  # it is there, and not read
-    shape, model = model_shape(run), make_model(architecture)
+    shape = model_shape(run)
+    model = make_model(architecture)
     groups = 1 if architecture in ("llama", "gemma2") else 2
     assert shape == Shape(
         layers=3,
@@ -58,7 +58,9 @@ def test_sizes_without_weights_are_those_of_the_model(make_run, model_folders, a
 
 
 def test_gpt2_by_hand():
-    embedding, block, norm = (50257 + 1024) * 768, 12 * 768**2 + 13 * 768, 2 * 768
+    embedding = (50257 + 1024) * 768
+    block = 12 * 768**2 + 13 * 768
+    norm = 2 * 768
     assert needs.weights(GPT2) == 4 * (embedding + 12 * block + norm) == 497_759_232
     # keys and values of 1023 tokens lie in 16 tiles of 64; 14 layers of 768 numbers
     assert needs.cache_bytes(GPT2, 128, 1023) == 128 * 1024 * 2 * 14 * 768 * 4
@@ -100,7 +102,8 @@ def test_files_are_as_large_as_foreseen(make_run):
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
-    shape, saes = lm.shape, run.artifacts / "saes" / "text"
+    shape = lm.shape
+    saes = run.artifacts / "saes" / "text"
     assert numbers(saes) == 2 * (
         needs.sae_bytes(16, 24) + 4 * 24
     )  # and each latent's firing frequency

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-
 from faithful_sae.ngram import NGram, _discounts
 
 
@@ -99,10 +98,8 @@ def test_discounts_are_those_of_chen_and_goodman():
 
 def test_histories_do_not_cross_rows():
     a, b = np.array([[0, 1, 2, 3]]), np.array([[0, 3, 1, 1]])
-    together, swapped = (
-        NGram(3, 4).fit(np.concatenate([a, b])),
-        NGram(3, 4).fit(np.concatenate([b, a])),
-    )
+    together = NGram(3, 4).fit(np.concatenate([a, b]))
+    swapped = NGram(3, 4).fit(np.concatenate([b, a]))
     assert together.cross_entropy(a) == swapped.cross_entropy(a)
     assert together.cross_entropy(np.tile(a, (5, 1))) == pytest.approx(together.cross_entropy(a))
 

@@ -7,10 +7,9 @@ import re
 
 import jupytext
 import pytest
-from jupytext.compare import compare_notebooks
-
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import STAGE_KEYS
+from jupytext.compare import compare_notebooks
 
 FILES = sorted((ROOT / "notebooks").glob("*.py"))
 EACH = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

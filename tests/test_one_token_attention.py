@@ -5,8 +5,6 @@ row and head by head.
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
-
 from faithful_sae.kernels import backend
 from faithful_sae.kernels.one_token_attention import (
     TILE,
@@ -14,6 +12,7 @@ from faithful_sae.kernels.one_token_attention import (
     one_token_attention,
     reference,
 )
+from scipy.special import softmax
 
 FORMS = [
     "loops",
@@ -42,11 +41,9 @@ def case(heads, groups, width, spread=1.0):
     token.
     """
     keys, values = (normal(8, 3, groups, width, TILE, seed=seed) for seed in (1, 2))
-    query, k, v = (
-        spread * normal(6, heads, width, seed=3),
-        normal(6, groups, width, seed=4),
-        normal(6, groups, width, seed=5),
-    )
+    query = spread * normal(6, heads, width, seed=3)
+    k = normal(6, groups, width, seed=4)
+    v = normal(6, groups, width, seed=5)
     return query, k, v, keys, values, torch.tensor([0, 1, 3, 4, 5, 7]), torch.tensor(LENGTHS)
 
 
@@ -58,11 +55,10 @@ def by_hand(query, k, v, keys, values, slots, lengths, scale, softcap=None, wind
     for b, (slot, n) in enumerate(zip(slots, lengths)):
         for h in range(query.shape[1]):
             g = h * k.shape[1] // query.shape[1]
-            past, contents = keys[slot, :n, g], values[slot, :n, g]
-            past, contents = (
-                np.vstack([past, k[b, g].double()]),
-                np.vstack([contents, v[b, g].double()]),
-            )
+            past = keys[slot, :n, g]
+            contents = values[slot, :n, g]
+            past = np.vstack([past, k[b, g].double()])
+            contents = np.vstack([contents, v[b, g].double()])
             scores = scale * past @ query[b, h].double().numpy()
             scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
             first = 0 if window is None else max(n + 1 - window, 0)
@@ -74,10 +70,8 @@ def by_hand(query, k, v, keys, values, slots, lengths, scale, softcap=None, wind
 @pytest.mark.parametrize("heads, groups, width", [(4, 2, 8), (3, 3, 12), (6, 1, 5), (1, 1, 4)])
 def test_equals_the_equation(attend, heads, groups, width, softcap, window):
     arguments = case(heads, groups, width)
-    expected, before = (
-        by_hand(*arguments, 0.3, softcap, window),
-        [t.clone() for t in arguments[3:5]],
-    )
+    expected = by_hand(*arguments, 0.3, softcap, window)
+    before = [t.clone() for t in arguments[3:5]]
     got = attend(*arguments, max(LENGTHS), 0.3, softcap, window)
     assert got.dtype == torch.float32 and (got - expected).abs().max() < 2e-6
     query, k, v, *kept, slots, lengths = arguments

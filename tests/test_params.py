@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import yaml
 from conftest import FEATURES, SEED_DEPENDENCE, VALUES
-
 from faithful_sae.params import LISTED, load_params, load_profile
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import STAGE_KEYS, Corpus, ParamsError, Run, Task, stage_settings

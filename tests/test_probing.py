@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-
 from faithful_sae import TopKSAE, load_model
 from faithful_sae.probing import pooled_representations, probe, probe_all
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
 
 TEXTS = [
     "w5 w6 w7 w8",

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from faithful_sae.catalogue import exhibits
 from faithful_sae.models import device_map
 from faithful_sae.needs import Shape, needs
@@ -16,6 +14,7 @@ from faithful_sae.params import load_profile
 from faithful_sae.pipeline import profile_outputs, rows_file, stage_inputs
 from faithful_sae.provenance import ROOT
 from faithful_sae.schema import SAE_SECTIONS, model_stages
+from transformers import LlamaConfig, LlamaForCausalLM
 
 WEB = ("faithful", "pile", "fineweb")
 INSTRUCTION = ("faithful", "faithful-other", "open-instruct", "alpaca", "flan")
@@ -160,7 +159,9 @@ def test_the_text_of_one_model_is_an_input_of_the_others_saes(runs):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_it_fits_a_gpu_of_24_gb_and_the_file_says_so(runs, name):
-    run, gpu, ram = runs[name], [], []
+    run = runs[name]
+    gpu = []
+    ram = []
     for stage in model_stages(run):
         need = needs(run, SIZES[name], stage)
         assert need.device_memory < 24 * 2**30, stage

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 
 import pytest
-
 from faithful_sae import provenance
 from faithful_sae.provenance import (
     PACKAGE,
@@ -25,7 +24,6 @@ from faithful_sae.provenance import (
     write_json,
     write_provenance,
 )
-
 
 # --- atomic writes --------------------------------------------------------------------------------
 
@@ -94,7 +92,6 @@ def test_a_disk_that_is_really_full(tmp_path):
     import numpy as np
     import pandas as pd
     import torch
-
     from faithful_sae import TopKSAE, load_sae
 
     disk = tmp_path / "disk"
@@ -297,7 +294,8 @@ def imports(file):
     ids=lambda f: f"{f.parent.name}/{f.name}",
 )
 def test_lib_files_are_all_that_is_imported(file):
-    found, todo = set(), [file]
+    found = set()
+    todo = [file]
     while todo:
         new = imports(todo.pop()) - found
         found |= new

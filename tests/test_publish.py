@@ -14,10 +14,6 @@ import httpx2
 import pandas as pd
 import pytest
 import torch
-from fake_hub import TOKEN
-from huggingface_hub import DatasetCard, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
 from faithful_sae.generate import read_shards
 from faithful_sae.provenance import MissingInputError, remove
 from faithful_sae.publish import NAMESPACE, PublishError, publish
@@ -26,6 +22,9 @@ from faithful_sae.stages.language_model import open_model
 from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.token_rows import make_faithful
 from faithful_sae.stages.training import train_all
+from fake_hub import TOKEN
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 WEIGHTS = "sae_weights.safetensors"
 
@@ -100,7 +99,8 @@ def test_the_dataset_is_the_runs_own_by_the_datasets_library(made, tmp_path, mon
     rows = datasets.load_dataset(
         str(dataset.folder), split="train", cache_dir=str(tmp_path / "cache")
     )
-    documents, tokenizer = list(read_shards(made)), open_model(made).tokenizer
+    documents = list(read_shards(made))
+    tokenizer = open_model(made).tokenizer
     assert len(list(dataset.folder.glob("data/*.parquet"))) == 4 and rows.column_names == [
         "ids",
         "text",
@@ -300,7 +300,9 @@ class Api:
     """Records what a HfApi is asked for; repositories it has already are in `public`."""
 
     def __init__(self, public=(), fails=None):
-        self.calls, self.public, self.fails = [], set(public), fails
+        self.calls = []
+        self.public = set(public)
+        self.fails = fails
 
     def create_repo(self, repo_id, *, repo_type, private, exist_ok):
         if self.fails:

@@ -13,10 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BOS
-from fake_hub import Repository, serve
-from safetensors.torch import load_file, save_file
-from test_hub import OLD, check
-
 from faithful_sae import hub, plots, tables
 from faithful_sae.exhibits import profile_note
 from faithful_sae.pipeline import (
@@ -41,6 +37,9 @@ from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.seeds import seed_comparison
 from faithful_sae.stages.token_rows import corpus
 from faithful_sae.stages.training import train_all
+from fake_hub import Repository, serve
+from safetensors.torch import load_file, save_file
+from test_hub import OLD, check
 
 HERE = {"path": "published/seed{seed}"}
 
@@ -176,10 +175,8 @@ def test_what_is_measured_is_what_the_formulas_say(published):
         w = {name: value.double() for name, value in sae.weights.items()}
         p = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp(min=0)
         z = p * (p >= p.topk(run.sae.k).values[:, -1:])
-        error, variance = (
-            (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum(),
-            len(x) * x.var(0, correction=0).sum(),
-        )
+        error = (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum()
+        variance = len(x) * x.var(0, correction=0).sum()
         assert record.fvu == pytest.approx((error / variance).item(), rel=1e-5)
         assert (
             record.l0 == pytest.approx((z > 0).sum().item() / 100)
@@ -281,11 +278,9 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
     run = published()
     for seed in run.sae.seeds:
         sae = random_sae(run, seed)
-        sae.k, sae.threshold, sae.normalisation = (
-            None,
-            torch.full((run.sae.d_sae,), 0.8),
-            "layer_norm",
-        )
+        sae.k = None
+        sae.threshold = torch.full((run.sae.d_sae,), 0.8)
+        sae.normalisation = "layer_norm"
         sae.save(folder_of(run, seed))
     refuse(problems([run]))
     lm = open_model(run)
@@ -304,7 +299,8 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
 
 def test_another_file_or_another_measure_is_read_again_and_nothing_else(published, monkeypatch):
     run = published()
-    lm, stamp = open_model(run), run.artifacts / "saes" / "text" / "provenance.json"
+    lm = open_model(run)
+    stamp = run.artifacts / "saes" / "text" / "provenance.json"
     train_all(run, lm)
     before = stamp.stat().st_mtime_ns
     train_all(run, lm)
@@ -614,7 +610,8 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
     run = published()
     folder = tmp_path / "e2e_published"
     shutil.copytree(run.file.parent, folder)
-    artifacts, figures = ROOT / "artifacts" / folder.name, ROOT / "figures" / folder.name
+    artifacts = ROOT / "artifacts" / folder.name
+    figures = ROOT / "figures" / folder.name
     try:
         for notebook in ("02_train_sae", "03_sfr"):
             result = subprocess.run(

@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae import SAEError
+from safetensors.torch import load_file, save_file
 
 D, F, K = 6, 20, 4
 
@@ -17,9 +16,11 @@ D, F, K = 6, 20, 4
 @pytest.fixture
 def sae():
     """Weights that look trained: biases are not 0, W_enc is not W_dec^T."""
-    sae, g = TopKSAE(D, F, K, seed=3), torch.Generator().manual_seed(0)
+    sae = TopKSAE(D, F, K, seed=3)
+    g = torch.Generator().manual_seed(0)
     sae.W_enc = sae.W_enc + 0.3 * torch.randn(D, F, generator=g)
-    sae.b_enc, sae.b_dec = 0.3 * torch.randn(F, generator=g), torch.randn(D, generator=g)
+    sae.b_enc = 0.3 * torch.randn(F, generator=g)
+    sae.b_dec = torch.randn(D, generator=g)
     sae.firing = torch.tensor([0.0, 0.5, 1.0, 1e-3] * 5)
     sae.metadata |= {"model": "tiny", "layer": 2, "corpus": "text", "sequence_length": 12}
     return sae
@@ -168,10 +169,8 @@ def test_sparsify_layout(sae, tmp_path):
     b_dec)), then @ W_dec + b_dec.
     """
     sae.to_sparsify(tmp_path / "a")
-    config, t = (
-        json.loads((tmp_path / "a" / "cfg.json").read_text()),
-        load_file(tmp_path / "a" / "sae.safetensors"),
-    )
+    config = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    t = load_file(tmp_path / "a" / "sae.safetensors")
     assert (
         config["d_in"] == D
         and config["num_latents"] == F

@@ -10,11 +10,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.formats.hooks import check_hook, layer_of
 from faithful_sae.sae import SAEError
+from safetensors.torch import load_file, save_file
 
 D, F, K = 6, 20, 4
 GENERATOR = np.random.default_rng(0)
@@ -97,10 +96,8 @@ def saelens_not_centred(folder):
 
 def saelens_layer_norm(folder):
     saelens(folder, k=K, normalize_activations="layer_norm")
-    mean, std = (
-        X.mean(1, keepdims=True, dtype="float64"),
-        X.std(1, keepdims=True, dtype="float64", ddof=1),
-    )
+    mean = X.mean(1, keepdims=True, dtype="float64")
+    std = X.std(1, keepdims=True, dtype="float64", ddof=1)
     z = top(((X - mean) / (std + 1e-5) - B_DEC) @ W_ENC + B_ENC)
     return z, (z @ W_DEC + B_DEC) * std + mean
 
@@ -382,10 +379,8 @@ def authors_bfloat16(folder):
 
 def authors_unit_norm(folder):
     authors(folder, input_unit_norm=True)
-    mean, std = (
-        X.mean(1, keepdims=True, dtype="float64"),
-        X.std(1, keepdims=True, dtype="float64", ddof=1),
-    )
+    mean = X.mean(1, keepdims=True, dtype="float64")
+    std = X.std(1, keepdims=True, dtype="float64", ddof=1)
     z = top(((X - mean) / (std + 1e-5) - B_DEC) @ W_ENC)
     return z, (z @ W_DEC + B_DEC) * std + mean
 

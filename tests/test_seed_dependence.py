@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from faithful_sae import TopKSAE, seed_dependence
 from faithful_sae.matching import match_features, match_pairs
 from faithful_sae.seed_dependence import (
@@ -37,7 +36,8 @@ def dictionary(w_dec, w_enc=None):
 def related(seeds, n=20, d=6, noise=0.25, seed=0):
     """SAEs that are noisy, shuffled copies of one dictionary: some latents hit, some miss."""
     rng = np.random.default_rng(seed)
-    w, found = rng.normal(size=(n, d)), {}
+    w = rng.normal(size=(n, d))
+    found = {}
     for name in seeds:
         order = rng.permutation(n)
         found[name] = dictionary(
@@ -243,7 +243,8 @@ def test_too_few_points_for_a_law():
 
 
 def test_left_out_errors_are_of_fits_without_the_point():
-    n, share = np.arange(2, 8), np.array([0.9, 0.8, 0.72, 0.7, 0.66, 0.65])
+    n = np.arange(2, 8)
+    share = np.array([0.9, 0.8, 0.72, 0.7, 0.66, 0.65])
     errors = []
     for i in range(len(n)):
         rest = power_laws(np.delete(n, i), np.delete(share, i)).iloc[0]
@@ -256,10 +257,8 @@ def test_left_out_errors_are_of_fits_without_the_point():
 
 def test_two_clouds_have_two_modes_and_one_cloud_has_one():
     rng = np.random.default_rng(0)
-    one, two = (
-        rng.normal(0.6, 0.1, 300),
-        np.concatenate([rng.normal(0.3, 0.08, 150), rng.normal(0.9, 0.05, 150)]),
-    )
+    one = rng.normal(0.6, 0.1, 300)
+    two = np.concatenate([rng.normal(0.3, 0.08, 150), rng.normal(0.9, 0.05, 150)])
     assert (
         count_modes(two, 0.05) == 2 and count_modes(one, 0.06) == 1 and count_modes(two, 1.0) == 1
     )

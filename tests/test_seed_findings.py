@@ -5,7 +5,6 @@ noise is open.
 import numpy as np
 import pandas as pd
 import pytest
-
 from faithful_sae.seed_findings import FAILS, HOLDS, NOT_TESTABLE, OPEN, findings, noise
 
 SEEDS = tuple(range(9))

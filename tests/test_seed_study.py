@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SEED_DEPENDENCE
-
 from faithful_sae import pipeline, seed_plots
 from faithful_sae.exhibits import notebook_exhibits
-from faithful_sae.sfr import shared_feature_ratio
 from faithful_sae.seed_dependence import fitted_curves
 from faithful_sae.seed_findings import findings
+from faithful_sae.sfr import shared_feature_ratio
 from faithful_sae.stages.seed_study import study_seeds, train_seeds
 
 SIZES = 1, 24, 4, 400  # layer, d_sae, k, tokens of the plain SAEs
@@ -151,7 +150,8 @@ def test_rows(studied):
 def test_figures_and_findings_of_tiny_rows(studied):
     run, saes, _ = studied
     rows = study_seeds(run, saes)
-    latents, pairs = rows["seed_latents"].assign(threshold=0.7, others=2), rows["seed_pairs"]
+    latents = rows["seed_latents"].assign(threshold=0.7, others=2)
+    pairs = rows["seed_pairs"]
     swept = pairs[pairs.sweep != "seeds"].assign(plain=24)
     silent = latents.assign(firing=0.0)
     for draw, data in (

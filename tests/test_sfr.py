@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
-
 from faithful_sae import TopKSAE, shared_feature_ratio
 from faithful_sae.sfr import compare_seeds, shared_feature_ratios
+from scipy.optimize import linear_sum_assignment
 
 
 def dictionary(w_dec, w_enc=None, firing=None):
@@ -41,10 +40,12 @@ def by_scipy(a, b, threshold, criterion):
 
 @pytest.mark.parametrize("criterion", ["decoder", "encoder+decoder"])
 def test_equals_scipy(criterion):
-    rng, values = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    values = []
     for i in range(300):
         n, d = rng.integers(1, 30), rng.integers(2, 8)
-        w, noise = rng.normal(size=(n, d)), rng.uniform(0, 2)
+        w = rng.normal(size=(n, d))
+        noise = rng.uniform(0, 2)
         a = dictionary(w, w_enc=(w + 0.3 * rng.normal(size=(n, d))).T)
         order = rng.permutation(n)
         b = dictionary(
@@ -78,18 +79,18 @@ def test_ties_and_duplicates():
     for _ in range(100):
         n, copies = rng.integers(1, 8), rng.integers(2, 4)
         A, B = rng.normal(size=(2, n, 5))
-        a, b = (
-            dictionary(np.repeat(A, copies, 0)),
-            dictionary(np.repeat(B, copies, 0)[rng.permutation(n * copies)]),
-        )
+        a = dictionary(np.repeat(A, copies, 0))
+        b = dictionary(np.repeat(B, copies, 0)[rng.permutation(n * copies)])
         assert shared_feature_ratio(a, b) == by_scipy(a, b, 0.7, "decoder")
 
 
 @pytest.mark.parametrize("criterion", ["decoder", "encoder+decoder"])
 def test_a_shuffled_copy_shares_everything(criterion):
     sae = TopKSAE(16, 300, 4, 0)
-    other, order = TopKSAE(16, 300, 4, 1), torch.randperm(300)
-    other.W_dec, other.W_enc = sae.W_dec[order], sae.W_enc[:, order]
+    other = TopKSAE(16, 300, 4, 1)
+    order = torch.randperm(300)
+    other.W_dec = sae.W_dec[order]
+    other.W_enc = sae.W_enc[:, order]
     assert shared_feature_ratio(sae, other, criterion=criterion) == 1.0
     other.W_enc = other.W_enc.roll(
         1, 1

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from faithful_sae.params import load_params
 from faithful_sae.provenance import DiskFullError, MissingInputError, remove
 from faithful_sae.sae import SAEError, TopKSAE
@@ -52,10 +51,8 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
-    file, kept = (
-        run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors",
-        run.artifacts / "activations",
-    )
+    file = run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors"
+    kept = run.artifacts / "activations"
     before = file.read_bytes()
     remove(run.artifacts / "saes")
     caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
@@ -69,7 +66,8 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     first = set(kept.iterdir())
     train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
     assert set(kept.iterdir()) == first
-    rows, folders = corpus(run, "text", lm), set()
+    rows = corpus(run, "text", lm)
+    folders = set()
     changes = ({"buffer_tokens": 64}, {"lm_batch_rows": 4}, {"include_bos": True})
     for changed in (
         caching,

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from faithful_sae import plots, tables
 from faithful_sae.provenance import MissingInputError
 from faithful_sae.stages.rows import lacking, measured, read_rows
@@ -271,10 +270,8 @@ def partial(make_measured_run):
     """Two runs: one measured whole, the other without what `forgotten` names."""
 
     def make(*forgotten):
-        values, probing = (
-            {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7], "alpaca": [0.2]},
-            {"sst2": {"faithful": [0.5], "pile": [0.4]}},
-        )
+        values = {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7], "alpaca": [0.2]}
+        probing = {"sst2": {"faithful": [0.5], "pile": [0.4]}}
         runs = [
             make_measured_run(name, values, probing=probing, beside=beside)
             for name, beside in (("a", "pythia-1.4b"), ("b", "gpt2"))
@@ -307,10 +304,8 @@ SHOWN = {  # which rows each table shows
     ids=len,
 )
 def test_tables_show_what_is_measured_and_the_papers_rows_whatever_is(partial, forgotten):
-    whole, runs = (
-        {name: table(partial()) for name, (_, table) in SHOWN.items()},
-        partial(*forgotten),
-    )
+    whole = {name: table(partial()) for name, (_, table) in SHOWN.items()}
+    runs = partial(*forgotten)
     for name, (rows, table) in SHOWN.items():
         got = table(runs)
         assert set(got[got.source == "here"].model) == {"Model a"} | (

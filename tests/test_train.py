@@ -7,12 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
 from faithful_sae.activation_cache import ActivationCache
 from faithful_sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.train import RECIPES, _Training
+from safetensors.torch import load_file
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -22,7 +21,8 @@ def start(recipe, dead=()):
     """A training whose weights are not at their initialisation; the latents `dead` have not fired
     for long.
     """
-    sae, g = TopKSAE(D, F, K, seed=1), torch.Generator().manual_seed(2)
+    sae = TopKSAE(D, F, K, seed=1)
+    g = torch.Generator().manual_seed(2)
     training = _Training(sae, LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
     (
@@ -50,7 +50,8 @@ def dense_loss_and_gradients(sae, x, dead, aux_k, detach):
     pre = np.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
     z = top(pre, sae.k)
     x_hat = z @ w["W_dec"] + w["b_dec"]
-    loss, to_x_hat = np.mean((x_hat - x) ** 2), 2 * (x_hat - x) / x.size
+    loss = np.mean((x_hat - x) ** 2)
+    to_x_hat = 2 * (x_hat - x) / x.size
     to_pre, to_w_dec = np.zeros_like(pre), np.zeros_like(w["W_dec"])
     if len(dead):
         alive = np.setdiff1d(np.arange(sae.d_sae), dead)
@@ -99,7 +100,8 @@ def test_auxk_depends_on_the_recipe():
     """Where the two recipes differ, the derivation above does: the case can tell a detached
     residual from one that is not.
     """
-    sae, dead = start("default").sae, np.array([0, 5, 11, 17])
+    sae = start("default").sae
+    dead = np.array([0, 5, 11, 17])
     attached, detached = (
         dense_loss_and_gradients(sae, X, dead, 4, detach)[1]["W_dec"] for detach in (False, True)
     )
@@ -143,7 +145,8 @@ def test_one_step(recipe, dead):
 
 
 def test_learning_rate_rises_and_falls():
-    training, seen = start("default"), []
+    training = start("default")
+    seen = []
     for i in range(STEPS):
         training.step(i, X)
         seen.append(training.optimiser.param_groups[0]["lr"])
@@ -239,9 +242,13 @@ def dense_training(data, d_sae, k, seed, lr, batch):
     """The default recipe in plain dense PyTorch, as one would write it without kernels: (W_dec,
     losses).
     """
-    sae, n_steps, losses = TopKSAE(data.shape[1], d_sae, k, seed), len(data) // batch, []
+    sae = TopKSAE(data.shape[1], d_sae, k, seed)
+    n_steps = len(data) // batch
+    losses = []
     w = {name: t.requires_grad_() for name, t in sae.weights.items()}
-    optimiser, since_fired, most_dead = torch.optim.Adam(w.values(), lr=lr), torch.zeros(d_sae), 0
+    optimiser = torch.optim.Adam(w.values(), lr=lr)
+    since_fired = torch.zeros(d_sae)
+    most_dead = 0
     w["b_dec"].data = data[:batch].mean(0)
     for i, x in enumerate(data.split(batch)):
         optimiser.param_groups[0]["lr"] = lr * min(
@@ -253,7 +260,8 @@ def dense_training(data, d_sae, k, seed, lr, batch):
             values, indices = p.topk(k)
             return torch.zeros_like(p).scatter(1, indices, values)
 
-        z, dead = latents(p, k), since_fired >= n_steps // 10
+        z = latents(p, k)
+        dead = since_fired >= n_steps // 10
         x_hat = z @ w["W_dec"] + w["b_dec"]
         loss = (x_hat - x).pow(2).mean()
         if dead.any():
@@ -283,13 +291,16 @@ def test_500_steps_track_the_dense_implementation():
         1
     ) + 0.02 * torch.randn(64_000, 32, generator=g)
     w_dec, losses, most_dead = dense_training(data, 384, 4, 3, 1e-2, 128)
-    training, ratios = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500), []
+    training = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500)
+    ratios = []
     for i, x in enumerate(data.split(128)):
         ratios.append(
             training.gradients(x)[0].item() / losses[i] if i else 1
         )  # step 0 sets b_dec first
         training.step(i, x)
-    ours, dense, start = training.finish(), TopKSAE(32, 384, 4, 3), TopKSAE(32, 384, 4, 3)
+    ours = training.finish()
+    dense = TopKSAE(32, 384, 4, 3)
+    start = TopKSAE(32, 384, 4, 3)
     dense.W_dec = w_dec
     assert (
         np.abs(np.array(ratios) - 1).max() < 1e-4
@@ -307,7 +318,8 @@ def test_firing_is_measured_over_the_last_tenth():
     (sae,) = train_saes(list(data), D, F, K, [7], 1e-12, 1000, 50, "authors")
     last = sae.encode(data[18:].flatten(0, 1))
     torch.testing.assert_close(sae.firing, (last > 0).float().mean(0), atol=1e-6, rtol=0)
-    x, row = data[19].double().numpy(), sae.training_log.iloc[-1]
+    x = data[19].double().numpy()
+    row = sae.training_log.iloc[-1]
     error = ((x - sae.reconstruct(data[19]).double().numpy()) ** 2).sum() / (
         (x - x.mean(0)) ** 2
     ).sum()
@@ -345,7 +357,9 @@ class Numbered:
     told apart.
     """
 
-    d_model, device, bos_id = 2, torch.device("cpu"), 0
+    d_model = 2
+    device = torch.device("cpu")
+    bos_id = 0
 
     def activations(self, ids):
         return ids[..., None].float().expand(*ids.shape, 2)
@@ -521,10 +535,8 @@ def test_activations_from_disk_are_those_computed_again(tmp_path, include_bos):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
-    x, cache = (
-        torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float(),
-        ActivationCache(tmp_path),
-    )
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float()
+    cache = ActivationCache(tmp_path)
     cache.write(7, x)
     assert torch.equal(cache.read(7), x) and cache.read(8) is None
     assert load_file(tmp_path / "group_000007.safetensors")["x"].dtype == dtype
@@ -553,11 +565,9 @@ def test_rows_of_bos_alone():
 
 @pytest.mark.parametrize("buffer_tokens", [8, 64, 100])
 def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
-    whole, first, states = (
-        stream(777, buffer_tokens=buffer_tokens),
-        open_stream(777, buffer_tokens=buffer_tokens),
-        {},
-    )
+    whole = stream(777, buffer_tokens=buffer_tokens)
+    first = open_stream(777, buffer_tokens=buffer_tokens)
+    states = {}
     for i, _ in enumerate(first):
         if (state := first.state()) is not None:
             states[i + 1] = {

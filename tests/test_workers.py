@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 import torch
-
 from faithful_sae import generate, gpus
 from faithful_sae.pipeline import activation_marks, text_marks
 from faithful_sae.provenance import is_current, locked, remove
@@ -80,7 +79,8 @@ def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(
 def test_workers_killed_at_random_moments(one):
     """SIGKILL, with two to four workers at a time, and now and then 01, which waits for them."""
     run, lm, files = one
-    rng, left = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    left = []
     while not is_current(run.artifacts / "faithful", faithful_key(run)):
         n = int(rng.integers(2, 5))
         share = [start(generate.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
@@ -134,7 +134,8 @@ def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run,
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
-    kept, saes = run.artifacts / "activations", run.artifacts / "saes"
+    kept = run.artifacts / "activations"
+    saes = run.artifacts / "saes"
     folders = {f.name: content(f) for f in kept.iterdir()}
     weights = {name: content(saes / name / "seed42") for name in ("text", "faithful")}
     assert len(folders) == 2 and all(len(groups) > 4 for groups in folders.values())

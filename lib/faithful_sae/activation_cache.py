@@ -32,7 +32,8 @@ class ActivationCache:
         """float32 [N, D] of a group, or None: not there, truncated or changed."""
         try:
             with safe_open(self._file(group), "pt") as file:
-                x, written = file.get_tensor("x"), (file.metadata() or {}).get("sha256")
+                x = file.get_tensor("x")
+                written = (file.metadata() or {}).get("sha256")
         except (SafetensorError, OSError):
             return None
         return x.float() if checksum({"x": x}) == written else None

@@ -67,20 +67,17 @@ class ActivationStream:
     ):
         if len(rows) == 0:
             raise ValueError("no token rows to take activations from")
-        self.lm, self.rows, self.n_tokens, self.batch_tokens, self.seed = (
-            lm,
-            rows,
-            n_tokens,
-            batch_tokens,
-            seed,
-        )
-        self.include_bos, self.cache = include_bos, cache
+        self.lm = lm
+        self.rows = rows
+        self.n_tokens = n_tokens
+        self.batch_tokens = batch_tokens
+        self.seed = seed
+        self.include_bos = include_bos
+        self.cache = cache
         window_rows = max(buffer_tokens // rows.shape[1], 1)
         self.group_rows = min(lm_batch_rows, window_rows)
-        self.window_groups, self.groups = (
-            window_rows // self.group_rows,
-            -(-len(rows) // self.group_rows),
-        )
+        self.window_groups = window_rows // self.group_rows
+        self.groups = -(-len(rows) // self.group_rows)
         self.windows = -(-self.groups // self.window_groups)  # in an epoch
         self.row_order = np.random.default_rng(seed).permutation(len(rows))
         self.window = self.given = 0
@@ -142,7 +139,9 @@ class ActivationStream:
             raise ValueError(
                 "the token rows hold nothing but BOS, and BOS is left out (include_bos: false)"
             )
-        self.window, self.given, self.left = self.window + 1, self.given + used, left
+        self.window = self.window + 1
+        self.given = self.given + used
+        self.left = left
 
     def _read(self, number):
         """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is
@@ -153,10 +152,8 @@ class ActivationStream:
             window * self.window_groups :
         ][: self.window_groups]
         tokens = self.window_groups * self.group_rows * self.rows.shape[1]
-        buffer, end = (
-            torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device),
-            self.batch_tokens,
-        )
+        buffer = torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device)
+        end = self.batch_tokens
         for group in chosen:
             x = self._group(int(group))
             buffer[end : end + len(x)] = x

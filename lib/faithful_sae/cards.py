@@ -40,7 +40,8 @@ def sae_card(run, names, repository, dataset, measured) -> ModelCard:
             faithful dataset's repositories.
         measured: which of the rows `sfr`, `ffr`, `fidelity` are of these SAEs.
     """
-    s, example = run.sae, f"{names[0]}/seed{run.sae.seeds[0]}"
+    s = run.sae
+    example = f"{names[0]}/seed{run.sae.seeds[0]}"
     data = ModelCardData(
         license="other",
         library_name="saelens",

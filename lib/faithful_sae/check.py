@@ -62,7 +62,8 @@ def check(profile, probe=True, show=print) -> list[str]:
         problems += [*pipeline.problems(runs), *pipeline.hub_problems(runs)]
         for note in hub.moved(runs[0]):
             show(note)
-    hours, disk = [], {}
+    hours = []
+    disk = {}
     for run in map(on_this_machine, runs):
         found, total, needed = _check_run(
             run, probe and not any(line.startswith(f"{run.file}: ") for line in problems), show
@@ -172,10 +173,8 @@ def card_memory() -> int:
 
 
 def _memory_problems(run, wanted):
-    there, remedy = (
-        psutil.virtual_memory().total,
-        RAM_REMEDY if run.device == "cuda" else DEVICE_REMEDY,
-    )
+    there = psutil.virtual_memory().total
+    remedy = RAM_REMEDY if run.device == "cuda" else DEVICE_REMEDY
     for stage, need in wanted.items():
         if need.memory > there:
             yield f"{run.file}: {stage} needs {_size(need.memory)} of RAM, and this machine has {_size(there)}: lower {remedy[stage]}"

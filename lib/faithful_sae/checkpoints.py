@@ -22,8 +22,11 @@ class Checkpoint:
     """
 
     def __init__(self, path, key, every=60.0):
-        self.path, self.key, self.every = Path(path), key, every
-        self.next, self.step = time.monotonic() + every, None
+        self.path = Path(path)
+        self.key = key
+        self.every = every
+        self.next = time.monotonic() + every
+        self.step = None
 
     @property
     def due(self):
@@ -44,7 +47,8 @@ class Checkpoint:
             about = {"key": self.key, "step": str(step), "numbers": json.dumps(numbers)}
             save_file(tensors, tmp, about | {"sha256": checksum(tensors, about)})
         end = time.monotonic()
-        self.next, self.step = end + max(self.every, 20 * (end - start)), step
+        self.next = end + max(self.every, 20 * (end - start))
+        self.step = step
 
     def load(self):
         """(step, tensors, numbers) as saved, or None: nothing there, damaged, or of another
@@ -59,11 +63,9 @@ class Checkpoint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             written = about.pop("sha256")
-            step, numbers, whole = (
-                int(about["step"]),
-                json.loads(about["numbers"]),
-                checksum(tensors, about) == written,
-            )
+            step = int(about["step"])
+            numbers = json.loads(about["numbers"])
+            whole = checksum(tensors, about) == written
         except (SafetensorError, OSError, KeyError, ValueError):
             whole = False
         if not whole:

@@ -113,7 +113,8 @@ def _sfr_verdict(runs, against, holds, needed=1, most=False):
     """holds: function of (SFR on faithful text, {role: SFR}). The standard error is that of one
     SFR.
     """
-    runs, found = _comparable(runs, against, needed), []
+    runs = _comparable(runs, against, needed)
+    found = []
     for run in measured(runs, "sfr"):
         for p, others in _split(sfr_values([run])[run.name], against):
             found.append(
@@ -164,16 +165,15 @@ def _kl(runs):
 
 def _fineweb_ce(runs):
     # on corpora that are none of the three's own, so that all three are averaged over the same
-    runs, found = (
-        [
-            run
-            for run in _comparable(runs, WEB, needed=2)
-            if {*run.fidelity.corpora} - {*_web_corpora(run)}
-        ],
-        [],
-    )
+    runs = [
+        run
+        for run in _comparable(runs, WEB, needed=2)
+        if {*run.fidelity.corpora} - {*_web_corpora(run)}
+    ]
+    found = []
     for run in measured(runs, "fidelity"):
-        names, rows = _web_corpora(run), read_rows(run, "fidelity", "05_fidelity_matrix")
+        names = _web_corpora(run)
+        rows = read_rows(run, "fidelity", "05_fidelity_matrix")
         rows = rows[
             (rows.seed == run.sae.seeds[0])
             & ~rows.include_bos
@@ -199,14 +199,12 @@ def _web_corpora(run):
 
 def _probing(runs, task_role):
     wanted = (task_role,) if task_role else TASKS
-    runs, found = (
-        [
-            run
-            for run in _comparable(runs, WEB)
-            if {task.role for task in run.tasks.values()} & {*wanted}
-        ],
-        [],
-    )
+    runs = [
+        run
+        for run in _comparable(runs, WEB)
+        if {task.role for task in run.tasks.values()} & {*wanted}
+    ]
+    found = []
     means = probing_means(runs)
     for run in measured(runs, "probing"):
         roles = _web_corpora(run)
@@ -228,7 +226,8 @@ def _probing(runs, task_role):
 
 
 def _ffr(runs):
-    runs, found = _comparable(runs, WEB), []
+    runs = _comparable(runs, WEB)
+    found = []
     for run in measured(runs, "ffr"):
         for faithful, others in _split(ffr_values([run])[run.name], WEB):
             found.append((_listing(run, faithful, others) + " %", faithful < min(others.values())))

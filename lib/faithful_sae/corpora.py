@@ -81,7 +81,8 @@ def read_records(path, keys, start=0):
 
 def _numbered_records(path, keys, start):
     """Yield (number of records read, record) for those that have text."""
-    path, empty = Path(path), start == 0
+    path = Path(path)
+    empty = start == 0
     several = keys[0] if isinstance(keys[0], tuple) else keys[:1]
     columns = [*several, *keys[1:]]
     suffix = Path(path.name.removesuffix(".gz")).suffix
@@ -309,7 +310,8 @@ def corpus_rows(run, name, lm, faithful=None) -> TokenRows:
     Raises:
         CorpusError: unreadable or empty corpus; one too small for a training and a held-out row.
     """
-    corpus, vocabulary = run.corpora[name], digest(lm.tokenizer.get_vocab())
+    corpus = run.corpora[name]
+    vocabulary = digest(lm.tokenizer.get_vocab())
     inputs = {"faithful": faithful[0]} if faithful else {"text": text_hash(run, name)}
     settings = run.settings("sequence_length", "corpus_tokens") | {
         "corpus": plain(corpus) | {"role": None},
@@ -363,15 +365,14 @@ def _tokenized(run, name, tokenizer, parts):
     folder `parts` are not read again.
     """
     parts.mkdir(parents=True, exist_ok=True)
-    position, done = (0, 0), sorted(parts.glob("*.safetensors"))
+    position = (0, 0)
+    done = sorted(parts.glob("*.safetensors"))
     for path in done:
         part = load_file(path)
         position = part["position"].tolist()
         yield from np.split(part["ids"], np.cumsum(part["lengths"])[:-1])
-    records, number = (
-        _records(_files(run, run.corpora[name]), _keys(run.corpora[name]), position),
-        len(done),
-    )
+    records = _records(_files(run, run.corpora[name]), _keys(run.corpora[name]), position)
+    number = len(done)
     while batch := list(itertools.islice(records, PART_DOCUMENTS)):
         if found := [
             np.array(ids, np.int32) for ids in tokenize((text for (text,), _ in batch), tokenizer)
@@ -407,21 +408,22 @@ def labelled(run, name):
         CorpusError: unreadable file, wrong key, a label that training has never seen, fewer than
             two labels.
     """
-    task, probing = run.probing.tasks[name], run.probing
+    task = run.probing.tasks[name]
+    probing = run.probing
     rng = np.random.default_rng(probing.seed)
-    keys, limits = _keys(task), (probing.max_train, probing.max_test)
+    keys = _keys(task)
+    limits = (probing.max_train, probing.max_test)
     if task.documentation:
         path = documentation_file(run, task.documentation, task.packages, sum(limits), task=True)
-        records, inputs = list(read_records(path, keys)), {"file": file_hash(path)}
+        records = list(read_records(path, keys))
+        inputs = {"file": file_hash(path)}
         records = [records[i] for i in rng.permutation(len(records))]
         cut = round(len(records) * limits[0] / sum(limits))
         parts = records[:cut], records[cut:]
     elif task.train:
         files = run.resolve(task.train), run.resolve(task.test)
-        parts, inputs = (
-            [list(read_records(file, keys)) for file in files],
-            {file.name: file_hash(file) for file in files},
-        )
+        parts = [list(read_records(file, keys)) for file in files]
+        inputs = {file.name: file_hash(file) for file in files}
     else:
         splits = [
             _records(_files(run, task, split), keys)

@@ -26,7 +26,8 @@ def first_token_kl(model, counts):
     if not counts.sum():
         raise ValueError("an empty dataset has no first-token distribution")
     seen = counts > 0
-    p, q = model[seen] / model[seen].sum(), counts[seen] / counts.sum()
+    p = model[seen] / model[seen].sum()
+    q = counts[seen] / counts.sum()
     return float(np.sum(p * np.log(p / q, where=p > 0, out=np.zeros_like(p)))), float(
         1 - model[seen].sum() / model.sum()
     )
@@ -43,7 +44,9 @@ def dataset_statistics(documents, bos_distribution):
         (record, first_counts int64 [V]); coverages in percent, KL in nats.
     """
     vocabulary = len(bos_distribution)
-    all_counts, first_counts, n = np.zeros(vocabulary, np.int64), np.zeros(vocabulary, np.int64), 0
+    all_counts = np.zeros(vocabulary, np.int64)
+    first_counts = np.zeros(vocabulary, np.int64)
+    n = 0
     for ids in documents:
         n += 1
         all_counts += np.bincount(ids, minlength=vocabulary)

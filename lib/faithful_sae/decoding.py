@@ -40,7 +40,9 @@ class Decoder:
                 f"{model.config.model_type!r}, only from "
                 f"{', '.join(MODELS)}: set generate.backend: vllm"
             )
-        self.model, self.shape, self.layers = model, (rows, -(-length // TILE)), {}
+        self.model = model
+        self.shape = (rows, -(-length // TILE))
+        self.layers = {}
         self.lengths = torch.zeros(rows, dtype=torch.long)
 
     def __enter__(self):
@@ -57,12 +59,11 @@ class Decoder:
 
         A row starts anew when `lengths[slot]` is set to 0.
         """
-        device, lengths = self.model.device, self.lengths[slots]
-        self.slots, self.before, self.longest = (
-            slots.to(device),
-            lengths.to(device),
-            int(lengths.max()),
-        )
+        device = self.model.device
+        lengths = self.lengths[slots]
+        self.slots = slots.to(device)
+        self.before = lengths.to(device)
+        self.longest = int(lengths.max())
         logits = self.model(
             input_ids=ids.to(device)[:, None],
             position_ids=self.before[:, None],
@@ -77,7 +78,8 @@ class Decoder:
             self.layers[layer] = [
                 t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)
             ]  # on the layer's device
-        slots, before = self.slots.to(k.device), self.before.to(k.device)
+        slots = self.slots.to(k.device)
+        before = self.before.to(k.device)
         return one_token_attention(
             query, k, v, *self.layers[layer], slots, before, self.longest, scale, softcap, window
         )

@@ -78,7 +78,10 @@ def extract(kind, packages, max_characters):
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of documentation {kind!r}: one of {', '.join(KINDS)}")
-    documents, total, paragraphs = {}, 0, set()  # a dictionary is a set that keeps its order
+    # a dictionary is a set that keeps its order
+    documents = {}
+    total = 0
+    paragraphs = set()
     for _, document in _stream(kind, packages):
         if kind in ("docstrings", "headers", "topics"):
             document = _without_repeats(document, paragraphs)
@@ -369,7 +372,8 @@ def _corrupted(sentences, rng):
     """
     intact = {sentence.casefold() for sentence in sentences}
     order = rng.permutation(len(sentences))
-    half, corrupted = len(sentences) // 2, []
+    half = len(sentences) // 2
+    corrupted = []
     words = [word for sentence in sentences for word in sentence[:-1].split()[1:]]
     for index in order[:half]:
         tokens = sentences[index][:-1].split(" ")

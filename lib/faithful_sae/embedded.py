@@ -130,10 +130,8 @@ def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, p
     Raises:
         ValueError: rows that are empty, too long, or hold ids outside the vocabulary.
     """
-    rows, heldout_rows = (
-        _as_rows(rows, config, "rows"),
-        _as_rows(heldout_rows, config, "heldout_rows"),
-    )
+    rows = _as_rows(rows, config, "rows")
+    heldout_rows = _as_rows(heldout_rows, config, "heldout_rows")
     model = initialise(config, seed).train()
     optimisers = _optimisers(model, config)
     order = _order(len(rows), config, seed)

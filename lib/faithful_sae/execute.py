@@ -27,7 +27,8 @@ class Progress:
     """
 
     def __init__(self, title):
-        self.title, self.last = title, time.time()
+        self.title = title
+        self.last = time.time()
 
     def __call__(self, text):
         text = text.strip()
@@ -54,7 +55,8 @@ def run_notebook(notebook, output, parameters):
     Raises:
         papermill.PapermillExecutionError: a cell failed.
     """
-    output, start = Path(output), time.time()
+    output = Path(output)
+    start = time.time()
     failed, running = (output.with_suffix(f".{word}.ipynb") for word in ("failed", "running"))
     title = " · ".join([Path(notebook).stem, *(Path(value).stem for value in parameters.values())])
     with locked(

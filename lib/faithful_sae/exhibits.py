@@ -57,7 +57,8 @@ def unmeasured(runs) -> pd.DataFrame:
     """
     found = []
     for run in runs:
-        folder, models = run.file.parent, f"MODELS={run.name}"
+        folder = run.file.parent
+        models = f"MODELS={run.name}"
         profile = (
             f"PROFILE={run.profile}"
             if folder == ROOT / "params" / run.profile
@@ -92,7 +93,8 @@ def save_table(runs, exhibit_id, table, digits=4):
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
-    note, folder = _note(exhibit, runs), runs[0].figures
+    note = _note(exhibit, runs)
+    folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", table)
     rounded = table.map(
         lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v)

@@ -90,13 +90,11 @@ def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), descri
     ):
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
-        log_p, measured = (
-            F.log_softmax(logits[:, :-1], -1),
-            {
-                mode: torch.ones_like(ids, dtype=torch.bool) if mode else ids != lm.bos_id
-                for mode in modes
-            },
-        )
+        log_p = F.log_softmax(logits[:, :-1], -1)
+        measured = {
+            mode: torch.ones_like(ids, dtype=torch.bool) if mode else ids != lm.bos_id
+            for mode in modes
+        }
         for (name, mode), sums in jobs.items():
             sums.add(lm, ids, x, saes[name].reconstruct(x), log_p, measured[mode])
         for (value, mode), sums in ablations.items():
@@ -113,11 +111,13 @@ def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), descri
 
 
 def _mean(lm, tokens, batch_rows, include_bos):
-    total, count = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device), 0
+    total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
+    count = 0
     for ids in rows_in_batches(tokens, batch_rows):
         x = lm.activations(ids)
         x = x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
-        total, count = total + x.double().sum(0), count + len(x)
+        total = total + x.double().sum(0)
+        count = count + len(x)
     return total / max(count, 1)
 
 
@@ -125,7 +125,9 @@ class _Sums:
     """Running float64 sums of one SAE (or ablation) on one corpus."""
 
     def __init__(self, mean):
-        self.center, self.sums, self.counts = mean, {}, {}
+        self.center = mean
+        self.sums = {}
+        self.counts = {}
 
     def mean(self, name):
         return self.sums[name] / self.counts[name]
@@ -141,14 +143,13 @@ class _Sums:
         log_q = F.log_softmax(
             lm.spliced_logits(ids, torch.where(measured[..., None], x_hat, x))[:, :-1], -1
         )
-        scored, targets = measured[:, :-1], ids[:, 1:, None]
+        scored = measured[:, :-1]
+        targets = ids[:, 1:, None]
         self._add("ce", -log_p.gather(-1, targets)[..., 0][scored])
         self._add("ce_sae", -log_q.gather(-1, targets)[..., 0][scored])
         self._add("kl", (log_p.exp() * (log_p - log_q)).sum(-1)[scored])
-        error, centred = (
-            (x_hat - x).double().pow(2).sum(-1),
-            (x.double() - self.center).pow(2).sum(-1),
-        )
+        error = (x_hat - x).double().pow(2).sum(-1)
+        centred = (x.double() - self.center).pow(2).sum(-1)
         self._add("error", error[measured])
         self._add("variance", centred[measured])
         self._add("ev_legacy", 1 - error[measured] / centred[measured])
@@ -164,7 +165,8 @@ class _Sums:
         )
 
     def result(self, ce_zero, ce_mean):
-        mean, s = self.mean, self.sums
+        mean = self.mean
+        s = self.sums
         return Fidelity(
             tokens=self.counts["error"],
             ce=mean("ce"),

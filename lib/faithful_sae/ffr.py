@@ -19,7 +19,8 @@ def random_batches(n_tokens, sequence_length, vocab_size, bos_id, seed, batch_ro
     """Yield int64 [<= batch_rows, T]: rows of BOS and uniformly random ids, n_tokens random ids in
     all; the last row may be short.
     """
-    generator, width = torch.Generator().manual_seed(seed), sequence_length - 1
+    generator = torch.Generator().manual_seed(seed)
+    width = sequence_length - 1
     full, rest = divmod(n_tokens, width)
     shapes = [(min(batch_rows, full - start), width) for start in range(0, full, batch_rows)] + [
         (1, rest)

@@ -67,9 +67,12 @@ def sample(
     """
     ends = [i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None]
     text = np.empty((batch_rows, max_new_tokens), np.int32)
-    slots, ids = np.arange(batch_rows), np.full(batch_rows, lm.bos_id)
+    slots = np.arange(batch_rows)
+    ids = np.full(batch_rows, lm.bos_id)
     number = slots.copy()  # of each row's document
-    documents, sampled, begun = {}, 0, batch_rows
+    documents = {}
+    sampled = 0
+    begun = batch_rows
     with Decoder(lm.model, batch_rows, max_new_tokens) as decoder:
         while len(slots):
             places = decoder.lengths.numpy()[slots]
@@ -91,7 +94,8 @@ def sample(
                 number[again], begun = np.arange(begun, begun + len(again)), begun + len(again)
                 decoder.lengths[again], ids[ended] = 0, lm.bos_id
             else:
-                slots, ids = slots[~ended], ids[~ended]
+                slots = slots[~ended]
+                ids = ids[~ended]
     return [documents[i] for i in range(begun)]
 
 
@@ -164,7 +168,8 @@ def generate_dataset(run, lm, key, inputs=None):
     with locked(run.artifacts / ".faithful.lock"):
         if is_current(folder, key):
             return folder
-        start, shards = time.time(), folder.with_name(f"faithful-{key}.partial")
+        start = time.time()
+        shards = folder.with_name(f"faithful-{key}.partial")
         remove_others(shards)
         _sample_shards(run, lm, shards)
         for unfinished in shards.glob(".*"):  # of a process killed while it wrote, and locks
@@ -198,10 +203,8 @@ def _sample_shards(run, lm, shards, worker=0, of=1):
     """Write the shards that are not there. A worker leaves one that a worker of a killed run is
     still at to it; who is alone waits.
     """
-    g, numbers = (
-        run.generate,
-        range(worker, math.ceil(run.generate.tokens / run.generate.shard_tokens), of),
-    )
+    g = run.generate
+    numbers = range(worker, math.ceil(run.generate.tokens / run.generate.shard_tokens), of)
     if g.max_new_tokens >= lm.context:
         raise ValueError(
             f"{run.file}: generate.max_new_tokens = {g.max_new_tokens} must be below the model's "

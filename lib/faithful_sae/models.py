@@ -212,7 +212,8 @@ def spread(model, devices):
     if len(devices) == 1:
         model.to(devices[0])
         return
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
     if head.weight is embedding.weight:  # one matrix, used on the first device and on the last
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     for part, number in device_map(model, len(devices)).items():
@@ -229,7 +230,8 @@ def device_map(model, n) -> dict:
     A block goes where its middle falls when all weights, laid end to end, are cut into n equal
     lengths; so no device holds more than an equal share and one block, or the embedding, more.
     """
-    parts, blocks = list(model.base_model.children()), _blocks(model)
+    parts = list(model.base_model.children())
+    blocks = _blocks(model)
     at = parts.index(blocks)
     behind = [part for part in parts[at + 1 :] if _bytes(part)]
     before = [
@@ -237,7 +239,8 @@ def device_map(model, n) -> dict:
     ]  # rotary embeddings, too, serve from the first
     behind.append(model.get_output_embeddings())
     done = sum(map(_bytes, before))
-    total, places = done + _bytes(blocks) + sum(map(_bytes, behind)), []
+    total = done + _bytes(blocks) + sum(map(_bytes, behind))
+    places = []
     for block in blocks:
         places.append(min(int(n * (done + _bytes(block) / 2) / total), n - 1))
         done += _bytes(block)

@@ -66,7 +66,8 @@ class Needs:
 
 def shape_of(model) -> Shape:
     """The sizes of a transformers model, whatever its configuration calls them."""
-    config, heads = model.config, model.config.num_attention_heads
+    config = model.config
+    heads = model.config.num_attention_heads
     return Shape(
         config.num_hidden_layers,
         config.hidden_size,
@@ -205,12 +206,11 @@ def language_model_training_bytes(embedded, shape) -> int:
 
 def _memory(run, shape, stage):
     """(bytes on the device, bytes in RAM beside them)."""
-    s, length = run.sae, run.sequence_length
+    s = run.sae
+    length = run.sequence_length
     if stage == "01_generate_faithful":
-        g, trained = (
-            run.generate,
-            language_model_training_bytes(run.embedded, shape) if run.embedded else 0,
-        )
+        g = run.generate
+        trained = language_model_training_bytes(run.embedded, shape) if run.embedded else 0
         rows = math.ceil(sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE)
         if (
             g.backend == "vllm"
@@ -223,13 +223,14 @@ def _memory(run, shape, stage):
         )
         saved = len(s.seeds) * 3 * sae_bytes(shape.d_model, s.d_sae)
         if len(run.published) == len(s.train_on):  # read and measured, not trained
-            training, saved = (
-                len(s.seeds) * sae_bytes(shape.d_model, s.d_sae) + 3 * 4 * s.batch_tokens * s.d_sae,
-                0,
+            training = (
+                len(s.seeds) * sae_bytes(shape.d_model, s.d_sae) + 3 * 4 * s.batch_tokens * s.d_sae
             )
+            saved = 0
         return weights(shape) + _group(run, shape) + training, _reading(run) + _saving(run, saved)
     if stage == "08_seed_dependence":
-        d, layers = run.seed_dependence, study(run)
+        d = run.seed_dependence
+        layers = study(run)
         training = max(
             training_bytes(
                 shape.d_model, [entry["d_sae"] for entry in wanted], s.batch_tokens, s.buffer_tokens
@@ -264,7 +265,8 @@ def _memory(run, shape, stage):
         # computed
         return weights(shape) + saes + forward_bytes(shape, batch) + logits, _reading(run)
     if stage == "09_explore_features":
-        f, batch = run.features, run.features.batch_rows * length
+        f = run.features
+        batch = run.features.batch_rows * length
         steered = length * shape.vocab_size * LOGIT  # a row at a time
         return (
             weights(shape)
@@ -420,7 +422,8 @@ def tokens(run, stage) -> int:
     once where activations are kept); of fidelity's rows and probing's texts, each once, at their
     longest.
     """
-    s, e = run.sae, run.embedded
+    s = run.sae
+    e = run.embedded
     if stage == "01_generate_faithful":
         return run.generate.tokens + (e.steps * e.batch_rows * e.context if e else 0)
     return {

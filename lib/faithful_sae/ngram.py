@@ -36,7 +36,9 @@ class NGram:
                 f"order {order} over {vocab_size} tokens does not fit a 64-bit key: take a lower "
                 "order"
             )
-        self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
+        self.vocab_size = vocab_size
+        self.order = order
+        self.base = vocab_size + 1
 
     def fit(self, rows):
         """Count the n-grams that end at every token but the first of each row.
@@ -111,7 +113,8 @@ class _Level:
     """
 
     def __init__(self, keys, counts, base):
-        self.keys, self.base = keys, base
+        self.keys = keys
+        self.base = base
         discounts = _discounts(counts)[np.minimum(counts, 3)]
         self.discounted = counts - discounts
         self.histories, starts = np.unique(keys // base, return_index=True)

@@ -20,7 +20,9 @@ def pack(token_documents, bos_id, sequence_length, max_tokens):
         int32 [R, sequence_length], R * sequence_length <= max_tokens; the tail that fills no row is
         dropped.
     """
-    pieces, total, width = [], 0, sequence_length - 1
+    pieces = []
+    total = 0
+    width = sequence_length - 1
     wanted = max_tokens // sequence_length * width
     for ids in token_documents:
         if pieces:

@@ -103,7 +103,8 @@ def read_profile(folder) -> tuple[list[Run], list[str]]:
             f"{folder}: no .yaml file in this profile: add one per language model (see "
             "params/laptop)"
         )
-    runs, problems = [], []
+    runs = []
+    problems = []
     for file in files:
         try:
             runs.append(load_params(file))
@@ -159,7 +160,8 @@ def _fill_in(section, kind, key, file):
     entries = section.get(kind) if isinstance(section, dict) else None
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict) and "listed" in entry:
-            listed, known = entry.pop("listed"), _read(LISTED)[kind]
+            listed = entry.pop("listed")
+            known = _read(LISTED)[kind]
             if listed not in known:
                 raise ParamsError(
                     f"{file}: {key}.{name}.listed = {listed!r} is not in {LISTED}, which has "
@@ -212,7 +214,8 @@ def _build(cls, values, file, prefix, internal=types.MappingProxyType({})):
                     else f"known here: {', '.join(fields)}"
                 )
             )
-    hints, built = typing.get_type_hints(cls), {}
+    hints = typing.get_type_hints(cls)
+    built = {}
     for name, field in fields.items():
         if name in values:
             built[name] = _convert(hints[name], values[name], file, prefix + name)
@@ -225,7 +228,8 @@ def _build(cls, values, file, prefix, internal=types.MappingProxyType({})):
 
 
 def _convert(kind, value, file, key):
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
 
     def wrong(expected):
         return ParamsError(f"{file}: {key} must be {expected}, not {value!r}")
@@ -594,7 +598,8 @@ def _check_seed_dependence(run, d, need):
             else "must be 0 or more",
         ),
     ):
-        values, key = getattr(d, name), f"seed_dependence.{name}"
+        values = getattr(d, name)
+        key = f"seed_dependence.{name}"
         need(len(set(values)) == len(values), key, "names a value twice")
         for value in values:
             need(low <= value <= high, key, f"holds {value}, which {why}")
@@ -643,7 +648,8 @@ def _check_source(run, need, key, entry, sources, roles, kinds):
         f"{key}.role",
         f"= {entry.role!r} must be one of {', '.join(roles)}, or null",
     )
-    source, value = given[0], getattr(entry, given[0])
+    source = given[0]
+    value = getattr(entry, given[0])
     if source == "documentation":
         need(
             value in kinds, f"{key}.documentation", f"= {value!r} must be one of {', '.join(kinds)}"

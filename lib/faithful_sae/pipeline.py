@@ -54,10 +54,8 @@ def stage_outputs(runs, stage) -> list[str]:
     The embedded models' own rows and figure are outputs only where all models are embedded: a rule
     has one list of outputs.
     """
-    embedded, run = (
-        all(run.embedded for run in runs),
-        next(run for run in runs if stage in model_stages(run)),
-    )
+    embedded = all(run.embedded for run in runs)
+    run = next(run for run in runs if stage in model_stages(run))
     rows = ROWS[stage] + ((EMBEDDED_ROWS,) if embedded and stage == "01_generate_faithful" else ())
     shown = [e for e in notebook_exhibits(run, stage) if embedded or e.id != "lm_training"]
     return [str(run.artifacts.parent / "{run}" / "rows" / f"{name}.csv") for name in rows] + [
@@ -74,7 +72,8 @@ def corpus_inputs(run, corpus) -> list[str]:
     """Data that training on one corpus reads: a local or extracted file, the text of this or
     another run; the files of SAEs of a folder.
     """
-    source, published = run.corpora[corpus], run.published.get(corpus)
+    source = run.corpora[corpus]
+    published = run.published.get(corpus)
     files = [str(run.resolve(source.path))] if source.path else []
     files += [str(documentation_path(run, *entry)) for entry in _sources(run, [source], [])]
     if published and published.path:

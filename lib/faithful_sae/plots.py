@@ -45,7 +45,8 @@ def _styled(draw):
             figure.draw_without_rendering()  # lays it out while the style is in force
         return figure
 
-    styled.__doc__, styled.__name__ = draw.__doc__, draw.__name__
+    styled.__doc__ = draw.__doc__
+    styled.__name__ = draw.__name__
     return styled
 
 
@@ -207,7 +208,8 @@ def training(data):
     A dashed line is a published SAE's, which has no curve: a row without tokens.
     """
     figure, axes = _grid(3, 3, 2.3)
-    colours, trained = _colours(data.corpus), data.tokens.notna().any()
+    colours = _colours(data.corpus)
+    trained = data.tokens.notna().any()
     for (corpus, seed), curve in data.groupby(["corpus", "seed"], sort=False):
         style = {
             "color": colours[corpus],
@@ -250,7 +252,8 @@ def cosines(data):
     """
     names = list(dict.fromkeys(data.corpus))
     figure, axes = _grid(len(names), min(4, len(names)), 1.55, sharex=True)
-    bins, colours = np.linspace(min(0.0, data.decoder_cosine.min()), 1, 41), _colours(names)
+    bins = np.linspace(min(0.0, data.decoder_cosine.min()), 1, 41)
+    colours = _colours(names)
     for ax, name in zip(axes, names):
         part = data[data.corpus == name]
         alive = part.alive_both.astype(bool)
@@ -338,7 +341,8 @@ def bars(data, value="sfr", ylabel="shared feature ratio"):
     groups = [data[data.source == s].model.nunique() for s in sources]
     figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
     axes = figure.subplots(1, len(sources), sharey=True, squeeze=False, width_ratios=groups)[0]
-    names, colours = list(dict.fromkeys(data.corpus)), _colours(data.corpus)
+    names = list(dict.fromkeys(data.corpus))
+    colours = _colours(data.corpus)
     for ax, source in zip(axes, sources):
         part = data[data.source == source]
         models = list(dict.fromkeys(part.model))
@@ -382,11 +386,14 @@ def probing(data):
         return figure
     models, tasks = list(dict.fromkeys(data.model)), list(dict.fromkeys(data.task))
     corpora = [c for c in dict.fromkeys(data.corpus.dropna())]
-    colours, metrics = _colours(corpora), ("accuracy", "f1")
+    colours = _colours(corpora)
+    metrics = ("accuracy", "f1")
     figure = Figure(figsize=(WIDTH, 1.35 * len(models) * len(metrics) + 0.3), layout="constrained")
     axes = figure.subplots(len(models) * len(metrics), len(tasks), squeeze=False, sharex=True)
     for (row, column), ax in np.ndenumerate(axes):
-        model, metric, task = models[row // 2], metrics[row % 2], tasks[column]
+        model = models[row // 2]
+        metric = metrics[row % 2]
+        task = tasks[column]
         part = data[(data.model == model) & (data.task == task)]
         if part.empty:
             ax.axis("off")

@@ -116,7 +116,8 @@ def _seconds(step, device, seconds=SECONDS):
         return _now(device) - start
 
     timed()
-    times, end = [], time.perf_counter() + seconds
+    times = []
+    end = time.perf_counter() + seconds
     while len(times) < STEPS or time.perf_counter() < end:
         times.append(timed())
     return min(times)
@@ -126,7 +127,10 @@ class _Rates:
     """Seconds of each kind of work of one run, measured when a stage first asks for them."""
 
     def __init__(self, run, lm, progress):
-        self.run, self.lm, self.progress, self.known = run, lm, progress, {}
+        self.run = run
+        self.lm = lm
+        self.progress = progress
+        self.known = {}
         self.shape = lm.shape
 
     def _once(self, name, measure):
@@ -147,8 +151,10 @@ class _Rates:
         """Of one token for each row, the rows anywhere between their first token and their last, as
         they are after a while.
         """
-        g, lm = self.run.generate, self.lm
-        slots, generator = torch.arange(g.batch_rows), torch.Generator(lm.device).manual_seed(0)
+        g = self.run.generate
+        lm = self.lm
+        slots = torch.arange(g.batch_rows)
+        generator = torch.Generator(lm.device).manual_seed(0)
         ids = torch.full((g.batch_rows,), lm.bos_id)
 
         @torch.inference_mode()
@@ -182,7 +188,8 @@ class _Rates:
 
     def sae_step(self, d_sae, k, n_tokens):
         """Of one optimiser step of an SAE of a size, from the first steps of a training."""
-        s, lm = self.run.sae, self.lm
+        s = self.run.sae
+        lm = self.lm
 
         def measure():
             ids = self._ids(math.ceil(s.batch_tokens / (self.run.sequence_length - 1)))
@@ -223,7 +230,8 @@ class _Rates:
         """Of one token in one SAE: its latents as 04 counts them, or (dense) as 06 averages them,
         with the reconstruction.
         """
-        s, lm = self.run.sae, self.lm
+        s = self.run.sae
+        lm = self.lm
         sae = TopKSAE(lm.d_model, s.d_sae, s.k, 0, lm.device)
 
         def measure():
@@ -240,7 +248,9 @@ class _Rates:
         """Of one batch of rows once through the model with a reconstruction in place; that is most
         of what 05 does.
         """
-        s, f, lm = self.run.sae, self.run.fidelity, self.lm
+        s = self.run.sae
+        f = self.run.fidelity
+        lm = self.lm
         saes = {i: TopKSAE(lm.d_model, s.d_sae, s.k, i, lm.device) for i in range(2)}
         ids = self._ids(f.batch_rows).numpy()
 
@@ -261,7 +271,8 @@ class _Rates:
 
     def language_model_step(self):
         """Of one optimiser step of the embedded model, and of one held-out token."""
-        e, lm = self.run.embedded, self.lm
+        e = self.run.embedded
+        lm = self.lm
 
         def measure():
             model = embedded.initialise(e, 0).train()
@@ -288,7 +299,9 @@ class _Rates:
         """As many full steps as give the tokens, and after each shard half of a document's length
         while its last ones end.
         """
-        g, e, total = self.run.generate, self.run.embedded, 0.0
+        g = self.run.generate
+        e = self.run.embedded
+        total = 0.0
         if e:
             step, evaluated = self.language_model_step()
             heldout = e.train_tokens / (1 - self.run.heldout) - e.train_tokens
@@ -300,7 +313,8 @@ class _Rates:
 
     def stage_02_train_sae(self):
         """Of each corpus: the tokens read, and a step of every SAE for each batch."""
-        s, run = self.run.sae, self.run
+        s = self.run.sae
+        run = self.run
         n_tokens = needs.budget(run, s.tokens)
         steps = (
             (len(s.train_on) - len(run.published))
@@ -321,7 +335,8 @@ class _Rates:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
         without.
         """
-        f, s = self.run.fidelity, self.run.sae
+        f = self.run.fidelity
+        s = self.run.sae
         more, one = self.fidelity_pass()
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
         return batches * 2 * (one + (len(s.train_on) * len(s.seeds) - 1) * more)
@@ -336,7 +351,9 @@ class _Rates:
 
     def stage_08_seed_dependence(self):
         """As 02, layer by layer; the time to a layer is the share of the blocks before it."""
-        s, run, total = self.run.sae, self.run, 0.0
+        s = self.run.sae
+        run = self.run
+        total = 0.0
         for layer, wanted in needs.study(run).items():
             most = max(entry["tokens"] for entry in wanted)
             total += needs.read(run, most) * self.read_token() * (layer + 1) / (run.layer + 1)

@@ -204,7 +204,8 @@ def lib_files(path, but=()) -> list[Path]:
     """The files of this library that a notebook (.py) or module uses, directly or through another
     not named in `but`, sorted.
     """
-    found, todo = set(), [Path(path)]
+    found = set()
+    todo = [Path(path)]
     while todo:
         source = todo.pop().read_text(encoding="utf-8")
         names = re.findall(r"^\s*import faithful_sae\.([\w.]+)", source, re.M)

@@ -210,10 +210,8 @@ def prepare_dataset(run, namespace) -> Repository | None:
             "notebooks/01_generate_faithful for "
             f"{run.profile}/{run.name} again"
         )
-    repository, record = (
-        _repository(run, namespace, "dataset", "faithful"),
-        (source / "provenance.json").read_bytes(),
-    )
+    repository = _repository(run, namespace, "dataset", "faithful")
+    record = (source / "provenance.json").read_bytes()
     mine = repository.folder / "provenance.json"
     if mine.exists() and mine.read_bytes() != record:
         remove(repository.folder)  # of another dataset

@@ -61,7 +61,8 @@ def load_published(run, name, width=None) -> dict:
             YAML's; one SAE for two seeds.
         HubError: as locate.
     """
-    saes, seen = {}, {}
+    saes = {}
+    seen = {}
     for seed in run.sae.seeds:
         folder, _ = locate(run, name, seed)
         sae = load_sae(folder)
@@ -107,17 +108,18 @@ def measure(saes, lm, rows, n_tokens, include_bos, batch_rows, batch_tokens):
     Raises:
         ValueError: nothing but BOS in the rows, and BOS left out.
     """
-    tokens, total, squares = 0, torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device), 0.0
-    errors, counts = [0.0] * len(saes), [torch.zeros(sae.d_sae, dtype=torch.int64) for sae in saes]
+    tokens = 0
+    total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
+    squares = 0.0
+    errors = [0.0] * len(saes)
+    counts = [torch.zeros(sae.d_sae, dtype=torch.int64) for sae in saes]
     for ids in rows_in_batches(rows, batch_rows):
         if tokens >= n_tokens:
             break
         for x in token_activations(lm, ids, include_bos)[: n_tokens - tokens].split(batch_tokens):
-            tokens, total, squares = (
-                tokens + len(x),
-                total + x.double().sum(0),
-                squares + x.double().pow(2).sum().item(),
-            )
+            tokens = tokens + len(x)
+            total = total + x.double().sum(0)
+            squares = squares + x.double().pow(2).sum().item()
             for i, sae in enumerate(saes):
                 errors[i] += (x - sae.reconstruct(x)).double().pow(2).sum().item()
                 counts[i] += firing_counts(*sae.encode_topk(x), sae.d_sae, 0.0).cpu()

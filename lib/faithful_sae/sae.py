@@ -45,21 +45,17 @@ class TopKSAE:
         generator = torch.Generator().manual_seed(
             seed
         )  # on the CPU, so that a seed means the same weights everywhere
-        self.k, self.threshold, self.normalisation, self.firing, self.metadata = (
-            k,
-            None,
-            "none",
-            None,
-            {"seed": seed},
-        )
+        self.k = k
+        self.threshold = None
+        self.normalisation = "none"
+        self.firing = None
+        self.metadata = {"seed": seed}
         self.W_dec = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1).to(
             device
         )
         self.W_enc = self.W_dec.T.clone(memory_format=torch.contiguous_format)
-        self.b_enc, self.b_dec = (
-            torch.zeros(d_sae, device=device),
-            torch.zeros(d_model, device=device),
-        )
+        self.b_enc = torch.zeros(d_sae, device=device)
+        self.b_dec = torch.zeros(d_model, device=device)
 
     @property
     def d_model(self):
@@ -93,7 +89,8 @@ class TopKSAE:
 
         K is k, or, with a threshold, the most that any token of x has.
         """
-        p, k = self.pre_activations(x), self.k
+        p = self.pre_activations(x)
+        k = self.k
         if self.threshold is not None:
             p = p * (p > self.threshold)
             k = max([1, *(p > 0).sum(-1).flatten().tolist()])

@@ -451,8 +451,10 @@ def wanted_saes(run, layer, cap) -> list[dict]:
         cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and
             are one SAE then, not several.
     """
-    s, d = run.sae, run.seed_dependence
-    plain, some = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}, d.seeds[: d.sweep_seeds]
+    s = run.sae
+    d = run.seed_dependence
+    plain = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}
+    some = d.seeds[: d.sweep_seeds]
     groups = [(plain, d.seeds if layer == run.layer else some)]
     if layer == run.layer:
         groups += [

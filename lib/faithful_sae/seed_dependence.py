@@ -80,7 +80,8 @@ def compare_pair(latents, decoder, encoder, threshold) -> dict:
     matched cosines, and where they agree and where not (NaN if nowhere); `correlation` of decoder
     with encoder cosines; `at_maximum`: matched with the nearest.
     """
-    alignment, agree = (latents.decoder_cosine + latents.encoder_cosine) / 2, latents.agree
+    alignment = (latents.decoder_cosine + latents.encoder_cosine) / 2
+    agree = latents.agree
     return {
         "shared": shared(decoder, encoder, threshold).mean(),
         "shared_decoder": shared(decoder, None, threshold).mean(),
@@ -140,7 +141,8 @@ def only_in_base(masks):
     """
     rows = []
     for base, hits in masks.items():
-        others, misses = len(hits), (~hits).sum(0)
+        others = len(hits)
+        misses = (~hits).sum(0)
         for n in range(2, others + 2):
             alone = np.array([math.comb(m, n - 1) for m in range(others + 1)]) / math.comb(
                 others, n - 1
@@ -160,7 +162,9 @@ def power_laws(n, share):
         with too few points for them. The points are averages over the same SAEs, not independent
         draws: aicc flatters whichever law fits closer, so a verdict asks for loo as well.
     """
-    n, share, rows = np.asarray(n, float), np.asarray(share, float), []
+    n = np.asarray(n, float)
+    share = np.asarray(share, float)
+    rows = []
     for name, law in LAWS.items():
         size = len(BOUNDS[name][0])
         if len(n) <= size:  # as many numbers as points fit anything
@@ -172,7 +176,9 @@ def power_laws(n, share):
         squares = max(
             float(((law(n, *found) - share) ** 2).sum()), 1e-30
         )  # an exact fit has no logarithm
-        aicc, parameters = np.nan, size + 1  # and the variance
+        # and the variance
+        aicc = np.nan
+        parameters = size + 1
         if len(n) > parameters + 1:
             aicc = (
                 len(n) * math.log(squares / len(n))
@@ -269,11 +275,13 @@ def modes_test(values, seed=0, resamples=200):
     spread = values.std()
     if len(values) < 2 or spread == 0:
         return 0, np.nan
-    low, high = spread / 100, 2 * spread
+    low = spread / 100
+    high = 2 * spread
     for _ in range(16):  # the least bandwidth with one mode
         middle = (low + high) / 2
         low, high = (middle, high) if count_modes(values, middle) > 1 else (low, middle)
-    rng, more = np.random.default_rng(seed), 0
+    rng = np.random.default_rng(seed)
+    more = 0
     for _ in range(resamples):
         sample = rng.choice(values, len(values)) + high * rng.standard_normal(len(values))
         sample = values.mean() + (sample - values.mean()) / math.sqrt(

@@ -26,7 +26,8 @@ def findings(run, rows) -> pd.DataFrame:
         rows: {name: DataFrame} as stages.seed_study.study_seeds returns them.
     """
     pairs, latents = rows["seed_pairs"], rows["seed_latents"]
-    plain, n = pairs[pairs.sweep == "seeds"], len(run.seed_dependence.seeds)
+    plain = pairs[pairs.sweep == "seeds"]
+    n = len(run.seed_dependence.seeds)
     n_sweep = run.seed_dependence.sweep_seeds
     sweep = {name: pairs[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     top, rare = _extremes(latents, n - 1)
@@ -120,7 +121,8 @@ def noise(shares, n_seeds, d_sae=None) -> float:
         shares: one number per pair. d_sae: with it the numbers are shares of so many latents, which
             vary at least binomially.
     """
-    spread, p = shares.std(), shares.mean()
+    spread = shares.std()
+    p = shares.mean()
     binomial = math.sqrt(max(p * (1 - p), 0) / d_sae) if d_sae else np.nan
     one = np.nanmax([spread, binomial]) if not (np.isnan(spread) and np.isnan(binomial)) else np.nan
     return float(one / math.sqrt(max(n_seeds // 2, 1)))
@@ -156,7 +158,8 @@ def _above(values, limit, n_seeds, what):
 
 
 def _modes(rows):
-    rejected, several = rows.p < SIGNIFICANCE, rows.modes > 1
+    rejected = rows.p < SIGNIFICANCE
+    several = rows.modes > 1
     text = (
         f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum()} of {len(rows)} pairs; more "
         f"than one mode in {several.sum()}"
@@ -230,10 +233,8 @@ def _extremes(latents, others):
         (alive.iloc[-size:], others, f"by all {others} others"),
         (alive.iloc[:size], 0, "by none"),
     ):
-        overall, found = (
-            int((alive.seeds_sharing == count).sum()),
-            int((part.seeds_sharing == count).sum()),
-        )
+        overall = int((alive.seeds_sharing == count).sum())
+        found = int((part.seeds_sharing == count).sum())
         more = hypergeom.sf(found - 1, len(alive), overall, size)
         fewer = hypergeom.cdf(found, len(alive), overall, size)
         text = (
@@ -282,7 +283,8 @@ def _trend(rows, sign, n_seeds):
     if rows.empty:
         return "not swept", NOT_TESTABLE
     means, error = _settings(rows, n_seeds)
-    limit, steps = 2 * math.sqrt(2) * error, sign * means.diff().iloc[1:]
+    limit = 2 * math.sqrt(2) * error
+    steps = sign * means.diff().iloc[1:]
     whole = sign * (means.iloc[-1] - means.iloc[0])
     verdict = (
         FAILS if whole < -limit or (steps < -limit).any() else HOLDS if whole > limit else OPEN
@@ -306,7 +308,8 @@ def _layers(rows, n_seeds):
             for statement in statements
         ]
     means, error = _settings(rows, n_seeds)
-    middle, limit = means.iloc[1:-1], 2 * math.sqrt(2) * error
+    middle = means.iloc[1:-1]
+    limit = 2 * math.sqrt(2) * error
     constant = (
         NOT_TESTABLE
         if len(middle) < 2

@@ -23,10 +23,8 @@ def _joint(width=WIDTH * 0.75, height=WIDTH * 0.55):
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
     ax = figure.add_subplot(grid[1, 0])
-    top, right = (
-        figure.add_subplot(grid[0, 0], sharex=ax),
-        figure.add_subplot(grid[1, 1], sharey=ax),
-    )
+    top = figure.add_subplot(grid[0, 0], sharex=ax)
+    right = figure.add_subplot(grid[1, 1], sharey=ax)
     top.tick_params(labelbottom=False)
     right.tick_params(labelleft=False)
     top.set_ylabel("latents")
@@ -56,7 +54,8 @@ def matched_cosines(data):
     matchings agree.
     """
     figure, ax, top, right = _joint()
-    agree, limit = data.agree.astype(bool), data.threshold.iloc[0]
+    agree = data.agree.astype(bool)
+    limit = data.threshold.iloc[0]
     low = min(0.0, data.decoder_cosine.min(), data.encoder_cosine.min())
     ax.set(
         xlim=(low - 0.03, 1.03),
@@ -103,7 +102,8 @@ def firing(data):
     seeds that share the latent.
     """
     figure, ax, top, right = _joint()
-    fires, others = data.firing > 0, int(data.others.iloc[0])
+    fires = data.firing > 0
+    others = int(data.others.iloc[0])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, others + 1))
     for count in range(others + 1):
         part = data[fires & (data.seeds_sharing == count)]
@@ -116,7 +116,8 @@ def firing(data):
             linewidths=0,
             label=str(count),
         )
-    shown, low = data[fires], min(0.0, data.mean_cosine.min())
+    shown = data[fires]
+    low = min(0.0, data.mean_cosine.min())
     parts = [shown[shown.seeds_sharing == count] for count in range(others + 1)]
     if len(shown):
         edges = np.geomspace(shown.firing.min() * 0.99, shown.firing.max() * 1.01, 31)

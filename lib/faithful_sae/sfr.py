@@ -93,7 +93,8 @@ def compare_seeds(saes, threshold, dead_below):
         alive in the second), mean share of dead latents. latents, one row per latent of the first:
         its match, both cosines, alive flags.
     """
-    rows, tables = [], []
+    rows = []
+    tables = []
     for (seed_a, seed_b), (decoder, encoder) in match_seeds(saes).items():
         a, b = saes[seed_a], saes[seed_b]
         alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))

@@ -62,7 +62,8 @@ def beside(rows, runs, numbers):
         key: {"model": paper_models()[key], "source": "paper", **values}
         for key, values in numbers.items()
     }
-    ordered, run_of = [], {run.label: run for run in runs}
+    ordered = []
+    run_of = {run.label: run for run in runs}
     for row in here:
         ordered.append(row)
         counterpart = run_of[row["model"]].beside
@@ -231,7 +232,8 @@ def sfr_table(runs, table_id, roles):
 
 def table3(runs):
     """SFR by target model and source of its faithful text."""
-    rows, sfr = [], sfr_values(runs)
+    rows = []
+    sfr = sfr_values(runs)
     for run in measured(runs, "sfr"):
         values = sfr[run.name]
         sources = {
@@ -268,7 +270,8 @@ def table5(runs):
     """Training configurations, here and in the paper."""
     rows = []
     for run in runs:
-        s, trained = run.sae, [name for name in run.sae.train_on if name not in run.published]
+        s = run.sae
+        trained = [name for name in run.sae.train_on if name not in run.published]
         ours = (
             {"lr": s.lr, "tokens": s.tokens, "recipe": s.recipe, "corpora": ", ".join(trained)}
             if trained
@@ -304,10 +307,8 @@ def table5(runs):
 
 def probing_means(runs):
     """Accuracy and F1 by model, task, representation and corpus (heading), averaged over seeds."""
-    rows, keys = (
-        gather(runs, "probing", "06_probing"),
-        ["run", "model", "task", "representation", "corpus"],
-    )
+    rows = gather(runs, "probing", "06_probing")
+    keys = ["run", "model", "task", "representation", "corpus"]
     if rows is None:
         return pd.DataFrame(columns=[*keys, "accuracy", "f1"])
     return rows.groupby(keys, sort=False, dropna=False)[["accuracy", "f1"]].mean().reset_index()
@@ -339,7 +340,9 @@ def table6(runs):
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
     appendix C.1.
     """
-    means, rows, numbers = probing_means(runs), [], exhibits()["table6"].numbers
+    means = probing_means(runs)
+    rows = []
+    numbers = exhibits()["table6"].numbers
     runs = measured(runs, "probing")
     for run in runs:
         mine = means[means.run == run.name]

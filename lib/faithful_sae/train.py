@@ -58,7 +58,10 @@ class _Training:
     """
 
     def __init__(self, sae, lr, recipe, n_steps):
-        self.sae, self.recipe, self.n_steps, self.lr = sae, recipe, n_steps, lr
+        self.sae = sae
+        self.recipe = recipe
+        self.n_steps = n_steps
+        self.lr = lr
         if recipe.kaiming_encoder:
             generator = torch.Generator().manual_seed(sae.metadata["seed"])
             bound = (6 / sae.d_sae) ** 0.5  # kaiming_uniform_ of a [D, F] matrix: fan_in is F
@@ -88,7 +91,8 @@ class _Training:
         )  # batches
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
         self.aux_k = recipe.aux_k or max(sae.d_model // 2, 1)
-        self.fired, self.counted = torch.zeros(sae.d_sae, device=sae.W_enc.device), 0
+        self.fired = torch.zeros(sae.d_sae, device=sae.W_enc.device)
+        self.counted = 0
         self.log = []
 
     def gradients(self, x):
@@ -97,10 +101,13 @@ class _Training:
         Returns:
             (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
-        sae, encoder = self.sae, self.encoder
+        sae = self.sae
+        encoder = self.encoder
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, sae.k)
-        error, centred = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x), x - sae.b_dec
-        loss, to_x_hat = error.square().mean(), error * (2 / x.numel())
+        error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
+        centred = x - sae.b_dec
+        loss = error.square().mean()
+        to_x_hat = error * (2 / x.numel())
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
         if len(dead):
             aux_loss, to_explained, of_dead = self._auxk(centred, error, dead)
@@ -127,7 +134,8 @@ class _Training:
         Up to half of d_model latents are active for each token, often all that are dead: products
         of those columns alone are several times as fast as gathers.
         """
-        w_enc, w_dec = self.encoder[dead], self.sae.W_dec[dead]
+        w_enc = self.encoder[dead]
+        w_dec = self.sae.W_dec[dead]
         z = F.relu(torch.addmm(self.sae.b_enc[dead], centred, w_enc.T))
         if len(dead) > self.aux_k:
             values, indices = z.topk(self.aux_k, dim=-1, sorted=False)
@@ -143,7 +151,8 @@ class _Training:
 
     def step(self, i, x, checkpoint=None):
         """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
-        sae, recipe = self.sae, self.recipe
+        sae = self.sae
+        recipe = self.recipe
         if i == 0 and recipe.b_dec_from_mean:
             sae.b_dec.copy_(x.mean(0))
         for group in self.optimiser.param_groups:
@@ -232,7 +241,8 @@ class _Training:
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
         _normalise(sae.W_dec)
-        sae.firing, sae.training_log = self.fired / max(self.counted, 1), pd.DataFrame(self.log)
+        sae.firing = self.fired / max(self.counted, 1)
+        sae.training_log = pd.DataFrame(self.log)
         return sae
 
 

@@ -23,7 +23,8 @@ class _Bars:
     """A stream that hands progress bars on as lines, and the rest as it is."""
 
     def __init__(self, progress, stream):
-        self.progress, self.stream = progress, stream
+        self.progress = progress
+        self.stream = stream
 
     def write(self, text):
         if "%|" in text:
@@ -42,7 +43,8 @@ def main():
     parser.add_argument("corpus")
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    start, title = time.time(), f"02_train_sae · {args.corpus} · {Path(args.params).stem}"
+    start = time.time()
+    title = f"02_train_sae · {args.corpus} · {Path(args.params).stem}"
     with (
         locked(args.output.with_suffix(".lock")),
         contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)),

@@ -25,7 +25,8 @@ def sampler(run, lm):
             "copy of this environment: it brings its own torch), or set generate.backend: "
             "transformers"
         ) from error
-    g, padded = run.generate, lm.model.config.vocab_size > lm.vocab_size
+    g = run.generate
+    padded = lm.model.config.vocab_size > lm.vocab_size
     free, total = torch.cuda.mem_get_info(lm.device) if lm.device.type == "cuda" else (1, 1)
     engine = LLM(
         model=lm.model.name_or_path,
@@ -69,10 +70,12 @@ def sampler(run, lm):
         return [np.array([*start, *sampled.get(i, ())], np.int32) for i, start in enumerate(starts)]
 
     def draw(seed, tokens, progress):
-        found, count = [], 0
+        found = []
+        count = 0
         while count < tokens:
             new = documents([seed, len(found)])
-            found, count = found + new, count + sum(map(len, new))
+            found = found + new
+            count = count + sum(map(len, new))
             progress(sum(map(len, new)))
         return found
 

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
-
 from faithful_sae.activations import rows_in_batches
 from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept, collect
 from faithful_sae.models import LanguageModel
 from faithful_sae.sae import TopKSAE
+from tokenizers import Tokenizer, models
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, LENGTH, BLOCKS, K, BATCH_ROWS = 20_000, 128, 8, 48, 32
 
@@ -66,7 +65,8 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lm, sae = random_lm(args.d_model), TopKSAE(args.d_model, args.d_sae, K, seed=0)
+    lm = random_lm(args.d_model)
+    sae = TopKSAE(args.d_model, args.d_sae, K, seed=0)
     # as words are: a few of them often, many rarely
     rows = (
         np.random.default_rng(0).zipf(1.2, (args.tokens // LENGTH, LENGTH)) % (VOCABULARY - 1) + 1

@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 import torch
-
 from faithful_sae.generate import sample
 from faithful_sae.models import load_model
 

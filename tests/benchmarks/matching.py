@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from scipy.optimize import linear_sum_assignment
-
 from faithful_sae import load_sae, match_features, train_saes
 from faithful_sae.provenance import ROOT
+from scipy.optimize import linear_sum_assignment
 
 KINDS = ("planted 0.1", "planted 0.5", "planted 0.9", "clustered", "anisotropic", "trained")
 
@@ -37,7 +36,8 @@ def dictionaries(kind, n, d, seed=0):
     common mean added. The last two with p = 0.5.
     """
     g = torch.Generator().manual_seed(seed)
-    centres, mean = torch.randn(n // 20, d, generator=g), 0.7 * unit(torch.randn(1, d, generator=g))
+    centres = torch.randn(n // 20, d, generator=g)
+    mean = 0.7 * unit(torch.randn(1, d, generator=g))
 
     def draw():
         if kind == "clustered":
@@ -48,7 +48,8 @@ def dictionaries(kind, n, d, seed=0):
         x = unit(torch.randn(n, d, generator=g))
         return unit(x + mean) if kind == "anisotropic" else x
 
-    A, share = draw(), float(kind.split()[1]) if kind.startswith("planted") else 0.5
+    A = draw()
+    share = float(kind.split()[1]) if kind.startswith("planted") else 0.5
     cosine = 0.7 + 0.29 * torch.rand(n, 1, generator=g)
     copies = cosine * A + (1 - cosine**2).sqrt() * unit(torch.randn(n, d, generator=g))
     B = unit(torch.where(torch.rand(n, 1, generator=g) < share, copies, draw()))
@@ -102,7 +103,9 @@ def lapx(A, B):
 
 def measured(solver, A, B):
     """(seconds, GB used at the peak beyond what was in use before, permutation, more)."""
-    process, peak, done = psutil.Process(), [0], threading.Event()
+    process = psutil.Process()
+    peak = [0]
+    done = threading.Event()
     before = process.memory_info().rss
 
     def watch():
@@ -140,7 +143,8 @@ def main():
         f"{args.threads} threads of ours\n",
         flush=True,
     )
-    solvers, rows = [ours], []
+    solvers = [ours]
+    rows = []
     if args.n <= args.dense_to:
         solvers.append(scipy)
         try:

@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 
@@ -54,7 +54,8 @@ class _Stream(torch.nn.Module):
     def __init__(self, x):
         super().__init__()
         self.activations = torch.nn.Embedding.from_pretrained(x)
-        self.device, self.dummy_inputs = x.device, {"token": torch.zeros(1, 1, dtype=torch.int64)}
+        self.device = x.device
+        self.dummy_inputs = {"token": torch.zeros(1, 1, dtype=torch.int64)}
 
     @property
     def base_model(self):

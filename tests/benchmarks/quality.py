@@ -23,8 +23,6 @@ import sys
 import time
 
 import torch
-from peers import train_dictionary_learning, train_sae_lens, train_sparsify
-
 from faithful_sae import corpora, load_model, train_saes
 from faithful_sae.activations import ActivationStream
 from faithful_sae.faithfulness import fidelity_of_all
@@ -33,6 +31,7 @@ from faithful_sae.params import load_params
 from faithful_sae.provenance import ROOT
 from faithful_sae.stages.language_model import open_model, train_embedded_model
 from faithful_sae.train import RECIPES
+from peers import train_dictionary_learning, train_sae_lens, train_sparsify
 
 OUR_LR = {
     "default": 8e-3,
@@ -115,13 +114,18 @@ class Benchmark:
     """Trains and measures SAEs of one size."""
 
     def __init__(self, lm, heldout, batches, d_sae, k):
-        self.lm, self.heldout, self.batches, self.d_sae, self.k = lm, heldout, batches, d_sae, k
+        self.lm = lm
+        self.heldout = heldout
+        self.batches = batches
+        self.d_sae = d_sae
+        self.k = k
 
     def measure(self, jobs):
         """{job: (FVU, CE difference, share of dead latents, tokens/s)} of jobs {(name, lr, seed):
         function as above}.
         """
-        saes, measured = {}, {}
+        saes = {}
+        measured = {}
         for (name, lr, seed), train in jobs.items():
             start = time.perf_counter()
             with (
@@ -157,10 +161,8 @@ def main(arguments):
     rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, 128, 700_000)
     cut = len(rows) - len(rows) // 10
     batches = stream(lm, rows[:cut], steps * arguments.batch, arguments.batch)
-    benchmark, trains = (
-        Benchmark(lm, rows[cut:], batches, arguments.d_sae, arguments.k),
-        contestants(steps),
-    )
+    benchmark = Benchmark(lm, rows[cut:], batches, arguments.d_sae, arguments.k)
+    trains = contestants(steps)
     first, *others = range(arguments.seeds)
     results = benchmark.measure(
         {(name, lr, first): train for name, train in trains.items() for lr in (None, *arguments.lr)}

@@ -19,7 +19,6 @@ import time
 import peers
 import torch
 import torch.nn.functional as F
-
 from faithful_sae.sae import TopKSAE
 from faithful_sae.train import RECIPES, _Training
 

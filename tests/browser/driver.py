@@ -14,7 +14,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+WIDE = {"width": 1280, "height": 800}
+NARROW = {"width": 390, "height": 844}
 
 
 @contextlib.contextmanager
@@ -39,7 +40,8 @@ def watched_page(browser, **options):
     """Yield a page; fails on any error of a script, on what the content policy blocked, and on any
     request that leaves the machine.
     """
-    page, problems = browser.new_page(viewport=WIDE, **options), []
+    page = browser.new_page(viewport=WIDE, **options)
+    problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on(
         "console",

@@ -17,7 +17,6 @@ import pytest
 import torch
 from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from driver import NARROW, WIDE, chromium, watched_page
-
 from faithful_sae.features.build import build_index
 from faithful_sae.models import load_model
 from faithful_sae.params import load_params

@@ -9,10 +9,9 @@ import threading
 
 import pytest
 from driver import NARROW, chromium, watched_page
-from feature_folders import write_index
-
 from faithful_sae.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
+from feature_folders import write_index
 
 D_SAE = 300
 

@@ -25,7 +25,6 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import (
 )
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-
 from faithful_sae import load_sae
 from faithful_sae.formats.hooks import check_hook
 
@@ -55,7 +54,8 @@ CLASSES = {
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("threshold", [-1.0, 2.0], ids=["unset", "set"])
 def test_every_class(kind, threshold, tmp_path):
-    theirs, generator = kind(D, F, *CLASSES[kind]), torch.Generator().manual_seed(3)
+    theirs = kind(D, F, *CLASSES[kind])
+    generator = torch.Generator().manual_seed(3)
     for parameter in theirs.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     if "threshold" in dict(theirs.named_buffers()):

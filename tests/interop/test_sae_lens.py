@@ -11,6 +11,11 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("sae_lens", reason="make test-interop")
 
 from datasets import Dataset
+from faithful_sae import TopKSAE, load_model, load_sae
+from faithful_sae.formats.hooks import check_hook
+from faithful_sae.publish import publish
+from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.training import train_all
 from sae_lens import (
     SAE,
     LanguageModelSAERunnerConfig,
@@ -21,12 +26,6 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
-
-from faithful_sae import TopKSAE, load_model, load_sae
-from faithful_sae.formats.hooks import check_hook
-from faithful_sae.publish import publish
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.training import train_all
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -139,7 +138,8 @@ def test_version_5(change, tmp_path):
         "sae_lens_training_version": "3.1.0",
     } | change
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    ours, theirs = load_sae(tmp_path), SAE.load_from_disk(tmp_path)
+    ours = load_sae(tmp_path)
+    theirs = SAE.load_from_disk(tmp_path)
     assert_same(ours, theirs)
     assert (
         ours.metadata["hook_name"] == theirs.cfg.metadata.hook_name
@@ -152,12 +152,11 @@ def test_version_5(change, tmp_path):
 
 
 def test_ours_in_their_hands(tmp_path):
-    ours, generator = TopKSAE(D, F, K, seed=3), torch.Generator().manual_seed(0)
+    ours = TopKSAE(D, F, K, seed=3)
+    generator = torch.Generator().manual_seed(0)
     ours.W_enc = ours.W_enc + 0.3 * torch.randn(D, F, generator=generator)
-    ours.b_enc, ours.b_dec = (
-        0.3 * torch.randn(F, generator=generator),
-        torch.randn(D, generator=generator),
-    )
+    ours.b_enc = 0.3 * torch.randn(F, generator=generator)
+    ours.b_dec = torch.randn(D, generator=generator)
     ours.metadata |= {"model": "gpt2", "layer": 8, "sequence_length": 128}
     ours.save(tmp_path)
     theirs = SAE.load_from_disk(tmp_path)
@@ -217,9 +216,11 @@ def train(model_folder, folder, sae):
     "flags", [{}, {"normalize_activations": "expected_average_only_in"}], ids=["plain", "scaled"]
 )
 def test_a_topk_sae_that_saelens_trained(flags, model_folders, tmp_path):
-    folder, before = model_folders["llama"], TopKTrainingSAEConfig(d_in=16, d_sae=48, k=K, **flags)
+    folder = model_folders["llama"]
+    before = TopKTrainingSAEConfig(d_in=16, d_sae=48, k=K, **flags)
     trained = train(folder, tmp_path / "sae", before)
-    ours, theirs = load_sae(tmp_path / "sae"), SAE.load_from_disk(tmp_path / "sae")
+    ours = load_sae(tmp_path / "sae")
+    theirs = SAE.load_from_disk(tmp_path / "sae")
     lm = load_model(folder, 1, "cpu", "float32")
     check_hook(ours, folder, lm.layer, tmp_path)  # the output of block 0 is what enters block 1
     ids = torch.randint(2, 64, (20, 12), generator=torch.Generator().manual_seed(1))
@@ -273,10 +274,8 @@ def test_saelens_reads_what_make_publish_writes(make_run):
     lm = open_model(run)
     train_all(run, lm)
     (saes,) = publish(run.file.parent)
-    ours, theirs = (
-        load_sae(run.artifacts / "saes" / "text" / "seed42"),
-        SAE.load_from_disk(saes.folder / "text" / "seed42"),
-    )
+    ours = load_sae(run.artifacts / "saes" / "text" / "seed42")
+    theirs = SAE.load_from_disk(saes.folder / "text" / "seed42")
     assert_same(ours, theirs, lm.activations(torch.arange(2, 30)[None])[0])
     assert (
         theirs.cfg.metadata.model_name == "llama"

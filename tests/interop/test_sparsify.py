@@ -10,10 +10,9 @@ import torch
 os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported; its kernels need a GPU
 pytest.importorskip("sparsify", reason="make test-interop")
 
-from sparsify import SparseCoder, SparseCoderConfig
-
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae import SAEError
+from sparsify import SparseCoder, SparseCoderConfig
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -33,10 +32,8 @@ def assert_same(ours, theirs):
 
 def coder(dtype=torch.float32, **config):
     """One of theirs with weights that look trained: biases are not 0, decoder rows not of norm 1."""
-    theirs, generator = (
-        SparseCoder(D, SparseCoderConfig(k=K, **config), dtype=dtype),
-        torch.Generator().manual_seed(3),
-    )
+    theirs = SparseCoder(D, SparseCoderConfig(k=K, **config), dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
     for parameter in theirs.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
     return theirs
@@ -65,12 +62,11 @@ def test_theirs_in_our_hands(config, tmp_path):
 
 @pytest.mark.parametrize("d_sae", [F, 18])  # 20 is no multiple of 6: expansion_factor cannot say it
 def test_ours_in_their_hands(d_sae, tmp_path):
-    ours, generator = TopKSAE(D, d_sae, K, seed=3), torch.Generator().manual_seed(0)
+    ours = TopKSAE(D, d_sae, K, seed=3)
+    generator = torch.Generator().manual_seed(0)
     ours.W_enc = ours.W_enc + 0.3 * torch.randn(D, d_sae, generator=generator)
-    ours.b_enc, ours.b_dec = (
-        0.3 * torch.randn(d_sae, generator=generator),
-        torch.randn(D, generator=generator),
-    )
+    ours.b_enc = 0.3 * torch.randn(d_sae, generator=generator)
+    ours.b_dec = torch.randn(D, generator=generator)
     ours.to_sparsify(tmp_path)
     assert_same(ours, SparseCoder.load_from_disk(tmp_path))
 

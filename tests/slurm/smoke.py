@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from faithful_sae.cluster import jobs
 from faithful_sae.provenance import ROOT, remove
 
@@ -109,7 +108,8 @@ def begin(name, log):
 
 
 def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, tmp_path):
-    name, state = PROFILES[0], slurm
+    name = PROFILES[0]
+    state = slurm
     log = open(tmp_path / "log", "w")
 
     # the process that submits is killed: its jobs go on, so that no other run may begin, here or on

@@ -34,7 +34,9 @@ def _unit_rows(rows):
 @njit(cache=True)
 def _scale(rows, by, out):
     for i in range(len(rows)):
-        factor, row, target = by[i], rows[i], out[i]
+        factor = by[i]
+        row = rows[i]
+        target = out[i]
         for q in range(len(row)):
             target[q] = row[q] * factor
 
@@ -49,14 +51,20 @@ def _raise_prices(cosine, match, prices, limit):
     Only rows whose column has risen are looked at again.
     """
     n = len(match)
-    waiting, queue, head, count = np.ones(n, np.bool_), np.arange(n), 0, n
+    waiting = np.ones(n, np.bool_)
+    queue = np.arange(n)
+    head = 0
+    count = n
     owner = np.full(len(prices), -1)
     owner[match] = np.arange(n)
     while count and limit:
         i = queue[head]
-        head, count, limit = (head + 1) % n, count - 1, limit - 1
+        head = (head + 1) % n
+        count = count - 1
+        limit = limit - 1
         waiting[i] = False
-        base, row = prices[match[i]] - cosine[i, match[i]], cosine[i]
+        base = prices[match[i]] - cosine[i, match[i]]
+        row = cosine[i]
         for j in range(len(row)):
             if base + row[j] > prices[j] + 1e-7:
                 prices[j] = base + row[j]

@@ -70,7 +70,8 @@ class Rows:
                 f"{list(self.source.shape)}"
             )
         self.n, self.d = self.source.shape
-        self.inverse_norm, self._cache = np.empty(self.n), None
+        self.inverse_norm = np.empty(self.n)
+        self._cache = None
         for start, block in self.blocks():
             norm = np.empty(len(block))
             over_rows(_norms, len(block), block, norm)
@@ -239,7 +240,9 @@ def _quantise(start, stop, rows, inverse_norm, mean, levels, codes, scale, error
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _dots(start, stop, A, B, rows, columns, first_row, first_column, out):
     for e in range(start, stop):
-        a, b, total = A[rows[e] - first_row], B[columns[e] - first_column], 0.0
+        a = A[rows[e] - first_row]
+        b = B[columns[e] - first_column]
+        total = 0.0
         for q in range(len(a)):
             total += np.float64(a[q]) * np.float64(b[q])
         out[e] = total

@@ -29,7 +29,8 @@ class Codes:
             codes = codes[torch.from_numpy(padded).to(codes.device)]
             scale = scale[chosen]
         self.index = np.arange(rows.n) if chosen is None else chosen
-        self.codes, self.scale = codes, scale.astype(np.float32)
+        self.codes = codes
+        self.scale = scale.astype(np.float32)
 
 
 def error_terms(A, B):
@@ -48,7 +49,9 @@ def sampled_thresholds(A, B, keep, rng):
     Any threshold is valid: it only decides how many pairs are kept. float32 [A.n].
     """
     chosen = np.sort(rng.choice(B.n, min(B.n, max(4 * B.n // keep, 8)), replace=False))
-    a, b, out = Codes(A), Codes(B, chosen), np.empty(A.n, np.float32)
+    a = Codes(A)
+    b = Codes(B, chosen)
+    out = np.empty(A.n, np.float32)
     scale_b = torch.from_numpy(b.scale).to(A.device)
     for start in range(0, A.n, SAMPLED):
         stop = min(start + SAMPLED, A.n)
@@ -97,7 +100,8 @@ def scan(A, B, kept, errors, report, cap, above=None):
         )
         for own, side in enumerate((A, B))
     )
-    cap, start = min(cap, len(B.index)), 0
+    cap = min(cap, len(B.index))
+    start = 0
     for columns, upper, counts in cosine_tiles(
         A.codes, B.codes, row_terms, column_terms, cap, report
     ):

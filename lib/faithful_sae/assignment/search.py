@@ -64,14 +64,20 @@ class Search:
     def __init__(
         self, A, B, bar, dense=False, keep=KEEP, degree=DEGREE, cap=16 * KEEP, limit=np.inf, seed=0
     ):
-        self.A, self.B, self.bar, self.scanned = A, B, bar, 0
-        self.dense, self.fixed, self.limit = dense, A.n < B.n, limit
+        self.A = A
+        self.B = B
+        self.bar = bar
+        self.scanned = 0
+        self.dense = dense
+        self.fixed = A.n < B.n
+        self.limit = limit
         self.again = (
             2 * KEEP
         )  # pairs of a row that a later scan looks at; doubled when that hides something
         self.offset_a, self.offset_b = np.zeros(A.n), np.zeros(B.n)
         if not dense:
-            self.offset_a, self.offset_b = A.times(B.mean), B.times(A.mean) - A.mean @ B.mean
+            self.offset_a = A.times(B.mean)
+            self.offset_b = B.times(A.mean) - A.mean @ B.mean
         self.floor = (
             -self.offset_b if self.fixed else np.full(B.n, -np.inf)
         )  # a free column costs nothing
@@ -103,7 +109,8 @@ class Search:
             np.arange(self.A.n + 1) * self.B.n,
             np.tile(np.arange(self.B.n, dtype=np.int32), self.A.n),
         )
-        self.upper, self.increments = upper.ravel(), ()
+        self.upper = upper.ravel()
+        self.increments = ()
         self.first = U, self.prices
         self._first_graph(np.flatnonzero(upper > (U - MARGIN)[:, None] + self.prices))
 
@@ -121,7 +128,8 @@ class Search:
         parts = list(scan(Codes(self.A), Codes(self.B), kept, self.errors, self.bar.update, cap))
         _, self.column, self.upper, counts = (np.concatenate(part) for part in zip(*parts))
         kept.row[counts > cap] = np.inf
-        self.kept, self.start = kept, np.concatenate([[0], np.cumsum(np.minimum(counts, cap))])
+        self.kept = kept
+        self.start = np.concatenate([[0], np.cumsum(np.minimum(counts, cap))])
 
     def _largest(self, degree):
         """bool [kept pairs]: the `degree` largest of each row and column."""
@@ -132,7 +140,8 @@ class Search:
         return chosen
 
     def _first_graph(self, place):
-        rows, columns = np.searchsorted(self.start, place, side="right") - 1, self.column[place]
+        rows = np.searchsorted(self.start, place, side="right") - 1
+        columns = self.column[place]
         self.upper[place] = -np.inf  # in the graph: nothing more to ask about them
         self.graph = Graph(_starts(rows, self.A.n), columns, self.weights(rows, columns), self.B.n)
 
@@ -140,13 +149,18 @@ class Search:
         """Solve and search until nothing is found, or for a number of rounds, or until the limit is
         reached.
         """
-        prices, increments, bound, match, done = self.prices, self.increments, np.inf, None, 0
+        prices = self.prices
+        increments = self.increments
+        bound = np.inf
+        match = None
+        done = 0
         try:
             for done in range(1, rounds + 1):
                 solution = self._solve(prices, increments)
                 if not self.dense:  # whose prices are right for all pairs from the start
                     centre(self.graph, solution, self.floor)
-                prices, match = solution.V, solution.match
+                prices = solution.V
+                match = solution.match
                 violated = self._kept_pairs(solution) or self._unseen_pairs(solution)
                 self.bar.set_postfix(round=done, violated=violated)
                 if violated == 0:
@@ -182,25 +196,23 @@ class Search:
             ].ravel()
             rows = np.repeat(rows, each)
             self._add(rows, columns, self.weights(rows, columns))
-            prices, increments = solution.V, ()
+            prices = solution.V
+            increments = ()
 
     def _add(self, rows, columns, weights):
         """New edges; those the graph has already are left out."""
         graph = self.graph
-        have, new = (
-            graph.rows * np.int64(self.B.n) + graph.column,
-            rows * np.int64(self.B.n) + columns,
-        )
+        have = graph.rows * np.int64(self.B.n) + graph.column
+        new = rows * np.int64(self.B.n) + columns
         new, first = np.unique(new, return_index=True)
         at = np.searchsorted(have, new)
         absent = (
             have[np.minimum(at, len(have) - 1)] != new if len(have) else np.ones(len(new), bool)
         )
-        at, first = at[absent], first[absent]
-        column, weight = (
-            np.insert(graph.column, at, columns[first]),
-            np.insert(graph.weight, at, weights[first]),
-        )
+        at = at[absent]
+        first = first[absent]
+        column = np.insert(graph.column, at, columns[first])
+        weight = np.insert(graph.weight, at, weights[first])
         self.graph = Graph(graph.start + _starts(rows[first], self.A.n), column, weight, self.B.n)
 
     def _judge(self, solution, rows, columns, weights):
@@ -241,7 +253,8 @@ class Search:
         ):
             return 0  # pairs outside the graph were MARGIN below the first prices
         place, counts = self._close(solution.U, solution.V)
-        rows, columns = np.repeat(np.arange(self.A.n), counts), self.column[place]
+        rows = np.repeat(np.arange(self.A.n), counts)
+        columns = self.column[place]
         weights = self.weights(rows, columns)
         violated, close = self._judge(solution, rows, columns, weights)
         self.upper[place] = np.where(
@@ -251,8 +264,10 @@ class Search:
 
     def _unseen_pairs(self, solution):
         """Coverage 2 and 3: number of violated pairs among those the first pass did not keep."""
-        U, V = solution.U, solution.V
-        least_u, least_v = U - self.errors[0], V - self.errors[1]
+        U = solution.U
+        V = solution.V
+        least_u = U - self.errors[0]
+        least_v = V - self.errors[1]
         rows = _possible(least_u, self.kept.row, least_v, self.kept.column)
         columns = _possible(least_v, self.kept.column, least_u, self.kept.row)
         unknown = self.kept.row == np.inf
@@ -260,7 +275,8 @@ class Search:
         columns |= unknown.any()
         fallen_rows = _follow(self.reference_u, U, rows)
         fallen_columns = _follow(self.reference_v, V, columns)
-        new_rows, new_columns = rows & fallen_rows, columns & fallen_columns
+        new_rows = rows & fallen_rows
+        new_columns = columns & fallen_columns
         all_rows, all_columns = np.isfinite(self.reference_u), np.isfinite(self.reference_v)
         crowded = np.concatenate(
             [
@@ -309,7 +325,9 @@ class Search:
             self.reference_u - self.errors[0] - MARGIN - rounding,
             self.reference_v - self.errors[1],
         )
-        pairs, weights, crowded = [self.extra[0]], [self.extra[1]], []
+        pairs = [self.extra[0]]
+        weights = [self.extra[1]]
+        crowded = []
         for i, j, _, counts in scan(
             Codes(self.A, rows),
             Codes(self.B, columns),
@@ -367,7 +385,8 @@ def _possible(price, threshold, others_price, others_threshold):
     smaller, the largest of threshold - price.
     """
     order = np.argsort(others_threshold, kind="stable")
-    sorted_threshold, sorted_price = others_threshold[order].astype(np.float64), others_price[order]
+    sorted_threshold = others_threshold[order].astype(np.float64)
+    sorted_price = others_price[order]
     least_price = np.append(np.minimum.accumulate(sorted_price[::-1])[::-1], np.inf)
     largest = np.insert(np.maximum.accumulate(sorted_threshold - sorted_price), 0, -np.inf)
     at = np.searchsorted(sorted_threshold, threshold, side="left")

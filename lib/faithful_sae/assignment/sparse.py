@@ -77,8 +77,11 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
     Raises:
         Exhausted: the limit is reached.
     """
-    work, degree = 0, max(len(graph.column), 1) / graph.n_rows
-    V, match, owner = prices.copy(), np.full(graph.n_rows, -1), np.full(graph.n_columns, -1)
+    work = 0
+    degree = max(len(graph.column), 1) / graph.n_rows
+    V = prices.copy()
+    match = np.full(graph.n_rows, -1)
+    owner = np.full(graph.n_columns, -1)
     edges = graph.start, graph.column, graph.weight
     if not fixed:
         for increment in increments:
@@ -125,7 +128,8 @@ def centre(graph, solution, floor, sweeps=6):
 
 
 def _workspace(graph):
-    n, m = graph.n_columns, len(graph.column) + graph.n_columns
+    n = graph.n_columns
+    m = len(graph.column) + graph.n_columns
     return (
         np.full(n, np.inf),
         np.full(n, -1),
@@ -138,7 +142,9 @@ def _workspace(graph):
 
 @njit(cache=True)
 def _best_two(start, column, weight, V, i):
-    best, second, chosen = -np.inf, -np.inf, -1
+    best = -np.inf
+    second = -np.inf
+    chosen = -1
     for e in range(start[i], start[i + 1]):
         value = weight[e] - V[column[e]]
         if value > best:
@@ -156,10 +162,15 @@ def _auction(start, column, weight, V, match, owner, increment, limit):
     Returns (number of bids, whether all rows got a column).
     """
     n = len(match)
-    queue, head, waiting, bids = np.arange(n), 0, n, 0
+    queue = np.arange(n)
+    head = 0
+    waiting = n
+    bids = 0
     while waiting and bids < limit:
         i = queue[head]
-        head, waiting, bids = (head + 1) % n, waiting - 1, bids + 1
+        head = (head + 1) % n
+        waiting = waiting - 1
+        bids = bids + 1
         best, second, j = _best_two(start, column, weight, V, i)
         if j < 0:
             continue
@@ -199,10 +210,12 @@ def _augmenting_row_reduction(start, column, weight, V, match, owner, limit):
     """The auction without an increment: exact, and quick for most rows; those caught in a tie are
     left to _augment.
     """
-    stack, steps = np.flatnonzero(match < 0)[::-1].copy(), 0
+    stack = np.flatnonzero(match < 0)[::-1].copy()
+    steps = 0
     top = len(stack)
     while top and steps < limit:
-        i, steps = stack[top - 1], steps + 1
+        i = stack[top - 1]
+        steps = steps + 1
         top -= 1
         best, second, j = _best_two(start, column, weight, V, i)
         if j < 0 or (owner[j] >= 0 and best - second <= TIGHT) or second == -np.inf:
@@ -242,7 +255,12 @@ def _augment(
     for free in range(first, last):
         if match[free] >= 0 or start[free] == start[free + 1]:
             continue
-        size, n_reached, target, length, i, base = 0, 0, -1, np.inf, free, 0.0
+        size = 0
+        n_reached = 0
+        target = -1
+        length = np.inf
+        i = free
+        base = 0.0
         while True:
             work += start[i + 1] - start[i]
             for e in range(start[i], start[i + 1]):
@@ -256,7 +274,8 @@ def _augment(
                         n_reached += 1
                     distance[j], previous[j] = d, i
                     if owner[j] < 0:
-                        length, target = d, j
+                        length = d
+                        target = j
                     else:
                         size = _push(heap_key, heap_column, size, d, j)
             j = -1
@@ -299,8 +318,12 @@ def _push(key, value, size, k, v):
 
 @njit(cache=True)
 def _pop(key, value, size):
-    top_key, top_value, size = key[0], value[0], size - 1
-    k, v, at = key[size], value[size], 0
+    top_key = key[0]
+    top_value = value[0]
+    size = size - 1
+    k = key[size]
+    v = value[size]
+    at = 0
     while 2 * at + 1 < size:
         child = 2 * at + 1
         if child + 1 < size and key[child + 1] < key[child]:
@@ -320,11 +343,9 @@ def by_column(start, column, n_columns):
     for j in column:
         column_start[j + 1] += 1
     column_start = np.cumsum(column_start)
-    place, rows, edge = (
-        column_start[:-1].copy(),
-        np.empty(len(column), np.int32),
-        np.empty(len(column), np.int64),
-    )
+    place = column_start[:-1].copy()
+    rows = np.empty(len(column), np.int32)
+    edge = np.empty(len(column), np.int64)
     for i in range(len(start) - 1):
         for e in range(start[i], start[i + 1]):
             rows[place[column[e]]], edge[place[column[e]]] = i, e
@@ -338,7 +359,8 @@ def _centre(start, column, weight, column_start, rows, edge, U, V, match, owner,
         j = match[i]
         if j < 0:
             continue
-        lowest, paired = -np.inf, 0.0
+        lowest = -np.inf
+        paired = 0.0
         for e in range(start[i], start[i + 1]):
             if column[e] == j:
                 paired = weight[e]

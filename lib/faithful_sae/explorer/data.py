@@ -87,7 +87,8 @@ def set_rows(index, chunk) -> dict:
     Raises:
         IndexError: no such chunk.
     """
-    start, stop = chunk * ROWS, min((chunk + 1) * ROWS, index.meta["d_sae"])
+    start = chunk * ROWS
+    stop = min((chunk + 1) * ROWS, index.meta["d_sae"])
     if not 0 <= start < stop:
         raise IndexError(f"no chunk {chunk}: {index.meta['d_sae']} latents are in chunks of {ROWS}")
     part = index.latents.iloc[start:stop]

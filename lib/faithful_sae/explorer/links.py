@@ -28,13 +28,11 @@ def feature_links(profile):
         profile: as for load_profile. Returns: pandas Styler.
     """
     runs = load_profile(profile)
-    rows, notes = (
-        [],
-        [
-            "Features that fire most; in brackets, how many there are. `make explorer` writes the "
-            "page that the numbers lead to."
-        ],
-    )
+    rows = []
+    notes = [
+        "Features that fire most; in brackets, how many there are. `make explorer` writes the "
+        "page that the numbers lead to."
+    ]
     for folder in index_folders(runs):
         try:
             rows.append(_row(FeatureIndex(folder)))
@@ -48,7 +46,8 @@ def feature_links(profile):
 
 
 def _row(index):
-    latents, meta = index.latents, index.meta
+    latents = index.latents
+    meta = index.meta
     found = [
         latents[latents.shared.map(lambda shared: shared is False)],
         latents[latents.fake.map(lambda fake: fake is True)],

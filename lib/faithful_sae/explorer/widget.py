@@ -60,7 +60,9 @@ class Explorer(anywidget.AnyWidget):
                 f"Explorer: index and other are both {data.set_key(index.meta)}: give the index "
                 "of another seed"
             )
-        self._lm, self._sae, self._index = lm, sae, index
+        self._lm = lm
+        self._sae = sae
+        self._index = index
         key = data.set_key(index.meta)
         paths = [f"{key}/meta", f"{key}/rows/{latent // data.ROWS}", f"{key}/page/{latent}"]
         super().__init__(

@@ -78,11 +78,9 @@ def build_index(
         FeatureError: as collect; arrays that are not one value per latent; random_frequency without
             ffr_frequency, or twin without twin_cosine or sfr_threshold.
     """
-    folder, start, weights = (
-        Path(folder),
-        time.time(),
-        checksum({n: t.detach().cpu().contiguous() for n, t in sae.weights.items()}),
-    )
+    folder = Path(folder)
+    start = time.time()
+    weights = checksum({n: t.detach().cpu().contiguous() for n, t in sae.weights.items()})
     _check(
         sae,
         {"random_frequency": random_frequency, "twin": twin, "twin_cosine": twin_cosine},
@@ -133,7 +131,8 @@ def build_index(
         latents["fake"] = np.asarray(random_frequency) > ffr_frequency
     if twin is not None:
         latents["shared"] = np.asarray(twin_cosine) >= sfr_threshold
-    vocabulary, contexts = display_strings(lm.tokenizer), context_table(state, rows, kept)
+    vocabulary = display_strings(lm.tokenizer)
+    contexts = context_table(state, rows, kept)
     explanations = pd.concat(
         [
             explain.max_act_table(contexts, vocabulary, shown),
@@ -220,7 +219,8 @@ def latent_table(state, tokens):
 
 def context_table(state, rows, kept):
     """DataFrame of contexts.parquet from the state of a pass and the rows it went through."""
-    top, sample = state["top_value"].shape, state["sample_value"].shape
+    top = state["top_value"].shape
+    sample = state["sample_value"].shape
     # every place of both kinds, as columns; then those in use, in order
     places = {
         name: np.concatenate(
@@ -251,17 +251,22 @@ def context_table(state, rows, kept):
         (places["row"], key, -np.where(stratum < 0, places["value"], 0), stratum, latent)
     )
     order = order[(places["row"][order] >= 0) & (key[order] != NO_KEY)]
-    latent, stratum = latent[order], stratum[order]
+    latent = latent[order]
+    stratum = stratum[order]
     first = (
         np.r_[True, (np.diff(latent) != 0) | (np.diff(stratum) != 0)]
         if len(order)
         else np.zeros(0, bool)
     )
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    tokens, activations, positions = [], [], []
+    tokens = []
+    activations = []
+    positions = []
     for i in order:
-        row, peak = places["row"][i], places["position"][i]
-        begin, end = max(peak - kept.left, 0), min(peak + kept.right + 1, rows.shape[1])
+        row = places["row"][i]
+        peak = places["position"][i]
+        begin = max(peak - kept.left, 0)
+        end = min(peak + kept.right + 1, rows.shape[1])
         tokens.append(np.asarray(rows[row, begin:end], np.int32))
         activations.append(windows[i, begin - peak + kept.left : end - peak + kept.left])
         positions.append(peak - begin)

@@ -69,7 +69,8 @@ def collect(
     )
     state["tokens"], begin = np.zeros(lm.model.config.vocab_size, np.int64), 0
     if checkpoint and (saved := checkpoint.load()):
-        begin, state = saved[0], {name: tensor.numpy() for name, tensor in saved[1].items()}
+        begin = saved[0]
+        state = {name: tensor.numpy() for name, tensor in saved[1].items()}
     with tqdm(
         total=len(rows) * rows.shape[1],
         initial=begin * rows.shape[1],

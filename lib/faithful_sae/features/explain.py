@@ -99,11 +99,9 @@ def prune(lm, sae, latents, contexts, activations, batch_rows=256):
         keeps half, and its activation.
     """
     latents, activations = np.asarray(latents), np.asarray(activations, np.float32)
-    lengths, values, available = (
-        np.zeros(len(latents), int),
-        np.zeros(len(latents), np.float32),
-        np.array([len(c) for c in contexts], int),
-    )
+    lengths = np.zeros(len(latents), int)
+    values = np.zeros(len(latents), np.float32)
+    available = np.array([len(c) for c in contexts], int)
     for length in range(1, available.max(initial=0) + 1):
         pending = np.flatnonzero((lengths == 0) & (available >= length))
         for chunk in (pending[i : i + batch_rows] for i in range(0, len(pending), batch_rows)):
@@ -180,7 +178,9 @@ def mut_info_table(state, token_counts, vocabulary, n):
     """MutInfo: of the tokens each latent fired on, the n with the largest information, of those on
     which it fires above its average.
     """
-    total, fired, joint = token_counts.sum(), state["fired"][:, None], state["token_count"]
+    total = token_counts.sum()
+    fired = state["fired"][:, None]
+    joint = state["token_count"]
     counts = np.where(joint > 0, token_counts[state["token"]], 1)
     information = np.where(
         (joint > 0) & (joint * total > fired * counts),

@@ -49,7 +49,8 @@ def edited(sae, x, latent, way, amount=0.0):
 
 def kl_divergence(log_p, log_q):
     """KL(p || q) in nats, float64 [..], of log-probabilities [.., V]."""
-    log_p, log_q = log_p.double(), log_q.double()
+    log_p = log_p.double()
+    log_q = log_q.double()
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -57,7 +58,8 @@ def steered_log_probabilities(lm, sae, ids, latent, changes):
     """Of the next token, float32 [B, T, vocab_size]: as the model is, then for each change (way,
     amount) of the latent, one by one.
     """
-    x, bos = lm.activations(ids), ids.to(lm.device)[..., None] == lm.bos_id
+    x = lm.activations(ids)
+    bos = ids.to(lm.device)[..., None] == lm.bos_id
     for y in (
         x,
         *(torch.where(bos, x, edited(sae, x, latent, way, amount)) for way, amount in changes),
@@ -130,11 +132,11 @@ def continuation(lm, sae, text, latent, way, amount=0.0, new_tokens=40, temperat
 
 
 def _write(lm, ids, new_tokens, temperature, seed, change):
-    generator, ends = (
-        torch.Generator(lm.device).manual_seed(seed),
-        {lm.bos_id, lm.tokenizer.eos_token_id},
-    )
-    written, cache, new = [], None, ids.to(lm.device)
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    ends = {lm.bos_id, lm.tokenizer.eos_token_id}
+    written = []
+    cache = None
+    new = ids.to(lm.device)
 
     def at_hook(x):
         at, x = (

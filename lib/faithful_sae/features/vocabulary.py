@@ -29,7 +29,8 @@ def display_strings(tokenizer, ids=None) -> list[str]:
 def _from_bytes(piece):
     if not all(c in BYTES for c in piece):
         return piece
-    data, shown = bytes(BYTES[c] for c in piece), ""
+    data = bytes(BYTES[c] for c in piece)
+    shown = ""
     while data:
         try:
             return shown + data.decode("utf-8")

@@ -19,11 +19,10 @@ WEIGHTS = "sae.pt"
 def read(folder) -> Parts:
     """Read a checkpoint folder."""
     source = Source(folder, "config.json", WEIGHTS)
-    config, kind = source.config, source["sae_type"]
-    D, F = (
-        source.count("act_size", source["act_size"]),
-        source.count("dict_size", source["dict_size"]),
-    )
+    config = source.config
+    kind = source["sae_type"]
+    D = source.count("act_size", source["act_size"])
+    F = source.count("dict_size", source["dict_size"])
     if kind == "batchtopk":
         raise source.refuse(
             "sae_type batchtopk keeps the largest latents of a whole batch, so that a token's "
@@ -34,10 +33,8 @@ def read(folder) -> Parts:
         raise source.refuse(f"sae_type {kind} is none of topk, vanilla, jumprelu")
     parts = Parts(**source.take({"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}))
     if kind == "topk":
-        parts.k, parts.b_enc = (
-            source.count("top_k", source["top_k"], ("dict_size", F)),
-            torch.zeros(F),
-        )
+        parts.k = source.count("top_k", source["top_k"], ("dict_size", F))
+        parts.b_enc = torch.zeros(F)
     elif kind == "vanilla":
         parts.above(0)
     else:

@@ -33,10 +33,8 @@ def read(folder) -> Parts:
     source = Source(folder, "config.json", WEIGHTS)
     buffer, source.config = source.section("buffer"), source.section("trainer")
     kind = source["dict_class"]
-    D, F = (
-        source.count("activation_dim", source["activation_dim"]),
-        source.count("dict_size", source["dict_size"]),
-    )
+    D = source.count("activation_dim", source["activation_dim"])
+    F = source.count("dict_size", source["dict_size"])
     if buffer.get("io", "out") not in ("in", "out"):
         raise source.refuse(
             f"buffer.io {buffer['io']}: a transcoder, which predicts another activation than the "
@@ -46,7 +44,8 @@ def read(folder) -> Parts:
         raise source.refuse(f"trainer.dict_class {kind} is none of {', '.join((*B_DEC, *PLAIN))}")
     norm_factor = None
     if isinstance(source.tensors.get("ae"), dict):
-        norm_factor, source.tensors = source.tensors.get("norm_factor"), source.tensors["ae"]
+        norm_factor = source.tensors.get("norm_factor")
+        source.tensors = source.tensors["ae"]
     if kind in PLAIN:
         parts = Parts(
             **source.take({"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)})
@@ -70,7 +69,8 @@ def read(folder) -> Parts:
     if (
         norm_factor
     ):  # the final file has this folded in: biases and thresholds grow with the activations
-        parts.b_enc, parts.b_dec = parts.b_enc * norm_factor, parts.b_dec * norm_factor
+        parts.b_enc = parts.b_enc * norm_factor
+        parts.b_dec = parts.b_dec * norm_factor
         parts.threshold = None if parts.threshold is None else parts.threshold * norm_factor
     parts.metadata = describe(
         {} if source.config.get("seed") is None else {"seed": source.config["seed"]},
@@ -102,7 +102,8 @@ def _hook(trainer, buffer):
     """The hook point by TransformerLens' name; a submodule that is not the residual stream by its
     own.
     """
-    name, layer = trainer.get("submodule_name") or "", trainer.get("layer")
+    name = trainer.get("submodule_name") or ""
+    layer = trainer.get("layer")
     if name and "resid" not in name:
         return name
     enters = buffer.get("io") == "in" or "resid_pre" in name

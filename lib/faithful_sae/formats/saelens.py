@@ -35,10 +35,8 @@ def read(folder) -> Parts:
     source = Source(folder, "cfg.json", WEIGHTS)
     config = source.config
     D, F = source.count("d_in", source["d_in"]), source.count("d_sae", source["d_sae"])
-    architecture, activation = (
-        config.get("architecture", "standard"),
-        config.get("activation_fn_str", config.get("activation_fn")),
-    )
+    architecture = config.get("architecture", "standard")
+    activation = config.get("activation_fn_str", config.get("activation_fn"))
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
     if architecture not in ARCHITECTURES or activation not in (None, "relu", "topk"):
@@ -135,11 +133,9 @@ def _normalise(source, parts):
                 "multiplied by is in "
                 "no file (activation_scaler.json would hold it): take the SAE saved after training"
             )
-        parts.W_enc, parts.W_dec, parts.b_dec = (
-            parts.W_enc * factor,
-            parts.W_dec / factor,
-            parts.b_dec / factor,
-        )
+        parts.W_enc = parts.W_enc * factor
+        parts.W_dec = parts.W_dec / factor
+        parts.b_dec = parts.b_dec / factor
     elif name in NORMALISATIONS:
         parts.normalisation = name
     else:

@@ -44,17 +44,16 @@ class Parts:
     def to_unit_decoder(self):
         """For latents measured in units of their decoder row's norm: |W_dec| moves to the encoder."""
         norm = self.W_dec.norm(dim=-1).clamp(min=1e-8)
-        self.W_enc, self.b_enc, self.W_dec = (
-            self.W_enc * norm,
-            self.b_enc * norm,
-            self.W_dec / norm[:, None],
-        )
+        self.W_enc = self.W_enc * norm
+        self.b_enc = self.b_enc * norm
+        self.W_dec = self.W_dec / norm[:, None]
 
     def gate(self, r_mag, b_gate, b_mag):
         """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u +
         b_mag > b_mag - e^r b_gate.
         """
-        self.W_enc, self.b_enc = self.W_enc * r_mag.exp(), b_mag
+        self.W_enc = self.W_enc * r_mag.exp()
+        self.b_enc = b_mag
         self.above(b_mag - r_mag.exp() * b_gate)
 
 
@@ -67,7 +66,9 @@ class Source:
     """
 
     def __init__(self, folder, config, weights):
-        self.folder, self.config_file, self.file = folder, folder / config, folder / weights
+        self.folder = folder
+        self.config_file = folder / config
+        self.file = folder / weights
         self.config = read_json(self.config_file)
 
     @cached_property

@@ -71,7 +71,8 @@ def read(folder) -> Parts:
 def _metadata(folder):
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     folder = folder.parent if seed else folder
-    layer, run = layer_of(folder.name), folder.parent / "config.json"
+    layer = layer_of(folder.name)
+    run = folder.parent / "config.json"
     hook = (
         folder.name if re.search(r"\b(layers|h)\.\d", folder.name) else None
     )  # or else the folder was renamed

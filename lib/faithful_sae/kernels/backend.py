@@ -22,7 +22,9 @@ try:
 
     jit = triton.jit
 except ImportError:  # not on every platform, and only a GPU needs it
-    triton, tl, jit = None, type("tl", (), {"constexpr": None}), lambda function: function
+    triton = None
+    tl = type("tl", (), {"constexpr": None})
+    jit = lambda function: function
 
 FOLDER = Path(__file__).resolve().parent
 if not config.CACHE_DIR and os.access(FOLDER, os.W_OK):
@@ -58,16 +60,15 @@ def add_rows(total, weights, rows, numbers):
     whole = len(weights) - len(weights) % 4
     for i in range(0, whole, 4):
         a, b, c, d = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        p, q, r, s = (
-            rows[numbers[i]],
-            rows[numbers[i + 1]],
-            rows[numbers[i + 2]],
-            rows[numbers[i + 3]],
-        )
+        p = rows[numbers[i]]
+        q = rows[numbers[i + 1]]
+        r = rows[numbers[i + 2]]
+        s = rows[numbers[i + 3]]
         for x in range(len(total)):
             total[x] += a * p[x] + b * q[x] + c * r[x] + d * s[x]
     for i in range(whole, len(weights)):
-        a, p = weights[i], rows[numbers[i]]
+        a = weights[i]
+        p = rows[numbers[i]]
         for x in range(len(total)):
             total[x] += a * p[x]
 

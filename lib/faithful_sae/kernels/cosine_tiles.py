@@ -32,7 +32,8 @@ BLOCK, BLOCK_D = (
 
 
 def reference(a, b, row_terms, column_terms, cap):
-    row, column = row_terms[:, :, None], column_terms
+    row = row_terms[:, :, None]
+    column = column_terms
     product = a[: row.shape[1]].double() @ b[: column.shape[1]].double().T  # exact
     p = product.float() * column[0] * row[0]
     passes = p > torch.minimum(row[1], column[1])
@@ -44,23 +45,21 @@ def reference(a, b, row_terms, column_terms, cap):
 
 @njit(nogil=True, cache=True, error_model="numpy")  # and no `fastmath`
 def _collect(start, stop, product, row_terms, column_terms, first_column, counts, columns, upper):
-    width, cap = column_terms.shape[1], columns.shape[1]
+    width = column_terms.shape[1]
+    cap = columns.shape[1]
     passed = np.zeros(-(-width // 8) * 8, np.uint8)
     eights = passed.view(np.uint64)
-    scale_column, limit_column, error_column, price_column = (
-        column_terms[0],
-        column_terms[1],
-        column_terms[2],
-        column_terms[-1],
-    )
+    scale_column = column_terms[0]
+    limit_column = column_terms[1]
+    error_column = column_terms[2]
+    price_column = column_terms[-1]
     for i in range(start, stop):
-        scale, limit, error, price = (
-            row_terms[0, i],
-            row_terms[1, i],
-            row_terms[2, i],
-            row_terms[-1, i],
-        )
-        count, products = counts[i], product[i]
+        scale = row_terms[0, i]
+        limit = row_terms[1, i]
+        error = row_terms[2, i]
+        price = row_terms[-1, i]
+        count = counts[i]
+        products = product[i]
         if len(row_terms) == 3:  # plain loops, which the compiler turns into vector instructions
             for j in range(width):
                 threshold = limit_column[j] if limit_column[j] < limit else limit
@@ -87,16 +86,20 @@ def _collect(start, stop, product, row_terms, column_terms, first_column, counts
 
 
 def by_loop(a, b, row_terms, column_terms, cap, report):
-    n, m, height = row_terms.shape[1], column_terms.shape[1], _height(cap)
+    n = row_terms.shape[1]
+    m = column_terms.shape[1]
+    height = _height(cap)
     columns, upper = np.empty((height, cap), np.int32), np.empty((height, cap), np.float32)
     workspace = torch.empty(
         height * TILE, dtype=torch.int32
     )  # one for all tiles: fresh pages cost more than the product
     for start in range(0, n, height):
-        own, mine = a[start : start + height], row_terms[:, start : start + height]
+        own = a[start : start + height]
+        mine = row_terms[:, start : start + height]
         counts = np.zeros(mine.shape[1], np.int64)
         for first in range(0, m, TILE):
-            other, theirs = b[first : first + TILE], column_terms[:, first : first + TILE]
+            other = b[first : first + TILE]
+            theirs = column_terms[:, first : first + TILE]
             product = torch._int_mm(
                 own, other.T, out=workspace[: len(own) * len(other)].view(len(own), len(other))
             )
@@ -147,10 +150,8 @@ def _pairs(
         limit[:, None], tl.load(column_terms + M + j, mask=j < M, other=0)[None, :]
     )
     if PRICES:
-        price, price_column = (
-            tl.load(row_terms + 3 * N + i, mask=i < N, other=0),
-            tl.load(column_terms + 3 * M + j, mask=j < M, other=0),
-        )
+        price = tl.load(row_terms + 3 * N + i, mask=i < N, other=0)
+        price_column = tl.load(column_terms + 3 * M + j, mask=j < M, other=0)
         passes = (p > price[:, None] + price_column[None, :]) & (
             (passes == 0) | (limit == float("inf"))[:, None]
         )
@@ -172,10 +173,8 @@ def _count(
     BLOCK_D: tl.constexpr,
 ):
     """One program makes one tile and counts what passes in each of its rows."""
-    i, j = (
-        tl.program_id(0) * BLOCK + tl.arange(0, BLOCK),
-        tl.program_id(1) * BLOCK + tl.arange(0, BLOCK),
-    )
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     _, passes = _pairs(a, b, row_terms, column_terms, i, j, N, M, D, PRICES, BLOCK, BLOCK_D)
     tl.store(counts + tl.program_id(1) * N + i, tl.sum(passes.to(tl.int32), 1), mask=i < N)
 
@@ -201,10 +200,8 @@ def _write(
     """One program makes one tile again and writes what passes, row i's from place[i] on, behind
     what earlier tiles hold of the row.
     """
-    i, j = (
-        tl.program_id(0) * BLOCK + tl.arange(0, BLOCK),
-        tl.program_id(1) * BLOCK + tl.arange(0, BLOCK),
-    )
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     p, passes = _pairs(a, b, row_terms, column_terms, i, j, N, M, D, PRICES, BLOCK, BLOCK_D)
     rank = (
         tl.load(before + tl.program_id(1) * N + i, mask=i < N, other=0)[:, None]
@@ -213,7 +210,8 @@ def _write(
     )
     upper_bound = p + tl.load(row_terms + 2 * N + i, mask=i < N, other=0)[:, None]
     upper_bound += tl.load(column_terms + 2 * M + j, mask=j < M, other=0)[None, :]
-    at, given = tl.load(place + i, mask=i < N, other=0)[:, None] + rank, passes & (rank < cap)
+    at = tl.load(place + i, mask=i < N, other=0)[:, None] + rank
+    given = passes & (rank < cap)
     tl.store(columns + at, tl.broadcast_to(j[None, :], [BLOCK, BLOCK]), mask=given)
     tl.store(upper + at, upper_bound, mask=given)
 
@@ -222,15 +220,16 @@ def by_triton(a, b, row_terms, column_terms, cap, report):
     """Every product is made twice, first to count: so there is room for just what passes, each in
     its place whatever runs first.
     """
-    m, height = column_terms.shape[1], _height(cap)
-    row_terms, column_terms = row_terms.to(a.device), column_terms.to(a.device).contiguous()
+    m = column_terms.shape[1]
+    height = _height(cap)
+    row_terms = row_terms.to(a.device)
+    column_terms = column_terms.to(a.device).contiguous()
     for start in range(0, row_terms.shape[1], height):
         mine = row_terms[:, start : start + height].contiguous()
-        n, grid = mine.shape[1], (triton.cdiv(mine.shape[1], BLOCK), triton.cdiv(m, BLOCK))
-        tiles, sizes = (
-            (a[start : start + n], b, mine, column_terms),
-            (n, m, a.shape[1], len(mine) == 4, BLOCK, BLOCK_D),
-        )
+        n = mine.shape[1]
+        grid = (triton.cdiv(mine.shape[1], BLOCK), triton.cdiv(m, BLOCK))
+        tiles = (a[start : start + n], b, mine, column_terms)
+        sizes = (n, m, a.shape[1], len(mine) == 4, BLOCK, BLOCK_D)
         counts = torch.empty(grid[1], n, dtype=torch.int32, device=a.device)
         _count[grid](*tiles, counts, *sizes, enable_fp_fusion=False)
         until = counts.cumsum(0, dtype=torch.int32)

@@ -29,7 +29,9 @@ import numpy as np
 from faithful_sae.kernels.backend import loop, over_rows
 from faithful_sae.kernels.latent_sums import by_latent
 
-LOWEST, OCTAVES = -10, 26  # powers of two: 0.001 to 65,536
+# powers of two: 0.001 to 65,536
+LOWEST = -10
+OCTAVES = 26
 BINS = 4 * OCTAVES
 EDGES = [(1 + i % 4 / 4) * 2.0 ** (LOWEST + i // 4) for i in range(BINS + 1)]
 NO_KEY = np.int64(2**63 - 1)
@@ -38,7 +40,8 @@ NO_LEVEL = -1  # of a latent that has not fired; float exponents are 0 and more
 
 def empty(n_latents, *, top, strata, samples, window, tokens):
     """The state before any row: {name: array}. window: positions kept around a peak. tokens: M."""
-    F, places = n_latents, {"top": (n_latents, top), "sample": (n_latents, strata, samples)}
+    F = n_latents
+    places = {"top": (n_latents, top), "sample": (n_latents, strata, samples)}
     state = {
         "fired": np.zeros(F, np.int64),
         "total": np.zeros(F),
@@ -129,19 +132,26 @@ def _loop(
     sample_position,
     sample_window,
 ):
-    K, T, flat = values.shape[1], ids.shape[1], values.ravel()
+    K = values.shape[1]
+    T = ids.shape[1]
+    flat = values.ravel()
     window = np.zeros(top_window.shape[-1], np.float32)
     for f in range(first, last):
         i = start[f]
         while i < start[f + 1]:
-            row, end, peak, best = order[i] // K // T, i, 0, np.float32(0)
+            row = order[i] // K // T
+            end = i
+            peak = 0
+            best = np.float32(0)
             while end < start[f + 1] and order[end] // K // T == row:
-                v, position = flat[order[end]], order[end] // K % T
+                v = flat[order[end]]
+                position = order[end] // K % T
                 total[f] += v
                 histogram[f, _bin(v)] += 1
                 _count(ids[row, position], token[f], token_count[f], lost, f)
                 if v > best:
-                    best, peak = v, position
+                    best = v
+                    peak = position
                 end += 1
             fired[f] += end - i
             largest[f] = max(largest[f], best)

@@ -54,7 +54,8 @@ def _by_latent(values, indices, d_sae):
         start[indices[e] + 1] += values[e] > 0
     for f in range(d_sae):
         start[f + 1] += start[f]
-    order, free = np.empty(start[-1], np.int64), start.copy()
+    order = np.empty(start[-1], np.int64)
+    free = start.copy()
     for e in range(len(values)):
         if values[e] > 0:
             order[free[indices[e]]] = e
@@ -74,7 +75,8 @@ def reference(weights, start, order, rows):
 
 @loop
 def _loop(first, last, weights, start, order, rows, out):
-    slots, flat = weights.shape[1], weights.ravel()
+    slots = weights.shape[1]
+    flat = weights.ravel()
     for f in range(first, last):
         out[f] = 0
         entries = order[start[f] : start[f + 1]]
@@ -87,8 +89,10 @@ def _kernel(weights, start, order, rows, out, D, K, BLOCK_E: tl.constexpr, BLOCK
     rows side by side, since a latent that is active on every token would otherwise wait for
     thousands of reads in turn, and all others for it.
     """
-    f, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total, stop = tl.zeros([BLOCK_E, BLOCK_D], tl.float32), tl.load(start + f + 1)
+    f = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_E, BLOCK_D], tl.float32)
+    stop = tl.load(start + f + 1)
     for first in range(tl.load(start + f), stop, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
         entry = tl.load(order + e, mask=e < stop, other=0)

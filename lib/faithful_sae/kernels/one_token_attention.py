@@ -82,7 +82,8 @@ def reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap
     scores = torch.einsum("bgrd,btgdp->bgrtp", q, keys).flatten(3).float()
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    token, last = torch.arange(tiles * TILE, device=scores.device), lengths[:, None]
+    token = torch.arange(tiles * TILE, device=scores.device)
+    last = lengths[:, None]
     hidden = token > last if window is None else (token > last) | (token <= last - window)
     weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), -1).to(
         values.dtype
@@ -135,10 +136,12 @@ def _loop(
     dimensions at a time. Scores in units of log 2.
     """
     H, G, D, P = U(n_heads), U(n_groups), U(width), U(tile_size)
-    R, room = H // G, U(n_tiles) * P
+    R = H // G
+    room = U(n_tiles) * P
     scores, totals = np.empty(H * room, np.float32), np.empty(H, np.float32)
     for b in range(U(first), U(last)):
-        row, n = U(slots[b]) * room * G * D, U(lengths[b])
+        row = U(slots[b]) * room * G * D
+        n = U(lengths[b])
         new = row + n // P * G * D * P + n % P
         for i in range(G * D):
             keys[new + i * P] = k[b * G * D + i]
@@ -159,18 +162,19 @@ def _loop(
             for g in range(G):
                 tile = row + (t * G + g) * D * P
                 for h in range(g * R, g * R + R):
-                    q, s = (b * H + h) * D, h * room + t * P
+                    q = (b * H + h) * D
+                    s = h * room + t * P
                     for c in range(m):
                         scores[s + c] = 0
                     for i in range(U(0), D, U(4)):
-                        q0, q1, q2, q3 = (
-                            query[q + i],
-                            query[q + i + U(1)],
-                            query[q + i + U(2)],
-                            query[q + i + U(3)],
-                        )
+                        q0 = query[q + i]
+                        q1 = query[q + i + U(1)]
+                        q2 = query[q + i + U(2)]
+                        q3 = query[q + i + U(3)]
                         k0 = tile + i * P
-                        k1, k2, k3 = k0 + P, k0 + P + P, k0 + P + P + P
+                        k1 = k0 + P
+                        k2 = k0 + P + P
+                        k3 = k0 + P + P + P
                         for c in range(m):
                             scores[s + c] += scale * (
                                 q0 * keys[k0 + c]
@@ -204,10 +208,13 @@ def _loop(
             for g in range(G):
                 tile = row + (t * G + g) * D * P
                 for h in range(g * R, g * R + R):
-                    o, s = (b * H + h) * D, h * room + t * P
+                    o = (b * H + h) * D
+                    s = h * room + t * P
                     for i in range(U(0), D, U(4)):
                         v0 = tile + i * P
-                        v1, v2, v3 = v0 + P, v0 + P + P, v0 + P + P + P
+                        v1 = v0 + P
+                        v2 = v0 + P + P
+                        v3 = v0 + P + P + P
                         o0, o1, o2, o3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
                         for c in range(m):
                             weight = scores[s + c]
@@ -250,24 +257,24 @@ def _kernel(
     softmax kept up to date in float32. It starts from the new token, which therefore need not be
     read back.
     """
-    b, g = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b = tl.program_id(0).to(tl.int64)
+    g = tl.program_id(1)
     r, d, p = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D), tl.arange(0, P)
     heads = ((b * G + g) * R + r[:, None]) * D + d[None, :]
     mask = (r < R)[:, None] & (d < D)[None, :]
     q = tl.load(query + heads, mask=mask, other=0).to(tl.float32) * scale
     new_k = tl.load(k + (b * G + g) * D + d, mask=d < D, other=0)
     new_v = tl.load(v + (b * G + g) * D + d, mask=d < D, other=0)
-    n, row = tl.load(lengths + b), tl.load(slots + b) * room * G * D
+    n = tl.load(lengths + b)
+    row = tl.load(slots + b) * room * G * D
     new = row + ((n // P * G + g) * D + d) * P + n % P
     tl.store(keys + new, new_k, mask=d < D)
     tl.store(values + new, new_v, mask=d < D)
     top = tl.sum(q * new_k.to(tl.float32)[None, :], 1)
     if CAPPED:
         top = softcap * (2 * tl.sigmoid(2 * top / softcap) - 1)  # tanh
-    total, sums = (
-        tl.full([BLOCK_R], 1.0, tl.float32),
-        tl.zeros([BLOCK_R, BLOCK_D], tl.float32) + new_v.to(tl.float32)[None, :],
-    )
+    total = tl.full([BLOCK_R], 1.0, tl.float32)
+    sums = tl.zeros([BLOCK_R, BLOCK_D], tl.float32) + new_v.to(tl.float32)[None, :]
     first = tl.maximum(n + 1 - window, 0)
     for t in range(first // P, (n + P - 1) // P):
         token = t * P + p
@@ -290,7 +297,8 @@ def _kernel(
 
 def by_triton(query, k, v, keys, values, slots, lengths, scale, softcap=None, window=None):
     _, tiles, groups, width, _ = keys.shape
-    shared, out = query.shape[1] // groups, torch.empty_like(query)
+    shared = query.shape[1] // groups
+    out = torch.empty_like(query)
     _kernel[(len(slots), groups)](
         query,
         k,

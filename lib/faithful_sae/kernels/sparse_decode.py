@@ -50,7 +50,8 @@ def _loop_values_gradient(first, last, to_x_hat, values, indices, w_dec, out):
 @jit
 def _kernel(values, indices, w_dec, x_hat, D, K, BLOCK_D: tl.constexpr):
     """One program decodes one token, over one block of dimensions, in float32."""
-    t, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for j in range(K):
         value = tl.load(values + t * K + j).to(tl.float32)
@@ -65,7 +66,8 @@ def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K, BLOCK_D
     """One program holds one token's gradient and takes its product with each active row; D fits in
     one block.
     """
-    t, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
+    t = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
     gradient = tl.load(to_x_hat + t * D + d, mask=d < D, other=0).to(tl.float32)
     for j in range(K):
         product = 0.0
@@ -79,7 +81,8 @@ def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K, BLOCK_D
 
 def by_triton(values, indices, w_dec):
     (n_tokens, k), n_dims = values.shape, w_dec.shape[1]
-    x_hat, block = w_dec.new_empty(n_tokens, n_dims), min(1024, triton.next_power_of_2(n_dims))
+    x_hat = w_dec.new_empty(n_tokens, n_dims)
+    block = min(1024, triton.next_power_of_2(n_dims))
     _kernel[(n_tokens, triton.cdiv(n_dims, block))](values, indices, w_dec, x_hat, n_dims, k, block)
     return x_hat
 

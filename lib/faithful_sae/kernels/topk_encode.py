@@ -55,7 +55,8 @@ def reference(x, weight, b_enc, b_dec, k):
     values, indices = torch.relu((x - b_dec) @ weight.T + b_enc).sort(
         dim=-1, descending=True, stable=True
     )
-    values, indices = values[:, :k], indices[:, :k]
+    values = values[:, :k]
+    indices = indices[:, :k]
     return values, torch.where(values > 0, indices, 0)
 
 
@@ -172,12 +173,17 @@ def _select_loop(
     """The k largest float32 dot products of each row of x, among the latents that the screen
     leaves.
     """
-    n_latents, plus, minus = len(weight), np.float32(1), np.float32(-1)
+    n_latents = len(weight)
+    plus = np.float32(1)
+    minus = np.float32(-1)
     bounds, groups = np.empty(n_groups, np.float32), np.empty(n_groups, np.int64)
     latents, products = np.empty(n_latents, np.int64), np.empty(n_latents, np.float32)
-    bounds_bits, products_bits = bounds.view(np.int32), products.view(np.int32)
+    bounds_bits = bounds.view(np.int32)
+    products_bits = products.view(np.int32)
     for t in range(first, last):
-        error, norm, row = row_error[t], row_norm[t], screen[t]
+        error = row_error[t]
+        norm = row_norm[t]
+        row = screen[t]
         _group_bounds(bounds, minus, row, b_enc, error, norm, column_norm, column_error, rounding)
         bounds_bits[0] = _kth_largest(bounds_bits, k)
         least = bounds[0]  # k groups hold a latent above it, so k latents are
@@ -208,7 +214,9 @@ def _select_loop(
                     if product > 0:
                         latents[count], products[count] = f, product
                         count += 1
-        kth, slot, equal = _kth_largest(products_bits[:count], k), 0, k
+        kth = _kth_largest(products_bits[:count], k)
+        slot = 0
+        equal = k
         for i in range(count):
             equal -= products_bits[i] > kth
         for i in range(count):
@@ -230,7 +238,8 @@ def _rounded(rows):
     """(rows in bfloat16, norm of each row, norm of what rounding changed in it), or the rows as
     they are where that is not faster.
     """
-    norm, error = torch.empty(len(rows)), torch.zeros(len(rows))
+    norm = torch.empty(len(rows))
+    error = torch.zeros(len(rows))
     if not bfloat16_is_fast():
         return rows, torch.linalg.vector_norm(rows, dim=1), error
     rounded = torch.empty_like(rows, dtype=torch.bfloat16)
@@ -248,15 +257,14 @@ def _rounded(rows):
 
 def by_screening(x, weight, b_enc, b_dec, k):
     """The compiled way, on a CPU."""
-    x, d_sae = x - b_dec, len(weight)
+    x = x - b_dec
+    d_sae = len(weight)
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     (x_screen, x_norm, x_error), (w_screen, w_norm, w_error) = _rounded(x), _rounded(weight)
     row_error = (x_error + x.shape[1] * SUM_ERROR * x_norm) * NORM_MARGIN
-    row_norm, w_norm, w_error = (
-        (x_norm + x_error) * NORM_MARGIN,
-        w_norm * NORM_MARGIN,
-        w_error * NORM_MARGIN,
-    )
+    row_norm = (x_norm + x_error) * NORM_MARGIN
+    w_norm = w_norm * NORM_MARGIN
+    w_error = w_error * NORM_MARGIN
     n_groups = min(d_sae, max(GROUPS_PER_SLOT * k, 64))
     for rows in torch.arange(len(x)).split(max(SCREEN_BYTES // (d_sae * x_screen.itemsize), 64)):
         part = slice(rows[0], rows[-1] + 1)
@@ -310,7 +318,8 @@ def _kernel(
     index down, so that one order serves both. Of two falling sequences, the larger elements of one
     and the other reversed are the largest of both.
     """
-    t, part = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1)
+    t = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    part = tl.program_id(1)
     best = tl.zeros([BLOCK_B, N_SLOTS], tl.int64)
     for first in range(part * WIDTH, tl.minimum(part * WIDTH + WIDTH, F), BLOCK_F):
         f = first + tl.arange(0, BLOCK_F)
@@ -347,10 +356,8 @@ def by_triton(x, weight, b_enc, b_dec, k):
     k largest of all parts.
     """
     (n_tokens, n_dims), d_sae = x.shape, len(weight)
-    n_slots, parts = (
-        triton.next_power_of_2(max(k, 16)),
-        min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS)),
-    )
+    n_slots = triton.next_power_of_2(max(k, 16))
+    parts = min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS))
     block_f = max(64, n_slots)
     width = (
         triton.cdiv(d_sae, parts * block_f) * block_f

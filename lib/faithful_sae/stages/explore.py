@@ -24,7 +24,8 @@ def index_features(run, saes, lm) -> dict:
     Firing on random tokens is 04's, the matching of seeds 03's. The rows add to the index
     `agreement`, how many of the tokens of MutInfo are among those of VocabProj.
     """
-    f, tokens = run.features, corpus(run, run.features.corpus, lm)
+    f = run.features
+    tokens = corpus(run, run.features.corpus, lm)
     rows = tokens.train[: f.tokens // run.sequence_length]
     if len(rows) * run.sequence_length <= f.tokens - run.sequence_length:
         print(
@@ -32,7 +33,8 @@ def index_features(run, saes, lm) -> dict:
             f"{f.tokens:,} asked for: all are used"
         )
     firing, matching = read_rows(run, "firing", "04_ffr"), read_rows(run, "matching", "03_sfr")
-    indexes, tables = {}, []
+    indexes = {}
+    tables = []
     for seed in f.seeds:
         other = run.sae.seeds[(run.sae.seeds.index(seed) + 1) % len(run.sae.seeds)]
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
@@ -122,7 +124,8 @@ def chosen(latents, n) -> pd.DataFrame:
     parts of one size; the middle one of each part is taken. fake: those, shared or not; shared and
     orphan: the others.
     """
-    fake, shared = latents.fake.astype(bool), latents.shared.astype(bool)
+    fake = latents.fake.astype(bool)
+    shared = latents.shared.astype(bool)
     parts = []
     for group, of_group in zip(GROUPS, (shared & ~fake, ~shared & ~fake, fake)):
         part = latents[of_group & ~latents.dead].sort_values(["frequency", "latent"])
@@ -185,10 +188,8 @@ def steer_features(run, sae, lm, latents) -> pd.DataFrame:
     A dose of 1 adds the latent's largest activation. `probability` is that of the tokens VocabProj
     lists.
     """
-    f, rows = (
-        run.features,
-        corpus(run, run.features.corpus, lm).heldout[: run.features.steered_rows],
-    )
+    f = run.features
+    rows = corpus(run, run.features.corpus, lm).heldout[: run.features.steered_rows]
     parts = []
     for latent in latents.itertuples():
         tokens = (
@@ -237,7 +238,8 @@ def agreement_rows(run, index) -> pd.DataFrame:
     """One row per latent that has MutInfo tokens: group, latent, agreement, and by_chance, with
     VocabProj of a latent drawn at random.
     """
-    said, n = index.explanations(), run.features.listed
+    said = index.explanations()
+    n = run.features.listed
     order = np.random.default_rng(run.features.seed).permutation(index.meta["d_sae"])
     projected = said.method == "VocabProj"
     shuffled = said.assign(latent=np.where(projected, order[said.latent], said.latent))
@@ -249,7 +251,8 @@ def agreement_rows(run, index) -> pd.DataFrame:
         .reset_index()
     )
     latents = index.latents.iloc[rows.latent]
-    fake, shared = latents.fake.to_numpy(bool), latents.shared.to_numpy(bool)
+    fake = latents.fake.to_numpy(bool)
+    shared = latents.shared.to_numpy(bool)
     return rows.assign(group=np.where(fake, "fake", np.where(shared, "shared", "orphan")))
 
 
@@ -259,7 +262,8 @@ def twins_agree(indexes, run) -> bool:
     """
     sfr = read_rows(run, "sfr", "03_sfr").query("corpus == @run.features.corpus")
     for seed, index in indexes.items():
-        other, mine = indexes.get(index.meta["other_seed"]), index.latents
+        other = indexes.get(index.meta["other_seed"])
+        mine = index.latents
         pair = sfr[sfr[["seed_a", "seed_b"]].isin([seed, index.meta["other_seed"]]).all(axis=1)]
         if abs(pair.sfr.item() - mine.shared.mean()) > 1e-12:
             return False

@@ -13,7 +13,8 @@ def fake_features(run, saes, lm):
     `ffr` fires above ffr.activation (the paper: 0), `ffr_authors` above 1.0 as in the authors'
     code.
     """
-    f, names = run.ffr, list(saes)
+    f = run.ffr
+    names = list(saes)
     counted = firing_frequency(
         list(saes.values()),
         lm,
@@ -22,7 +23,8 @@ def fake_features(run, saes, lm):
         f.seed,
         (f.activation, AUTHORS_ACTIVATION),
     )
-    rows, latents = [], []
+    rows = []
+    latents = []
     for (name, seed), (frequency, authors) in zip(names, counted):
         rows.append(
             {
@@ -46,7 +48,8 @@ def fake_features(run, saes, lm):
                 }
             )
         )
-    rows, latents = pd.DataFrame(rows), pd.concat(latents, ignore_index=True)
+    rows = pd.DataFrame(rows)
+    latents = pd.concat(latents, ignore_index=True)
     write_rows(run, "ffr", rows)
     write_rows(run, "firing", latents)
     return rows, latents

@@ -121,7 +121,8 @@ def train_embedded_model(run) -> pd.DataFrame | None:
     """
     if not run.embedded:
         return None
-    folder, key = run.artifacts / "lm", model_key(run)
+    folder = run.artifacts / "lm"
+    key = model_key(run)
     with locked(run.artifacts / ".lm.lock"):  # workers come here together
         if not is_current(folder, key):
             _train(run, folder, key)
@@ -130,7 +131,8 @@ def train_embedded_model(run) -> pd.DataFrame | None:
 
 
 def _train(run, folder, key):
-    start, e = time.time(), run.embedded
+    start = time.time()
+    e = run.embedded
     texts = list(corpora.documents(run, e.corpus))
     tokenizer = train_tokenizer(texts, e.vocab_size)
     wanted = round(e.train_tokens / (1 - run.heldout))

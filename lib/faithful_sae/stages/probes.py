@@ -11,7 +11,8 @@ def probe_tasks(run, saes, lm):
     """Probe every task; writes rows `probing`: task, corpus, seed, representation, accuracy, F1,
     majority-class accuracy.
     """
-    p, records = run.probing, []
+    p = run.probing
+    records = []
     for name in p.tasks:
         (train_texts, train_labels), (test_texts, test_labels), _ = corpora.labelled(run, name)
         pooled = [

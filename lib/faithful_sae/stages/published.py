@@ -41,11 +41,9 @@ def published_corpus(run, name, lm):
     Raises:
         SAEError, HubError: as load_published.
     """
-    folder, rows, settings = (
-        run.artifacts / "saes" / name,
-        corpus(run, name, lm),
-        sae_settings(run, name),
-    )
+    folder = run.artifacts / "saes" / name
+    rows = corpus(run, name, lm)
+    settings = sae_settings(run, name)
     places = {seed: locate(run, name, seed) for seed in run.sae.seeds}
     inputs = {
         f"seed{seed}": [origin, source_hashes(place)] for seed, (place, origin) in places.items()
@@ -75,7 +73,8 @@ def published_corpus(run, name, lm):
 
 
 def _convert(run, name, lm, rows, folder, settings, key, places, inputs):
-    s, start = run.sae, time.time()
+    s = run.sae
+    start = time.time()
     saes = load_published(run, name, lm.d_model)
     results = measure(
         [sae.to(lm.device) for sae in saes.values()],

@@ -7,7 +7,6 @@ from faithful_sae.sae import SAEError, load_sae
 from faithful_sae.schema import plain
 from faithful_sae.stages.rows import read_rows
 
-
 MEASURED_WITH = ("seeds", "d_sae", "k", "tokens", "include_bos", "lm_batch_rows", "batch_tokens")
 
 
@@ -15,7 +14,8 @@ def sae_settings(run, name=None) -> dict:
     """The parameters that the SAEs of a corpus depend on: of a trained one all but the corpus; of a
     published one (by its name) where they are from, and what they are measured with.
     """
-    settings, s = run.settings("layer", "threads", "dtype", "device"), plain(run.sae)
+    settings = run.settings("layer", "threads", "dtype", "device")
+    s = plain(run.sae)
     if name in run.published:
         return (
             settings | {key: s[key] for key in MEASURED_WITH} | {"published": s["published"][name]}

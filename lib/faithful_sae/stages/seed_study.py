@@ -28,9 +28,12 @@ def train_seeds(run):
     Returns:
         (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE.
     """
-    saes, records, d = {}, [], run.seed_dependence
+    saes = {}
+    records = []
+    d = run.seed_dependence
     for layer in dict.fromkeys((run.layer, *d.layers)):
-        at, name = dataclasses.replace(run, layer=layer), d.corpus
+        at = dataclasses.replace(run, layer=layer)
+        name = d.corpus
         lm = open_model(at)
         rows = corpus(at, name, lm)
         cap, _ = token_budget(
@@ -72,7 +75,9 @@ def study_seeds(run, saes) -> dict:
     `seed_fits`: the two power laws `seed_threshold`  share of shared latents at every threshold,
     mean, least and largest over all pairs
     """
-    threshold, plain = run.sfr.threshold, next(iter(saes))[:-1]  # the first SAE is as `sae` says
+    # the first SAE is as `sae` says
+    threshold = run.sfr.threshold
+    plain = next(iter(saes))[:-1]
     base = {seed: sae for (*sizes, seed), sae in saes.items() if tuple(sizes) == plain}
     first, second, *_ = base
     matchings = match_seeds(base)

@@ -44,7 +44,8 @@ def _corpus(run, name, lm):
     source = (
         run if source_name == "self" else load_params(run.file.with_name(f"{source_name}.yaml"))
     )
-    folder, key = source.artifacts / "faithful", faithful_key(source)
+    folder = source.artifacts / "faithful"
+    key = faithful_key(source)
     if not is_current(folder, key):
         raise MissingInputError(
             f"{folder} is missing or was made with other parameters: run "

@@ -33,7 +33,8 @@ def train_corpus(run, name, lm):
     Returns:
         (curves, summary): training curves (one row per seed and logged step) and one row per SAE.
     """
-    s, rows = run.sae, corpus(run, name, lm)
+    s = run.sae
+    rows = corpus(run, name, lm)
     n_tokens, available = token_budget(run, name, rows, lm, s.tokens)
     folder = run.artifacts / "saes" / name
     wanted = [
@@ -97,7 +98,8 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     if is_current(folder, key):
         checkpoint.remove()
         return
-    s, start = run.sae, time.time()
+    s = run.sae
+    start = time.time()
     sizes = {
         column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")
     }
@@ -155,7 +157,8 @@ def training_key(run, settings, rows_key) -> str:
 
 def corpus_is_trained(run, name) -> bool:
     """Whether the SAEs of a corpus are there, for its token rows as they are now."""
-    folder, rows = run.artifacts / "saes" / name, run.artifacts / "corpora" / name
+    folder = run.artifacts / "saes" / name
+    rows = run.artifacts / "corpora" / name
     return rows.exists() and is_current(
         folder, training_key(run, sae_settings(run, name), rows_key(run, rows))
     )
@@ -186,10 +189,8 @@ def activation_cache(run, name, rows, lm):
     Raises:
         DiskFullError: they would not fit, all of them.
     """
-    s, missing = (
-        run.sae,
-        needs.activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize),
-    )
+    s = run.sae
+    missing = needs.activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize)
     key = digest(
         [
             run.settings("layer", "threads", "dtype", "device"),
