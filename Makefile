@@ -22,7 +22,7 @@ WORKERS ?=
 # GPUs of this machine
 GPUS    ?=
 WHERE_local = --cores $(CORES) $(if $(GPUS),--resources gpu=$(GPUS))
-WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae.cluster prefix "$(CHOSEN)")"
+WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae.engine.cluster prefix "$(CHOSEN)")"
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(ENGINE) \
 	$(if $(filter local,$(ENGINE)),$(WHERE_local),$(WHERE_jobs)) \
 	--config profile="$(CHOSEN)" engine="$(ENGINE)" $(if $(MODELS),models="$(MODELS)") $(if $(WORKERS),workers=$(WORKERS))
@@ -44,16 +44,16 @@ tables: $(STAMP)  ## the tables and figures of what a profile has so far; names 
 	@echo "done: figures/$(NAME)/missing.md in $(ROOT) says what is not there yet"
 
 stop: $(STAMP)  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
-	@cd $(ROOT) && $(PY) -m faithful_sae.cluster stop "$(CHOSEN)"
+	@cd $(ROOT) && $(PY) -m faithful_sae.engine.cluster stop "$(CHOSEN)"
 
 check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
-	@cd $(ROOT) && $(PY) -m faithful_sae.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
+	@cd $(ROOT) && $(PY) -m faithful_sae.engine.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
 
 publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
-	@cd $(ROOT) && $(PY) -m faithful_sae.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
+	@cd $(ROOT) && $(PY) -m faithful_sae.paper.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
 explorer: $(STAMP)  ## write the features of a profile as a page to open in a browser (after notebook 09)
-	@$(PY) -m faithful_sae.explorer.page "$(CHOSEN)"
+	@$(PY) -m faithful_sae.features.explorer.page "$(CHOSEN)"
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests
@@ -78,7 +78,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 sync: $(STAMP)  ## make every .ipynb and .py, and the table of exhibits in README.md, say the same
 	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
-	@$(PY) -m faithful_sae.exhibits
+	@$(PY) -m faithful_sae.paper.exhibits
 
 dry: $(STAMP)  ## show what `make paper` would do, and why
 	@$(SNAKEMAKE) --dry-run --quiet rules

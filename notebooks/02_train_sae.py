@@ -33,12 +33,12 @@
 
 # %%
 import torch
-from faithful_sae.exhibits import save_figure
-from faithful_sae.plots import training
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.rows import open_run
+from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.plots.paper import training
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.token_rows import corpus
 from faithful_sae.stages.training import train_all
 from IPython.display import Image
 

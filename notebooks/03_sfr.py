@@ -32,11 +32,11 @@
 # %%
 import torch
 from faithful_sae import match_features, shared_feature_ratio
-from faithful_sae.exhibits import save_figure
-from faithful_sae.plots import cosines
-from faithful_sae.stages.rows import open_run
+from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.plots.paper import cosines
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.seeds import seed_comparison
 from IPython.display import Image
 
 # %% tags=["parameters"]

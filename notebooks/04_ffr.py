@@ -28,12 +28,12 @@
 # **Exhibit.** `firing`; Table 7 itself is drawn in 07.
 
 # %%
-from faithful_sae.exhibits import save_figure
-from faithful_sae.ffr import random_batches
-from faithful_sae.plots import firing
-from faithful_sae.stages.fakes import fake_features
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.rows import open_run
+from faithful_sae.metrics.ffr import random_batches
+from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.plots.paper import firing
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
 from IPython.display import Image
 

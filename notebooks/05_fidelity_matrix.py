@@ -35,14 +35,14 @@
 
 # %%
 import torch
-from faithful_sae.exhibits import save_figure, save_table
-from faithful_sae.plots import matrix
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.matrix import fidelity_matrix
-from faithful_sae.stages.rows import open_run
+from faithful_sae.paper.exhibits import save_figure, save_table
+from faithful_sae.paper.plots.paper import matrix
+from faithful_sae.paper.tables import heading
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.token_rows import corpus
-from faithful_sae.tables import heading
 from IPython.display import Image
 
 # %% tags=["parameters"]

@@ -29,19 +29,20 @@
 # numbers can agree with a claim or not; they cannot equal the paper's.
 
 # %%
-from faithful_sae import plots, tables
-from faithful_sae.catalogue import exhibits
-from faithful_sae.claims import claims
-from faithful_sae.exhibits import (
+from faithful_sae.paper import tables
+from faithful_sae.paper.claims import claims
+from faithful_sae.paper.exhibits import (
     notebook_exhibits,
     profile_note,
     save_figure,
     save_table,
     unmeasured,
 )
-from faithful_sae.params import load_profile
-from faithful_sae.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
-from faithful_sae.stages.rows import measured
+from faithful_sae.paper.plots import paper as plots
+from faithful_sae.runs.catalogue import exhibits
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.rows import measured
+from faithful_sae.runs.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 from IPython.display import Image, Markdown, display
 
 # %% tags=["parameters"]
@@ -167,7 +168,7 @@ verdicts.style.hide(axis="index").set_properties(
 # that the numbers link to.
 
 # %%
-from faithful_sae.explorer.links import feature_links
+from faithful_sae.features.explorer.links import feature_links
 
 feature_links(profile)
 

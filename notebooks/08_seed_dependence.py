@@ -39,13 +39,13 @@
 # SAEs, whatever else is changed.
 
 # %%
-from faithful_sae import seed_plots
-from faithful_sae.exhibits import save_figure, save_table
-from faithful_sae.seed_dependence import fitted_curves, hit_masks
-from faithful_sae.seed_findings import findings
-from faithful_sae.sfr import match_seeds
-from faithful_sae.stages.rows import open_run
-from faithful_sae.stages.seed_study import study_seeds, train_seeds
+from faithful_sae.metrics.seed_dependence import fitted_curves, hit_masks
+from faithful_sae.metrics.sfr import match_seeds
+from faithful_sae.paper.exhibits import save_figure, save_table
+from faithful_sae.paper.plots import seeds as seed_plots
+from faithful_sae.paper.seed_claims import findings
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
 from IPython.display import Image
 
 # %% tags=["parameters"]

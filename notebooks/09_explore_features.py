@@ -27,14 +27,14 @@
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
 # %%
-from faithful_sae import feature_plots
-from faithful_sae.exhibits import save_figure, save_table
-from faithful_sae.explorer.widget import Explorer
-from faithful_sae.features.steering import continuation
+from faithful_sae.feature_plots.steering import continuation
+from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.text import features_of_text
-from faithful_sae.stages import explore
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.rows import open_run
+from faithful_sae.paper.exhibits import save_figure, save_table
+from faithful_sae.paper.plots import features as feature_plots
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages import s09_explore_features as explore
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
 from IPython.display import Image
 

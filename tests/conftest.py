@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from faithful_sae import schema
-from faithful_sae.models import load_model
-from faithful_sae.params import load_params
-from faithful_sae.stages.rows import write_rows
+from faithful_sae.lm.model import load_model
+from faithful_sae.runs import schema
+from faithful_sae.runs.params import load_params
+from faithful_sae.runs.rows import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma2Config,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from faithful_sae import match_features, matching
-from faithful_sae.assignment import rows as rows_module
-from faithful_sae.assignment.rows import Rows, cosines
-from faithful_sae.assignment.scan import Codes, Kept, error_terms, scan
-from faithful_sae.assignment.search import MARGIN, Search, _possible
-from faithful_sae.assignment.sparse import Graph, centre, solve
 from faithful_sae.kernels import backend, cosine_tiles
+from faithful_sae.matching import codes as rows_module
+from faithful_sae.matching.codes import Rows, cosines
+from faithful_sae.matching.scan import Codes, Kept, error_terms, scan
+from faithful_sae.matching.search import MARGIN, Search, _possible
+from faithful_sae.matching.sparse import Graph, centre, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import set_key
-from faithful_sae import check as module
-from faithful_sae.check import check
-from faithful_sae.needs import needs
-from faithful_sae.probe import estimate
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import model_stages
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.token_rows import make_faithful
+from faithful_sae.engine import check as module
+from faithful_sae.engine.check import check
+from faithful_sae.engine.timing import estimate
+from faithful_sae.files import ROOT
+from faithful_sae.runs.needs import needs
+from faithful_sae.runs.schema import model_stages
+from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, hub_run  # noqa: F401: a fixture
@@ -26,7 +26,7 @@ from yaml import safe_dump, safe_load
 def main(profile, *options, **more):
     """(exit status, what was printed) of the command."""
     result = subprocess.run(
-        [sys.executable, "-m", "faithful_sae.check", str(profile), *options],
+        [sys.executable, "-m", "faithful_sae.engine.check", str(profile), *options],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -228,16 +228,16 @@ def test_what_is_there_and_current_needs_no_disk(make_run):
     values = safe_load(other.read_text())
     set_key(values, "sae.lr", 2e-3)
     other.write_text(safe_dump(values))
-    from faithful_sae.params import load_params
+    from faithful_sae.runs.params import load_params
 
     assert module._there(load_params(other), "02_train_sae") == 0
 
 
 def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
-    from faithful_sae import probe
+    from faithful_sae.engine import timing
 
-    monkeypatch.setattr(probe, "SECONDS", 0.1)
-    monkeypatch.setattr(probe, "SHORT", 0.05)
+    monkeypatch.setattr(timing, "SECONDS", 0.1)
+    monkeypatch.setattr(timing, "SHORT", 0.05)
     little, much = (
         estimate(
             make_run(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from faithful_sae import train_saes
-from faithful_sae.activations import ActivationStream
-from faithful_sae.checkpoints import Checkpoint
-from faithful_sae.provenance import DiskFullError, remove_others
+from faithful_sae.files import DiskFullError, remove_others
+from faithful_sae.files.checkpoint import Checkpoint
+from faithful_sae.sae.activations import ActivationStream
 
 D, TOKENS, BATCH = 8, 24_000, 40
 ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
@@ -189,7 +189,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("faithful_sae.checkpoints.save_file", full)
+    monkeypatch.setattr("faithful_sae.files.checkpoint.save_file", full)
     with pytest.raises(DiskFullError):
         checkpoint.save(4, {"a": torch.arange(5)}, {})
     step, tensors, numbers = Checkpoint(tmp_path / "checkpoint", "key").load()
@@ -226,7 +226,7 @@ def test_savings_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     now[0] = 61
     assert checkpoint.due
     monkeypatch.setattr(
-        "faithful_sae.checkpoints.save_file",
+        "faithful_sae.files.checkpoint.save_file",
         lambda tensors, path, about: (path.write_bytes(b""), now.__setitem__(0, now[0] + 30)),
     )
     checkpoint.save(1, {}, {})

@@ -1,11 +1,11 @@
 """Every claim on rows where it holds, on rows where it does not, and on rows that cannot say."""
 
 import pytest
-from faithful_sae.claims import claims
-from faithful_sae.exhibits import profile_note
-from faithful_sae.schema import SAE_SECTIONS
-from faithful_sae.stages.rows import read_rows, write_rows
-from faithful_sae.tables import table1
+from faithful_sae.paper.claims import claims
+from faithful_sae.paper.exhibits import profile_note
+from faithful_sae.paper.tables import table1
+from faithful_sae.runs.rows import read_rows, write_rows
+from faithful_sae.runs.schema import SAE_SECTIONS
 
 SECTIONS = {
     "instruction": 0,
@@ -220,7 +220,7 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
     """The claims, read off the paper's tables as if they had been measured here, with the paper's
     verdict on each.
     """
-    from faithful_sae.exhibits import exhibits
+    from faithful_sae.paper.exhibits import exhibits
 
     n = {
         t: exhibits()[t].numbers

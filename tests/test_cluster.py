@@ -12,12 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faithful_sae import cluster, needs, pipeline
-from faithful_sae.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
-from faithful_sae.params import ParamsError
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import STAGE_KEYS, model_stages
-from faithful_sae.stages.language_model import model_shape
+from faithful_sae.engine import cluster, plan
+from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
+from faithful_sae.files import ROOT
+from faithful_sae.runs import needs
+from faithful_sae.runs.params import ParamsError
+from faithful_sae.runs.schema import STAGE_KEYS, model_stages
+from faithful_sae.stages.model import model_shape
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def queue(here, *names):
 
 HOLD = """
 import subprocess, sys, time
-from faithful_sae import cluster
+from faithful_sae.engine import cluster
 from pathlib import Path
 cluster.ROOT = Path(sys.argv[1])
 lock = cluster.claim("mine", sys.argv[2])
@@ -130,7 +131,7 @@ def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
                 sys.executable,
                 "-c",
                 step,
-                "faithful_sae.execute",
+                "faithful_sae.engine.notebook",
                 f"{here}/artifacts/{name}/x.ipynb",
             ],
             stdout=subprocess.PIPE,
@@ -186,8 +187,8 @@ def test_hours_are_positive_and_nothing_depends_on_them(make_run):
     a = make_run()
     b = make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b")
     for stage in STAGE_KEYS:
-        assert pipeline.settings(a, stage) == pipeline.settings(b, stage)
-    assert pipeline.corpus_settings(a, "text") == pipeline.corpus_settings(b, "text")
+        assert plan.settings(a, stage) == plan.settings(b, stage)
+    assert plan.corpus_settings(a, "text") == plan.corpus_settings(b, "text")
 
 
 def test_a_corpus_waits_only_for_what_it_is_made_of(make_run):
@@ -199,19 +200,17 @@ def test_a_corpus_waits_only_for_what_it_is_made_of(make_run):
         }
     )
     folder = run.artifacts.parent
-    assert pipeline.corpus_inputs(run, "text") == [str(run.resolve("text.jsonl"))]
-    assert pipeline.corpus_inputs(run, "faithful") == [
-        str(folder / "tiny" / "rows" / "dataset.csv")
-    ]
-    assert pipeline.corpus_inputs(run, "theirs") == [str(folder / "other" / "rows" / "dataset.csv")]
-    assert {pipeline.trained_file(run, name) for name in run.sae.train_on} <= set(
-        pipeline.stage_inputs(run, "02_train_sae")
+    assert plan.corpus_inputs(run, "text") == [str(run.resolve("text.jsonl"))]
+    assert plan.corpus_inputs(run, "faithful") == [str(folder / "tiny" / "rows" / "dataset.csv")]
+    assert plan.corpus_inputs(run, "theirs") == [str(folder / "other" / "rows" / "dataset.csv")]
+    assert {plan.trained_file(run, name) for name in run.sae.train_on} <= set(
+        plan.stage_inputs(run, "02_train_sae")
     )
 
 
 def test_what_training_on_a_corpus_depends_on(make_run):
     def settings(changes, corpus="text"):
-        return pipeline.corpus_settings(make_run(changes), corpus)
+        return plan.corpus_settings(make_run(changes), corpus)
 
     assert (
         settings({})
@@ -233,10 +232,10 @@ def test_what_training_on_a_corpus_depends_on(make_run):
 
 
 def test_the_laptop_s_embedded_models_are_trained_first():
-    from faithful_sae.params import load_profile
+    from faithful_sae.runs.params import load_profile
 
     run = {run.name: run for run in load_profile("laptop")}["neox"]
-    inputs = pipeline.corpus_inputs(run, "faithful-llama")
+    inputs = plan.corpus_inputs(run, "faithful-llama")
     assert inputs == [
         str(ROOT / "artifacts" / "laptop" / name / "rows" / "dataset.csv")
         for name in ("llama", "neox")
@@ -244,10 +243,10 @@ def test_the_laptop_s_embedded_models_are_trained_first():
 
 
 def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monkeypatch):
-    from faithful_sae.provenance import write_provenance
+    from faithful_sae.runs.provenance import write_provenance
 
     run = make_run()
-    monkeypatch.setattr(pipeline, "ROOT", run.artifacts.parents[2])
+    monkeypatch.setattr(plan, "ROOT", run.artifacts.parents[2])
     markers = {name: run.artifacts / "trained" / f"{name}.txt" for name in run.sae.train_on}
     for name, marker in markers.items():
         weights = run.artifacts / "saes" / name / "seed42" / "sae_weights.safetensors"
@@ -256,13 +255,13 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
         write_provenance(run.artifacts / "saes" / name / "provenance.json", key="k")
         marker.parent.mkdir(exist_ok=True)
         marker.write_text("hash")
-    rows = Path(pipeline.rows_file(run, "saes"))
+    rows = Path(plan.rows_file(run, "saes"))
     rows.parent.mkdir()
     rows.write_text("corpus\n")
-    pipeline.take_possession([run])
+    plan.take_possession([run])
     assert all(marker.exists() for marker in (rows, *markers.values()))
     weights.write_bytes(b"who")
-    pipeline.take_possession([run])
+    plan.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
     assert not rows.exists()  # without which Snakemake would have no use for a new mark
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BOS
-from faithful_sae.corpora import (
+from faithful_sae.text.read import (
     CorpusError,
     corpus_rows,
     labelled,

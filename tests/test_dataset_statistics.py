@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import make_tokenizer
-from faithful_sae.dataset_statistics import dataset_statistics, first_token_kl, first_token_table
+from faithful_sae.metrics.coverage import dataset_statistics, first_token_kl, first_token_table
 from scipy.stats import entropy
 
 DOCUMENTS = [np.array(d, np.int32) for d in ([2, 3, 3, 1], [2, 2], [4, 0], [2], [3, 1])]

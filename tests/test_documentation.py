@@ -8,8 +8,8 @@ import sys
 from collections import Counter
 
 import pytest
-from faithful_sae import documentation
-from faithful_sae.documentation import extract, label_names, labelled
+from faithful_sae.text import documentation
+from faithful_sae.text.documentation import extract, label_names, labelled
 
 LONG, OTHER, THIRD = (
     " ".join(f"{word}{i}" for i in range(16)) for word in ("first", "second", "third")

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from faithful_sae import embedded
-from faithful_sae.embedded import evaluate, initialise, train_language_model, train_tokenizer
-from faithful_sae.schema import Embedded
+from faithful_sae.lm import embedded
+from faithful_sae.lm.embedded import evaluate, initialise, train_language_model, train_tokenizer
+from faithful_sae.runs.schema import Embedded
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TEXTS = [

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faithful_sae.provenance import ROOT, remove
+from faithful_sae.files import ROOT, remove
 
 PROFILES = "e2e_killed", "e2e_whole"
 
@@ -112,7 +112,7 @@ def test_killed_and_whole_runs_write_the_same_csv_files(results):
 
 
 def test_every_exhibit_is_there_and_says_its_profile(results):
-    from faithful_sae.catalogue import exhibits
+    from faithful_sae.runs.catalogue import exhibits
 
     name = PROFILES[1]
     for exhibit in exhibits().values():
@@ -204,7 +204,7 @@ def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
         [
             sys.executable,
             "-m",
-            "faithful_sae.execute",
+            "faithful_sae.engine.notebook",
             str(notebook),
             str(tmp_path / "out.ipynb"),
             "params=y",
@@ -220,8 +220,8 @@ def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
 
 
 def test_a_notebook_opened_too_early_names_the_one_before(tmp_path):
-    from faithful_sae.provenance import MissingInputError
-    from faithful_sae.stages.rows import open_run
+    from faithful_sae.files import MissingInputError
+    from faithful_sae.runs.rows import open_run
     from faithful_sae.stages.saes import load_saes
 
     shutil.copytree(ROOT / "params" / "smoke", tmp_path / "never_run")

@@ -9,14 +9,14 @@ import json
 
 import pandas as pd
 import pytest
-from faithful_sae import catalogue
-from faithful_sae.catalogue import exhibits, paper_models
-from faithful_sae.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
-from faithful_sae.params import load_profile
-from faithful_sae.pipeline import chosen, run_outputs
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
-from faithful_sae.stages.rows import write_rows
+from faithful_sae.engine.plan import chosen, run_outputs
+from faithful_sae.files import ROOT
+from faithful_sae.paper.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
+from faithful_sae.runs import catalogue
+from faithful_sae.runs.catalogue import exhibits, paper_models
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.rows import write_rows
+from faithful_sae.runs.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
 from matplotlib.figure import Figure
 
 MODELS = {
@@ -315,8 +315,8 @@ def test_table_4_and_7_have_one_set_of_models(a, b):
 def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():
     import re
 
-    from faithful_sae.exhibits import readme_table
-    from faithful_sae.provenance import ROOT
+    from faithful_sae.files import ROOT
+    from faithful_sae.paper.exhibits import readme_table
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme_table() in text, "README.md's table of exhibits is not the list's: make sync"

@@ -17,8 +17,8 @@ from faithful_sae.features.steering import (
     kl_divergence,
     steered_log_probabilities,
 )
-from faithful_sae.models import load_model
-from faithful_sae.sae import TopKSAE
+from faithful_sae.lm.model import load_model
+from faithful_sae.sae.sae import TopKSAE
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 

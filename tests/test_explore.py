@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import FEATURES
-from faithful_sae import feature_plots, pipeline
-from faithful_sae.exhibits import notebook_exhibits
+from faithful_sae.engine import plan
 from faithful_sae.features.steering import dose_response
+from faithful_sae.files import MissingInputError
 from faithful_sae.matching import match_features
-from faithful_sae.provenance import MissingInputError
+from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.stages import explore
-from faithful_sae.stages.fakes import fake_features
-from faithful_sae.stages.language_model import open_model
+from faithful_sae.stages.corpus import corpus, make_faithful
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s03_sfr import seed_comparison
+from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.seeds import seed_comparison
-from faithful_sae.stages.token_rows import corpus, make_faithful
 from faithful_sae.stages.training import train_all
 
 STAGE = "09_explore_features"
@@ -169,9 +169,9 @@ def test_rows_and_figures_of_the_chosen(explored):
     )
     assert (rows.agreement[agreement.latent].to_numpy() == agreement.agreement).all()
     for draw, data in (
-        (feature_plots.histograms, bins),
-        (feature_plots.agreement, agreement),
-        (feature_plots.steering, response),
+        (features.histograms, bins),
+        (features.agreement, agreement),
+        (features.steering, response),
     ):
         assert draw(data).get_axes()
 
@@ -188,20 +188,20 @@ def test_text_in_a_table_stays_text():
 
 def test_a_run_without_the_section_has_no_09(make_run):
     without, with_it = make_run(name="a"), make_run({"features": FEATURES}, name="b")
-    assert pipeline.stages([without]) == [s for s in pipeline.stages([with_it]) if s != STAGE]
+    assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != STAGE]
     assert not notebook_exhibits(without, STAGE) and len(notebook_exhibits(with_it, STAGE)) == 4
-    needed = {path.rpartition("/")[2] for path in pipeline.stage_inputs(with_it, STAGE)}
+    needed = {path.rpartition("/")[2] for path in plan.stage_inputs(with_it, STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
-    waits = {path for path in pipeline.paper_inputs([without, with_it]) if "features" in path}
-    assert waits == {pipeline.rows_file(with_it, "features")}  # 07 links to features that there are
+    waits = {path for path in plan.paper_inputs([without, with_it]) if "features" in path}
+    assert waits == {plan.rows_file(with_it, "features")}  # 07 links to features that there are
 
 
 def test_a_damaged_index_is_noticed(explored):
     run, _, _, indexes = explored
     file = indexes[49].folder / "contexts.parquet"
     rows = run.artifacts / "rows" / "features.csv"
-    pipeline._forget_damaged(run)
+    plan._forget_damaged(run)
     assert rows.exists()
     file.write_bytes(file.read_bytes()[:-10])
-    pipeline._forget_damaged(run)
+    plan._forget_damaged(run)
     assert not rows.exists()

@@ -10,19 +10,19 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from faithful_sae import provenance
-from faithful_sae.checkpoints import checksum
-from faithful_sae.explorer import data
-from faithful_sae.explorer.fallback import feature_html, list_html
-from faithful_sae.explorer.links import feature_address, feature_links
-from faithful_sae.explorer.page import json_script, write_explorer
-from faithful_sae.explorer.widget import Explorer
+from faithful_sae.features.explorer import data
+from faithful_sae.features.explorer.fallback import feature_html, list_html
+from faithful_sae.features.explorer.links import feature_address, feature_links
+from faithful_sae.features.explorer.page import json_script, write_explorer
+from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.features.text import features_of_text, text_ids
-from faithful_sae.params import load_profile
-from faithful_sae.provenance import file_hash
-from faithful_sae.sae import TopKSAE
-from faithful_sae.stages.rows import write_rows
+from faithful_sae.files import file_hash
+from faithful_sae.files.checkpoint import checksum
+from faithful_sae.runs import provenance
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.rows import write_rows
+from faithful_sae.sae.sae import TopKSAE
 from feature_folders import EVIL, write_index
 
 KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
@@ -233,7 +233,7 @@ def test_one_index_for_each_set(indices, tmp_path):
 
 def test_without_an_index_it_says_who_makes_one():
     result = subprocess.run(
-        [sys.executable, "-m", "faithful_sae.explorer.page", "paper"],
+        [sys.executable, "-m", "faithful_sae.features.explorer.page", "paper"],
         capture_output=True,
         text=True,
     )
@@ -245,7 +245,7 @@ def test_without_an_index_it_says_who_makes_one():
     assert (
         "no such profile"
         in subprocess.run(
-            [sys.executable, "-m", "faithful_sae.explorer.page", "nowhere"],
+            [sys.executable, "-m", "faithful_sae.features.explorer.page", "nowhere"],
             capture_output=True,
             text=True,
         ).stderr
@@ -384,9 +384,9 @@ def test_what_does_not_belong_together_is_refused(indices, lm):
 
 def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setattr("faithful_sae.schema.ROOT", tmp_path)
+    monkeypatch.setattr("faithful_sae.runs.schema.ROOT", tmp_path)
     (run,) = load_profile("smoke")
-    monkeypatch.setattr("faithful_sae.explorer.links.load_profile", lambda _: [run])
+    monkeypatch.setattr("faithful_sae.features.explorer.links.load_profile", lambda _: [run])
     run = dataclasses.replace(
         run, features=dataclasses.replace(run.features, corpus="faithful", seeds=(42,))
     )

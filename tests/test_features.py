@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BOS, VOCABULARY
-from faithful_sae.checkpoints import Checkpoint, checksum
 from faithful_sae.features import collect as collecting
 from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.features.text import features_of_text
 from faithful_sae.features.vocabulary import display_strings
+from faithful_sae.files.checkpoint import Checkpoint, checksum
 from faithful_sae.kernels import latent_statistics
-from faithful_sae.sae import TopKSAE
+from faithful_sae.sae.sae import TopKSAE
 from scipy.stats import chi2, chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import BOS, CONTEXT, make_tokenizer
 from faithful_sae import TopKSAE, fake_feature_ratio
-from faithful_sae.ffr import fake_ratio, firing_frequency, random_batches
-from faithful_sae.models import LanguageModel
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.metrics.ffr import fake_ratio, firing_frequency, random_batches
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, BOS
 from faithful_sae import TopKSAE, fidelity, load_model
-from faithful_sae.faithfulness import Fidelity, fidelity_of_all
+from faithful_sae.metrics.fidelity import Fidelity, fidelity_of_all
 
 
 def stand_in(lm, function):

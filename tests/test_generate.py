@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
-from faithful_sae import generate
-from faithful_sae.decoding import Decoder
-from faithful_sae.models import LanguageModel, ModelError
-from faithful_sae.provenance import DiskFullError, MissingInputError, is_current
+from faithful_sae.files import DiskFullError, MissingInputError, is_current
+from faithful_sae.lm import sampling
+from faithful_sae.lm.decoding import Decoder
+from faithful_sae.lm.model import LanguageModel, ModelError
 from scipy.stats import chi2_contingency, chisquare
 from transformers import (
     MistralConfig,
@@ -52,7 +52,7 @@ def after(lm, ids):
 
 
 def first_counts(lm, **options):
-    documents = generate.sample(lm, DRAWS, 1, torch.Generator().manual_seed(0), **options)
+    documents = sampling.sample(lm, DRAWS, 1, torch.Generator().manual_seed(0), **options)
     assert all(len(d) == 1 and d.dtype == np.int32 for d in documents)
     return np.bincount(np.concatenate(documents), minlength=V)
 
@@ -108,7 +108,7 @@ def test_second_token_follows_its_first(small):
     """Transitions of 20,000 documents against a forward pass per first token; also the only place
     where rows drop out.
     """
-    documents = generate.sample(small, DRAWS, 2, torch.Generator().manual_seed(3))
+    documents = sampling.sample(small, DRAWS, 2, torch.Generator().manual_seed(3))
     checked = 0
     for first in range(V):
         seconds = [d[1] for d in documents if d[0] == first and len(d) > 1]
@@ -146,7 +146,7 @@ def test_cached_decoding_equals_none(architecture):
     plain rollout of each says.
     """
     lm = with_varied_ends(architecture)
-    documents = generate.sample(
+    documents = sampling.sample(
         lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
     )
     expected = [rollout(lm, d[0]) for d in documents]
@@ -179,7 +179,7 @@ def test_other_models_that_decode_alike(make):
         eos_token_id=EOS,
     )
     lm = LanguageModel(model.eval(), make_tokenizer(24), 1, BOS)
-    documents = generate.sample(
+    documents = sampling.sample(
         lm, 24, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
     )
     assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and max(
@@ -215,11 +215,11 @@ def test_a_document_that_ends_makes_room_for_the_next(monkeypatch):
     passes = []
     rows = 7
     drawn = []
-    draw = generate.draw_tokens
+    draw = sampling.draw_tokens
     monkeypatch.setattr(
-        generate, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone()
+        sampling, "draw_tokens", lambda *a: drawn.append(draw(*a)) or drawn[-1].clone()
     )
-    documents = generate.sample(
+    documents = sampling.sample(
         lm,
         rows,
         14,
@@ -251,9 +251,9 @@ def test_lengths_are_those_of_the_model(small):
     refilled = [
         d
         for seed in range(60)
-        for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed), tokens=300)
+        for d in sampling.sample(small, 20, 9, torch.Generator().manual_seed(seed), tokens=300)
     ]
-    alone = generate.sample(small, DRAWS, 9, torch.Generator().manual_seed(100))
+    alone = sampling.sample(small, DRAWS, 9, torch.Generator().manual_seed(100))
     counts = np.array(
         [np.bincount([len(d) for d in ds], minlength=10)[1:] for ds in (refilled, alone)]
     )
@@ -264,7 +264,7 @@ def test_logits_that_are_not_numbers_stop_the_sampling(small):
     model = make_model("gpt2", 24).eval()
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(FloatingPointError, match="logits are not finite"):
-        generate.sample(
+        sampling.sample(
             LanguageModel(model, make_tokenizer(24), 1, BOS), 3, 4, torch.Generator().manual_seed(0)
         )
 
@@ -278,7 +278,7 @@ def rollout(lm, first, length=14):
 
 
 def test_documents_end_at_eos_or_bos(small):
-    documents = generate.sample(small, 500, 9, torch.Generator().manual_seed(2))
+    documents = sampling.sample(small, 500, 9, torch.Generator().manual_seed(2))
     for d in documents:
         assert (
             1 <= len(d) <= 9
@@ -293,7 +293,7 @@ def test_documents_end_at_eos_or_bos(small):
 def test_the_generator_is_the_only_source_of_randomness(small):
     def draw(seed):
         return [
-            d.tolist() for d in generate.sample(small, 20, 9, torch.Generator().manual_seed(seed))
+            d.tolist() for d in sampling.sample(small, 20, 9, torch.Generator().manual_seed(seed))
         ]
 
     torch.manual_seed(0)
@@ -315,7 +315,7 @@ def finished(make_run, lm):
     four shards).
     """
     run = make_run()
-    folder = generate.generate_dataset(run, lm, "key", {"model": "m"})
+    folder = sampling.generate_dataset(run, lm, "key", {"model": "m"})
     files = content(folder)
     assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)] and is_current(
         folder, "key"
@@ -329,10 +329,10 @@ def test_documents_come_back_as_sampled(finished, lm):
     expected = []
     for shard, wanted in enumerate((90, 90, 90, 30)):
         seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
-        expected += generate.sample(
+        expected += sampling.sample(
             lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted
         )
-    got = list(generate.read_shards(run))
+    got = list(sampling.read_shards(run))
     assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(
         map(len, got)
     ) >= g.tokens
@@ -345,7 +345,7 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
     for f in folder.iterdir():
         f.unlink()
     folder.rmdir()
-    sample = generate.sample
+    sample = sampling.sample
     left = [calls]
 
     def dies(*args, **options):
@@ -354,12 +354,12 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
         left[0] -= 1
         return sample(*args, **options)
 
-    monkeypatch.setattr(generate, "sample", dies)
+    monkeypatch.setattr(sampling, "sample", dies)
     with pytest.raises(KeyboardInterrupt):
-        generate.generate_dataset(run, lm, "key")
+        sampling.generate_dataset(run, lm, "key")
     assert not folder.exists()
-    monkeypatch.setattr(generate, "sample", sample)
-    assert content(generate.generate_dataset(run, lm, "key")) == files
+    monkeypatch.setattr(sampling, "sample", sample)
+    assert content(sampling.generate_dataset(run, lm, "key")) == files
     assert sorted(p.name for p in run.artifacts.iterdir()) == [
         ".faithful.lock",
         "faithful",
@@ -369,13 +369,13 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
 def test_killed_at_random_moments(make_run, lm):
     """SIGKILL, so that no handler can tidy up, while some twenty shards are sampled and written."""
     whole = make_run({"generate.tokens": 2000}, "whole")
-    files = content(generate.generate_dataset(whole, lm, "key"))
+    files = content(sampling.generate_dataset(whole, lm, "key"))
     run = make_run({"generate.tokens": 2000}, "killed")
     rng = np.random.default_rng(0)
     left = []
     while not is_current(run.artifacts / "faithful", "key"):
         process = multiprocessing.get_context("fork").Process(
-            target=generate.generate_dataset, args=(run, lm, "key")
+            target=sampling.generate_dataset, args=(run, lm, "key")
         )
         process.start()
         process.join(rng.uniform(0.02, 0.15))
@@ -396,15 +396,15 @@ def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     (partial / "provenance.json").unlink()
     (partial / "shard_00002.safetensors").unlink()
     calls = []
-    sample = generate.sample
-    monkeypatch.setattr(generate, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
-    assert content(generate.generate_dataset(run, lm, "key")) == files and len(calls) == 1
+    sample = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
+    assert content(sampling.generate_dataset(run, lm, "key")) == files and len(calls) == 1
 
 
 def test_a_finished_dataset_is_not_made_again(finished, lm, monkeypatch):
     run, files = finished
-    monkeypatch.setattr(generate, "sample", lambda *a, **o: pytest.fail("sampled again"))
-    assert content(generate.generate_dataset(run, lm, "key")) == files
+    monkeypatch.setattr(sampling, "sample", lambda *a, **o: pytest.fail("sampled again"))
+    assert content(sampling.generate_dataset(run, lm, "key")) == files
 
 
 def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
@@ -412,10 +412,10 @@ def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
     shard = run.artifacts / "faithful" / "shard_00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     assert not is_current(shard.parent, "key")
-    assert content(generate.generate_dataset(run, lm, "key")) == files
+    assert content(sampling.generate_dataset(run, lm, "key")) == files
     other = copy.copy(run)
     object.__setattr__(other, "generate", type(run.generate)(**vars(run.generate) | {"seed": 6}))
-    assert content(generate.generate_dataset(other, lm, "other key")) != files
+    assert content(sampling.generate_dataset(other, lm, "other key")) != files
 
 
 def test_provenance_says_how(finished):
@@ -430,7 +430,7 @@ def test_provenance_says_how(finished):
 
 def test_missing_dataset_names_the_notebook(make_run):
     with pytest.raises(MissingInputError, match="01_generate_faithful for handmade/tiny"):
-        next(generate.read_shards(make_run()))
+        next(sampling.read_shards(make_run()))
 
 
 def test_context_leaves_room_for_bos(make_run, lm):
@@ -438,13 +438,13 @@ def test_context_leaves_room_for_bos(make_run, lm):
         ValueError,
         match=f"max_new_tokens = {CONTEXT} must be below the model's context of {CONTEXT}",
     ):
-        generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT}), lm, "key")
-    generate.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT - 1}), lm, "key")
+        sampling.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT}), lm, "key")
+    sampling.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT - 1}), lm, "key")
 
 
 def test_no_room_on_the_disk(make_run, lm):
     with pytest.raises(DiskFullError, match="faithful dataset needs about"):
-        generate.generate_dataset(make_run({"generate.tokens": 10**17}), lm, "key")
+        sampling.generate_dataset(make_run({"generate.tokens": 10**17}), lm, "key")
 
 
 def test_no_room_in_memory(make_run, lm, monkeypatch):
@@ -454,10 +454,10 @@ def test_no_room_in_memory(make_run, lm, monkeypatch):
     run = make_run({"generate.batch_rows": 100})
     per_row = 20480 + 24 * lm.model.config.vocab_size
     monkeypatch.setattr(
-        generate.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1)
+        sampling.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1)
     )
     with pytest.raises(MemoryError, match="generate.batch_rows = 100 needs .* at most 99 rows fit"):
-        generate.generate_dataset(run, lm, "key")
+        sampling.generate_dataset(run, lm, "key")
     assert not list(run.artifacts.glob("faithful*/shard*"))
 
 
@@ -490,8 +490,8 @@ def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
             "generate.temperature": 1.5,
         }
     )
-    generate.generate_dataset(run, lm, "key")
-    documents = list(generate.read_shards(run))
+    sampling.generate_dataset(run, lm, "key")
+    documents = list(sampling.read_shards(run))
     engine = FakeEngine.last
     assert engine.options == {
         "model": lm.model.name_or_path,
@@ -527,4 +527,4 @@ def test_vllm_is_not_installed(make_run, lm, monkeypatch):
         ImportError,
         match="generate.backend: vllm, and vLLM is not installed: .*backend: transformers",
     ):
-        generate.generate_dataset(make_run({"generate.backend": "vllm"}), lm, "key")
+        sampling.generate_dataset(make_run({"generate.backend": "vllm"}), lm, "key")

@@ -16,14 +16,14 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ARCHITECTURES, VOCABULARY, make_model, make_tokenizer
-from faithful_sae import corpora, hub
-from faithful_sae.corpora import corpus_rows, documents, labelled
-from faithful_sae.models import load_model
-from faithful_sae.pipeline import hub_problems, refuse
-from faithful_sae.provenance import ROOT, remove
-from faithful_sae.schema import ParamsError
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.token_rows import make_faithful
+from faithful_sae.engine.plan import hub_problems, refuse
+from faithful_sae.files import ROOT, remove
+from faithful_sae.lm.model import load_model
+from faithful_sae.runs.schema import ParamsError
+from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.model import open_model
+from faithful_sae.text import hub, read
+from faithful_sae.text.read import corpus_rows, documents, labelled
 from fake_hub import TOKEN, Repository, serve
 
 OLD = "a" * 40
@@ -191,12 +191,12 @@ def test_a_task_of_the_hub(make_run, cache):
 
 def test_a_newer_commit_is_other_text(make_run, cache, lm):
     run = hub_run(make_run)
-    before = corpora.text_hash(run, "web")
+    before = read.text_hash(run, "web")
     remove(run.artifacts.parent / "hub.json")
     folder = cache / "datasets--web--text"
     (folder / "snapshots" / OLD).rename(folder / "snapshots" / NEW)
     (folder / "refs" / hub.PARQUET).write_text(NEW)
-    assert corpora.text_hash(run, "web") != before
+    assert read.text_hash(run, "web") != before
 
 
 class Killed(BaseException):
@@ -210,8 +210,8 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     whole = corpus_rows(run, "web", lm)
     expected = np.concatenate([whole.train, whole.heldout])
     remove(run.artifacts / "corpora")
-    monkeypatch.setattr(corpora, "PART_DOCUMENTS", 3)
-    original = corpora.tokenize
+    monkeypatch.setattr(read, "PART_DOCUMENTS", 3)
+    original = read.tokenize
 
     def tokenize(texts, tokenizer):
         read.append(texts := list(texts))
@@ -219,13 +219,13 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
             raise Killed
         return original(texts, tokenizer)
 
-    monkeypatch.setattr(corpora, "tokenize", tokenize)
+    monkeypatch.setattr(read, "tokenize", tokenize)
     with pytest.raises(Killed):
         corpus_rows(run, "web", lm)
     opened = []
-    original_records = corpora._numbered_records
+    original_records = read._numbered_records
     monkeypatch.setattr(
-        corpora,
+        read,
         "_numbered_records",
         lambda path, keys, start: (
             opened.append((path.name, start)) or original_records(path, keys, start)
@@ -242,7 +242,7 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
 
 @pytest.mark.parametrize("at_once", [2, 10_000])
 def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(corpora, "RECORDS_AT_ONCE", at_once)
+    monkeypatch.setattr(read, "RECORDS_AT_ONCE", at_once)
     path = (
         write_dataset(tmp_path) / "default" / "partial-train" / "0000.parquet"
     )  # 14 records in groups of 5
@@ -254,7 +254,7 @@ def test_parquet_row_groups_that_were_read_are_not_read_again(tmp_path, monkeypa
         lambda self, **kwargs: taken.append(kwargs["row_groups"]) or original(self, **kwargs),
     )
     for start in range(15):
-        assert [text for (text,) in corpora.read_records(path, ["text"], start)] == TEXTS[start:14]
+        assert [text for (text,) in read.read_records(path, ["text"], start)] == TEXTS[start:14]
     assert taken == [[0, 1, 2]] * 5 + [[1, 2]] * 5 + [[2]] * 4 + [[]]
 
 
@@ -374,9 +374,10 @@ def online(code, server, home, **more):
 
 CHECK = """
 import sys
-from faithful_sae.params import load_params
-from faithful_sae.pipeline import hub_problems, refuse
-from faithful_sae import hub, schema
+from faithful_sae.runs.params import load_params
+from faithful_sae.engine.plan import hub_problems, refuse
+from faithful_sae.text import hub
+from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT
 for file in FILES:
@@ -501,7 +502,7 @@ def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, ser
                 [
                     sys.executable,
                     "-m",
-                    "faithful_sae.execute",
+                    "faithful_sae.engine.notebook",
                     str(ROOT / "notebooks" / f"{notebook}.py"),
                     str(artifacts / f"{notebook}.ipynb"),
                     f"params={folder / 'tiny.yaml'}",

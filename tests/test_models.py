@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae import load_model
-from faithful_sae.decoding import Decoder
-from faithful_sae.generate import sample
-from faithful_sae.models import LanguageModel, ModelError, device_map, spread
+from faithful_sae.lm.decoding import Decoder
+from faithful_sae.lm.model import LanguageModel, ModelError, device_map, spread
+from faithful_sae.lm.sampling import sample
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

@@ -5,13 +5,13 @@ numbers worked by hand.
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_model
-from faithful_sae import needs
-from faithful_sae.decoding import Decoder
-from faithful_sae.needs import Shape
-from faithful_sae.sae import TopKSAE
-from faithful_sae.schema import model_stages, wanted_saes
-from faithful_sae.stages.language_model import model_shape, open_model
-from faithful_sae.stages.token_rows import make_faithful
+from faithful_sae.lm.decoding import Decoder
+from faithful_sae.runs import needs
+from faithful_sae.runs.needs import Shape
+from faithful_sae.runs.schema import model_stages, wanted_saes
+from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.training import train_all
 from safetensors import safe_open
 

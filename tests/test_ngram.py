@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from faithful_sae.ngram import NGram, _discounts
+from faithful_sae.lm.ngram import NGram, _discounts
 
 
 def naive_probability(rows, order, vocab_size, history, token):

@@ -7,8 +7,8 @@ import re
 
 import jupytext
 import pytest
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import STAGE_KEYS
+from faithful_sae.files import ROOT
+from faithful_sae.runs.schema import STAGE_KEYS
 from jupytext.compare import compare_notebooks
 
 FILES = sorted((ROOT / "notebooks").glob("*.py"))
@@ -84,7 +84,7 @@ def test_a_notebook_explains_checks_and_never_loops_over_training(file):
 
 @EACH
 def test_a_notebook_writes_the_exhibits_it_is_listed_for(file):
-    from faithful_sae.exhibits import exhibits
+    from faithful_sae.paper.exhibits import exhibits
 
     source = "\n".join(cell.source for cell in code_cells(file))
     for exhibit in exhibits().values():

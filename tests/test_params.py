@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import yaml
 from conftest import FEATURES, SEED_DEPENDENCE, VALUES
-from faithful_sae.params import LISTED, load_params, load_profile
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import STAGE_KEYS, Corpus, ParamsError, Run, Task, stage_settings
+from faithful_sae.files import ROOT
+from faithful_sae.runs.params import LISTED, load_params, load_profile
+from faithful_sae.runs.schema import STAGE_KEYS, Corpus, ParamsError, Run, Task, stage_settings
 
 EMBEDDED = {
     "corpus": "text",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, BOS
 from faithful_sae import TopKSAE, load_model
-from faithful_sae.probing import pooled_representations, probe, probe_all
+from faithful_sae.metrics.probing import pooled_representations, probe, probe_all
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from faithful_sae.catalogue import exhibits
-from faithful_sae.models import device_map
-from faithful_sae.needs import Shape, needs
-from faithful_sae.params import load_profile
-from faithful_sae.pipeline import profile_outputs, rows_file, stage_inputs
-from faithful_sae.provenance import ROOT
-from faithful_sae.schema import SAE_SECTIONS, model_stages
+from faithful_sae.engine.plan import profile_outputs, rows_file, stage_inputs
+from faithful_sae.files import ROOT
+from faithful_sae.lm.model import device_map
+from faithful_sae.runs.catalogue import exhibits
+from faithful_sae.runs.needs import Shape, needs
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.schema import SAE_SECTIONS, model_stages
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WEB = ("faithful", "pile", "fineweb")

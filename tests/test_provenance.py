@@ -8,22 +8,21 @@ import shutil
 import subprocess
 
 import pytest
-from faithful_sae import provenance
-from faithful_sae.provenance import (
+from faithful_sae.files import (
     PACKAGE,
     ROOT,
     DiskFullError,
     atomic_path,
-    code_hash,
     digest,
     file_hash,
     is_current,
-    lib_files,
     require_space,
     write_csv,
     write_json,
-    write_provenance,
 )
+from faithful_sae.runs import provenance
+from faithful_sae.runs.code import code_hash, lib_files
+from faithful_sae.runs.provenance import write_provenance
 
 # --- atomic writes --------------------------------------------------------------------------------
 
@@ -335,14 +334,15 @@ def test_record(artefact):
 
 def test_no_token_in_any_file(make_run, lm, root, monkeypatch):
     """A secret in the environment must not be found in anything that a run writes."""
-    from faithful_sae import corpora, generate
+    from faithful_sae.lm import sampling
+    from faithful_sae.text import read
 
     secret = "hf_" + "Zq9" * 11
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN"):
         monkeypatch.setenv(name, secret)
     run = make_run()
-    generate.generate_dataset(run, lm, "key")
-    corpora.corpus_rows(run, "text", lm)
+    sampling.generate_dataset(run, lm, "key")
+    read.corpus_rows(run, "text", lm)
     files = [f for f in root.rglob("*") if f.is_file()]
     assert len([f for f in files if f.name == "provenance.json"]) == 2
     assert not [f for f in files if secret.encode() in f.read_bytes()]

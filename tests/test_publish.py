@@ -14,13 +14,13 @@ import httpx2
 import pandas as pd
 import pytest
 import torch
-from faithful_sae.generate import read_shards
-from faithful_sae.provenance import MissingInputError, remove
-from faithful_sae.publish import NAMESPACE, PublishError, publish
-from faithful_sae.sae import SAEError, load_sae
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.rows import write_rows
-from faithful_sae.stages.token_rows import make_faithful
+from faithful_sae.files import MissingInputError, remove
+from faithful_sae.lm.sampling import read_shards
+from faithful_sae.paper.publish import NAMESPACE, PublishError, publish
+from faithful_sae.runs.rows import write_rows
+from faithful_sae.sae.sae import SAEError, load_sae
+from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN
 from huggingface_hub import DatasetCard, ModelCard
@@ -363,7 +363,7 @@ def test_a_repository_that_is_public_already_is_not_added_to_unasked(made, token
 def test_no_namespace_and_no_token(made, monkeypatch):
     with pytest.raises(PublishError, match="NAMESPACE is missing"):
         publish(made.file.parent, push=True)
-    monkeypatch.setattr("faithful_sae.publish.get_token", lambda: None)
+    monkeypatch.setattr("faithful_sae.paper.publish.get_token", lambda: None)
     with pytest.raises(PublishError, match="no token for the Hub: `hf auth login`"):
         publish(made.file.parent, "me", push=True)
     assert not (made.artifacts.parent / "publish").exists()  # before any work

@@ -13,9 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BOS
-from faithful_sae import hub, plots, tables
-from faithful_sae.exhibits import profile_note
-from faithful_sae.pipeline import (
+from faithful_sae.engine.plan import (
     corpus_inputs,
     corpus_settings,
     hub_problems,
@@ -24,19 +22,23 @@ from faithful_sae.pipeline import (
     settings,
     stage_inputs,
 )
-from faithful_sae.provenance import ROOT, file_hash, remove
-from faithful_sae.published import measure
-from faithful_sae.sae import SAEError, TopKSAE, load_sae
-from faithful_sae.schema import ParamsError
-from faithful_sae.stages.fakes import fake_features
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.matrix import fidelity_matrix
-from faithful_sae.stages.probes import probe_tasks
-from faithful_sae.stages.rows import read_rows
+from faithful_sae.files import ROOT, file_hash, remove
+from faithful_sae.paper import tables
+from faithful_sae.paper.exhibits import profile_note
+from faithful_sae.paper.plots import paper as plots
+from faithful_sae.runs.rows import read_rows
+from faithful_sae.runs.schema import ParamsError
+from faithful_sae.sae.published import measure
+from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s03_sfr import seed_comparison
+from faithful_sae.stages.s04_ffr import fake_features
+from faithful_sae.stages.s05_fidelity import fidelity_matrix
+from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.seeds import seed_comparison
-from faithful_sae.stages.token_rows import corpus
 from faithful_sae.stages.training import train_all
+from faithful_sae.text import hub
 from fake_hub import Repository, serve
 from safetensors.torch import load_file, save_file
 from test_hub import OLD, check
@@ -618,7 +620,7 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
                 [
                     sys.executable,
                     "-m",
-                    "faithful_sae.execute",
+                    "faithful_sae.engine.notebook",
                     str(ROOT / "notebooks" / f"{notebook}.py"),
                     str(artifacts / f"{notebook}.ipynb"),
                     f"params={folder / 'tiny.yaml'}",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from faithful_sae import TopKSAE, load_sae
-from faithful_sae.formats.hooks import check_hook, layer_of
-from faithful_sae.sae import SAEError
+from faithful_sae.sae.formats.hooks import check_hook, layer_of
+from faithful_sae.sae.sae import SAEError
 from safetensors.torch import load_file, save_file
 
 D, F, K = 6, 20, 4

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faithful_sae import TopKSAE, seed_dependence
+from faithful_sae import TopKSAE
 from faithful_sae.matching import match_features, match_pairs
-from faithful_sae.seed_dependence import (
+from faithful_sae.metrics import seed_dependence
+from faithful_sae.metrics.seed_dependence import (
     compare_latents,
     compare_pair,
     count_modes,
@@ -22,7 +23,7 @@ from faithful_sae.seed_dependence import (
     shared_by_maximum,
     thresholds,
 )
-from faithful_sae.sfr import match_seeds
+from faithful_sae.metrics.sfr import match_seeds
 
 
 def dictionary(w_dec, w_enc=None):

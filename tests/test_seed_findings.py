@@ -5,7 +5,7 @@ noise is open.
 import numpy as np
 import pandas as pd
 import pytest
-from faithful_sae.seed_findings import FAILS, HOLDS, NOT_TESTABLE, OPEN, findings, noise
+from faithful_sae.paper.seed_claims import FAILS, HOLDS, NOT_TESTABLE, OPEN, findings, noise
 
 SEEDS = tuple(range(9))
 

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SEED_DEPENDENCE
-from faithful_sae import pipeline, seed_plots
-from faithful_sae.exhibits import notebook_exhibits
-from faithful_sae.seed_dependence import fitted_curves
-from faithful_sae.seed_findings import findings
-from faithful_sae.sfr import shared_feature_ratio
-from faithful_sae.stages.seed_study import study_seeds, train_seeds
+from faithful_sae.engine import plan
+from faithful_sae.metrics.seed_dependence import fitted_curves
+from faithful_sae.metrics.sfr import shared_feature_ratio
+from faithful_sae.paper.exhibits import notebook_exhibits
+from faithful_sae.paper.plots import seeds as seed_plots
+from faithful_sae.paper.seed_claims import findings
+from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
 
 SIZES = 1, 24, 4, 400  # layer, d_sae, k, tokens of the plain SAEs
 
@@ -70,8 +71,8 @@ def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied,
     )
     original = file.read_bytes()
     file.write_bytes(original[:-50])
-    monkeypatch.setattr(pipeline, "ROOT", run.artifacts.parent.parent.parent)
-    pipeline.take_possession([run])
+    monkeypatch.setattr(plan, "ROOT", run.artifacts.parent.parent.parent)
+    plan.take_possession([run])
     assert not (
         run.artifacts / "rows" / "seed_saes.csv"
     ).exists()  # so that Snakemake runs the notebook again
@@ -142,7 +143,7 @@ def test_rows(studied):
         [cut["mean"], cut["min"], cut["max"]], [shares.mean(), shares.min(), shares.max()]
     )
     files = {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
-    assert set(files) == {f"{name}.csv" for name in pipeline.ROWS["08_seed_dependence"]}
+    assert set(files) == {f"{name}.csv" for name in plan.ROWS["08_seed_dependence"]}
     study_seeds(run, train_seeds(run)[0])
     assert files == {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
 
@@ -179,17 +180,15 @@ def test_figures_and_findings_of_tiny_rows(studied):
 
 def test_a_run_without_the_section_has_no_08(make_run):
     without, with_it = make_run(name="a"), make_run({"seed_dependence": SEED_DEPENDENCE}, name="b")
-    assert pipeline.stages([without]) == [
-        s for s in pipeline.stages([with_it]) if s != "08_seed_dependence"
+    assert plan.stages([without]) == [
+        s for s in plan.stages([with_it]) if s != "08_seed_dependence"
     ]
     assert (
         not notebook_exhibits(without, "08_seed_dependence")
         and len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
     )
-    made = [
-        f for f in pipeline.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]
-    ]
+    made = [f for f in plan.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]]
     assert made and all("/b/" in f or "_b." in f for f in made)
     assert not any(
-        "seed_" in f.rsplit("/", 1)[1] for f in pipeline.paper_inputs([without, with_it])
+        "seed_" in f.rsplit("/", 1)[1] for f in plan.paper_inputs([without, with_it])
     )  # 07 does not wait for 08

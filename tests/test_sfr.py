@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from faithful_sae import TopKSAE, shared_feature_ratio
-from faithful_sae.sfr import compare_seeds, shared_feature_ratios
+from faithful_sae.metrics.sfr import compare_seeds, shared_feature_ratios
 from scipy.optimize import linear_sum_assignment
 
 

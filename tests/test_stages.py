@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from faithful_sae.params import load_params
-from faithful_sae.provenance import DiskFullError, MissingInputError, remove
-from faithful_sae.sae import SAEError, TopKSAE
-from faithful_sae.stages.fakes import fake_features
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.matrix import fidelity_matrix
-from faithful_sae.stages.probes import probe_tasks
+from faithful_sae.files import DiskFullError, MissingInputError, remove
+from faithful_sae.runs.params import load_params
+from faithful_sae.sae.sae import SAEError, TopKSAE
+from faithful_sae.stages.corpus import corpus, make_faithful
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s03_sfr import seed_comparison
+from faithful_sae.stages.s04_ffr import fake_features
+from faithful_sae.stages.s05_fidelity import fidelity_matrix
+from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.seeds import seed_comparison
-from faithful_sae.stages.token_rows import corpus, make_faithful
 from faithful_sae.stages.training import activation_cache, train_all
 
 

@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from faithful_sae import plots, tables
-from faithful_sae.provenance import MissingInputError
-from faithful_sae.stages.rows import lacking, measured, read_rows
+from faithful_sae.files import MissingInputError
+from faithful_sae.paper import tables
+from faithful_sae.paper.plots import paper as plots
+from faithful_sae.runs.rows import lacking, measured, read_rows
 
 
 def here(table):
@@ -387,7 +388,7 @@ def test_a_missing_csv_names_its_notebook(make_measured_run):
 
 
 def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_run):
-    from faithful_sae.tables import columns_without_role
+    from faithful_sae.paper.tables import columns_without_role
 
     text = {"path": "text.jsonl", "text_key": "text"}
     run = make_run(

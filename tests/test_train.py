@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
-from faithful_sae.activation_cache import ActivationCache
-from faithful_sae.activations import ActivationStream, rows_in_batches
-from faithful_sae.train import RECIPES, _Training
+from faithful_sae.sae.activation_cache import ActivationCache
+from faithful_sae.sae.activations import ActivationStream, rows_in_batches
+from faithful_sae.sae.train import RECIPES, _Training
 from safetensors.torch import load_file
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3

@@ -12,12 +12,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from faithful_sae import generate, gpus
-from faithful_sae.pipeline import activation_marks, text_marks
-from faithful_sae.provenance import is_current, locked, remove
+from faithful_sae.engine import gpus
+from faithful_sae.engine.plan import activation_marks, text_marks
+from faithful_sae.files import is_current, locked, remove
+from faithful_sae.lm import sampling
 from faithful_sae.stages import workers
-from faithful_sae.stages.language_model import open_model
-from faithful_sae.stages.token_rows import faithful_key, make_faithful
+from faithful_sae.stages.corpus import faithful_key, make_faithful
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 
 FORK = multiprocessing.get_context("fork")
@@ -48,14 +49,14 @@ def noting(monkeypatch, path):
     """generate.sample that writes one line for every shard it samples, whichever process it is in:
     its first random number.
     """
-    sample = generate.sample
+    sample = sampling.sample
 
     def noted(lm, rows, length, generator, *args):
         with open(path, "a") as log:
             log.write(f"{generator.initial_seed()}\n")
         return sample(lm, rows, length, generator, *args)
 
-    monkeypatch.setattr(generate, "sample", noted)
+    monkeypatch.setattr(sampling, "sample", noted)
 
 
 @pytest.mark.parametrize("n", [2, 30])
@@ -64,7 +65,7 @@ def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(
 ):
     run, lm, files = one
     noting(monkeypatch, tmp_path / "log")
-    processes = [start(generate.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
+    processes = [start(sampling.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -83,7 +84,7 @@ def test_workers_killed_at_random_moments(one):
     left = []
     while not is_current(run.artifacts / "faithful", faithful_key(run)):
         n = int(rng.integers(2, 5))
-        share = [start(generate.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
+        share = [start(sampling.sample_share, run, lm, faithful_key(run), i, n) for i in range(n)]
         processes = share if len(left) % 4 < 3 else [*share, start(make_faithful, run, lm)]
         time.sleep(rng.uniform(0.1, 0.4))
         for process in processes:
@@ -103,7 +104,7 @@ def test_a_shard_that_another_process_is_at_is_left_to_it(one):
     run, lm, _ = one
     shards = run.artifacts / f"faithful-{faithful_key(run)}.partial"
     with locked(shards / ".shard_00003.lock"):  # as a worker of a killed run holds it
-        start(generate.sample_share, run, lm, faithful_key(run), 1, 2).join()
+        start(sampling.sample_share, run, lm, faithful_key(run), 1, 2).join()
         assert sorted(f.name for f in shards.glob("shard_*")) == [
             f"shard_{i:05d}.safetensors" for i in range(1, 23, 2) if i != 3
         ]
@@ -198,7 +199,7 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
     command = [
         sys.executable,
         "-m",
-        "faithful_sae.gpus",
+        "faithful_sae.engine.gpus",
         str(file),
         "sh",
         "-c",

@@ -7,14 +7,14 @@ torch.
 import importlib
 
 PUBLIC = {
-    "TopKSAE": "sae",
-    "load_sae": "sae",
+    "TopKSAE": "sae.sae",
+    "load_sae": "sae.sae",
     "match_features": "matching",
-    "shared_feature_ratio": "sfr",
-    "fake_feature_ratio": "ffr",
-    "fidelity": "faithfulness",
-    "train_saes": "train",
-    "load_model": "models",
+    "shared_feature_ratio": "metrics.sfr",
+    "fake_feature_ratio": "metrics.ffr",
+    "fidelity": "metrics.fidelity",
+    "train_saes": "sae.train",
+    "load_model": "lm.model",
 }
 __all__ = list(PUBLIC)
 

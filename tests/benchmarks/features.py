@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faithful_sae.activations import rows_in_batches
 from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept, collect
-from faithful_sae.models import LanguageModel
-from faithful_sae.sae import TopKSAE
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.sae.activations import rows_in_batches
+from faithful_sae.sae.sae import TopKSAE
 from tokenizers import Tokenizer, models
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 

@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 import torch
-from faithful_sae.generate import sample
-from faithful_sae.models import load_model
+from faithful_sae.lm.model import load_model
+from faithful_sae.lm.sampling import sample
 
 
 def by_generate(lm, tokens, seed):

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 import torch
 from faithful_sae import load_sae, match_features, train_saes
-from faithful_sae.provenance import ROOT
+from faithful_sae.files import ROOT
 from scipy.optimize import linear_sum_assignment
 
 KINDS = ("planted 0.1", "planted 0.5", "planted 0.9", "clustered", "anisotropic", "trained")

@@ -23,14 +23,15 @@ import sys
 import time
 
 import torch
-from faithful_sae import corpora, load_model, train_saes
-from faithful_sae.activations import ActivationStream
-from faithful_sae.faithfulness import fidelity_of_all
-from faithful_sae.packing import pack, tokenize
-from faithful_sae.params import load_params
-from faithful_sae.provenance import ROOT
-from faithful_sae.stages.language_model import open_model, train_embedded_model
-from faithful_sae.train import RECIPES
+from faithful_sae import load_model, train_saes
+from faithful_sae.files import ROOT
+from faithful_sae.metrics.fidelity import fidelity_of_all
+from faithful_sae.runs.params import load_params
+from faithful_sae.sae.activations import ActivationStream
+from faithful_sae.sae.train import RECIPES
+from faithful_sae.stages.model import open_model, train_embedded_model
+from faithful_sae.text import read
+from faithful_sae.text.packing import pack, tokenize
 from peers import train_dictionary_learning, train_sae_lens, train_sparsify
 
 OUR_LR = {
@@ -83,14 +84,12 @@ def language_model(model, text, layer):
     what `make paper` makes.
     """
     if model:
-        return load_model(model, layer), (
-            record[0] for record in corpora.read_records(text, ["text"])
-        )
+        return load_model(model, layer), (record[0] for record in read.read_records(text, ["text"]))
     run = dataclasses.replace(
         load_params("params/laptop/neox.yaml"), file=ROOT / "params" / "benchmarks" / "neox.yaml"
     )
     train_embedded_model(run)
-    return open_model(run), corpora.documents(run, run.embedded.corpus)
+    return open_model(run), read.documents(run, run.embedded.corpus)
 
 
 def stream(lm, rows, n_tokens, batch_tokens):

@@ -19,8 +19,8 @@ import time
 import peers
 import torch
 import torch.nn.functional as F
-from faithful_sae.sae import TopKSAE
-from faithful_sae.train import RECIPES, _Training
+from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.sae.train import RECIPES, _Training
 
 SIZES = {
     "large": (768, 12288, 48, 2048),

@@ -18,14 +18,14 @@ import torch
 from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from driver import NARROW, WIDE, chromium, watched_page
 from faithful_sae.features.build import build_index
-from faithful_sae.models import load_model
-from faithful_sae.params import load_params
-from faithful_sae.provenance import ROOT
-from faithful_sae.sae import TopKSAE
+from faithful_sae.files import ROOT
+from faithful_sae.lm.model import load_model
+from faithful_sae.runs.params import load_params
+from faithful_sae.sae.sae import TopKSAE
 
 SMALL = """\
 from faithful_sae import load_model, load_sae
-from faithful_sae.explorer.widget import Explorer
+from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.index import FeatureIndex
 
 Explorer(FeatureIndex("seed42"), FeatureIndex("seed49"), load_model("lm", 1, "cpu", "float32"), load_sae("sae42"))"""

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from driver import NARROW, chromium, watched_page
-from faithful_sae.explorer.page import write_explorer
+from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
 from feature_folders import write_index
 

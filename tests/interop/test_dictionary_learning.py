@@ -26,7 +26,7 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import (
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 from faithful_sae import load_sae
-from faithful_sae.formats.hooks import check_hook
+from faithful_sae.sae.formats.hooks import check_hook
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

@@ -12,9 +12,9 @@ pytest.importorskip("sae_lens", reason="make test-interop")
 
 from datasets import Dataset
 from faithful_sae import TopKSAE, load_model, load_sae
-from faithful_sae.formats.hooks import check_hook
-from faithful_sae.publish import publish
-from faithful_sae.stages.language_model import open_model
+from faithful_sae.paper.publish import publish
+from faithful_sae.sae.formats.hooks import check_hook
+from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from sae_lens import (
     SAE,

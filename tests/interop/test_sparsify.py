@@ -11,7 +11,7 @@ os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported; its ker
 pytest.importorskip("sparsify", reason="make test-interop")
 
 from faithful_sae import TopKSAE, load_sae
-from faithful_sae.sae import SAEError
+from faithful_sae.sae.sae import SAEError
 from sparsify import SparseCoder, SparseCoderConfig
 
 D, F, K = 6, 20, 4

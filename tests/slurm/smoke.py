@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faithful_sae.cluster import jobs
-from faithful_sae.provenance import ROOT, remove
+from faithful_sae.engine.cluster import jobs
+from faithful_sae.files import ROOT, remove
 
 HERE = Path(__file__).parent
 PROFILES = "on_slurm", "on_this_machine"

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from faithful_sae.checkpoints import Checkpoint, checksum
 from faithful_sae.features import explain
 from faithful_sae.features.collect import Kept, collect
 from faithful_sae.features.index import (
@@ -24,8 +23,10 @@ from faithful_sae.features.index import (
     write_latents,
 )
 from faithful_sae.features.vocabulary import display_strings
+from faithful_sae.files import atomic_path, digest, is_current, remove_others
+from faithful_sae.files.checkpoint import Checkpoint, checksum
 from faithful_sae.kernels.latent_statistics import EDGES, NO_KEY
-from faithful_sae.provenance import atomic_path, digest, is_current, remove_others, write_provenance
+from faithful_sae.runs.provenance import write_provenance
 
 METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "MutInfo")
 LATENTS_PER_GROUP = 32  # of the parquet files: what is read for one page

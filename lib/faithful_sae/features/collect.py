@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from faithful_sae.activations import as_ids
 from faithful_sae.features.index import FeatureError
 from faithful_sae.kernels import latent_statistics
+from faithful_sae.sae.activations import as_ids
 
 TOKEN_COUNTERS = 64  # M: a token's count is too low by at most 1/65 of the latent's firings
 

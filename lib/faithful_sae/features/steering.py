@@ -13,11 +13,11 @@ trained on BOS. An SAE that normalises x has the change scaled back with the tok
 import pandas as pd
 import torch
 
-from faithful_sae.activations import rows_in_batches
 from faithful_sae.features.explain import activation_of
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.text import text_ids
-from faithful_sae.generate import draw_tokens, next_token_probabilities
+from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
+from faithful_sae.sae.activations import rows_in_batches
 
 WAYS = ("add", "clamp", "ablate")
 POSITIONS_AT_ONCE = 64

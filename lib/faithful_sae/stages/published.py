@@ -7,23 +7,16 @@ import time
 
 import pandas as pd
 
-from faithful_sae.provenance import (
-    PACKAGE,
-    atomic_path,
-    code_hash,
-    digest,
-    file_hash,
-    is_current,
-    remove_others,
-    write_provenance,
-)
-from faithful_sae.published import load_published, locate, measure, source_hashes
-from faithful_sae.stages.language_model import model_key
+from faithful_sae.files import PACKAGE, atomic_path, digest, file_hash, is_current, remove_others
+from faithful_sae.runs.code import code_hash
+from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.sae.published import load_published, locate, measure, source_hashes
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.model import model_key
 from faithful_sae.stages.saes import sae_settings
-from faithful_sae.stages.token_rows import corpus
 
 FORMATS = tuple(
-    f"formats/{file.stem}" for file in sorted((PACKAGE / "formats").glob("*.py"))
+    f"sae/formats/{file.stem}" for file in sorted((PACKAGE / "sae" / "formats").glob("*.py"))
 )  # what they make of a file is the result
 
 
@@ -49,7 +42,13 @@ def published_corpus(run, name, lm):
         f"seed{seed}": [origin, source_hashes(place)] for seed, (place, origin) in places.items()
     }
     key = digest(
-        [settings, inputs, rows.key, model_key(run), code_hash("published", "models", *FORMATS)]
+        [
+            settings,
+            inputs,
+            rows.key,
+            model_key(run),
+            code_hash("sae/published", "lm/model", *FORMATS),
+        ]
     )
     remove_others(
         folder.with_name(f"{name}-{key}.partial")

@@ -2,10 +2,10 @@
 
 import json
 
-from faithful_sae.provenance import MissingInputError, file_hash
-from faithful_sae.sae import SAEError, load_sae
-from faithful_sae.schema import plain
-from faithful_sae.stages.rows import read_rows
+from faithful_sae.files import MissingInputError, file_hash
+from faithful_sae.runs.rows import read_rows
+from faithful_sae.runs.schema import plain
+from faithful_sae.sae.sae import SAEError, load_sae
 
 MEASURED_WITH = ("seeds", "d_sae", "k", "tokens", "include_bos", "lm_batch_rows", "batch_tokens")
 

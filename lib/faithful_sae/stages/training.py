@@ -5,25 +5,26 @@ import time
 import numpy as np
 import pandas as pd
 
-from faithful_sae import activations, needs, train
-from faithful_sae.activation_cache import ActivationCache
-from faithful_sae.checkpoints import Checkpoint
-from faithful_sae.corpora import rows_key
-from faithful_sae.provenance import (
+from faithful_sae.files import (
     atomic_path,
-    code_hash,
     digest,
     file_hash,
     is_current,
     remove_others,
     require_space,
-    write_provenance,
 )
-from faithful_sae.stages.language_model import model_key
+from faithful_sae.files.checkpoint import Checkpoint
+from faithful_sae.runs import needs
+from faithful_sae.runs.code import code_hash
+from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.runs.rows import write_rows
+from faithful_sae.sae import activations, train
+from faithful_sae.sae.activation_cache import ActivationCache
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.model import model_key
 from faithful_sae.stages.published import published_corpus
-from faithful_sae.stages.rows import write_rows
 from faithful_sae.stages.saes import sae_settings
-from faithful_sae.stages.token_rows import corpus
+from faithful_sae.text.read import rows_key
 
 
 def train_corpus(run, name, lm):
@@ -152,7 +153,9 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
 
 def training_key(run, settings, rows_key) -> str:
     """What determines the SAEs trained from one stream."""
-    return digest([settings, rows_key, model_key(run), code_hash("train", "activations", "models")])
+    return digest(
+        [settings, rows_key, model_key(run), code_hash("sae/train", "sae/activations", "lm/model")]
+    )
 
 
 def corpus_is_trained(run, name) -> bool:
@@ -200,7 +203,7 @@ def activation_cache(run, name, rows, lm):
             s.data_seed,
             rows.key,
             model_key(run),
-            code_hash("activations", "models"),
+            code_hash("sae/activations", "lm/model"),
         ]
     )
     folder = run.artifacts / "activations" / f"{name}-layer{run.layer}-{key}"

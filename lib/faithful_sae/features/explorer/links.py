@@ -1,0 +1,68 @@
+"""07's way into the explorer: some orphan and some fake features of every model, each a link to its
+page.
+"""
+
+import os
+from html import escape
+from urllib.parse import quote
+
+import pandas as pd
+
+from faithful_sae.features.explorer.data import set_key
+from faithful_sae.features.explorer.page import index_folders
+from faithful_sae.features.index import FeatureError, FeatureIndex
+from faithful_sae.runs.params import load_profile
+
+SHOWN = 8  # features of a kind, in each set
+
+
+def feature_links(profile):
+    """The orphan and the fake features that fire most, for each model, corpus and seed with an
+    index, as a table for display.
+
+    A number is a link to ../explorer/index.html, which `make explorer` writes beside the folder of
+    the executed notebooks. A profile without an index gives a table without rows, and a damaged
+    index is left out and named.
+
+    Args:
+        profile: as for load_profile. Returns: pandas Styler.
+    """
+    runs = load_profile(profile)
+    rows = []
+    notes = [
+        "Features that fire most; in brackets, how many there are. `make explorer` writes the "
+        "page that the numbers lead to."
+    ]
+    for folder in index_folders(runs):
+        try:
+            rows.append(_row(FeatureIndex(folder)))
+        except FeatureError as error:
+            notes.append(f"Left out: {error}.")
+    table = pd.DataFrame(rows, columns=["model", "corpus", "seed", "orphan", "", "fake", " "])
+    caption = " ".join(
+        notes if rows else ["No index of features yet: notebook 09 makes it.", *notes[1:]]
+    )
+    return table.style.hide(axis="index").set_caption(escape(caption))
+
+
+def _row(index):
+    latents = index.latents
+    meta = index.meta
+    found = [
+        latents[latents.shared.map(lambda shared: shared is False)],
+        latents[latents.fake.map(lambda fake: fake is True)],
+    ]
+    cells = [part for one in found for part in (_links(meta, one), f"({len(one)})")]
+    return [escape(str(meta[name])) for name in ("label", "corpus", "seed")] + cells
+
+
+def _links(meta, latents):
+    first = latents.nlargest(SHOWN, "frequency", keep="first").latent
+    return " ".join(
+        f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' for latent in first
+    )
+
+
+def feature_address(meta, latent) -> str:
+    """A feature's page, as seen from the folder of the executed notebooks of the profile."""
+    return os.path.join("..", "explorer", f"index.html#/{quote(set_key(meta))}/{latent}")

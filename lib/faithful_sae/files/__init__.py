@@ -1,0 +1,170 @@
+"""Files that are whole or not there: atomic writes, locks, content hashes, and sealed artefacts.
+
+An artefact (a folder or a file) is written under a temporary name and renamed when complete, so
+whatever has its final name is whole. Its key is the hash of everything that determines it:
+parameters, inputs and the code that computed it. A stage that finds an artefact with the key it
+would produce reuses it; that is the whole of the resume mechanism.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent.parent
+
+
+class DiskFullError(OSError):
+    """No space left: says which file, and that nothing complete was lost."""
+
+
+class MissingInputError(FileNotFoundError):
+    """An earlier notebook has not made what this one reads; the message names it."""
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; on success it becomes `path` (a file or a folder), on
+    failure it is removed.
+
+    Raises:
+        DiskFullError: the disk filled up while writing; what stood at `path` before is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    try:
+        yield temporary
+        if (
+            temporary.is_dir() and path.exists()
+        ):  # os.replace cannot replace a folder that has something in it
+            remove(path)
+        os.replace(temporary, path)
+    except BaseException as error:
+        remove(temporary)
+        # safetensors and arrow wrap the system's error, so its text is all there is to go by
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise DiskFullError(
+                errno.ENOSPC,
+                f"disk full while writing {path}: free some space and run again; finished "
+                "results are kept",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def locked(path, shared=False, wait=True):
+    """Hold a lock, alone or `shared` with others that share it; it ends with the process, however
+    that ends. The file stays.
+
+    Yields True; without `wait`, False when another process is in the way.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            print(f"note: waits for another process that holds {path}", flush=True)
+            fcntl.flock(file, kind)
+        yield True
+
+
+def remove(path):
+    """Delete a file or folder if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_others(mine, suffix=".partial"):
+    """Forget what stands beside `mine`, a path that ends in -<key><suffix>, under the same name
+    with another key.
+    """
+    name = mine.name.rpartition("-")[0]
+    for path in mine.parent.glob(f"*-*{suffix}"):
+        if (
+            path != mine
+            and path.name.rpartition("-")[0] == name
+            and path.name.rpartition("-")[2].partition(".")[2] == suffix[1:]
+        ):
+            remove(path)
+
+
+def require_space(folder, needed, what):
+    """Stop before long work whose result would not fit on the disk. `needed`: bytes, to which a
+    tenth is added.
+
+    Raises:
+        DiskFullError: with the bytes needed and free.
+    """
+    folder = Path(folder)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.1:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{what} needs about {needed / 1e6:,.1f} MB under {folder}, where "
+            f"{free / 1e6:,.1f} MB are free: free some space and run again",
+        )
+
+
+def write_json(path, record):
+    """Write a record as readable JSON, atomically."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(
+            json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+        )
+
+
+def write_csv(path, rows):
+    """Write a DataFrame as csv, atomically and with as many digits as identify a float64."""
+    with atomic_path(path) as tmp:
+        rows.to_csv(tmp, index=False, lineterminator="\n")
+
+
+def digest(record) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-serialisable record, independent of the order of its
+    keys.
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_hash(path) -> str:
+    """SHA-256 (first 16 hex digits) of a file, or of a folder's files and their names (hidden ones
+    and provenance apart).
+    """
+    path = Path(path)
+    if path.is_dir():
+        return digest(
+            {
+                str(f.relative_to(path)): file_hash(f)
+                for f in sorted(path.rglob("*"))
+                if f.is_file() and not f.name.startswith(".") and f.name != "provenance.json"
+            }
+        )
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+
+
+def is_current(folder, key) -> bool:
+    """Whether `folder` holds a finished artefact made from exactly what `key` names, and every byte
+    of it is as written.
+    """
+    try:
+        record = json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))
+        return record["key"] == key and record["content"] == file_hash(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,318 @@
+"""A causal language model with one hook point: the residual stream entering block `layer`.
+
+That tensor is `hidden_states[layer]` of Hugging Face and `blocks.<layer>.hook_resid_pre` of
+TransformerLens (paper, Table 5). Weights are Hugging Face's as they are, for training and for
+evaluation alike. Loading never runs a model's own code and reads weights from safetensors alone.
+
+A model that does not fit one GPU is spread over several: the embedding and the first blocks on the
+first, the last blocks and the head on the last. Each part fetches its inputs; ids go in from
+anywhere, and what comes out is on `device`, the last, where SAEs are too. Blocks run one after the
+other, so more GPUs make room, not speed, and change no number.
+"""
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch.utils._pytree import tree_map_only
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from faithful_sae.runs.needs import Shape, shape_of
+
+BLOCKS = ("layers", "h")  # where Llama, Gemma and GPT-NeoX, and where GPT-2 keep their blocks
+
+
+class ModelError(ValueError):
+    """A model cannot be used as asked; the message says which, why and what to do."""
+
+
+class _Stop(Exception):
+    """Carries the hooked tensor out of a forward pass that need not go on."""
+
+
+@dataclass
+class LanguageModel:
+    """A causal LM with its tokenizer and the hook point `layer`; made by load_model.
+
+    Token ids are int64 [B, T], on any device. Rows are packed without padding unless an attention
+    mask is given.
+    """
+
+    model: torch.nn.Module
+    tokenizer: object
+    layer: int
+    bos_id: int
+    revision: str | None = None  # the resolved commit of a Hub model
+
+    def __post_init__(self):
+        self.blocks = _blocks(self.model)
+        self.device = self.model.get_output_embeddings().weight.device
+        homes = [next(block.parameters()).device for block in self.blocks]
+        self.shares = {
+            device: homes.count(device) / len(homes) for device in {*homes, self.device}
+        }  # of the blocks, by device
+        self.d_model = self.model.config.hidden_size
+        self.context = self.model.config.max_position_embeddings
+        self.vocab_size = len(
+            self.tokenizer
+        )  # without the rows some models pad their embedding with
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.model)
+
+    @contextlib.contextmanager
+    def _at_layer(self, function, skip=False):
+        """Within the context, `function(x)` is called with the hooked tensor and may return a
+        replacement.
+
+        `skip`: the blocks before the hook do nothing; their work would be thrown away by the
+        replacement.
+        """
+
+        def hook(_, args, kwargs):
+            x = args[0] if args else kwargs["hidden_states"]
+            new = function(x)
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+
+        handle = self.blocks[self.layer].register_forward_pre_hook(hook, with_kwargs=True)
+        early = self.blocks[: self.layer] if skip else []
+        for block in early:
+            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        try:
+            yield
+        finally:
+            handle.remove()
+            for block in early:
+                del block.forward
+
+    @torch.no_grad()
+    def activations(self, ids, attention_mask=None):
+        """Residual stream entering block `layer`: float32 [B, T, D]. The forward pass stops there:
+        no later block, no head.
+        """
+
+        def stop(x):
+            raise _Stop(x)
+
+        with self._at_layer(stop):
+            try:
+                self.model.base_model(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=attention_mask,
+                    use_cache=False,
+                )
+            except _Stop as stopped:
+                return stopped.args[0].to(self.device).float()
+
+    @torch.no_grad()
+    def logits(self, ids):
+        """Next-token logits float32 [B, T, V] and the hooked activations float32 [B, T, D], in one
+        pass.
+        """
+        kept = []
+        with self._at_layer(lambda x: kept.append(x.to(self.device).float())):
+            logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
+        return logits, kept[0]
+
+    @torch.no_grad()
+    def spliced_logits(self, ids, x):
+        """Logits float32 [B, T, V] when `x` [B, T, D] stands in for the hooked tensor. Blocks
+        before the hook do not run.
+        """
+        with self._at_layer(lambda hidden: x.to(hidden), skip=True):
+            return self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
+
+    @torch.no_grad()
+    def bos_distribution(self):
+        """The model's distribution of the first token, given BOS alone: float64 [vocab_size], sums
+        to 1.
+        """
+        logits = self.model(
+            input_ids=torch.tensor([[self.bos_id]], device=self.model.device), use_cache=False
+        ).logits
+        return torch.softmax(logits[0, -1, : self.vocab_size].double(), -1).cpu()
+
+
+def load_model(
+    id_or_path, layer, device="auto", dtype="auto", revision=None, gpus=1
+) -> LanguageModel:
+    """Load a causal LM from a Hub id or a folder.
+
+    Args:
+        id_or_path: a folder in Hugging Face's format (config.json, *.safetensors, tokenizer files)
+            or a Hub id.
+        layer: block whose input is hooked, 0 to n_layers - 1.
+        device: "cpu", "cuda", or "auto" (a GPU if there is one).
+        dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
+        revision: branch, tag or commit of a Hub model; the commit it resolves to is kept in
+            `.revision`.
+        gpus: how many of the GPUs it is spread over.
+
+    Raises:
+        ModelError: fewer GPUs than asked for; missing or incomplete folder, unknown or gated or
+            unreachable model, no tokenizer, no BOS, layer out of range.
+    """
+    name = str(id_or_path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "device: cuda was asked for and there is none here: write `device: auto` or `cpu` to "
+            f"run {name} without"
+        )
+    if gpus > 1 and (device != "cuda" or torch.cuda.device_count() < gpus):
+        raise ModelError(
+            f"gpus: {gpus} were asked for, and there are {torch.cuda.device_count()} here: give "
+            f"{name} more, or lower gpus"
+        )
+    with explained(name, "model"):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    if not 0 <= layer < config.num_hidden_layers:
+        raise ModelError(
+            f"{name}: layer {layer} is out of range: it has blocks 0 to "
+            f"{config.num_hidden_layers - 1}"
+        )
+    with explained(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    if not set(tokenizer.get_vocab()) - set(
+        tokenizer.all_special_tokens
+    ):  # transformers makes up an empty one
+        raise ModelError(
+            f"{name}: no tokenizer in it: copy the model's tokenizer.json and "
+            "tokenizer_config.json beside config.json"
+        )
+    bos_id = beginning_of_sequence(tokenizer, name)
+    with explained(name, "model"):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if loaded["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{name}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}: is every "
+            "*.safetensors file there?"
+        )
+    spread(model.eval(), [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device])
+    return LanguageModel(model, tokenizer, layer, bos_id, getattr(config, "_commit_hash", None))
+
+
+def spread(model, devices):
+    """Put a model on one device or, in contiguous runs of blocks of about equal size, on several;
+    changes it in place.
+    """
+    if len(devices) == 1:
+        model.to(devices[0])
+        return
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    if head.weight is embedding.weight:  # one matrix, used on the first device and on the last
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for part, number in device_map(model, len(devices)).items():
+        part.to(devices[number])
+        part.register_forward_pre_hook(_fetch(devices[number]), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(
+        _fetch(devices[0]), with_kwargs=True
+    )  # positions and masks are made where ids are
+
+
+def device_map(model, n) -> dict:
+    """{module: number of its device, 0 to n - 1}, of all modules in the order in which they run.
+
+    A block goes where its middle falls when all weights, laid end to end, are cut into n equal
+    lengths; so no device holds more than an equal share and one block, or the embedding, more.
+    """
+    parts = list(model.base_model.children())
+    blocks = _blocks(model)
+    at = parts.index(blocks)
+    behind = [part for part in parts[at + 1 :] if _bytes(part)]
+    before = [
+        part for part in parts if part is not blocks and part not in behind
+    ]  # rotary embeddings, too, serve from the first
+    behind.append(model.get_output_embeddings())
+    done = sum(map(_bytes, before))
+    total = done + _bytes(blocks) + sum(map(_bytes, behind))
+    places = []
+    for block in blocks:
+        places.append(min(int(n * (done + _bytes(block) / 2) / total), n - 1))
+        done += _bytes(block)
+    return dict.fromkeys(before, 0) | dict(zip(blocks, places)) | dict.fromkeys(behind, n - 1)
+
+
+def _bytes(module):
+    return sum(weights.nbytes for weights in module.parameters())
+
+
+def _blocks(model):
+    return next(
+        getattr(model.base_model, name) for name in BLOCKS if hasattr(model.base_model, name)
+    )
+
+
+def _fetch(device):
+    """A hook that brings a module's tensors to its device; what is there already stays as it is."""
+
+    def hook(_, args, kwargs):
+        return tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
+
+    return hook
+
+
+def beginning_of_sequence(tokenizer, name) -> int:
+    """The id generation starts from: BOS, or, said out loud, EOS where a tokenizer has no BOS.
+
+    Raises:
+        ModelError: the tokenizer has neither.
+    """
+    if tokenizer.bos_token_id is not None:
+        return tokenizer.bos_token_id
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name}: its tokenizer has neither BOS nor EOS: set bos_token in tokenizer_config.json"
+        )
+    warnings.warn(
+        f"note: {name}: its tokenizer has no BOS; EOS {tokenizer.eos_token!r} (id "
+        f"{tokenizer.eos_token_id}) takes its place"
+    )
+    return tokenizer.eos_token_id
+
+
+@contextlib.contextmanager
+def explained(name, what):
+    """Turn the many ways in which loading fails into one line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        kind = type(error).__name__ + text
+        if Path(name).is_dir():
+            if "safetensor" in kind.lower() and "pickle" not in text and what == "model":
+                raise ModelError(
+                    f"{name}: cannot read its weights ({text[:160]}): a folder needs whole "
+                    "*.safetensors files"
+                ) from error
+            raise ModelError(
+                f"{name}: cannot load its {what} ({text[:160]}): a model folder needs config.json, "
+                "*.safetensors, tokenizer.json and tokenizer_config.json"
+            ) from error
+        if "gated" in kind.lower() or "401" in kind or "403" in kind:
+            raise ModelError(
+                f"{name}: a gated or private model: accept its licence on its Hub page, then `hf "
+                "auth login`"
+            ) from error
+        if "offline" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
+            raise ModelError(
+                f"{name}: no such folder, and the Hub cannot be reached: give a folder, or run "
+                "once online"
+            ) from error
+        raise ModelError(
+            f"{name}: no such folder, and no such {what} on the Hub ({text[:160]})"
+        ) from error

@@ -1,0 +1,183 @@
+"""How faithfully the model runs on an SAE's reconstruction (paper 4.3, Figure 5, Appendix B).
+
+x is the hooked activation, x_hat its reconstruction, in tokens t and dimensions d. Sums are pooled
+over all tokens in float64.
+
+    ce_diff   CE(x replaced by x_hat) - CE(original)   nats per predicted token, lower is better
+    kl   KL(original || with x_hat) of the next-token distributions   nats per predicted token
+    l2   mean over t and d of (x - x_hat)^2   the authors' F.mse_loss
+    explained_variance  1 - sum |x - x_hat|^2 / sum |x - mean x|^2   per dimension; 1 - FVU, the
+                                                                     honest default
+    ev_authors   mean over rows of 1 - var(x - x_hat) / var(x)
+            one scalar variance over all t and d of a row
+    ev_legacy   mean over t of 1 - |x - x_hat|^2 / |x - mean x|^2   as SAEBench reported it
+    ce_zero, ce_mean    CE with x replaced by 0, or by its mean over the corpus
+    ce_recovered   (ce_zero - ce_sae) / (ce_zero - ce)   1: as good as the model itself
+
+With BOS, every position is replaced and measured. Without, BOS positions keep their x, and neither
+they nor the predictions made from them are measured.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from faithful_sae.sae.activations import rows_in_batches
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One SAE on one corpus; see the module for the formulas. `tokens`: positions measured."""
+
+    tokens: int
+    ce: float
+    ce_sae: float
+    ce_diff: float
+    kl: float
+    l2: float
+    explained_variance: float
+    ev_authors: float
+    ev_legacy: float
+    ce_zero: float
+    ce_mean: float
+    ce_recovered: float
+
+
+def fidelity(sae, lm, tokens, include_bos=True, batch_rows=16) -> Fidelity:
+    """Fidelity of one SAE on token rows int [R, T] (T >= 2, each row starting with BOS)."""
+    return fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))[
+        "sae", include_bos
+    ]
+
+
+def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), description="fidelity"):
+    """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
+
+    Cost per row: one stopped forward pass for the mean, one full pass, and per SAE and mode one
+    pass from the hook on.
+
+    Args:
+        saes: {name: TopKSAE}. tokens: int [R, T].
+
+    Returns:
+        {(name, include_bos): Fidelity}.
+
+    Raises:
+        ValueError: no rows, rows of one token, or an SAE of another width than the model.
+    """
+    if len(tokens) == 0 or tokens.shape[1] < 2:
+        raise ValueError(
+            "fidelity needs rows of at least two tokens, not an array of shape "
+            f"{list(tokens.shape)}"
+        )
+    for name, sae in saes.items():
+        if sae.d_model != lm.d_model:
+            raise ValueError(
+                f"SAE {name} takes activations of width {sae.d_model}, but the model's are "
+                f"{lm.d_model} wide"
+            )
+    means = {mode: _mean(lm, tokens, batch_rows, mode) for mode in modes}
+    jobs = {(name, mode): _Sums(means[mode]) for mode in modes for name in saes}
+    ablations = {(value, mode): _Sums(means[mode]) for mode in modes for value in ("zero", "mean")}
+    for ids in tqdm(
+        rows_in_batches(tokens, batch_rows),
+        total=math.ceil(len(tokens) / batch_rows),
+        desc=description,
+        unit="batch",
+    ):
+        logits, x = lm.logits(ids)
+        ids = ids.to(lm.device)
+        log_p = F.log_softmax(logits[:, :-1], -1)
+        measured = {
+            mode: torch.ones_like(ids, dtype=torch.bool) if mode else ids != lm.bos_id
+            for mode in modes
+        }
+        for (name, mode), sums in jobs.items():
+            sums.add(lm, ids, x, saes[name].reconstruct(x), log_p, measured[mode])
+        for (value, mode), sums in ablations.items():
+            replacement = (
+                torch.zeros_like(x) if value == "zero" else means[mode].float().expand_as(x)
+            )
+            sums.add(lm, ids, x, replacement, log_p, measured[mode])
+    return {
+        (name, mode): sums.result(
+            *(ablations[value, mode].mean("ce_sae") for value in ("zero", "mean"))
+        )
+        for (name, mode), sums in jobs.items()
+    }
+
+
+def _mean(lm, tokens, batch_rows, include_bos):
+    total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
+    count = 0
+    for ids in rows_in_batches(tokens, batch_rows):
+        x = lm.activations(ids)
+        x = x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
+        total = total + x.double().sum(0)
+        count = count + len(x)
+    return total / max(count, 1)
+
+
+class _Sums:
+    """Running float64 sums of one SAE (or ablation) on one corpus."""
+
+    def __init__(self, mean):
+        self.center = mean
+        self.sums = {}
+        self.counts = {}
+
+    def mean(self, name):
+        return self.sums[name] / self.counts[name]
+
+    def _add(self, name, values):
+        self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
+        self.counts[name] = self.counts.get(name, 0) + values.numel()
+
+    def add(self, lm, ids, x, x_hat, log_p, measured):
+        """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
+        original's.
+        """
+        log_q = F.log_softmax(
+            lm.spliced_logits(ids, torch.where(measured[..., None], x_hat, x))[:, :-1], -1
+        )
+        scored = measured[:, :-1]
+        targets = ids[:, 1:, None]
+        self._add("ce", -log_p.gather(-1, targets)[..., 0][scored])
+        self._add("ce_sae", -log_q.gather(-1, targets)[..., 0][scored])
+        self._add("kl", (log_p.exp() * (log_p - log_q)).sum(-1)[scored])
+        error = (x_hat - x).double().pow(2).sum(-1)
+        centred = (x.double() - self.center).pow(2).sum(-1)
+        self._add("error", error[measured])
+        self._add("variance", centred[measured])
+        self._add("ev_legacy", 1 - error[measured] / centred[measured])
+        self._add(
+            "ev_authors",
+            torch.stack(
+                [
+                    1 - (a - b)[m].double().var() / a[m].double().var()
+                    for a, b, m in zip(x, x_hat, measured)
+                    if m.any()
+                ]
+            ),
+        )
+
+    def result(self, ce_zero, ce_mean):
+        mean = self.mean
+        s = self.sums
+        return Fidelity(
+            tokens=self.counts["error"],
+            ce=mean("ce"),
+            ce_sae=mean("ce_sae"),
+            ce_diff=mean("ce_sae") - mean("ce"),
+            kl=mean("kl"),
+            l2=mean("error") / len(self.center),
+            explained_variance=1 - s["error"] / s["variance"],
+            ev_authors=mean("ev_authors"),
+            ev_legacy=mean("ev_legacy"),
+            ce_zero=ce_zero,
+            ce_mean=ce_mean,
+            ce_recovered=(ce_zero - mean("ce_sae")) / (ce_zero - mean("ce")),
+        )

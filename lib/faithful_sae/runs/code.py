@@ -1,0 +1,80 @@
+"""Which code a result depends on: the files a module uses, and a hash of what they compute."""
+
+import ast
+import functools
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+from faithful_sae import PUBLIC
+from faithful_sae.files import PACKAGE, digest
+
+# rooms and modules that move and check: no number comes from them
+PLUMBING = ("files", "runs", "engine", "paper", "text/hub", "sae/formats")
+# another version of one of these may compute another last digit
+ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")
+
+
+def lib_files(path: Path, but: tuple[str, ...] = ()) -> list[Path]:
+    """The files of this library that a notebook (.py) or module uses, sorted.
+
+    Args:
+        but: rooms and modules (as in PLUMBING) whose own imports are not followed.
+    """
+    found: set[Path] = set()
+    todo = [Path(path)]
+    while todo:
+        places = [PACKAGE / name.replace(".", "/") for name in _imports(todo.pop())]
+        files = {
+            file
+            for place in places
+            for file in (place.with_suffix(".py"), place / "__init__.py")
+            if file.exists()
+        }
+        todo += [file for file in files - found if not _within(file, but)]
+        found |= files
+    return sorted(found)
+
+
+@functools.cache
+def code_hash(*modules: str) -> str:
+    """Hash of what some modules ("lm/model") and all they import compute, and of the libraries
+    under them. A changed comment or docstring leaves it as it is; plumbing counts where it is named.
+    """
+    named = {PACKAGE / f"{module}.py" for module in modules}
+    files = named.union(*(lib_files(file, PLUMBING) for file in named))
+    versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
+    trees = {
+        str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file))
+        for file in files
+        if file in named or not _within(file, PLUMBING)
+    }
+    return digest(versions | trees)
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Names below faithful_sae that a file imports anywhere; some are of things, not of modules."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            room, _, rest = name.partition(".")
+            if room == "faithful_sae" and rest:
+                yield PUBLIC.get(rest, rest)
+
+
+def _within(file: Path, rooms: tuple[str, ...]) -> bool:
+    name = file.relative_to(PACKAGE).with_suffix("").as_posix()
+    return any(name == room or name.startswith(f"{room}/") for room in rooms)
+
+
+def _without_docstrings(file: Path) -> ast.Module:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if ast.get_docstring(node, clean=False):
+                node.body = node.body[1:]
+    return tree

@@ -1,0 +1,56 @@
+"""Activations on disk, so that the language model goes over a corpus once, whatever the number of
+epochs and of trainings.
+
+One safetensors file for each group of rows of an ActivationStream, with the SHA-256 of its numbers;
+files are memory-mapped, and read when they are used. What is not there, or not as it was written,
+is computed again. Cost: N x D numbers, of two bytes for a model in bfloat16 or float16, else four;
+reading is bound by the disk and the checksum (1 to 2 GB/s), not by the size of the model.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from faithful_sae.files import atomic_path
+from faithful_sae.files.checkpoint import checksum
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+class ActivationCache:
+    """Args:
+    folder: holds the files of one stream: another model, layer, corpus or order of rows is another
+    folder.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def read(self, group):
+        """float32 [N, D] of a group, or None: not there, truncated or changed."""
+        try:
+            with safe_open(self._file(group), "pt") as file:
+                x = file.get_tensor("x")
+                written = (file.metadata() or {}).get("sha256")
+        except (SafetensorError, OSError):
+            return None
+        return x.float() if checksum({"x": x}) == written else None
+
+    def write(self, group, x):
+        """Keep the activations float32 [N, D] of a group.
+
+        Raises:
+            DiskFullError: the other groups are kept.
+        """
+        x = x.detach().cpu()
+        narrow = next(
+            (same for dtype in NARROW if torch.equal((same := x.to(dtype)).float(), x)), x
+        )  # if the model computes in it
+        kept = {"x": narrow.contiguous()}
+        with atomic_path(self._file(group)) as tmp:
+            save_file(kept, tmp, {"sha256": checksum(kept)})
+
+    def _file(self, group):
+        return self.folder / f"group_{group:06d}.safetensors"

@@ -1,0 +1,188 @@
+"""SAELens: cfg.json, sae_weights.safetensors and, where it was measured, sparsity.safetensors
+(log10 of the firing frequency).
+
+Version 6 keeps what concerns the language model under `metadata`; version 5 has all keys at the
+top, calls the hook point `hook_point` in older files, and writes a TopK SAE as `activation_fn_str:
+topk`.
+"""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from faithful_sae.files import atomic_path
+from faithful_sae.sae.formats.hooks import describe
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, read_json
+
+WEIGHTS = "sae_weights.safetensors"
+VERSION = "6.0.0"  # the layout written here; readers dispatch on it
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard")
+NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+METADATA_5 = (
+    "model_name",
+    "hook_name",
+    "hook_head_index",
+    "context_size",
+    "prepend_bos",
+    "dataset_path",
+    "sae_lens_training_version",
+)
+
+
+def read(folder) -> Parts:
+    """Read a folder of either version, saved for inference or in training."""
+    source = Source(folder, "cfg.json", WEIGHTS)
+    config = source.config
+    D, F = source.count("d_in", source["d_in"]), source.count("d_sae", source["d_sae"])
+    architecture = config.get("architecture", "standard")
+    activation = config.get("activation_fn_str", config.get("activation_fn"))
+    if architecture == "standard" and activation == "topk":
+        architecture = "topk"
+    if architecture not in ARCHITECTURES or activation not in (None, "relu", "topk"):
+        raise source.refuse(
+            f"architecture {architecture} with activation {activation or 'relu'} is none of "
+            + ", ".join(ARCHITECTURES)
+        )
+    if activation == "topk" and architecture != "topk":
+        raise source.refuse(
+            f"activation topk does not go with architecture {architecture}, which has its own way "
+            "to select latents"
+        )
+    if config.get("reshape_activations", "none") != "none":
+        raise source.refuse(
+            f"reshape_activations {config['reshape_activations']}: it reads attention heads, no "
+            "residual stream"
+        )
+    if "W_skip" in source.tensors:
+        raise SAEError(
+            f"{source.file}: holds W_skip: a transcoder, which predicts another activation than "
+            "the one it reads"
+        )
+    parts = Parts(b_enc=None, **source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}))
+    if architecture == "gated":
+        parts.gate(**source.take({"r_mag": (F,), "b_gate": (F,), "b_mag": (F,)}))
+    else:
+        parts.b_enc = source.take({"b_enc": (F,)})["b_enc"]
+    if config.get("rescale_acts_by_decoder_norm", False):
+        parts.to_unit_decoder()
+    if architecture == "topk":
+        parts.k = source.count(
+            "k", config.get("k", source.section("activation_fn_kwargs").get("k")), ("d_sae", F)
+        )
+    elif architecture == "standard":
+        parts.above(0)
+    elif architecture == "jumprelu":
+        parts.above(source.take({"threshold": (F,)})["threshold"])
+    elif (
+        architecture != "gated"
+    ):  # BatchTopK in training; what SAELens saves for inference is a jumprelu with this threshold
+        parts.above(source.take({"topk_threshold": ()})["topk_threshold"])
+    if not config.get("apply_b_dec_to_input", True):
+        parts.uncentre()
+    _rescale_latents(source, parts, F)
+    _normalise(source, parts)
+    metadata = source.section("metadata") or {
+        key: config[key] for key in METADATA_5 if key in config
+    }
+    parts.metadata = describe(
+        metadata, metadata.get("model_name"), metadata.get("hook_name", config.get("hook_point"))
+    )
+    if (folder / "sparsity.safetensors").is_file():
+        parts.firing = (
+            10
+            ** Source(folder, "cfg.json", "sparsity.safetensors").take({"sparsity": (F,)})[
+                "sparsity"
+            ]
+            - 1e-10
+        )
+    return parts
+
+
+def _rescale_latents(source, parts, d_sae):
+    """Version 5 may multiply latents by a finetuned `scaling_factor` when it decodes: fold it into
+    the decoder's rows.
+    """
+    name = next(
+        (
+            name
+            for name in ("scaling_factor", "finetuning_scaling_factor")
+            if name in source.tensors
+        ),
+        None,
+    )
+    if source.config.get("finetuning_scaling_factor"):
+        parts.W_dec = parts.W_dec * source.take({name or "scaling_factor": (d_sae,)})[name][:, None]
+    elif name and not torch.allclose(source.tensors[name].float(), torch.ones(())):
+        raise source.refuse(
+            f"finetuning_scaling_factor is off, but {source.file.name} holds a {name} that is not 1"
+        )
+
+
+def _normalise(source, parts):
+    """Run-time normalisations are kept; a constant factor (one for all tokens) is folded: W_enc s,
+    W_dec / s, b_dec / s.
+    """
+    name = source.config.get("normalize_activations") or "none"
+    if name in (True, "expected_average_only_in"):
+        scaler = source.folder / "activation_scaler.json"
+        factor = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
+        if not isinstance(factor, (int, float)) or factor <= 0:
+            raise source.refuse(
+                "normalize_activations expected_average_only_in: the factor that activations are "
+                "multiplied by is in "
+                "no file (activation_scaler.json would hold it): take the SAE saved after training"
+            )
+        parts.W_enc = parts.W_enc * factor
+        parts.W_dec = parts.W_dec / factor
+        parts.b_dec = parts.b_dec / factor
+    elif name in NORMALISATIONS:
+        parts.normalisation = name
+    else:
+        raise source.refuse(
+            f"normalize_activations {name} is none of {', '.join(NORMALISATIONS)}: take the SAE "
+            "as saved "
+            "after training"
+        )
+
+
+def write(sae, folder):
+    """Write the version 6 layout: a TopK SAE as topk, one with a threshold as jumprelu."""
+    m = sae.metadata
+    topk = sae.threshold is None
+    select = {"k": sae.k} if topk else {}
+    hook = m.get("hook_name") or (
+        None if m.get("layer") is None else f"blocks.{m['layer']}.hook_resid_pre"
+    )
+    config = {
+        "architecture": "topk" if topk else "jumprelu",
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        **select,
+        "dtype": "float32",
+        "device": "cpu",
+        **({"rescale_acts_by_decoder_norm": False} if topk else {}),
+        "apply_b_dec_to_input": True,
+        "normalize_activations": sae.normalisation,
+        "reshape_activations": "none",
+        "metadata": m
+        | {
+            "sae_lens_version": VERSION,
+            "hook_name": hook,
+            "hook_head_index": None,
+            "model_name": m.get("model"),
+            "context_size": m.get("sequence_length", m.get("context_size")),
+            "prepend_bos": m.get("prepend_bos", True),
+        },
+    }
+    tensors = sae.weights if topk else sae.weights | {"threshold": sae.threshold}
+    with atomic_path(folder) as tmp:
+        tmp.mkdir()
+        save_file(
+            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
+        )
+        if sae.firing is not None:
+            save_file(
+                {"sparsity": torch.log10(sae.firing.cpu() + 1e-10)}, tmp / "sparsity.safetensors"
+            )
+        (tmp / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -1,0 +1,389 @@
+"""Text that is on every machine after the install: documentation and source code of the installed
+packages.
+
+The embedded models learn from it, so that the whole study runs offline on real text. Files are read
+with `ast` and never imported. Pinned versions make the text reproducible: the same packages give
+the same documents in the same order.
+
+A corpus takes whole files in the order of a hash of their relative paths, until it has the
+characters asked for: a smaller corpus is the head of a larger one and a random sample of the
+packages, and its tail holds whole modules that its head has not seen. Labelled tasks read the files
+in the opposite order, so a corpus that stops early and a task share few files or none.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import re
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from faithful_sae.files import atomic_path
+
+KINDS = ("docstrings", "doctests", "source", "headers", "topics")
+TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
+SHORTEST = 80  # characters: of a document, and of a paragraph that can be a near-copy
+NOT_INSTALLED = "package {!r} is not installed: install it, or leave it out of the packages"
+LONGEST = 4_000  # characters: longer classes are split into methods, longer headers at blank lines
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+SHINGLE = 5  # words in the sequences by which near-copies are recognised
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+TEST = re.compile(r"(^|/)(_?tests?|testing)(/|$)|(^|/)(test_[^/]*|[^/]*_tests?|conftest)\.py$")
+
+# What would give the library away: package names, the aliases of their documentation, and their
+# signature classes.
+LIBRARY_NAMES = re.compile(
+    r"\b(num_?py|np|sci-?py|sp|scikit[- ]learn|scikit|sklearn|pandas|pd|matplotlib|mpl|pyplot|plt|pylab|py_?torch|torch|"
+    r"transformers|hugging ?face|hf|datasets|pyarrow|pa|nd-?arrays?|data ?frames?|tensors?)\b",
+    re.IGNORECASE,
+)
+TYPES = {
+    "array": r"(\{?array[-_]like(, sparse matrix\})?|(np\.|numpy )?ndarrays?)( of (ints?|floats?|shape.*))?",
+    "bool": r"bool(ean)?",
+    "float": r"floats?",
+    "int": r"int(eger)?s?",
+    "str": r"str(ing)?",
+}
+
+
+def extract(kind, packages, max_characters):
+    """Documents of one kind from installed packages (ours).
+
+    Args:
+        kind: "docstrings" (of modules, classes and functions, one document each; those of a file
+            are adjacent), "doctests" (the `>>>` sessions of docstrings), "source" (Python without
+            docstrings, one document per top-level function or class, or per method of a long
+            class), "headers" (C and C++ headers without their licence) or "topics" (the language
+            reference in the standard library; `packages` must be empty).
+        packages: import names, e.g. ["numpy", "scipy"]. Their test suites are left out.
+        max_characters: the corpus ends before the first document that would take its total above
+            this.
+
+    Returns:
+        list of str, each at least 80 characters, no two equal. As corpora usually are (Lee et al.
+        2022), docstrings, headers and topics are also rid of near-copies: of a paragraph of 80
+        characters or more, half of whose five-word sequences stood earlier in the corpus. Fewer
+        characters than `max_characters` if the packages have no more.
+
+    Raises:
+        ValueError: an unknown kind, a package that is not installed, or packages without a document
+            of this kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of documentation {kind!r}: one of {', '.join(KINDS)}")
+    # a dictionary is a set that keeps its order
+    documents = {}
+    total = 0
+    paragraphs = set()
+    for _, document in _stream(kind, packages):
+        if kind in ("docstrings", "headers", "topics"):
+            document = _without_repeats(document, paragraphs)
+        # a long block without a blank line in a header is a generated table
+        if (
+            len(document) < SHORTEST
+            or document in documents
+            or kind == "headers"
+            and len(document) > LONGEST + 2
+        ):
+            continue
+        if total + len(document) > max_characters:
+            break
+        documents[document] = None
+        total += len(document)
+    if not documents:
+        raise ValueError(
+            f"no {kind} within {max_characters:,} characters in "
+            f"{', '.join(packages) or 'the language reference'}"
+        )
+    return list(documents)
+
+
+def labelled(task, packages, max_examples, seed):
+    """Texts with a label that comes from the documentation itself (ours).
+
+    Args:
+        task: "library" (which package a paragraph of prose is from; library names and their aliases
+            are masked as "_"), "prose_or_code" (a paragraph of prose, or the code of a doctest
+            without prompts), "corrupted" (a sentence with two adjacent words swapped or one word
+            replaced by another sentence's, or intact; no sentence is in both classes), or
+            "parameter_type" (the declared type of a documented parameter, from its description
+            alone).
+        packages: import names.
+        max_examples: at most this many in total; every class has the same number, that of the
+            rarest class if that is fewer.
+        seed: of the order, and of the corruption.
+
+    Returns:
+        list of (text, label), shuffled, no two texts equal, 20 to 400 characters each. label: int
+        into `label_names`.
+
+    Raises:
+        ValueError: an unknown task, a package that is not installed, or a class without an example.
+    """
+    names = label_names(task, packages)
+    rng = np.random.default_rng(seed)
+    wanted = max_examples // len(names)
+    classes = [[] for _ in names]
+    seen = set()
+    for package, docstring in _stream("docstrings", packages, backwards=True):
+        for text, label in _examples(task, package, docstring, names):
+            key = text.casefold()
+            if 20 <= len(text) <= 400 and key not in seen and len(classes[label]) < wanted:
+                seen.add(key)
+                classes[label].append(text)
+        if all(len(texts) == wanted for texts in classes):
+            break
+    if task == "corrupted":
+        classes = _corrupted(classes[0] + classes[1], rng)
+    size = min(map(len, classes))
+    if size == 0:
+        missing = names[[len(texts) for texts in classes].index(0)]
+        raise ValueError(
+            f"task {task!r}: no example of {missing} in {', '.join(packages)} with "
+            f"max_examples={max_examples}"
+        )
+    examples = [(text, label) for label, texts in enumerate(classes) for text in texts[:size]]
+    return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def label_names(task, packages):
+    """What the integer labels of a task mean, in order: list of str. Raises ValueError for an
+    unknown task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: one of {', '.join(TASKS)}")
+    return list(
+        {
+            "library": packages,
+            "prose_or_code": ("prose", "code"),
+            "corrupted": ("corrupted", "intact"),
+            "parameter_type": TYPES,
+        }[task]
+    )
+
+
+def versions(packages):
+    """Installed version of every package, by import name; of Python if there are none. ValueError:
+    one is not installed.
+    """
+    if not packages:
+        return {"python": platform.python_version()}
+    distributions = importlib.metadata.packages_distributions()
+    if missing := [package for package in packages if package not in distributions]:
+        raise ValueError(NOT_INSTALLED.format(missing[0]))
+    return {package: importlib.metadata.version(distributions[package][0]) for package in packages}
+
+
+def write_corpus(kind, packages, max_characters, path):
+    """`extract` into a jsonl file with the key `text`, written atomically."""
+    _write_jsonl(({"text": text} for text in extract(kind, packages, max_characters)), path)
+
+
+def write_task(task, packages, max_examples, path, seed=0):
+    """`labelled` into a jsonl file with the keys `text` and `label` (int), written atomically."""
+    _write_jsonl(
+        (
+            {"text": text, "label": label}
+            for text, label in labelled(task, packages, max_examples, seed)
+        ),
+        path,
+    )
+
+
+def _write_jsonl(rows, path):
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _stream(kind, packages, backwards=False):
+    """Yield (package, document), file after file in the order of the hash, parsing no more than is
+    taken.
+    """
+    if kind == "topics":
+        if packages:
+            raise ValueError(
+                "topics are in the standard library and take no packages, got "
+                f"{', '.join(packages)}"
+            )
+        from pydoc_data.topics import topics  # a large dictionary, read only if asked for
+
+        yield from (("python", topics[name]) for name in sorted(topics, key=_hash))
+        return
+    suffixes = (".h", ".hpp", ".cuh") if kind == "headers" else (".py",)
+    files = sorted(
+        (_hash(f"{package}/{path.relative_to(root).as_posix()}"), package, path)
+        for package in packages
+        for root in [_folder(package)]
+        for suffix in suffixes
+        for path in root.rglob(f"*{suffix}")
+        if not TEST.search(path.relative_to(root).as_posix())
+    )
+    for _, package, path in reversed(files) if backwards else files:
+        yield from ((package, document) for document in _documents(kind, path))
+
+
+def _hash(name):
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _folder(package):
+    """Where a package is, without importing it."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(NOT_INSTALLED.format(package))
+    return Path(list(spec.submodule_search_locations)[0])
+
+
+def _documents(kind, path):
+    """Every document of one kind in one file, in the order of the file."""
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+    if kind == "headers":
+        return _headers(text)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about other people's escape sequences
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # templates and files for other versions of Python
+        return []
+    if kind == "source":
+        return _source(tree, text.split("\n"))
+    docstrings = [inspect.cleandoc(node.value.value) for node in _docstring_nodes(tree)]
+    return (
+        ["\n\n".join(_sessions(docstring)) for docstring in docstrings]
+        if kind == "doctests"
+        else docstrings
+    )
+
+
+def _docstring_nodes(tree):
+    """The expression statements that are docstrings. Only bodies are walked: expressions are most
+    of a tree's nodes.
+    """
+    if ast.get_docstring(tree, clean=False) is not None:
+        yield tree.body[0]
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, *FUNCTIONS)):
+            yield from _docstring_nodes(node)
+
+
+def _without_repeats(document, seen):
+    """Drop paragraphs that repeat what is in `seen`, half of their sequences of words or more, and
+    add the others to it.
+    """
+    kept = []
+    for paragraph in BLANK_LINES.split(document):
+        words = paragraph.split()
+        shingles = {tuple(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE, 0) + 1)}
+        if len(paragraph) < SHORTEST or 2 * len(shingles & seen) < len(shingles):
+            kept.append(paragraph)
+            seen |= shingles
+    return "\n\n".join(kept).strip()
+
+
+def _sessions(docstring):
+    """Doctest examples with their output, which doctest ends at a blank line."""
+    for paragraph in BLANK_LINES.split(docstring):
+        if start := re.search(r"^[ \t]*>>> ", paragraph, re.MULTILINE):
+            yield textwrap.dedent(paragraph[start.start() :]).strip()
+
+
+def _source(tree, lines):
+    for statement in list(_docstring_nodes(tree)):
+        lines[statement.lineno - 1 : statement.end_lineno] = [None] * (
+            statement.end_lineno - statement.lineno + 1
+        )
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and len(_code(lines, node)) > LONGEST:
+            yield from (_code(lines, part) for part in node.body if isinstance(part, FUNCTIONS))
+        elif isinstance(node, (ast.ClassDef, *FUNCTIONS)):
+            yield _code(lines, node)
+
+
+def _code(lines, node):
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return textwrap.dedent(
+        "\n".join(line for line in lines[first - 1 : node.end_lineno] if line is not None)
+    ).strip()
+
+
+def _headers(text):
+    # licences are the comments at the top, before the first line of code
+    text = re.sub(
+        r"\A(\s*(/\*.*?\*/|//[^\n]*))+",
+        lambda match: (
+            "" if re.search(r"copyright|licen[sc]e", match[0], re.IGNORECASE) else match[0]
+        ),
+        text,
+        flags=re.DOTALL,
+    )
+    block = ""
+    for paragraph in BLANK_LINES.split(text.strip()):
+        if len(block) + len(paragraph) > LONGEST:
+            yield block
+            block = ""
+        block = f"{block}\n\n{paragraph}" if block else paragraph
+    yield block
+
+
+def _examples(task, package, docstring, names):
+    """Yield (text, label) of one docstring. For "corrupted" all are still intact, and spread over
+    both labels by their hash.
+    """
+    if task == "parameter_type":
+        for declared, description in re.findall(
+            r"^\w+ ?: ([^\n]+)\n((?:[ \t]+\S[^\n]*\n)+)", docstring + "\n", re.MULTILINE
+        ):
+            declared = re.split(r",? *(?:\(?optional|\(?default|=)", declared.strip().strip("`"))[
+                0
+            ].strip(" ,`")
+            for label, name in enumerate(names):
+                if re.fullmatch(TYPES[name], declared, re.IGNORECASE):
+                    yield " ".join(description.split()), label
+        return
+    for paragraph in BLANK_LINES.split(docstring):
+        prose = " ".join(paragraph.split())
+        is_prose = re.fullmatch(r"[A-Z][^\n]*[.!?]", prose) and not re.search(
+            r">>>|::|--|==|\.\. |^\s+", paragraph
+        )
+        if task == "prose_or_code" and ">>> " in paragraph:
+            code = re.findall(r"^[ \t]*(?:>>>|\.\.\.) ([^\n]+)", paragraph, re.MULTILINE)
+            yield "\n".join(code), names.index("code")
+        elif is_prose and task == "prose_or_code":
+            yield prose, names.index("prose")
+        elif is_prose and task == "library":
+            yield LIBRARY_NAMES.sub("_", prose), names.index(package)
+        elif is_prose and task == "corrupted":
+            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", prose):
+                # only plain sentences: a swap must be a matter of grammar, not of markup or
+                # formulas
+                if re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*){5,40}[.]", sentence):
+                    yield sentence, int(_hash(sentence), 16) % 2
+
+
+def _corrupted(sentences, rng):
+    """Split intact sentences into (corrupted, intact) halves; the first half is corrupted in one of
+    two ways at random.
+    """
+    intact = {sentence.casefold() for sentence in sentences}
+    order = rng.permutation(len(sentences))
+    half = len(sentences) // 2
+    corrupted = []
+    words = [word for sentence in sentences for word in sentence[:-1].split()[1:]]
+    for index in order[:half]:
+        tokens = sentences[index][:-1].split(" ")
+        position = rng.integers(1, len(tokens) - 1)  # the first word keeps its capital
+        if rng.random() < 0.5:
+            tokens[position : position + 2] = tokens[position + 1], tokens[position]
+        else:
+            tokens[position] = words[rng.integers(len(words))]
+        sentence = " ".join(tokens) + "."
+        if sentence.casefold() not in intact:  # equal words swapped, or a word replaced by itself
+            intact.add(sentence.casefold())
+            corrupted.append(sentence)
+    return corrupted, [sentences[index] for index in order[half:]]
