@@ -33,6 +33,8 @@
 
 # %%
 import torch
+from IPython.display import Image
+
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import training
 from faithful_sae.runs.rows import open_run
@@ -40,7 +42,6 @@ from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

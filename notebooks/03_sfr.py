@@ -31,13 +31,14 @@
 
 # %%
 import torch
+from IPython.display import Image
+
 from faithful_sae import match_features, shared_feature_ratio
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import cosines
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.saes import load_saes
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -28,6 +28,8 @@
 # **Exhibit.** `firing`; Table 7 itself is drawn in 07.
 
 # %%
+from IPython.display import Image
+
 from faithful_sae.metrics.ffr import random_batches
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import firing
@@ -35,7 +37,6 @@ from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

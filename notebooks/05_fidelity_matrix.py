@@ -35,6 +35,8 @@
 
 # %%
 import torch
+from IPython.display import Image
+
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.paper import matrix
 from faithful_sae.paper.tables import heading
@@ -43,7 +45,6 @@ from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.saes import load_saes
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -34,6 +34,7 @@
 
 # %%
 import numpy as np
+
 from faithful_sae.metrics.probing import pooled_representations
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model

@@ -29,6 +29,8 @@
 # numbers can agree with a claim or not; they cannot equal the paper's.
 
 # %%
+from IPython.display import Image, Markdown, display
+
 from faithful_sae.paper import tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import (
@@ -43,7 +45,6 @@ from faithful_sae.runs.catalogue import exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import measured
 from faithful_sae.runs.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
-from IPython.display import Image, Markdown, display
 
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/

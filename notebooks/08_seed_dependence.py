@@ -39,6 +39,8 @@
 # SAEs, whatever else is changed.
 
 # %%
+from IPython.display import Image
+
 from faithful_sae.metrics.seed_dependence import fitted_curves, hit_masks
 from faithful_sae.metrics.sfr import match_seeds
 from faithful_sae.paper.exhibits import save_figure, save_table
@@ -46,7 +48,6 @@ from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -28,6 +28,8 @@
 
 # %%
 from faithful_sae.feature_plots.steering import continuation
+from IPython.display import Image
+
 from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.text import features_of_text
 from faithful_sae.paper.exhibits import save_figure, save_table
@@ -36,7 +38,6 @@ from faithful_sae.runs.rows import open_run
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
-from IPython.display import Image
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

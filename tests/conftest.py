@@ -17,10 +17,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from faithful_sae.lm.model import load_model
-from faithful_sae.runs import schema
-from faithful_sae.runs.params import load_params
-from faithful_sae.runs.rows import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
@@ -33,6 +29,11 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from faithful_sae.lm.model import load_model
+from faithful_sae.runs import schema
+from faithful_sae.runs.params import load_params
+from faithful_sae.runs.rows import write_rows
 
 torch.set_num_threads(1)
 

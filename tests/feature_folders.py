@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
 from faithful_sae.features.index import CONTEXTS, EXPLANATIONS, write_grouped, write_latents
 
 EVIL = [

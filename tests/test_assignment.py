@@ -9,6 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from tqdm import tqdm
+
 from faithful_sae import match_features, matching
 from faithful_sae.kernels import backend, cosine_tiles
 from faithful_sae.matching import codes as rows_module
@@ -16,12 +23,6 @@ from faithful_sae.matching.codes import Rows, cosines
 from faithful_sae.matching.scan import Codes, Kept, error_terms, scan
 from faithful_sae.matching.search import MARGIN, Search, _possible
 from faithful_sae.matching.sparse import Graph, centre, solve
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from tqdm import tqdm
 
 on_triton = pytest.param(
     "triton", marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
@@ -109,21 +110,18 @@ def test_match_features_equals_scipy(kind, n, m, d, seed):
     B = B[:m]
     found = match_features(A, B)
     matched = found.permutation >= 0
-    assert (
-        found.certified
-        and matched.sum() == min(n, m)
-        and len(set(found.permutation[matched])) == min(n, m)
-    )
-    assert found.permutation.dtype == np.int64 and np.isnan(found.cosine[~matched]).all()
+    assert found.certified
+    assert matched.sum() == min(n, m)
+    assert len(set(found.permutation[matched])) == min(n, m)
+    assert found.permutation.dtype == np.int64
+    assert np.isnan(found.cosine[~matched]).all()
     np.testing.assert_allclose(
         found.cosine[matched],
         (unit(A)[matched] * unit(B)[found.permutation[matched]]).sum(1),
         atol=1e-12,
     )
-    assert (
-        abs(found.objective - optimum(A, B)) <= 1e-9 * n
-        and abs(found.objective - found.cosine[matched].sum()) < 1e-12 * n
-    )
+    assert abs(found.objective - optimum(A, B)) <= 1e-9 * n
+    assert abs(found.objective - found.cosine[matched].sum()) < 1e-12 * n
 
 
 @pytest.mark.parametrize(
@@ -133,19 +131,19 @@ def test_over_several_tiles(kind):
     """Larger than a tile, through the front door, against scipy."""
     A, B = case(kind, 2300, 40, 3)
     found = match_features(A, B)
-    assert found.certified and abs(found.objective - optimum(A, B)) < 1e-9 * len(A)
+    assert found.certified
+    assert abs(found.objective - optimum(A, B)) < 1e-9 * len(A)
 
 
 def test_dictionaries_of_two_sizes():
     A, B = case("planted", 2500, 32, 5)
     wide, tall = match_features(A[:900], B), match_features(B, A[:900])
-    assert (
-        wide.certified and tall.certified and abs(wide.objective - optimum(A[:900], B)) < 1e-9 * 900
-    )
+    assert wide.certified
+    assert tall.certified
+    assert abs(wide.objective - optimum(A[:900], B)) < 1e-9 * 900
     matched = np.flatnonzero(tall.permutation >= 0)
-    assert len(matched) == 900 and np.array_equal(
-        wide.permutation[tall.permutation[matched]], matched
-    )
+    assert len(matched) == 900
+    assert np.array_equal(wide.permutation[tall.permutation[matched]], matched)
 
 
 def test_a_noisy_shuffle_is_recovered_exactly():
@@ -153,7 +151,8 @@ def test_a_noisy_shuffle_is_recovered_exactly():
     A = rng.normal(size=(3000, 64))
     order = rng.permutation(3000)
     found = match_features(A, (A + 0.3 * rng.normal(size=A.shape))[order])
-    assert np.array_equal(order[found.permutation], np.arange(3000)) and found.certified
+    assert np.array_equal(order[found.permutation], np.arange(3000))
+    assert found.certified
 
 
 # --- the proof ------------------------------------------------------------------------------------
@@ -172,11 +171,10 @@ def test_a_worse_matching_is_not_certified(monkeypatch):
     honest = match_features(A, B)
     monkeypatch.setattr(Search, "run", worsened)
     found = match_features(A, B)
-    assert honest.certified and not found.certified
-    assert (
-        found.gap == pytest.approx(honest.objective - found.objective, abs=1e-6)
-        and found.gap > 1e-3
-    )
+    assert honest.certified
+    assert not found.certified
+    assert found.gap == pytest.approx(honest.objective - found.objective, abs=1e-6)
+    assert found.gap > 1e-3
 
 
 def test_a_matching_that_is_optimal_on_a_poor_graph_is_not_certified(monkeypatch):
@@ -186,14 +184,16 @@ def test_a_matching_that_is_optimal_on_a_poor_graph_is_not_certified(monkeypatch
     A, B = case("clusters", 1500, 48, 2)
     best = optimum(A, B)
     poor = search(A, B, rounds=1, degree=2)
-    assert poor.bound == np.inf and (unit(A) * unit(B)[poor.match]).sum() < best - 1e-3
+    assert poor.bound == np.inf
+    assert (unit(A) * unit(B)[poor.match]).sum() < best - 1e-3
     monkeypatch.setattr(matching, "ROUNDS_ALONE", 1)
     monkeypatch.setattr(matching, "DENSE_PAIRS", 0)
     monkeypatch.setattr(
         matching, "Search", lambda *args, limit: Search(*args, limit=limit, degree=2)
     )
     found = match_features(A, B)
-    assert not found.certified and found.gap == np.inf
+    assert not found.certified
+    assert found.gap == np.inf
 
 
 @pytest.mark.parametrize("name, value", [("ROUNDS", 1), ("LIMIT", 0.01)])
@@ -201,7 +201,8 @@ def test_out_of_rounds_or_work_the_dense_solver_finishes(monkeypatch, name, valu
     A, B = case("clusters", 900, 48, 2)
     monkeypatch.setattr(matching, name, value)
     found = match_features(A, B)
-    assert found.certified and abs(found.objective - optimum(A, B)) < 1e-9 * len(A)
+    assert found.certified
+    assert abs(found.objective - optimum(A, B)) < 1e-9 * len(A)
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
@@ -249,7 +250,8 @@ def test_the_length_of_rows_does_not_matter(n, scale):
     A = A.astype(np.float64)
     A[::2] *= scale
     found = match_features(A, np.float64(B) * scale if scale > 1e-300 else B)
-    assert found.certified and found.objective == pytest.approx(
+    assert found.certified
+    assert found.objective == pytest.approx(
         expected.objective, abs=1e-6 if scale < 1e-300 else 1e-9
     )
 
@@ -342,12 +344,12 @@ def test_scan_finds_exactly_the_pairs_above_their_threshold(monkeypatch, where, 
         parts = list(scan(Codes(A, rows), Codes(B, columns), kept, errors, done.append, cap, extra))
         i, j, upper, counts = (np.concatenate(p) for p in zip(*parts))
         order = np.arange(150) if rows is None else rows
-        assert np.array_equal(counts, expected[order].sum(1)) and sum(done) == chosen.sum()
-        assert (
-            np.array_equal(np.bincount(i, minlength=150)[order], np.minimum(counts, cap))
-            and expected[i, j].all()
-        )
-        assert len(set(zip(i, j))) == len(i) and (cap < 150 or len(i) == expected.sum())
+        assert np.array_equal(counts, expected[order].sum(1))
+        assert sum(done) == chosen.sum()
+        assert np.array_equal(np.bincount(i, minlength=150)[order], np.minimum(counts, cap))
+        assert expected[i, j].all()
+        assert len(set(zip(i, j))) == len(i)
+        assert cap < 150 or len(i) == expected.sum()
         np.testing.assert_allclose(
             upper, t[i, j] + errors[0][i] + errors[1][j], rtol=1e-6, atol=1e-6
         )
@@ -396,16 +398,15 @@ def test_a_gpu_matches_as_the_host_does(kind, n, m, d, cap, monkeypatch):
     assert not calls
     monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
     found = run()
-    assert found == host and found[-1]
+    assert found == host
+    assert found[-1]
     assert {len(row_terms) for _, _, row_terms, *_ in calls} == {
         3,
         4,
     }  # the first pass, and one against prices
     best = optimum(A, B)
-    assert (
-        abs((unit(A) * unit(B)[found[0]]).sum() - best) <= 1e-9 * n
-        and best - 1e-12 * n <= found[1] <= best + 1e-9 * n
-    )
+    assert abs((unit(A) * unit(B)[found[0]]).sum() - best) <= 1e-9 * n
+    assert best - 1e-12 * n <= found[1] <= best + 1e-9 * n
 
 
 def test_tile_size_and_threads_change_nothing(monkeypatch):
@@ -419,10 +420,8 @@ def test_tile_size_and_threads_change_nothing(monkeypatch):
         torch.set_num_threads(threads)
     monkeypatch.setattr(cosine_tiles, "TILE", 96)
     found = match_features(A, B)
-    assert (
-        np.array_equal(found.permutation, expected.permutation)
-        and found.objective == expected.objective
-    )
+    assert np.array_equal(found.permutation, expected.permutation)
+    assert found.objective == expected.objective
 
 
 # --- the sparse solver ----------------------------------------------------------------------------
@@ -460,7 +459,8 @@ def test_sparse_graphs_against_scipy(n, more, degree, whole, seed):
         U = solution.U
         V = solution.V
         match = solution.match
-        assert len(set(match)) == n and adjacent[np.arange(n), match].all()
+        assert len(set(match)) == n
+        assert adjacent[np.arange(n), match].all()
         assert (weight[np.arange(n), match] - (floor[match] if more else 0)).sum() == pytest.approx(
             best, abs=1e-9
         )
@@ -468,7 +468,8 @@ def test_sparse_graphs_against_scipy(n, more, degree, whole, seed):
         np.testing.assert_allclose(U + V[match], weight[np.arange(n), match], atol=1e-9)
         free = np.setdiff1d(np.arange(m), match)
         if more:
-            assert np.array_equal(V[free], floor[free]) and (V >= floor - 1e-9).all()
+            assert np.array_equal(V[free], floor[free])
+            assert (V >= floor - 1e-9).all()
         centre(graph, solution, floor)
 
 
@@ -488,11 +489,9 @@ def test_centred_prices_leave_room_on_both_sides():
 def test_rows_without_a_column_are_left_alone():
     graph = Graph(np.array([0, 1, 2, 2]), np.array([0, 0], np.int32), np.array([1.0, 2.0]), 3)
     solution = solve(graph, np.zeros(3))
-    assert (
-        sorted(solution.match) == [-1, -1, 0]
-        and solution.match[2] == -1
-        and (solution.owner[1:] == -1).all()
-    )
+    assert sorted(solution.match) == [-1, -1, 0]
+    assert solution.match[2] == -1
+    assert (solution.owner[1:] == -1).all()
 
 
 # --- kinds of input -------------------------------------------------------------------------------
@@ -502,10 +501,8 @@ def test_rows_without_a_column_are_left_alone():
 def test_every_float_type_is_matched_for_the_values_it_holds(dtype):
     A, B = (torch.from_numpy(m).to(dtype) for m in case("planted", 700, 33, 0))
     found = match_features(A, B)
-    assert (
-        found.certified
-        and abs(found.objective - optimum(A.double().numpy(), B.double().numpy())) < 1e-9 * 700
-    )
+    assert found.certified
+    assert abs(found.objective - optimum(A.double().numpy(), B.double().numpy())) < 1e-9 * 700
 
 
 def test_layout_gradients_and_read_only_arrays():
@@ -519,9 +516,8 @@ def test_layout_gradients_and_read_only_arrays():
         (np.repeat(A, 2, 1)[:, ::2], B.astype(np.float64)),
     ):
         found = match_features(a, b)
-        assert np.array_equal(
-            found.permutation, expected.permutation
-        ) and found.objective == pytest.approx(expected.objective, abs=1e-9)
+        assert np.array_equal(found.permutation, expected.permutation)
+        assert found.objective == pytest.approx(expected.objective, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -541,10 +537,10 @@ def test_a_memory_map_gives_the_same_and_is_never_held_whole(tmp_path, monkeypat
     found = None
     sizes.clear()
     found = match_features(*maps)
-    assert max(sizes) == 256 and found.certified
-    assert np.array_equal(
-        found.permutation, expected.permutation
-    ) and found.objective == pytest.approx(expected.objective, abs=1e-9)
+    assert max(sizes) == 256
+    assert found.certified
+    assert np.array_equal(found.permutation, expected.permutation)
+    assert found.objective == pytest.approx(expected.objective, abs=1e-9)
     i, j = np.random.default_rng(0).integers(0, 1100, (2, 5000))
     np.testing.assert_allclose(
         cosines(Rows(maps[0]), Rows(maps[1]), i, j),
@@ -557,11 +553,9 @@ def test_a_row_of_zeros_has_cosine_0_with_everything():
     A, B = case("random", 800, 16, 0)
     A[5:300], B[100] = 0, 0
     found = match_features(A, B)
-    assert (
-        found.certified
-        and (found.cosine[5:300] == 0).all()
-        and abs(found.objective - optimum(A, B)) < 1e-9 * 800
-    )
+    assert found.certified
+    assert (found.cosine[5:300] == 0).all()
+    assert abs(found.objective - optimum(A, B)) < 1e-9 * 800
 
 
 def test_match_pairs_prepares_each_dictionary_once(monkeypatch):
@@ -570,10 +564,9 @@ def test_match_pairs_prepares_each_dictionary_once(monkeypatch):
     monkeypatch.setattr(Rows, "__init__", lambda self, *args: made.append(1) or init(self, *args))
     dictionaries = dict(zip("abc", (*case("planted", 700, 20, 0), case("random", 700, 20, 1)[0])))
     found = matching.match_pairs(dictionaries)
-    assert len(made) == 3 and list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert len(made) == 3
+    assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
     for (a, b), pair in found.items():
         alone = match_features(dictionaries[a], dictionaries[b])
-        assert (
-            np.array_equal(pair.permutation, alone.permutation)
-            and pair.objective == alone.objective
-        )
+        assert np.array_equal(pair.permutation, alone.permutation)
+        assert pair.objective == alone.objective

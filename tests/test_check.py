@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from yaml import safe_dump, safe_load
+
 from conftest import set_key
 from faithful_sae.engine import check as module
 from faithful_sae.engine.check import check
@@ -20,7 +22,6 @@ from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, hub_run  # noqa: F401: a fixture
-from yaml import safe_dump, safe_load
 
 
 def main(profile, *options, **more):
@@ -58,7 +59,8 @@ def test_the_smoke_profile_passes():
         for stage, (number, unit) in times.items()
         if stage != "03_sfr"
     )
-    assert "with random weights" in said and "disk: " in said
+    assert "with random weights" in said
+    assert "disk: " in said
 
 
 def test_every_problem_of_every_file_is_listed(make_run, model_folders):
@@ -93,10 +95,8 @@ def test_every_problem_of_every_file_is_listed(make_run, model_folders):
             for line in listed.splitlines()
         ), (file.name, words, listed)
     (empty,) = [line for line in listed.splitlines() if "probing.tasks.parity.test" in line]
-    assert (
-        all(name in empty for name in ("tiny.yaml", "d-layers.yaml", "e-key.yaml", "f-gpu.yaml"))
-        and "empty" in empty
-    )
+    assert all(name in empty for name in ("tiny.yaml", "d-layers.yaml", "e-key.yaml", "f-gpu.yaml"))
+    assert "empty" in empty
     if not torch.cuda.is_available():
         assert any(
             "f-gpu.yaml: device = 'cuda', and there is no GPU here" in line
@@ -152,14 +152,17 @@ def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders,
         assert f"pin: model tiny/llama, main now: write revision: {OLD}" in text
         assert f"pin: dataset web/text, refs/convert/parquet now: write revision: {OLD}" in text
         status, text = said(HF_TOKEN=TOKEN)
-        assert status == 1 and "shut/model: a gated" not in text and TOKEN not in text
+        assert status == 1
+        assert "shut/model: a gated" not in text
+        assert TOKEN not in text
     left = [
         path
         for place in (root, tmp_path / "home", run.file.parent)
         for path in place.rglob("*")
         if path.is_file()
     ]
-    assert left and not [path for path in left if TOKEN.encode() in path.read_bytes()]
+    assert left
+    assert not [path for path in left if TOKEN.encode() in path.read_bytes()]
 
 
 def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
@@ -179,7 +182,8 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
         "06_",
     ]
     assert all("of RAM, and this machine has 1.0 GB" in line for line in problems[:-1])
-    assert "probing.batch_rows" in problems[-2] and "of disk and a tenth to spare" in problems[-1]
+    assert "probing.batch_rows" in problems[-2]
+    assert "of disk and a tenth to spare" in problems[-1]
 
 
 @pytest.fixture
@@ -220,10 +224,8 @@ def test_what_is_there_and_current_needs_no_disk(make_run):
     assert module._there(run, "01_generate_faithful") == module._there(run, "02_train_sae") == 0
     make_faithful(run, lm)
     train_all(run, lm)
-    assert (
-        module._there(run, "01_generate_faithful") is None
-        and module._there(run, "02_train_sae") is None
-    )
+    assert module._there(run, "01_generate_faithful") is None
+    assert module._there(run, "02_train_sae") is None
     other = run.file.with_name("tiny.yaml")
     values = safe_load(other.read_text())
     set_key(values, "sae.lr", 2e-3)
@@ -252,9 +254,7 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
         )
         for n in (100_000, 1_000_000)
     )
-    assert (
-        set(little.seconds) == {stage for stage in model_stages(make_run()) if stage != "03_sfr"}
-        and "the model itself" in little.how
-    )
+    assert set(little.seconds) == {stage for stage in model_stages(make_run()) if stage != "03_sfr"}
+    assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage

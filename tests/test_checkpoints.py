@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+
 from faithful_sae import train_saes
 from faithful_sae.files import DiskFullError, remove_others
 from faithful_sae.files.checkpoint import Checkpoint
@@ -91,7 +92,8 @@ def test_killed_at_random_moments(tmp_path, uninterrupted):
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         process.join()
-        assert process.exitcode in (0, -signal.SIGKILL) and kills < 500
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert kills < 500
         saved = Checkpoint(tmp_path / "checkpoint", "key").load()
         steps.append(saved[0] if saved else 0)
         if process.exitcode == 0:
@@ -127,7 +129,8 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, uninterrupted, monkeyp
             break
         except Broken:
             continue
-    assert len(count) > 9 and count == sorted(set(count))
+    assert len(count) > 9
+    assert count == sorted(set(count))
     assert [everything(sae) for sae in saes] == uninterrupted
 
 
@@ -193,7 +196,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(DiskFullError):
         checkpoint.save(4, {"a": torch.arange(5)}, {})
     step, tensors, numbers = Checkpoint(tmp_path / "checkpoint", "key").load()
-    assert step == 3 and torch.equal(tensors["a"], torch.arange(4)) and numbers == {"x": [0.1]}
+    assert step == 3
+    assert torch.equal(tensors["a"], torch.arange(4))
+    assert numbers == {"x": [0.1]}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -215,7 +220,8 @@ def test_a_loss_that_is_not_finite_names_the_checkpoint(tmp_path, monkeypatch):
     ) as error:
         train(checkpoint)
     step = Checkpoint(tmp_path / "checkpoint", "key").load()[0]
-    assert step in (6, 12) and str(error.value).endswith(f"step {step}")
+    assert step in (6, 12)
+    assert str(error.value).endswith(f"step {step}")
 
 
 def test_savings_take_a_small_share_of_the_time(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every claim on rows where it holds, on rows where it does not, and on rows that cannot say."""
 
 import pytest
+
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import profile_note
 from faithful_sae.paper.tables import table1
@@ -160,7 +161,8 @@ def test_verdicts(make_measured_run, claim, verdict, cases):
     table = claims(runs)
     row = table.iloc[SECTIONS[claim]]
     assert row.verdict == verdict, row.measured
-    assert len(table) == 9 and set(table.verdict) <= {"agrees", "disagrees", "not testable"}
+    assert len(table) == 9
+    assert set(table.verdict) <= {"agrees", "disagrees", "not testable"}
     assert all(f"Model m{i}" in row.measured for i in range(len(runs))) or verdict == "not testable"
 
 
@@ -193,11 +195,9 @@ def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(
     ]
     (runs[1].artifacts / "rows" / f"{forgotten}.csv").unlink()
     row = claims(runs).iloc[SECTIONS[claim]]
-    assert (
-        row.verdict == verdict
-        and row.measured.endswith("; not measured: Model b")
-        and "of 1: Model a" in row.measured
-    )
+    assert row.verdict == verdict
+    assert row.measured.endswith("; not measured: Model b")
+    assert "of 1: Model a" in row.measured
     (runs[0].artifacts / "rows" / f"{forgotten}.csv").unlink()
     row = claims(runs).iloc[SECTIONS[claim]]
     assert (row.verdict, row.measured) == ("not measured", "not measured: Model a, Model b")
@@ -258,11 +258,11 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
     assert {
         k: verdicts[k] for k in ("instruction", "own text", "coverage", "kl", "probing", "cola")
     } == dict.fromkeys(("instruction", "own text", "coverage", "kl", "probing", "cola"), "agrees")
-    assert table.measured[SECTIONS["probing"]].startswith("12 of 18") and table.measured[
-        SECTIONS["cola"]
-    ].startswith("6 of 6")
+    assert table.measured[SECTIONS["probing"]].startswith("12 of 18")
+    assert table.measured[SECTIONS["cola"]].startswith("6 of 6")
     # in Table 7 FineWeb is lower than faithful for both Pythias, and for them alone
-    assert verdicts["ffr"] == "agrees" and table.measured[SECTIONS["ffr"]].startswith("5 of 7")
+    assert verdicts["ffr"] == "agrees"
+    assert table.measured[SECTIONS["ffr"]].startswith("5 of 7")
 
 
 def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make_run):
@@ -273,11 +273,8 @@ def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make
     )
     alone, together = (claims(runs).set_index("section") for runs in ([trained], [trained, text]))
     about_text = ["5.4, Table 1"]
-    assert (
-        alone.drop(about_text).equals(together.drop(about_text))
-        and "Text 80.0 %" in together.measured["5.4, Table 1"].iloc[0]
-    )
-    assert list(together.verdict["5.4, Table 1"]) == ["disagrees", "disagrees"] and list(
-        table1([trained, text]).model[:2]
-    ) == ["Model a", "Text"]
+    assert alone.drop(about_text).equals(together.drop(about_text))
+    assert "Text 80.0 %" in together.measured["5.4, Table 1"].iloc[0]
+    assert list(together.verdict["5.4, Table 1"]) == ["disagrees", "disagrees"]
+    assert list(table1([trained, text]).model[:2]) == ["Model a", "Text"]
     assert profile_note([trained, text]).endswith("SAE recipe: default.")

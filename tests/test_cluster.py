@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from faithful_sae.engine import cluster, plan
 from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
 from faithful_sae.files import ROOT
@@ -144,7 +145,8 @@ def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
             process.stdout.readline()
             claim(name, "local").close()
         stop("mine")
-        assert steps["mine"].wait(timeout=10) == -9 and steps["mine2"].poll() is None
+        assert steps["mine"].wait(timeout=10) == -9
+        assert steps["mine2"].poll() is None
     finally:
         for process in steps.values():
             process.kill()
@@ -163,9 +165,8 @@ def test_a_run_on_another_machine_is_stopped_there(here):
 
 def test_names_of_jobs_are_what_slurm_and_its_plugin_take():
     for profile in ("laptop", "my profile.v2", "p" * 200):
-        assert len(prefix(profile)) <= 50 and set(prefix(profile)) <= set(
-            "abcdefghijklmnopqrstuvwxyz0123456789-_"
-        )
+        assert len(prefix(profile)) <= 50
+        assert set(prefix(profile)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
     assert prefix("a.b") != prefix("a_b")
 
 

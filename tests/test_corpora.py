@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from conftest import BOS
 from faithful_sae.text.read import (
     CorpusError,
@@ -29,10 +30,8 @@ RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
 def test_pack_by_hand():
     """Stream 1 2 3 | B 4 | B 5 6 7 8 | B 9, cut into threes, BOS in front of each; 9 fills no row."""
     rows = pack([[1, 2, 3], [4], [5, 6, 7, 8], [9]], 99, 4, 1000)
-    assert (
-        rows.tolist() == [[99, 1, 2, 3], [99, 99, 4, 99], [99, 5, 6, 7], [99, 8, 99, 9]]
-        and rows.dtype == np.int32
-    )
+    assert rows.tolist() == [[99, 1, 2, 3], [99, 99, 4, 99], [99, 5, 6, 7], [99, 8, 99, 9]]
+    assert rows.dtype == np.int32
     assert pack([[1, 2, 3], [4], [5, 6]], 99, 4, 1000).tolist() == [
         [99, 1, 2, 3],
         [99, 99, 4, 99],
@@ -52,16 +51,15 @@ def test_pack_stops_at_max_tokens_and_reads_no_further(max_tokens, rows):
 
     got = pack(documents(), 99, 4, max_tokens)
     stream = [0, 1, 99, 10, 11, 99, 20, 21, 99, 30, 31, 99, 40, 41]
-    assert (
-        got.tolist() == [[99, *stream[3 * r : 3 * r + 3]] for r in range(rows)]
-        and got.size <= max_tokens
-    )
+    assert got.tolist() == [[99, *stream[3 * r : 3 * r + 3]] for r in range(rows)]
+    assert got.size <= max_tokens
     if max_tokens == 4:
         assert taken == [0, 1]
 
 
 def test_pack_of_nothing():
-    assert pack([], 99, 4, 100).shape == (0, 4) and pack([[1]], 99, 4, 100).shape == (0, 4)
+    assert pack([], 99, 4, 100).shape == (0, 4)
+    assert pack([[1]], 99, 4, 100).shape == (0, 4)
 
 
 def test_pack_random_documents():
@@ -74,7 +72,8 @@ def test_pack_random_documents():
         rows = pack(documents, 0, width, limit)
         stream = [i for d in documents for i in (0, *d)][1:]
         n = min(len(stream) // (width - 1), limit // width)
-        assert rows.shape == (n, width) and (rows[:, 0] == 0).all()
+        assert rows.shape == (n, width)
+        assert (rows[:, 0] == 0).all()
         assert rows[:, 1:].flatten().tolist() == stream[: n * (width - 1)]
 
 
@@ -236,7 +235,9 @@ def test_rows_of_a_run(make_run, lm):
     ]
     stream = [i for t in texts for i in (BOS, *(int(w[1:]) for w in t.split()))][1:]
     rows = np.concatenate([got.train, got.heldout])
-    assert rows.shape == (50, 12) and rows.size <= run.corpus_tokens and (rows[:, 0] == BOS).all()
+    assert rows.shape == (50, 12)
+    assert rows.size <= run.corpus_tokens
+    assert (rows[:, 0] == BOS).all()
     assert rows[:, 1:].flatten().tolist() == stream[: 50 * 11]
     assert (len(got.train), len(got.heldout)) == (40, 10)
 
@@ -251,11 +252,9 @@ def test_generated_ids_are_used_as_sampled_unless_the_tokenizer_differs(
     own = corpus_rows(run, "faithful", lm, ("a", ids, lm.tokenizer))
     assert (np.asarray(own.train) == 1).any()  # EOS is in the ids that were sampled
     other = corpus_rows(run, "faithful", lm, ("b", ids, make_tokenizer(40)))
-    assert (
-        not (np.asarray(other.train) == 1).any()
-        and set(np.unique(other.train)) == {0, 3, 4, 5}
-        and own.key != other.key
-    )
+    assert not (np.asarray(other.train) == 1).any()
+    assert set(np.unique(other.train)) == {0, 3, 4, 5}
+    assert own.key != other.key
 
 
 def test_a_corpus_too_small(make_run, lm):
@@ -269,7 +268,8 @@ def test_a_changed_file_is_packed_anew(make_run, lm):
     file = run.file.parent / "text.jsonl"
     file.write_text(file.read_text().replace("w2 ", "w3 "))
     after = corpus_rows(run, "text", lm)
-    assert after.key != before.key and not np.array_equal(after.train, before.train)
+    assert after.key != before.key
+    assert not np.array_equal(after.train, before.train)
 
 
 def test_labelled(make_run):
@@ -279,13 +279,13 @@ def test_labelled(make_run):
         r["text"]: r["label"]
         for r in map(json.loads, (run.file.parent / "train.jsonl").read_text().splitlines())
     }
-    assert (
-        len(texts) == len(labels) == 10
-        and len(test_texts) == len(test_labels) == 7
-        and set(inputs) == {"train.jsonl", "test.jsonl"}
-    )
-    assert [true[t] for t in texts] == labels and [true[t] for t in test_texts] == test_labels
-    assert labelled(run, "parity")[0] == (texts, labels) and texts != list(true)[:10]
+    assert len(texts) == len(labels) == 10
+    assert len(test_texts) == len(test_labels) == 7
+    assert set(inputs) == {"train.jsonl", "test.jsonl"}
+    assert [true[t] for t in texts] == labels
+    assert [true[t] for t in test_texts] == test_labels
+    assert labelled(run, "parity")[0] == (texts, labels)
+    assert texts != list(true)[:10]
 
 
 def test_labels_that_cannot_be_probed(make_run):
@@ -308,8 +308,7 @@ def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
     (run.file.parent / "test.jsonl").write_text('{"text": "a"}\n')
     (run.file.parent / "text.jsonl").write_text("")
     empty, lacking = source_problems(run)
-    assert empty.startswith(f"{run.file}: corpora.text.path: ") and "empty" in empty
-    assert (
-        lacking.startswith(f"{run.file}: probing.tasks.parity.test: ")
-        and "line 1 has no key 'label'" in lacking
-    )
+    assert empty.startswith(f"{run.file}: corpora.text.path: ")
+    assert "empty" in empty
+    assert lacking.startswith(f"{run.file}: probing.tasks.parity.test: ")
+    assert "line 1 has no key 'label'" in lacking

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from faithful_sae.text import documentation
 from faithful_sae.text.documentation import extract, label_names, labelled
 
@@ -77,24 +78,21 @@ def package(tmp_path, monkeypatch):
 
 def test_docstrings(package):
     documents = extract("docstrings", [package], 10**6)
-    assert (
-        len(documents) == 3
-        and documents[0].strip() == f"Module. {LONG}".strip()
-        and documents[1].startswith(
-            f"A thing. {OTHER}\n\nParameters\n----------\nsize : int, optional\n    Number"
-        )
+    assert len(documents) == 3
+    assert documents[0].strip() == f"Module. {LONG}".strip()
+    assert documents[1].startswith(
+        f"A thing. {OTHER}\n\nParameters\n----------\nsize : int, optional\n    Number"
     )
-    assert documents[2].startswith("Inner.") and package not in sys.modules
+    assert documents[2].startswith("Inner.")
+    assert package not in sys.modules
 
 
 def test_doctests_hold_sessions_alone(package):
     (session,) = extract("doctests", [package], 10**6)
     assert session.split("\n\n")[1] == '>>> print("two",\n...       "lines")\ntwo lines'
-    assert (
-        session.startswith(">>> 1 + 1")
-        and session.split("\n\n")[0].endswith("\n2")
-        and "Prose" not in session
-    )
+    assert session.startswith(">>> 1 + 1")
+    assert session.split("\n\n")[0].endswith("\n2")
+    assert "Prose" not in session
 
 
 def test_source_has_no_docstrings(package):
@@ -130,19 +128,17 @@ def test_near_copies_are_dropped():
 def test_smaller_corpus_is_head_of_larger():
     large = extract("docstrings", ["numpy", "scipy"], 300_000)
     small = extract("docstrings", ["numpy", "scipy"], 100_000)
-    assert large[: len(small)] == small and sum(map(len, small)) <= 100_000 < sum(
-        map(len, large[: len(small) + 1])
-    )
-    assert (
-        290_000 < sum(map(len, large)) <= 300_000
-        and len(set(large)) == len(large)
-        and min(map(len, large)) >= 80
-    )
+    assert large[: len(small)] == small
+    assert sum(map(len, small)) <= 100_000 < sum(map(len, large[: len(small) + 1]))
+    assert 290_000 < sum(map(len, large)) <= 300_000
+    assert len(set(large)) == len(large)
+    assert min(map(len, large)) >= 80
 
 
 def test_topics_are_the_language_reference():
     text = "\n".join(extract("topics", [], 10**6))
-    assert len(text) > 200_000 and 'The "while" statement is used for repeated execution' in text
+    assert len(text) > 200_000
+    assert 'The "while" statement is used for repeated execution' in text
 
 
 @pytest.mark.parametrize(
@@ -171,10 +167,8 @@ def task(request):
 def test_tasks_are_balanced_and_unique(task):
     name, packages, examples = task
     counts = Counter(label for _, label in examples)
-    assert (
-        sorted(counts) == list(range(len(label_names(name, packages))))
-        and len(set(counts.values())) == 1
-    )
+    assert sorted(counts) == list(range(len(label_names(name, packages))))
+    assert len(set(counts.values())) == 1
     assert len({text.casefold() for text, _ in examples}) == len(examples) <= 200
     assert all(20 <= len(text) <= 400 for text, _ in examples)
     assert (
@@ -184,9 +178,8 @@ def test_tasks_are_balanced_and_unique(task):
 
 def test_library_names_are_masked():
     examples = labelled("library", ["numpy", "scipy"], 400, seed=0)
-    assert not [
-        t for t, _ in examples if re.search(r"\b(numpy|np|scipy|ndarray)\b", t, re.I)
-    ] and any("_" in t for t, _ in examples)
+    assert not [t for t, _ in examples if re.search(r"\b(numpy|np|scipy|ndarray)\b", t, re.I)]
+    assert any("_" in t for t, _ in examples)
 
 
 def test_corrupted_sentences_differ_from_every_intact_one_by_one_edit():

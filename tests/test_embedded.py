@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from faithful_sae.lm import embedded
 from faithful_sae.lm.embedded import evaluate, initialise, train_language_model, train_tokenizer
 from faithful_sae.runs.schema import Embedded
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TEXTS = [
     "the sum of the array along the axis",
@@ -64,17 +65,14 @@ def rows():
 def test_tokenizer_round_trips_and_reloads(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert (
-        again.get_vocab() == tokenizer.get_vocab() == train_tokenizer(TEXTS, 260).get_vocab()
-        and len(again) == 260
-    )
+    assert again.get_vocab() == tokenizer.get_vocab() == train_tokenizer(TEXTS, 260).get_vocab()
+    assert len(again) == 260
     for text in [*TEXTS, "an unseen é字 character , with spaces  ."]:
         ids = again(text).input_ids
-        assert again.decode(ids) == text and again.bos_token_id not in ids
-    assert (
-        again.bos_token == again.eos_token == "<|endoftext|>"
-        and again.bos_token_id == again.eos_token_id == 0
-    )
+        assert again.decode(ids) == text
+        assert again.bos_token_id not in ids
+    assert again.bos_token == again.eos_token == "<|endoftext|>"
+    assert again.bos_token_id == again.eos_token_id == 0
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
@@ -84,22 +82,22 @@ def test_learns_and_saves_what_it_measured(tmp_path, tokenizer, rows, architectu
         c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
-    assert model.config.model_type == architecture and {p.dtype for p in model.parameters()} == {
-        torch.float32
-    }
+    assert model.config.model_type == architecture
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert evaluate(model, torch.as_tensor(rows[32:]), 3) == pytest.approx(
         log.heldout_ce.iloc[-1], rel=1e-5
     )
-    assert log.train_ce.iloc[0] == pytest.approx(math.log(260), rel=0.05) and log.heldout_ce.iloc[
-        -1
-    ] < 0.75 * math.log(260)
-    assert log.tokens.iloc[-1] == 60 * 4 * 16 and list(log.columns) == [
+    assert log.train_ce.iloc[0] == pytest.approx(math.log(260), rel=0.05)
+    assert log.heldout_ce.iloc[-1] < 0.75 * math.log(260)
+    assert log.tokens.iloc[-1] == 60 * 4 * 16
+    assert list(log.columns) == [
         "step",
         "tokens",
         "train_ce",
         "heldout_ce",
     ]
-    assert log.heldout_ce.notna().sum() == 5 and not list(tmp_path.glob("*.partial"))
+    assert log.heldout_ce.notna().sum() == 5
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
@@ -118,7 +116,8 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, archite
     monkeypatch.setattr(embedded, "_cross_entropy", killed)
     with pytest.raises(KeyboardInterrupt):
         train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
-    assert (tmp_path / "resumed.partial").exists() and not (tmp_path / "resumed").exists()
+    assert (tmp_path / "resumed.partial").exists()
+    assert not (tmp_path / "resumed").exists()
     train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
     assert (
         len(calls) < 30 + 30
@@ -147,7 +146,8 @@ def test_checkpoint_of_another_run_is_not_resumed(tmp_path, tokenizer, rows):
 
 def test_seed_decides_weights_and_order():
     weights = [initialise(config(), seed).get_input_embeddings().weight for seed in (0, 0, 1)]
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
     order = embedded._order(10, config(steps=5, batch_rows=4), 0)
     assert (
         sorted(order.flatten()[:10].tolist())
@@ -163,7 +163,8 @@ def test_orthogonalise_moves_singular_values_to_one():
         y = embedded.orthogonalise(matrices)
         u, _, v = torch.linalg.svd(matrices, full_matrices=False)
         values = torch.linalg.svdvals(y)
-        assert values.min() > 0.6 and values.max() < 1.3
+        assert values.min() > 0.6
+        assert values.max() < 1.3
         cosine = torch.cosine_similarity(y.flatten(1), (u @ v).flatten(1))
         assert cosine.min() > 0.95
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from faithful_sae.files import ROOT, remove
 
 PROFILES = "e2e_killed", "e2e_whole"
@@ -127,7 +128,9 @@ def test_every_exhibit_is_there_and_says_its_profile(results):
 def test_a_second_run_does_nothing(results):
     start = time.time()
     result = make("paper", f"PARAMS={results[PROFILES[1]]}")
-    assert result.returncode == 0 and "▸" not in result.stdout and time.time() - start < 60
+    assert result.returncode == 0
+    assert "▸" not in result.stdout
+    assert time.time() - start < 60
 
 
 def test_a_changed_value_reruns_what_depends_on_it(results):
@@ -212,11 +215,10 @@ def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1 and "IndexError: list index out of range" in result.stderr
-    assert (
-        "IndexError" in (tmp_path / "out.failed.ipynb").read_text()
-        and not (tmp_path / "out.ipynb").exists()
-    )
+    assert result.returncode == 1
+    assert "IndexError: list index out of range" in result.stderr
+    assert "IndexError" in (tmp_path / "out.failed.ipynb").read_text()
+    assert not (tmp_path / "out.ipynb").exists()
 
 
 def test_a_notebook_opened_too_early_names_the_one_before(tmp_path):

@@ -9,6 +9,8 @@ import json
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+
 from faithful_sae.engine.plan import chosen, run_outputs
 from faithful_sae.files import ROOT
 from faithful_sae.paper.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
@@ -17,7 +19,6 @@ from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
-from matplotlib.figure import Figure
 
 MODELS = {
     "gpt2",
@@ -47,10 +48,8 @@ def numbers(table, columns):
 
 def test_the_list_is_well_formed():
     entries = list(exhibits().values())
-    assert (
-        len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries})
-        and set(paper_models()) == MODELS
-    )
+    assert len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries})
+    assert set(paper_models()) == MODELS
     notebooks = {f.stem for f in (ROOT / "notebooks").glob("*.py")}
     for e in entries:
         assert (
@@ -60,25 +59,23 @@ def test_the_list_is_well_formed():
             and e.title
             and e.paper
         ), e
-        assert set(e.numbers or ()) <= MODELS and not (e.numbers and e.kind == "figure")
+        assert set(e.numbers or ()) <= MODELS
+        assert not (e.numbers and e.kind == "figure")
         assert e.scope == "profile" or e.notebook != "07_paper"
     files = [f for e in entries for f in e.files("run")]
     assert len(files) == len(set(files)) == 3 * len(entries)
     wanted = {f"Table {i}" for i in range(1, 8)} | {"Figure 1", "Figure 2", "Figure 3", "Figure 6"}
-    assert (
-        wanted <= {e.paper for e in entries}
-        and any("Figure 5" in e.paper for e in entries)
-        and any("Appendix C" in e.paper for e in entries)
-    )
+    assert wanted <= {e.paper for e in entries}
+    assert any("Figure 5" in e.paper for e in entries)
+    assert any("Appendix C" in e.paper for e in entries)
 
 
 def test_columns_of_the_numbers_are_roles():
     for table in ("table2", "table3", "table4", "table7"):
         assert all(set(values) <= set(ROLES) for values in exhibits()[table].numbers.values())
     for tasks in exhibits()["table6"].numbers.values():
-        assert set(tasks) <= set(TASK_ROLES) and all(
-            set(v) == {"faithful", "fineweb", "pile"} for v in tasks.values()
-        )
+        assert set(tasks) <= set(TASK_ROLES)
+        assert all(set(v) == {"faithful", "fineweb", "pile"} for v in tasks.values())
 
 
 def test_table_1():
@@ -181,13 +178,13 @@ def test_a_table_in_three_forms(make_run, root):
     pd.testing.assert_frame_equal(pd.read_csv(folder / "table2.csv"), table)
     markdown = (folder / "table2.md").read_text()
     tex = (folder / "table2.tex").read_text()
-    assert "| a_b & c" in markdown and "0.1235" in markdown and "nan" not in markdown.lower()
-    assert (
-        r"a\_b \& c" in tex
-        and "handmade" in markdown
-        and "handmade" in tex
-        and "Table 2" in markdown
-    )
+    assert "| a_b & c" in markdown
+    assert "0.1235" in markdown
+    assert "nan" not in markdown.lower()
+    assert r"a\_b \& c" in tex
+    assert "handmade" in markdown
+    assert "handmade" in tex
+    assert "Table 2" in markdown
     record = json.loads((folder / "table2.provenance.json").read_text())
     assert record["parameters"]["tiny"]["sae"]["k"] == 4
 
@@ -196,8 +193,11 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
     text = "a|b <script> &amp; __x__ *y* `z` [l](m) a_b $1$"
     save_table([make_run()], "table2", pd.DataFrame({"text": [text]}))
     cell = (root / "figures" / "handmade" / "table2.md").read_text().splitlines()[-1]
-    assert cell.count("|") == 2 and html.unescape(cell.strip("| ")) == text
-    assert not set("<*`$") & set(cell) and "](" not in cell and "a_b" in cell
+    assert cell.count("|") == 2
+    assert html.unescape(cell.strip("| ")) == text
+    assert not set("<*`$") & set(cell)
+    assert "](" not in cell
+    assert "a_b" in cell
 
 
 def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
@@ -221,12 +221,11 @@ def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
                 if f.suffix != ".json"
             }
         )
-    assert contents[0] == contents[1] and set(contents[0]) == {
-        f"training_tiny.{s}" for s in ("csv", "pdf", "png")
-    }
-    assert (
-        drawn[0] is not data and drawn[0].y.tolist() == data.y.tolist() and drawn[0].name[0] == "NA"
-    )
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {f"training_tiny.{s}" for s in ("csv", "pdf", "png")}
+    assert drawn[0] is not data
+    assert drawn[0].y.tolist() == data.y.tolist()
+    assert drawn[0].name[0] == "NA"
 
 
 def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measured_run, root):
@@ -250,11 +249,9 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
         )
 
     csv, markdown, record = written()
-    assert (
-        csv == "model,notebook,why,command\n"
-        and "Not complete" not in markdown
-        and record["missing"] == []
-    )
+    assert csv == "model,notebook,why,command\n"
+    assert "Not complete" not in markdown
+    assert record["missing"] == []
     assert {name.split("/")[0] for name in record["inputs"]} == {"a", "b"}
     (runs[1].artifacts / "rows" / "ffr.csv").unlink()
     (root / "figures" / "handmade" / "fidelity_l2_a.pdf").unlink()
@@ -269,11 +266,9 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
             ("b", "04_ffr", "not made"),
         )
     ]
-    assert (
-        "Not complete: table `missing` names 3 of its notebooks" in markdown
-        and "a/probing.csv" not in record["inputs"]
-        and "b/probing.csv" in record["inputs"]
-    )
+    assert "Not complete: table `missing` names 3 of its notebooks" in markdown
+    assert "a/probing.csv" not in record["inputs"]
+    assert "b/probing.csv" in record["inputs"]
     save_table(runs[1], "fidelity", pd.DataFrame({"x": [1]}))
     assert "Not complete" not in (root / "figures" / "handmade" / "fidelity_b.md").read_text(), (
         "a model's own exhibit is complete"
@@ -286,7 +281,8 @@ def test_some_models_of_a_profile(make_run):
     """
     laptop = load_profile("laptop")
     runs = [make_run({"label": "One"}, name="one"), make_run({"label": "Two"}, name="two")]
-    assert chosen(runs, "two") == [runs[1]] and chosen(runs, None) == chosen(runs, "") == runs
+    assert chosen(runs, "two") == [runs[1]]
+    assert chosen(runs, None) == chosen(runs, "") == runs
     with pytest.raises(
         ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"
     ):
@@ -307,9 +303,8 @@ def test_the_embedded_models_own_exhibit(make_run):
 def test_table_4_and_7_have_one_set_of_models(a, b):
     four = exhibits()["table4"].numbers
     seven = exhibits()["table7"].numbers
-    assert set(four) < set(seven) == MODELS - {"pythia-6.9b"} and all(
-        {a, b} <= set(v) for v in [*four.values(), *seven.values()]
-    )
+    assert set(four) < set(seven) == MODELS - {"pythia-6.9b"}
+    assert all({a, b} <= set(v) for v in [*four.values(), *seven.values()])
 
 
 def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():

@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
+
 from conftest import ARCHITECTURES, BOS, EOS, VOCABULARY
 from faithful_sae.features import explain
 from faithful_sae.features.collect import Kept, collect
@@ -19,8 +22,6 @@ from faithful_sae.features.steering import (
 )
 from faithful_sae.lm.model import load_model
 from faithful_sae.sae.sae import TopKSAE
-from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score
 
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -114,7 +115,8 @@ def test_vocab_proj_table(lm, sae):
     logits = explain.vocab_projection(lm, sae.W_dec).numpy()
     for latent, part in table.groupby("latent"):
         order = np.argsort(-logits[latent])[:5]
-        assert part.text.tolist() == [f"<{i}>" for i in order] and part["rank"].tolist() == [
+        assert part.text.tolist() == [f"<{i}>" for i in order]
+        assert part["rank"].tolist() == [
             0,
             1,
             2,
@@ -194,7 +196,9 @@ def test_pruning_by_exhaustive_search(architecture, any_lm, sae):
         assert value == pytest.approx(
             activation(context[-length:], latent) if length else 0, rel=1e-5
         )
-    assert (lengths == 0).any() and (lengths == 1).any() and (lengths > 1).any()
+    assert (lengths == 0).any()
+    assert (lengths == 1).any()
+    assert (lengths > 1).any()
 
 
 def test_tables_of_contexts(lm, sae):
@@ -327,7 +331,8 @@ def test_kl_is_scipys_and_torchs():
 def test_dose_and_response(lm, sae, rows):
     tokens = torch.tensor([5, 9, 33])
     table = dose_response(lm, sae, 4, rows, [0.0, 1.0, 20.0], tokens, batch_rows=4)
-    assert table.kl[0] == 0 and table.kl[2] > table.kl[1] > 0
+    assert table.kl[0] == 0
+    assert table.kl[2] > table.kl[1] > 0
     measured = torch.from_numpy(rows != BOS)
     plain, steered = steered_log_probabilities(lm, sae, torch.from_numpy(rows), 4, [("add", 20.0)])
     p = plain[measured].double().exp().numpy()
@@ -357,7 +362,8 @@ def test_a_steered_continuation_is_the_one_without_a_cache(architecture, any_lm,
         before, after = continuation(
             any_lm, sae, "w5 w9 w33", 4, way, amount, new_tokens=12, temperature=1e-4
         )
-        assert after == any_lm.tokenizer.decode(ids[4:]) and len(before)
+        assert after == any_lm.tokenizer.decode(ids[4:])
+        assert len(before)
 
 
 def test_continuations_share_their_random_numbers(lm, sae):

@@ -7,13 +7,15 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+
 from conftest import FEATURES
 from faithful_sae.engine import plan
 from faithful_sae.features.steering import dose_response
 from faithful_sae.files import MissingInputError
 from faithful_sae.matching import match_features
 from faithful_sae.paper.exhibits import notebook_exhibits
-from faithful_sae.stages import explore
+from faithful_sae.paper.plots import features as feature_plots
+from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s03_sfr import seed_comparison
@@ -115,10 +117,8 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
     )
     latents.loc[latents.frequency < 0.03, "dead"] = True
     found = explore.chosen(latents, 3)
-    assert (
-        found.groupby("group").size().to_dict() == {"shared": 3, "orphan": 3, "fake": 3}
-        and not found.dead.any()
-    )
+    assert found.groupby("group").size().to_dict() == {"shared": 3, "orphan": 3, "fake": 3}
+    assert not found.dead.any()
     for group, mask in (
         ("shared", latents.shared & ~latents.fake),
         ("orphan", ~latents.shared & ~latents.fake),
@@ -130,9 +130,8 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
         assert found[found.group == group].latent.tolist() == wanted
         assert parts is None or all(w in p for w, p in zip(wanted, parts))
     few = explore.chosen(latents[latents.latent.isin([1, 2, 30])], 3)
-    assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1]) and few[
-        few.group == "fake"
-    ].latent.tolist() == [30]
+    assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1])
+    assert few[few.group == "fake"].latent.tolist() == [30]
     assert not (few.group == "orphan").any()
 
 
@@ -142,10 +141,12 @@ def test_rows_and_figures_of_the_chosen(explored):
     sae = saes["text", 42]
     latents = explore.chosen(index.latents, 2)
     table = explore.describe(index, latents)
-    assert table.latent.tolist() == latents.latent.tolist() and not table.isna().any(axis=None)
+    assert table.latent.tolist() == latents.latent.tolist()
+    assert not table.isna().any(axis=None)
     assert all("[w" in text or "[<bos>]" in text for text in table["strongest context"])
     response = explore.steer_features(run, sae, lm, latents)
-    assert (response[response.dose == 0].kl == 0).all() and len(response) == 3 * len(latents)
+    assert (response[response.dose == 0].kl == 0).all()
+    assert len(response) == 3 * len(latents)
     first = latents.iloc[0]
     tokens = [
         index.vocabulary.index(text)
@@ -169,9 +170,9 @@ def test_rows_and_figures_of_the_chosen(explored):
     )
     assert (rows.agreement[agreement.latent].to_numpy() == agreement.agreement).all()
     for draw, data in (
-        (features.histograms, bins),
-        (features.agreement, agreement),
-        (features.steering, response),
+        (feature_plots.histograms, bins),
+        (feature_plots.agreement, agreement),
+        (feature_plots.steering, response),
     ):
         assert draw(data).get_axes()
 
@@ -189,7 +190,8 @@ def test_text_in_a_table_stays_text():
 def test_a_run_without_the_section_has_no_09(make_run):
     without, with_it = make_run(name="a"), make_run({"features": FEATURES}, name="b")
     assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != STAGE]
-    assert not notebook_exhibits(without, STAGE) and len(notebook_exhibits(with_it, STAGE)) == 4
+    assert not notebook_exhibits(without, STAGE)
+    assert len(notebook_exhibits(with_it, STAGE)) == 4
     needed = {path.rpartition("/")[2] for path in plan.stage_inputs(with_it, STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
     waits = {path for path in plan.paper_inputs([without, with_it]) if "features" in path}

@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+
 from faithful_sae.features.explorer import data
 from faithful_sae.features.explorer.fallback import feature_html, list_html
 from faithful_sae.features.explorer.links import feature_address, feature_links
@@ -91,10 +92,8 @@ def test_numbers_are_shortened_to_four_digits_and_stay_json():
 def test_flags():
     row = {"fake": False, "shared": None, "dead": False, "frequency": 0.1}
     assert data.flags(row) == ""  # neither shared nor an orphan where no other seed was compared
-    assert (
-        data.flags(row | {"shared": False}) == "o"
-        and data.flags(row | {"shared": True, "fake": True}) == "fs"
-    )
+    assert data.flags(row | {"shared": False}) == "o"
+    assert data.flags(row | {"shared": True, "fake": True}) == "fs"
     assert data.flags(row | {"dead": True, "frequency": 0.11}) == "dn"
 
 
@@ -147,17 +146,13 @@ def test_chunks_hold_the_pages_of_the_index(written, indices):
     for key, index in zip(KEYS, indices):
         folder = written / "data" / key
         name, meta = read_script(folder / "meta.js")
-        assert (
-            name == f"{key}/meta"
-            and meta["twin_set"] == KEYS[1 - KEYS.index(key)]
-            and meta["d_sae"] == 150
-        )
+        assert name == f"{key}/meta"
+        assert meta["twin_set"] == KEYS[1 - KEYS.index(key)]
+        assert meta["d_sae"] == 150
         size = meta["pages_per_chunk"]
         found = []
-        assert (
-            len(list((folder / "pages").iterdir())) == -(-150 // size)
-            and len(list((folder / "rows").iterdir())) == 2
-        )
+        assert len(list((folder / "pages").iterdir())) == -(-150 // size)
+        assert len(list((folder / "rows").iterdir())) == 2
         for chunk in range(-(-150 // size)):
             name, pages = read_script(folder / "pages" / f"{chunk}.js")
             assert name == f"{key}/pages/{chunk}"
@@ -176,14 +171,14 @@ def test_the_same_index_gives_the_same_bytes(written, indices, tmp_path):
 
 def test_nothing_of_the_corpus_is_markup_or_leaves_its_string(written):
     texts = {path: path.read_text(encoding="ascii") for path in (written / "data").rglob("*.js")}
-    assert any(r"\u003cscript\u003e" in text for text in texts.values()) and any(
-        r"\u2028" in text for text in texts.values()
-    )
+    assert any(r"\u003cscript\u003e" in text for text in texts.values())
+    assert any(r"\u2028" in text for text in texts.values())
     for text in texts.values():
         assert not set("<>&") & set(text)
     assert json.loads(json_script(EVIL)) == EVIL
     html = (written / "index.html").read_text(encoding="utf-8")
-    assert "default-src 'none'" in html and not re.search(r"<script>|\son\w+=|style=", html)
+    assert "default-src 'none'" in html
+    assert not re.search(r"<script>|\son\w+=|style=", html)
     for source in data.STATIC.glob(
         "*.js"
     ):  # text becomes nodes in one way only, and no address leads out
@@ -237,11 +232,9 @@ def test_without_an_index_it_says_who_makes_one():
         capture_output=True,
         text=True,
     )
-    assert (
-        result.returncode == 1
-        and "09_explore_features" in result.stderr
-        and "Traceback" not in result.stderr
-    )
+    assert result.returncode == 1
+    assert "09_explore_features" in result.stderr
+    assert "Traceback" not in result.stderr
     assert (
         "no such profile"
         in subprocess.run(
@@ -281,7 +274,8 @@ def test_fallback_is_well_formed_and_shows_text_as_text(indices):
     listed = Parsed(list_html(indices[0]))
     assert listed.text.count("shared") + listed.text.count("orphan") == 20
     dead = Parsed(feature_html(indices[0].page(15)))
-    assert "fires on 0 % of tokens" in dead.text and "dead" in dead.text
+    assert "fires on 0 % of tokens" in dead.text
+    assert "dead" in dead.text
 
 
 def test_fallback_of_an_index_without_another_seed(indices):
@@ -310,10 +304,10 @@ def test_the_widget_answers_messages(indices, monkeypatch):
     for number, path in enumerate((f"{KEYS[0]}/rows/1", f"{KEYS[1]}/page/7", f"{KEYS[1]}/meta")):
         widget._handle_custom_msg({"id": f"view-{number}", "path": path}, [])
     assert [answer["id"] for answer in sent] == ["view-0", "view-1", "view-2"]
-    assert sent[0]["result"] == data.set_rows(indices[0], 1) and sent[1]["result"] == data.set_page(
-        indices[1], 7
-    )
-    assert sent[2]["result"]["twin_set"] == KEYS[0] and not sent[2]["result"]["can_read"]
+    assert sent[0]["result"] == data.set_rows(indices[0], 1)
+    assert sent[1]["result"] == data.set_page(indices[1], 7)
+    assert sent[2]["result"]["twin_set"] == KEYS[0]
+    assert not sent[2]["result"]["can_read"]
     json.dumps(sent, allow_nan=False)
 
 
@@ -330,18 +324,18 @@ def test_the_widget_answers_a_wrong_question_with_an_error(indices, monkeypatch)
     ):
         widget._handle_custom_msg({"id": 0, "path": path}, [])
     widget._handle_custom_msg({"method": "somebody else's"}, [])
-    assert len(sent) == 6 and all(set(answer) == {"id", "error"} for answer in sent)
-    assert "0 to 149" in sent[0]["error"] and "no language model" in sent[5]["error"]
+    assert len(sent) == 6
+    assert all(set(answer) == {"id", "error"} for answer in sent)
+    assert "0 to 149" in sent[0]["error"]
+    assert "no language model" in sent[5]["error"]
 
 
 def test_the_first_view_needs_no_python(indices):
     widget = Explorer(indices[0], latent=130)
     assert set(widget.first) == {f"{KEYS[0]}/{path}" for path in ("meta", "rows/1", "page/130")}
     content, _ = widget._repr_mimebundle_()
-    assert (
-        "application/vnd.jupyter.widget-view+json" in content
-        and "Feature 130" in Parsed(content["text/html"]).text
-    )
+    assert "application/vnd.jupyter.widget-view+json" in content
+    assert "Feature 130" in Parsed(content["text/html"]).text
 
 
 def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
@@ -349,25 +343,21 @@ def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
     weights = checksum({name: tensor.contiguous() for name, tensor in sae.weights.items()})
     index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=weights))
     widget = Explorer(index, indices[1], lm, sae)
-    assert (
-        widget.answer(f"{KEYS[0]}/meta")["can_read"]
-        and not widget.answer(f"{KEYS[1]}/meta")["can_read"]
-    )
+    assert widget.answer(f"{KEYS[0]}/meta")["can_read"]
+    assert not widget.answer(f"{KEYS[1]}/meta")["can_read"]
     tokens = widget.answer(f"{KEYS[0]}/text", "w5 w9 w5")["tokens"]
     assert [entry["token"] for entry in tokens] == [
         index.vocabulary[i] for i in text_ids(lm, "w5 w9 w5")[0, 1:]
     ]
     expected = features_of_text(lm, sae, "w5 w9 w5")
-    assert (
-        len(expected)
-        and [
-            [place, latent] for place, entry in enumerate(tokens) for latent, _ in entry["features"]
-        ]
-        == expected[["position", "latent"]].values.tolist()
-    )
+    assert len(expected)
+    assert [
+        [place, latent] for place, entry in enumerate(tokens) for latent, _ in entry["features"]
+    ] == expected[["position", "latent"]].values.tolist()
     sent = messages(widget, monkeypatch)
     widget._handle_custom_msg({"id": 1, "path": f"{KEYS[0]}/text", "text": ""}, [])
-    assert "no tokens" in sent[0]["error"] and "FeatureError" not in sent[0]["error"]
+    assert "no tokens" in sent[0]["error"]
+    assert "FeatureError" not in sent[0]["error"]
 
 
 def test_what_does_not_belong_together_is_refused(indices, lm):
@@ -401,17 +391,15 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
             r'<a href="../explorer/index.html#/neox/faithful/seed42/(\d+)">', html
         )
     ]
-    assert (
-        len(linked) == 16
-        and all(index.latents.shared[i] == False for i in linked[:8])
-        and all(index.latents.fake[linked[8:]])
-    )
-    assert "(32)" in html and "(12)" in html and "make explorer" in html
+    assert len(linked) == 16
+    assert all(index.latents.shared[i] == False for i in linked[:8])
+    assert all(index.latents.fake[linked[8:]])
+    assert "(32)" in html
+    assert "(12)" in html
+    assert "make explorer" in html
     (index.folder / "latents.parquet").write_bytes(b"damaged")
-    assert (
-        "Left out" in feature_links("smoke").to_html()
-        and "<a" not in feature_links("smoke").to_html()
-    )
+    assert "Left out" in feature_links("smoke").to_html()
+    assert "<a" not in feature_links("smoke").to_html()
     run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="library"))
     assert "No index" in feature_links("smoke").to_html(), "of another corpus than the parameters'"
     assert (

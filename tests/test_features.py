@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import chi2, chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from conftest import BOS, VOCABULARY
 from faithful_sae.features import collect as collecting
 from faithful_sae.features.build import build_index
@@ -19,9 +23,6 @@ from faithful_sae.features.vocabulary import display_strings
 from faithful_sae.files.checkpoint import Checkpoint, checksum
 from faithful_sae.kernels import latent_statistics
 from faithful_sae.sae.sae import TopKSAE
-from scipy.stats import chi2, chisquare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 KEPT = Kept(top=4, samples=2, strata=3, left=5, right=3, seed=7)
 BATCH = 8
@@ -69,14 +70,17 @@ def peaks(dense, latent):
 def test_numbers_of_every_latent(index, dense, many_rows):
     tokens = int((many_rows != BOS).sum())
     edges = np.array(index.meta["histogram_edges"])
-    assert index.meta["tokens"] == tokens and index.meta["d_sae"] == 24 and index.meta["k"] == 3
-    assert edges[0] <= dense[dense > 0].min() and dense.max() < edges[-1]
+    assert index.meta["tokens"] == tokens
+    assert index.meta["d_sae"] == 24
+    assert index.meta["k"] == 3
+    assert edges[0] <= dense[dense > 0].min()
+    assert dense.max() < edges[-1]
     for latent, row in index.latents.iterrows():
         z = dense[..., latent][dense[..., latent] > 0]
-        assert row.frequency == len(z) / tokens and row.dead == (len(z) == 0) == (latent >= 20)
-        assert row["max"] == z.max(initial=0) and row["mean"] == np.float32(
-            z.astype(np.float64).mean() if len(z) else 0
-        )
+        assert row.frequency == len(z) / tokens
+        assert row.dead == (len(z) == 0) == (latent >= 20)
+        assert row["max"] == z.max(initial=0)
+        assert row["mean"] == np.float32(z.astype(np.float64).mean() if len(z) else 0)
         np.testing.assert_array_equal(row.histogram, np.histogram(z, edges)[0])
 
 
@@ -87,7 +91,8 @@ def test_top_contexts(index, dense, many_rows):
         assert [c["rank"] for c in found] == list(range(len(wanted)))
         for context, (value, row, position) in zip(found, wanted):
             window = slice(max(position - KEPT.left, 0), position + KEPT.right + 1)
-            assert context["activation"] == value and context["position"] == position - window.start
+            assert context["activation"] == value
+            assert context["position"] == position - window.start
             assert context["tokens"] == [index.vocabulary[i] for i in many_rows[row, window]]
             np.testing.assert_array_equal(
                 np.float32(context["activations"]), dense[row, window, latent]
@@ -149,7 +154,8 @@ def test_every_context_of_a_level_is_as_likely_as_any_other(values):
                 seed,
             )
         rows = state["sample_row"][0, 2 if not weak.all() else 0]
-        assert len(set(rows)) == 4 and weak[rows].all()
+        assert len(set(rows)) == 4
+        assert weak[rows].all()
         picked[rows] += 1
     # drawn without replacement, so the statistic is smaller than chi-square's by (n - m) / (n - 1)
     n = weak.sum()
@@ -180,9 +186,8 @@ def test_token_counters_are_exact_where_they_suffice_and_bounded_where_not():
     found = [
         dict(zip(state["token"][f].tolist(), state["token_count"][f].tolist())) for f in (0, 1)
     ]
-    assert {t: n for t, n in found[1].items() if n} == {
-        t: n for t, n in true.items() if t < 6
-    } and state["lost"][1] == 0
+    assert {t: n for t, n in found[1].items() if n} == {t: n for t, n in true.items() if t < 6}
+    assert state["lost"][1] == 0
     lost = state["lost"][0]
     assert 0 < lost <= 2000 / (M + 1)
     assert all(n <= true[t] <= n + lost for t, n in found[0].items() if n)
@@ -207,9 +212,11 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(tmp_path, lm, sae, many_rows, m
     monkeypatch.setattr(collecting.latent_statistics, "add_rows_of_tokens", killed)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "killed", lm, sae, many_rows, KEPT, batch_rows=BATCH, key="k")
-    assert not (tmp_path / "killed").exists() and list(tmp_path.glob("killed-k.partial"))
+    assert not (tmp_path / "killed").exists()
+    assert list(tmp_path.glob("killed-k.partial"))
     build_index(tmp_path / "killed", lm, sae, many_rows, KEPT, batch_rows=BATCH, key="k")
-    assert calls == [0, 8, 16, 24, 24, 32, 40, 48, 56] and not list(tmp_path.glob("*.partial"))
+    assert calls == [0, 8, 16, 24, 24, 32, 40, 48, 56]
+    assert not list(tmp_path.glob("*.partial"))
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
@@ -263,7 +270,9 @@ def test_what_is_not_known_is_none(index):
     assert [
         page[name] for name in ("twin", "twin_cosine", "random_frequency", "fake", "shared")
     ] == [None] * 5
-    assert page["dead"] and page["contexts"] == [] and set(page["explanations"]) == {"VocabProj"}
+    assert page["dead"]
+    assert page["contexts"] == []
+    assert set(page["explanations"]) == {"VocabProj"}
     assert len(index.find(shared=False)) == len(index.find(fake=True)) == 0
 
 
@@ -276,14 +285,16 @@ def test_a_token_finds_the_latents_it_explains(index):
     said = index.explanations()
     token = said[said.method == "MutInfo"].text.iloc[0]
     wanted = said[(said.text == token) & said.method.isin(["MutInfo", "VocabProj"])].latent.unique()
-    assert index.find(f"  {token.upper()} ").latent.tolist() == sorted(wanted) and len(wanted)
+    assert index.find(f"  {token.upper()} ").latent.tolist() == sorted(wanted)
+    assert len(wanted)
     assert len(index.find("no such token")) == 0
 
 
 def test_features_of_text(lm, sae, index):
     found = features_of_text(lm, sae, "w5 w9 w33")
     z = sae.encode(lm.activations(torch.tensor([[BOS, 5, 9, 33]]))[0, 1:]).numpy()
-    assert found.token.unique().tolist() == ["w5", "w9", "w33"] and len(found) == (z > 0).sum()
+    assert found.token.unique().tolist() == ["w5", "w9", "w33"]
+    assert len(found) == (z > 0).sum()
     for row in found.itertuples():
         assert row.activation == z[row.position, row.latent]
     assert all(part.activation.is_monotonic_decreasing for _, part in found.groupby("position"))
@@ -389,11 +400,9 @@ def test_byte_level_pieces():
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|x|>")
     shown = display_strings(fast)
-    assert (
-        shown[pieces.index("Ġthe")] == " the"
-        and shown[256 + 1] == "<0xE2><0x82>"
-        and shown[-1] == "<|x|>"
-    )
+    assert shown[pieces.index("Ġthe")] == " the"
+    assert shown[256 + 1] == "<0xE2><0x82>"
+    assert shown[-1] == "<|x|>"
     joined = "".join(shown[i] for i in fast(text).input_ids)
     assert joined == "a <0xC3><0xA9><0xE2><0x82><0xAC><b>\n\t"  # one byte a piece here
 

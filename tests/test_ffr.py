@@ -5,12 +5,13 @@ every firing is known.
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from conftest import BOS, CONTEXT, make_tokenizer
 from faithful_sae import TopKSAE, fake_feature_ratio
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.metrics.ffr import fake_ratio, firing_frequency, random_batches
-from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel
 
 V, T, N = (
     20,
@@ -92,7 +93,8 @@ def test_frequencies_are_counts_of_the_tokens_read(lm, sae):
         [sae, other], lm, N, T, seed=3, activations=(0.0, 1.0)
     )
     tokens = torch.cat([ids[:, 1:].flatten() for ids in lm.seen])
-    assert len(tokens) == N and all((ids[:, 0] == BOS).all() for ids in lm.seen)
+    assert len(tokens) == N
+    assert all((ids[:, 0] == BOS).all() for ids in lm.seen)
     share = [sum((tokens == t).sum().item() for t in on if t < V) / N for on, _ in FIRES]
     assert got.tolist() == share  # equal counts, BOS positions left out
     assert authors.tolist() == [
@@ -114,9 +116,8 @@ def test_tau_itself_is_not_fake():
 @pytest.mark.parametrize("batch_rows", [1, 32])
 def test_exactly_n_tokens(n_tokens, batch_rows):
     batches = list(random_batches(n_tokens, T, V, BOS, 0, batch_rows))
-    assert sum(b[:, 1:].numel() for b in batches) == n_tokens and all(
-        len(b) <= batch_rows and b.shape[1] <= T for b in batches
-    )
+    assert sum(b[:, 1:].numel() for b in batches) == n_tokens
+    assert all(len(b) <= batch_rows and b.shape[1] <= T for b in batches)
 
 
 def test_tokens_are_uniform_and_repeat_with_their_seed():
@@ -124,12 +125,14 @@ def test_tokens_are_uniform_and_repeat_with_their_seed():
         return torch.cat([b[:, 1:].flatten() for b in random_batches(40_000, T, 50, BOS, seed, 16)])
 
     counts = np.bincount(draw(0), minlength=50)
-    assert len(counts) == 50 and chisquare(counts).pvalue > 1e-4
+    assert len(counts) == 50
+    assert chisquare(counts).pvalue > 1e-4
     pairs = draw(0).reshape(-1, 2) % 10
     assert (
         chisquare(np.bincount(pairs[:, 0] * 10 + pairs[:, 1], minlength=100)).pvalue > 1e-4
     )  # neighbours are independent
-    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(0), draw(1))
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(0), draw(1))
 
 
 def test_no_tokens(lm, sae):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from conftest import ARCHITECTURES, BOS
 from faithful_sae import TopKSAE, fidelity, load_model
 from faithful_sae.metrics.fidelity import Fidelity, fidelity_of_all
@@ -62,7 +63,10 @@ def any_lm(request, model_folders):
 @pytest.mark.parametrize("include_bos", [True, False])
 def test_x_itself_costs_nothing(any_lm, rows, include_bos):
     got = fidelity(stand_in(any_lm, lambda x: x), any_lm, rows, include_bos)
-    assert got.ce_diff == 0.0 and got.kl == 0.0 and got.l2 == 0.0 and got.ce == got.ce_sae
+    assert got.ce_diff == 0.0
+    assert got.kl == 0.0
+    assert got.l2 == 0.0
+    assert got.ce == got.ce_sae
     assert got.explained_variance == got.ev_legacy == got.ev_authors == got.ce_recovered == 1.0
     assert got.tokens == (rows.size if include_bos else (rows != BOS).sum())
 
@@ -70,13 +74,12 @@ def test_x_itself_costs_nothing(any_lm, rows, include_bos):
 def test_the_mean_explains_nothing(lm, rows):
     mean = hidden(lm, rows).double().flatten(0, 1).mean(0).float()
     got = fidelity(stand_in(lm, lambda x: mean.expand_as(x)), lm, rows)
-    assert (
-        abs(got.ce_sae - got.ce_mean) < 1e-6
-        and abs(got.explained_variance) < 1e-6
-        and abs(got.ev_legacy) < 1e-4
-    )
+    assert abs(got.ce_sae - got.ce_mean) < 1e-6
+    assert abs(got.explained_variance) < 1e-6
+    assert abs(got.ev_legacy) < 1e-4
     zero = fidelity(stand_in(lm, torch.zeros_like), lm, rows)
-    assert zero.ce_sae == zero.ce_zero and zero.ce_recovered == 0.0
+    assert zero.ce_sae == zero.ce_zero
+    assert zero.ce_recovered == 0.0
 
 
 @pytest.mark.parametrize("include_bos", [True, False])
@@ -129,7 +132,8 @@ def test_every_field_by_hand(any_lm, rows, include_bos):
     for name, value in vars(expected).items():
         # float32 logits carry errors of some 1e-6; differences of CE keep them in absolute terms
         assert getattr(got, name) == pytest.approx(value, rel=2e-5, abs=5e-6), name
-    assert abs(got.ce_diff) > 1e-3 and 0 < got.explained_variance < 1
+    assert abs(got.ce_diff) > 1e-3
+    assert 0 < got.explained_variance < 1
     if not include_bos:  # the case tells the two modes apart
         assert (
             abs(
@@ -161,14 +165,11 @@ def test_explained_variances_worked_by_hand():
     got = fidelity_of_all(
         {"sae": stand_in(lm, lambda _: x_hat)}, lm, np.array([[0, 1], [2, 3]]), modes=(True,)
     )["sae", True]
-    assert got.explained_variance == pytest.approx(0.9) and got.ev_legacy == pytest.approx(
-        (1 + 1 + 0 + 8 / 9) / 4
-    )
-    assert (
-        got.ev_authors == pytest.approx(0.5)
-        and got.l2 == pytest.approx(0.5)
-        and got.ce_zero == pytest.approx(np.log(5))
-    )
+    assert got.explained_variance == pytest.approx(0.9)
+    assert got.ev_legacy == pytest.approx((1 + 1 + 0 + 8 / 9) / 4)
+    assert got.ev_authors == pytest.approx(0.5)
+    assert got.l2 == pytest.approx(0.5)
+    assert got.ce_zero == pytest.approx(np.log(5))
 
 
 def test_ce_is_the_loss_of_transformers(any_lm, rows):
@@ -185,18 +186,15 @@ def test_batch_size_does_not_matter(lm, rows):
     sae = TopKSAE(lm.d_model, 32, 4, 0)
     for include_bos in (True, False):
         a, b, c = (vars(fidelity(sae, lm, rows, include_bos, batch_rows=n)) for n in (1, 3, 10))
-        assert a == pytest.approx(b, rel=1e-6, abs=1e-7) and a == pytest.approx(
-            c, rel=1e-6, abs=1e-7
-        )
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7)
+        assert a == pytest.approx(c, rel=1e-6, abs=1e-7)
 
 
 def test_several_saes_at_once_equal_each_alone(lm, rows):
     saes = {seed: TopKSAE(lm.d_model, 32, 4, seed) for seed in (1, 2)}
     together = fidelity_of_all(saes, lm, rows)
-    assert (
-        set(together) == {(s, m) for s in (1, 2) for m in (True, False)}
-        and together[1, True] != together[2, True]
-    )
+    assert set(together) == {(s, m) for s in (1, 2) for m in (True, False)}
+    assert together[1, True] != together[2, True]
     for (seed, include_bos), got in together.items():
         assert got == fidelity(saes[seed], lm, rows, include_bos)
 

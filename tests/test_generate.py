@@ -12,11 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
-from faithful_sae.files import DiskFullError, MissingInputError, is_current
-from faithful_sae.lm import sampling
-from faithful_sae.lm.decoding import Decoder
-from faithful_sae.lm.model import LanguageModel, ModelError
 from scipy.stats import chi2_contingency, chisquare
 from transformers import (
     MistralConfig,
@@ -26,6 +21,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from conftest import ARCHITECTURES, BOS, CONTEXT, EOS, make_model, make_tokenizer
+from faithful_sae.files import DiskFullError, MissingInputError, is_current
+from faithful_sae.lm import sampling
+from faithful_sae.lm.decoding import Decoder
+from faithful_sae.lm.model import LanguageModel, ModelError
 
 V, DRAWS = 12, 20_000
 
@@ -59,7 +60,8 @@ def first_counts(lm, **options):
 
 def fits(counts, p):
     """Chi-square p-value of counts under p; impossible tokens must not occur, rare ones are pooled."""
-    assert len(counts) == V and not counts[p == 0].any()
+    assert len(counts) == V
+    assert not counts[p == 0].any()
     common = p * DRAWS >= 5
     seen = counts[common].tolist()
     expected = (p[common] * DRAWS).tolist()
@@ -91,7 +93,8 @@ def test_top_p_keeps_the_smallest_sufficient_set(small, top_p):
     n = next(n for n in range(1, V + 1) if p[order[:n]].sum() >= top_p)
     kept = np.where(np.isin(np.arange(V), order[:n]), p, 0)
     counts = first_counts(small, top_p=top_p)
-    assert set(np.flatnonzero(counts)) <= set(order[:n]) and n < V
+    assert set(np.flatnonzero(counts)) <= set(order[:n])
+    assert n < V
     if n > 1:
         assert fits(counts, kept / kept.sum()) > 1e-4
 
@@ -182,9 +185,8 @@ def test_other_models_that_decode_alike(make):
     documents = sampling.sample(
         lm, 24, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
     )
-    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and max(
-        map(len, documents)
-    ) > 8
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents]
+    assert max(map(len, documents)) > 8
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -229,19 +231,16 @@ def test_a_document_that_ends_makes_room_for_the_next(monkeypatch):
         tokens=300,
         progress=passes.append,
     )
-    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents] and len(
-        documents
-    ) > 3 * rows
-    assert sum(passes) == sum(map(len, documents)) >= 300 and len({len(d) for d in documents}) >= 3
-    assert [d[0] for d in documents[:rows]] == drawn[0].flatten().tolist() and [
-        len(d) for d in documents
-    ] != sorted(map(len, documents))
+    assert [d.tolist() for d in documents] == [rollout(lm, d[0]) for d in documents]
+    assert len(documents) > 3 * rows
+    assert sum(passes) == sum(map(len, documents)) >= 300
+    assert len({len(d) for d in documents}) >= 3
+    assert [d[0] for d in documents[:rows]] == drawn[0].flatten().tolist()
+    assert [len(d) for d in documents] != sorted(map(len, documents))
     full = -(-300 // rows)
-    assert (
-        passes[:full] == [rows] * full
-        and sorted(passes[full:], reverse=True) == passes[full:]
-        and len(passes) <= full + 14
-    )
+    assert passes[:full] == [rows] * full
+    assert sorted(passes[full:], reverse=True) == passes[full:]
+    assert len(passes) <= full + 14
 
 
 def test_lengths_are_those_of_the_model(small):
@@ -257,7 +256,8 @@ def test_lengths_are_those_of_the_model(small):
     counts = np.array(
         [np.bincount([len(d) for d in ds], minlength=10)[1:] for ds in (refilled, alone)]
     )
-    assert chi2_contingency(counts).pvalue > 1e-4 and (counts > 20).all()
+    assert chi2_contingency(counts).pvalue > 1e-4
+    assert (counts > 20).all()
 
 
 def test_logits_that_are_not_numbers_stop_the_sampling(small):
@@ -280,14 +280,13 @@ def rollout(lm, first, length=14):
 def test_documents_end_at_eos_or_bos(small):
     documents = sampling.sample(small, 500, 9, torch.Generator().manual_seed(2))
     for d in documents:
-        assert (
-            1 <= len(d) <= 9
-            and not np.isin(d[:-1], (BOS, EOS)).any()
-            and (d >= 0).all()
-            and (d < V).all()
-        )
+        assert 1 <= len(d) <= 9
+        assert not np.isin(d[:-1], (BOS, EOS)).any()
+        assert (d >= 0).all()
+        assert (d < V).all()
         assert len(d) == 9 or d[-1] in (BOS, EOS)
-    assert {BOS, EOS} <= {d[-1] for d in documents} and len({len(d) for d in documents}) > 5
+    assert {BOS, EOS} <= {d[-1] for d in documents}
+    assert len({len(d) for d in documents}) > 5
 
 
 def test_the_generator_is_the_only_source_of_randomness(small):
@@ -317,9 +316,8 @@ def finished(make_run, lm):
     run = make_run()
     folder = sampling.generate_dataset(run, lm, "key", {"model": "m"})
     files = content(folder)
-    assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)] and is_current(
-        folder, "key"
-    )
+    assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)]
+    assert is_current(folder, "key")
     return run, files
 
 
@@ -333,9 +331,8 @@ def test_documents_come_back_as_sampled(finished, lm):
             lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted
         )
     got = list(sampling.read_shards(run))
-    assert [d.tolist() for d in got] == [d.tolist() for d in expected] and sum(
-        map(len, got)
-    ) >= g.tokens
+    assert [d.tolist() for d in got] == [d.tolist() for d in expected]
+    assert sum(map(len, got)) >= g.tokens
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
@@ -381,12 +378,14 @@ def test_killed_at_random_moments(make_run, lm):
         process.join(rng.uniform(0.02, 0.15))
         process.kill()
         process.join()
-        assert process.exitcode in (0, -signal.SIGKILL) and len(left) < 500
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert len(left) < 500
         left.append(len(list(run.artifacts.glob("faithful*/shard_*.safetensors"))))
     assert (
         len(left) >= 3 and left == sorted(left) and len(set(left)) > 2
     )  # it was killed on the way, and lost no finished shard
-    assert content(run.artifacts / "faithful") == files and len(files) == 23
+    assert content(run.artifacts / "faithful") == files
+    assert len(files) == 23
 
 
 def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
@@ -398,7 +397,8 @@ def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     calls = []
     sample = sampling.sample
     monkeypatch.setattr(sampling, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
-    assert content(sampling.generate_dataset(run, lm, "key")) == files and len(calls) == 1
+    assert content(sampling.generate_dataset(run, lm, "key")) == files
+    assert len(calls) == 1
 
 
 def test_a_finished_dataset_is_not_made_again(finished, lm, monkeypatch):
@@ -421,11 +421,9 @@ def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
 def test_provenance_says_how(finished):
     run, _ = finished
     record = json.loads((run.artifacts / "faithful" / "provenance.json").read_text())
-    assert (
-        record["key"] == "key"
-        and record["parameters"]["generate"]["seed"] == 5
-        and record["inputs"] == {"model": "m"}
-    )
+    assert record["key"] == "key"
+    assert record["parameters"]["generate"]["seed"] == 5
+    assert record["inputs"] == {"model": "m"}
 
 
 def test_missing_dataset_names_the_notebook(make_run):
@@ -501,24 +499,23 @@ def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
         "generation_config": "vllm",
         "gpu_memory_utilization": 0.9,
     }
-    assert sum(map(len, documents)) >= 300 and len({o["seed"] for _, o in engine.asked}) == len(
-        engine.asked
-    )
+    assert sum(map(len, documents)) >= 300
+    assert len({o["seed"] for _, o in engine.asked}) == len(engine.asked)
     for prompt, options in engine.asked:
-        assert prompt["prompt_token_ids"][0] == BOS and len(prompt["prompt_token_ids"]) == (
-            1 if first_token == "bos" else 2
-        )
-        assert options["temperature"] == 1.5 and options["top_p"] == 1
-        assert options["stop_token_ids"] == sorted([BOS, EOS]) and options["ignore_eos"]
+        assert prompt["prompt_token_ids"][0] == BOS
+        assert len(prompt["prompt_token_ids"]) == (1 if first_token == "bos" else 2)
+        assert options["temperature"] == 1.5
+        assert options["top_p"] == 1
+        assert options["stop_token_ids"] == sorted([BOS, EOS])
+        assert options["ignore_eos"]
         assert options["allowed_token_ids"] == list(
             range(lm.vocab_size)
         )  # Llama's embedding has rows that no token uses
     if first_token == "bos":
         assert all(d.tolist() == [5, 6, EOS] for d in documents)
     else:
-        assert {len(d) for d in documents} == {1, 4} and all(
-            (len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents
-        )
+        assert {len(d) for d in documents} == {1, 4}
+        assert all((len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents)
 
 
 def test_vllm_is_not_installed(make_run, lm, monkeypatch):

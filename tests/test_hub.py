@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+
 from conftest import ARCHITECTURES, VOCABULARY, make_model, make_tokenizer
 from faithful_sae.engine.plan import hub_problems, refuse
 from faithful_sae.files import ROOT, remove
@@ -127,24 +128,23 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     lm = open_model(run)
     local = load_model(folders["model", f"tiny/{architecture}"][OLD], 1, "cpu", "float32")
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
-    assert lm.revision == OLD and torch.equal(lm.activations(ids), local.activations(ids))
+    assert lm.revision == OLD
+    assert torch.equal(lm.activations(ids), local.activations(ids))
     record = json.loads((make_faithful(run, lm) / "provenance.json").read_text())
     assert record["inputs"]["commit"] == OLD
     moved = cache / f"models--tiny--{architecture}"
     shutil.copytree(folders["model", f"tiny/{architecture}"][NEW], moved / "snapshots" / NEW)
     (moved / "refs" / "main").write_text(NEW)
-    assert open_model(run).revision == OLD and torch.equal(
-        open_model(run).activations(ids), local.activations(ids)
-    )
+    assert open_model(run).revision == OLD
+    assert torch.equal(open_model(run).activations(ids), local.activations(ids))
     assert hub.moved(run) == [
         f"note: main of tiny/{architecture} has moved from {OLD} to {NEW}; "
         f"{run.artifacts.parent / 'hub.json'} holds this "
         "profile to the former: `make clean` to start again with the latter"
     ]
     remove(run.artifacts.parent / "hub.json")
-    assert open_model(run).revision == NEW and not torch.equal(
-        open_model(run).activations(ids), local.activations(ids)
-    )
+    assert open_model(run).revision == NEW
+    assert not torch.equal(open_model(run).activations(ids), local.activations(ids))
 
 
 def test_a_dataset_gives_the_rows_of_its_texts(make_run, cache, lm):
@@ -153,9 +153,11 @@ def test_a_dataset_gives_the_rows_of_its_texts(make_run, cache, lm):
         corpus_rows(run, "text", lm),
         corpus_rows(run, "web", lm),
     )  # the fixture's text.jsonl has the same texts
-    assert np.array_equal(local.train, web.train) and np.array_equal(local.heldout, web.heldout)
+    assert np.array_equal(local.train, web.train)
+    assert np.array_equal(local.heldout, web.heldout)
     record = json.loads((run.artifacts / "corpora" / "web" / "provenance.json").read_text())
-    assert record["inputs"]["commit"] == OLD and record["parameters"]["corpus"]["hub"] == "web/text"
+    assert record["inputs"]["commit"] == OLD
+    assert record["parameters"]["corpus"]["hub"] == "web/text"
     assert not list((run.artifacts / "corpora").glob("*.partial"))
 
 
@@ -174,10 +176,8 @@ def test_several_columns_are_joined_where_they_have_text(make_run, cache):
     assert [text.count("\n\n") for text in documents(run, "web")] == [0] + [1] * 13 + [0] + [
         1
     ] * 12 + [0] + [1] * 12
-    assert (
-        next(documents(run, "web")) == TEXTS[0]
-        and list(documents(run, "web"))[1] == f"{TEXTS[1]}\n\n{TEXTS[1]}"
-    )
+    assert next(documents(run, "web")) == TEXTS[0]
+    assert list(documents(run, "web"))[1] == f"{TEXTS[1]}\n\n{TEXTS[1]}"
 
 
 def test_a_task_of_the_hub(make_run, cache):
@@ -185,7 +185,9 @@ def test_a_task_of_the_hub(make_run, cache):
         {"probing.tasks": {"hubs": TASK}, "probing.max_train": 10, "probing.max_test": 7}
     )
     (texts, labels), (test_texts, _), inputs = labelled(run, "hubs")
-    assert len(texts) == 10 and len(test_texts) == 7 and inputs == {"commit": OLD}
+    assert len(texts) == 10
+    assert len(test_texts) == 7
+    assert inputs == {"commit": OLD}
     assert labels == [TEXTS.index(text) % 2 for text in texts]
 
 
@@ -536,7 +538,8 @@ def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, ser
             for path in place.rglob("*")
             if path.is_file()
         ]
-        assert len(left) > 30 and not [path for path in left if TOKEN.encode() in path.read_bytes()]
+        assert len(left) > 30
+        assert not [path for path in left if TOKEN.encode() in path.read_bytes()]
         (note,) = check([folder / "tiny.yaml"], server, ROOT, home, HF_TOKEN=TOKEN)[:1]
         assert note.strip().startswith("note: main of tiny/llama has moved from ")
     finally:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from faithful_sae.kernels import (
     backend,
     cosine_tiles,
@@ -83,10 +84,8 @@ def scattered(values, indices, d_sae):
 def close(got, expected, tolerance=1e-6):
     """Equal up to a share of the largest element."""
     scale = max(expected.abs().max().item(), 1e-30)
-    assert (
-        got.shape == expected.shape
-        and (got.double() - expected.double()).abs().max() <= tolerance * scale
-    )
+    assert got.shape == expected.shape
+    assert (got.double() - expected.double()).abs().max() <= tolerance * scale
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -99,9 +98,11 @@ def test_encode_and_decode_with_gradients(form, size):
     z = dense(*wide[:4], k)
     expected = z @ wide[4]
     close(scattered(values, indices, len(tensors[1])), z), close(x_hat, expected)
-    assert ((values > 0).sum(1) == (z > 0).sum(1)).all() and not indices[values == 0].any()
+    assert ((values > 0).sum(1) == (z > 0).sum(1)).all()
+    assert not indices[values == 0].any()
     if len(values) > 2:
-        assert not values[2].any() and not x_hat[2].any()
+        assert not values[2].any()
+        assert not x_hat[2].any()
     slope = normal(*x_hat.shape, seed=9)
     (x_hat * slope).sum().backward(), (expected * slope).sum().backward()
     for got, wanted in zip(tensors, wide):
@@ -388,9 +389,8 @@ def some_latents(n_tokens=30, k=5, d_sae=17):
 def test_firing_counts_and_pattern(form):
     values, indices, d_sae = some_latents()
     counts = [int(((indices == f) & (values > 0)).sum()) for f in range(d_sae)]
-    assert firing_counts.firing_counts(values, indices, d_sae).tolist() == counts and counts[
-        -1
-    ] == 0 < min(counts[:-2])
+    assert firing_counts.firing_counts(values, indices, d_sae).tolist() == counts
+    assert counts[-1] == 0 < min(counts[:-2])
     start, order = latent_sums.by_latent(values, indices, d_sae)
     assert start.diff().tolist() == counts
     for f in range(d_sae):
@@ -497,27 +497,25 @@ def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
     reported = []
     bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
     expected = pairs_by_hand(*codes, cap)
-    assert (
-        sum(reported) == n * m
-        and len(bands) == -(-n // 32)
-        and (n < 70 or min(cap, 9) < max(expected[2]) <= m)
-    )
+    assert sum(reported) == n * m
+    assert len(bands) == -(-n // 32)
+    assert n < 70 or min(cap, 9) < max(expected[2]) <= m
     dtypes = np.int32, np.float32, np.int64
     for got, reference, wanted, dtype in zip(
         zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes
     ):
         got = np.concatenate(got)
-        assert (
-            got.dtype == dtype
-            and got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
-        )
+        assert got.dtype == dtype
+        assert got.tolist() == np.array(wanted, dtype).tolist() == reference.tolist()
 
 
 def test_a_band_that_nothing_passes(form):
     a, b, rows, columns = some_codes(40, 50, 32, False)
     rows[1], columns[1] = 1e6, 1e6
     ((columns, upper, counts),) = cosine_tiles.cosine_tiles(a, b, rows, columns, 5, lambda n: None)
-    assert not len(columns) and not len(upper) and counts.tolist() == [0] * 40
+    assert not len(columns)
+    assert not len(upper)
+    assert counts.tolist() == [0] * 40
 
 
 def test_threads_change_nothing(monkeypatch):

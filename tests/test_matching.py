@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from faithful_sae import match_features
 from scipy.optimize import linear_sum_assignment
+
+from faithful_sae import match_features
 
 
 def cosines(A, B):
@@ -40,13 +41,12 @@ def test_total_cosine_is_the_largest_of_all_permutations():
             sum(c[r, p] for r, p in enumerate(order)) for order in itertools.permutations(range(n))
         )
         found = match_features(torch.tensor(A), torch.tensor(B))
-        assert sorted(found.permutation) == list(range(n)) and found.permutation.dtype == np.int64
+        assert sorted(found.permutation) == list(range(n))
+        assert found.permutation.dtype == np.int64
         np.testing.assert_allclose(found.cosine, c[np.arange(n), found.permutation], atol=1e-12)
-        assert (
-            found.certified
-            and abs(found.objective - best) < 1e-9
-            and abs(found.objective - found.cosine.sum()) < 1e-9
-        )
+        assert found.certified
+        assert abs(found.objective - best) < 1e-9
+        assert abs(found.objective - found.cosine.sum()) < 1e-9
 
 
 def test_against_scipy_on_larger_dictionaries():
@@ -66,9 +66,8 @@ def test_a_shuffle_is_recovered_whatever_the_lengths_of_rows():
     A = rng.normal(size=(200, 16))
     shuffle = rng.permutation(200)
     found = match_features(A, (A * rng.uniform(0.1, 9, (200, 1)))[shuffle])
-    assert (
-        np.array_equal(shuffle[found.permutation], np.arange(200)) and found.cosine.min() > 1 - 1e-6
-    )
+    assert np.array_equal(shuffle[found.permutation], np.arange(200))
+    assert found.cosine.min() > 1 - 1e-6
     assert (
         match_features(A, -A).cosine.max() < 0.95
     )  # a direction and its opposite are different features
@@ -78,10 +77,8 @@ def test_swapping_the_two_gives_the_inverse():
     rng = np.random.default_rng(3)
     A, B = rng.normal(size=(2, 50, 8))
     there, back = match_features(A, B), match_features(B, A)
-    assert (
-        np.array_equal(there.permutation[back.permutation], np.arange(50))
-        and abs(there.objective - back.objective) < 1e-9
-    )
+    assert np.array_equal(there.permutation[back.permutation], np.arange(50))
+    assert abs(there.objective - back.objective) < 1e-9
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

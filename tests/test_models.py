@@ -8,13 +8,14 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
 from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae import load_model
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import LanguageModel, ModelError, device_map, spread
 from faithful_sae.lm.sampling import sample
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 IDS = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0)).index_fill(
     1, torch.tensor([0]), BOS
@@ -34,8 +35,10 @@ def test_activations_are_hidden_states(model_folders, architecture, layer):
     lm = load_model(model_folders[architecture], layer, "cpu", "float32")
     logits, x = lm.logits(IDS)
     assert torch.equal(lm.activations(IDS), expected.hidden_states[layer])
-    assert torch.equal(x, expected.hidden_states[layer]) and torch.equal(logits, expected.logits)
-    assert lm.activations(IDS).shape == (3, 9, lm.d_model) and lm.vocab_size == VOCABULARY
+    assert torch.equal(x, expected.hidden_states[layer])
+    assert torch.equal(logits, expected.logits)
+    assert lm.activations(IDS).shape == (3, 9, lm.d_model)
+    assert lm.vocab_size == VOCABULARY
 
 
 @EACH
@@ -51,7 +54,8 @@ def test_forward_stops_at_the_hook(model_folders, architecture, layer):
     # block `layer` is entered, where the hook sits, but neither it nor anything after it is
     # computed
     assert [c for c in called if isinstance(c, tuple)] == [("done", i) for i in range(layer)]
-    assert "head" not in called and max(i for i in called if isinstance(i, int)) == layer
+    assert "head" not in called
+    assert max(i for i in called if isinstance(i, int)) == layer
 
 
 @EACH
@@ -83,7 +87,8 @@ def test_splicing_equals_a_full_pass_with_the_input_of_the_block_replaced(
     with torch.no_grad():
         expected = lm.model(IDS, use_cache=False).logits
     handle.remove()
-    assert torch.equal(got, expected) and not torch.allclose(got, plain, atol=0.1)
+    assert torch.equal(got, expected)
+    assert not torch.allclose(got, plain, atol=0.1)
 
 
 @EACH
@@ -119,7 +124,9 @@ def test_bos_distribution_leaves_out_padding_rows_of_the_embedding(model_folders
     with torch.no_grad():
         scores = lm.model(torch.tensor([[BOS]])).logits[0, 0].double().exp()[:VOCABULARY]
     p = lm.bos_distribution()
-    assert p.shape == (VOCABULARY,) and p.dtype == torch.float64 and abs(p.sum().item() - 1) < 1e-12
+    assert p.shape == (VOCABULARY,)
+    assert p.dtype == torch.float64
+    assert abs(p.sum().item() - 1) < 1e-12
     torch.testing.assert_close(p, scores / scores.sum(), rtol=1e-9, atol=0)
 
 
@@ -135,7 +142,8 @@ def refused(folder, *words, layer=0):
     with pytest.raises(ModelError) as error:
         load_model(folder, layer, "cpu", "float32")
     message = str(error.value)
-    assert str(folder) in message and "\n" not in message
+    assert str(folder) in message
+    assert "\n" not in message
     for word in words:
         assert word in message, message
 
@@ -233,11 +241,9 @@ def test_every_weight_has_a_device_and_they_hold_about_the_same(architecture, n)
         seen |= {id(w) for w in module.parameters()}
     assert seen == {id(w) for w in model.parameters()}
     numbers = [places[block] for block in LanguageModel(model, make_tokenizer(), 1, BOS).blocks]
-    assert (
-        numbers == sorted(numbers)
-        and places[model.get_input_embeddings()] == 0
-        and places[model.get_output_embeddings()] == n - 1
-    )
+    assert numbers == sorted(numbers)
+    assert places[model.get_input_embeddings()] == 0
+    assert places[model.get_output_embeddings()] == n - 1
     assert set(places.values()) <= set(range(n))
     biggest = max(sum(w.nbytes for w in module.parameters()) for module in places)
     assert max(held) <= sum(held) / n + biggest
@@ -295,9 +301,8 @@ def test_a_spread_model_computes_the_same_bytes(model_folders, architecture, dev
         (whole.bos_distribution(), parts.bos_distribution()),
     ):
         assert torch.equal(a, b)
-    assert any(block._forward_pre_hooks for block in parts.blocks) and not any(
-        block._forward_pre_hooks for block in whole.blocks
-    )
+    assert any(block._forward_pre_hooks for block in parts.blocks)
+    assert not any(block._forward_pre_hooks for block in whole.blocks)
     draws = [sample(lm, 4, 8, torch.Generator().manual_seed(1), tokens=60) for lm in (whole, parts)]
     assert [d.tolist() for d in draws[0]] == [d.tolist() for d in draws[1]]
 
@@ -312,7 +317,9 @@ def test_every_input_of_a_part_is_on_its_device(model_folders, architecture, lay
     spread(lm.model, ["cpu", "meta"])
     lm = LanguageModel(lm.model, lm.tokenizer, layer, BOS)
     homes = [next(block.parameters()).device.type for block in lm.blocks]
-    assert homes[0] == "cpu" and homes[-1] == "meta" and lm.device.type == "meta"
+    assert homes[0] == "cpu"
+    assert homes[-1] == "meta"
+    assert lm.device.type == "meta"
     assert lm.model.get_input_embeddings().weight.device.type == "cpu", (
         "a head that shares its weights gets its own"
     )
@@ -321,10 +328,8 @@ def test_every_input_of_a_part_is_on_its_device(model_folders, architecture, lay
     mask[1, 6:] = 0
     assert lm.activations(ids, mask.to("cpu")).device.type == "meta"
     logits, x = lm.logits(ids)
-    assert (
-        logits.device.type == x.device.type == "meta"
-        and logits.shape[:2] == x.shape[:2] == ids.shape
-    )
+    assert logits.device.type == x.device.type == "meta"
+    assert logits.shape[:2] == x.shape[:2] == ids.shape
     if homes[layer] == "meta":  # nothing comes back from there
         assert lm.spliced_logits(ids, x).shape == logits.shape
     with Decoder(lm.model, 3, 8) as decoder:

@@ -4,6 +4,8 @@ numbers worked by hand.
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from conftest import ARCHITECTURES, make_model
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.runs import needs
@@ -13,7 +15,6 @@ from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.training import train_all
-from safetensors import safe_open
 
 GPT2 = Shape(
     layers=12,
@@ -118,7 +119,8 @@ def test_files_are_as_large_as_foreseen(make_run):
     assert numbers(kept) == needs.activations_disk(480, 16, 4)
     for stage in ("01_generate_faithful", "02_train_sae"):
         need = needs.needs(run, shape, stage)
-        assert need.disk > 0 and need.device_memory == 0
+        assert need.disk > 0
+        assert need.device_memory == 0
     assert needs.tokens(run, "02_train_sae") == 2 * 480  # each once, since they are kept
     assert (
         needs.needs(run, shape, "02_train_sae").disk
@@ -130,7 +132,8 @@ def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
     run, on_gpu = make_run(), make_run({"device": "cuda"})
     for stage in model_stages(run):
         cpu, gpu = (needs.needs(r, GPT2, stage) for r in (run, on_gpu))
-        assert cpu.device_memory == 0 and (gpu.device_memory == 0) == (stage == "03_sfr")
+        assert cpu.device_memory == 0
+        assert (gpu.device_memory == 0) == (stage == "03_sfr")
         assert cpu.memory - needs.PROCESS >= gpu.device_memory - needs.CUDA
         assert gpu.memory >= needs.PROCESS + (needs.weights(GPT2) if stage != "03_sfr" else 0)
 

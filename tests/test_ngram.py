@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+
 from faithful_sae.lm.ngram import NGram, _discounts
 
 

@@ -7,9 +7,10 @@ import re
 
 import jupytext
 import pytest
+from jupytext.compare import compare_notebooks
+
 from faithful_sae.files import ROOT
 from faithful_sae.runs.schema import STAGE_KEYS
-from jupytext.compare import compare_notebooks
 
 FILES = sorted((ROOT / "notebooks").glob("*.py"))
 EACH = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -33,13 +34,15 @@ def test_the_pair_says_the_same(file):
         (c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells
     ]
     for cell in notebook.cells:
-        assert not cell.get("outputs") and cell.get("execution_count") is None
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
 
 
 @EACH
 def test_kernel(file):
     kernel = jupytext.read(file).metadata["kernelspec"]
-    assert kernel["name"] == "python3" and kernel["language"] == "python"
+    assert kernel["name"] == "python3"
+    assert kernel["language"] == "python"
 
 
 @EACH
@@ -58,7 +61,8 @@ def test_parameters_are_literals(file):
     assert len(cells) == 1
     names = {}
     for node in ast.parse(cells[0].source).body:
-        assert isinstance(node, ast.Assign) and len(node.targets) == 1
+        assert isinstance(node, ast.Assign)
+        assert len(node.targets) == 1
         names[node.targets[0].id] = ast.literal_eval(node.value)
     # the defaults are the smoke run, which nbval executes
     assert names == (
@@ -69,7 +73,8 @@ def test_parameters_are_literals(file):
 @EACH
 def test_a_notebook_explains_checks_and_never_loops_over_training(file):
     cells = jupytext.read(file).cells
-    assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {file.stem[:2]} ")
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith(f"# {file.stem[:2]} ")
     assert re.search(r"^(assert |np.testing.assert_)", code_cells(file)[-1].source, re.M), (
         "the last cell asserts"
     )
@@ -99,4 +104,5 @@ def test_text_of_a_corpus_shows_as_text():
         for cell in code_cells(file)
         if ".style" in cell.source and '"features"' in cell.source
     ]
-    assert shown and all('escape="html"' in source for source in shown)
+    assert shown
+    assert all('escape="html"' in source for source in shown)

@@ -5,6 +5,8 @@ row and head by head.
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+
 from faithful_sae.kernels import backend
 from faithful_sae.kernels.one_token_attention import (
     TILE,
@@ -12,7 +14,6 @@ from faithful_sae.kernels.one_token_attention import (
     one_token_attention,
     reference,
 )
-from scipy.special import softmax
 
 FORMS = [
     "loops",
@@ -73,7 +74,8 @@ def test_equals_the_equation(attend, heads, groups, width, softcap, window):
     expected = by_hand(*arguments, 0.3, softcap, window)
     before = [t.clone() for t in arguments[3:5]]
     got = attend(*arguments, max(LENGTHS), 0.3, softcap, window)
-    assert got.dtype == torch.float32 and (got - expected).abs().max() < 2e-6
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() < 2e-6
     query, k, v, *kept, slots, lengths = arguments
     for old, now, new in zip(before, kept, (k, v)):  # the new tokens are written, and nothing else
         for b, (slot, n) in enumerate(zip(slots, lengths)):
@@ -87,7 +89,8 @@ def test_scores_far_apart(attend):
     """
     arguments = case(4, 2, 8, spread=1000.0)
     got = attend(*arguments, max(LENGTHS), 1.0)
-    assert got.isfinite().all() and (got - by_hand(*arguments, 1.0)).abs().max() < 1e-4
+    assert got.isfinite().all()
+    assert (got - by_hand(*arguments, 1.0)).abs().max() < 1e-4
 
 
 def test_memory_without_meaning_is_not_read(attend):
@@ -108,10 +111,8 @@ def test_bfloat16_on_triton(monkeypatch):
     *tensors, slots, lengths = case(4, 2, 8)
     tensors = [t.bfloat16() for t in tensors]
     got = one_token_attention(*tensors, slots, lengths, max(LENGTHS), 0.3)
-    assert (
-        got.dtype == torch.bfloat16
-        and (got.double() - by_hand(*tensors, slots, lengths, 0.3)).abs().max() < 0.02
-    )
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - by_hand(*tensors, slots, lengths, 0.3)).abs().max() < 0.02
 
 
 def test_power_of_2():

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import yaml
+
 from conftest import FEATURES, SEED_DEPENDENCE, VALUES
 from faithful_sae.files import ROOT
 from faithful_sae.runs.params import LISTED, load_params, load_profile
@@ -38,28 +39,24 @@ def test_a_valid_file(make_run):
         run.read_text().replace("REPLACE", "2e-4")
     )  # YAML 1.1 reads this as text; here it is a number
     run = load_params(run)
-    assert (
-        isinstance(run, Run)
-        and run.sae.lr == 2e-4
-        and run.sae.seeds == (42, 49)
-        and run.profile == "handmade"
-        and run.name == "tiny"
-    )
-    assert (
-        run.corpora["faithful"].faithful == "self"
-        and run.corpora["text"].path == "text.jsonl"
-        and run.probing.tasks["parity"].role == "sst2"
-    )
-    assert run.resolve("text.jsonl") == run.file.parent / "text.jsonl" and isinstance(
-        run.generate.temperature, float
-    )
+    assert isinstance(run, Run)
+    assert run.sae.lr == 2e-4
+    assert run.sae.seeds == (42, 49)
+    assert run.profile == "handmade"
+    assert run.name == "tiny"
+    assert run.corpora["faithful"].faithful == "self"
+    assert run.corpora["text"].path == "text.jsonl"
+    assert run.probing.tasks["parity"].role == "sst2"
+    assert run.resolve("text.jsonl") == run.file.parent / "text.jsonl"
+    assert isinstance(run.generate.temperature, float)
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.layer = 2
 
 
 def test_an_embedded_model(make_run):
     run = make_run({"model": "embedded", "embedded": EMBEDDED})
-    assert run.embedded.n_layers == 2 and run.embedded.warmup_steps == 1
+    assert run.embedded.n_layers == 2
+    assert run.embedded.warmup_steps == 1
 
 
 def test_a_whole_number_will_do_for_a_float(make_run):
@@ -348,7 +345,8 @@ def test_wrong_files_are_refused(make_run, case):
     with pytest.raises(ParamsError) as error:
         load_params(file)
     message = str(error.value)
-    assert message.startswith(f"{file}: ") and "\n" not in message
+    assert message.startswith(f"{file}: ")
+    assert "\n" not in message
     for word in words:
         assert word in message, message
 
@@ -418,7 +416,8 @@ def test_a_listed_corpus_is_what_the_list_says_but_for_what_is_written_beside(ma
         split="train",
         text_key="text",
     )
-    assert run.corpora["flan"].revision == "0" * 40 and run.corpora["flan"].text_key == (
+    assert run.corpora["flan"].revision == "0" * 40
+    assert run.corpora["flan"].text_key == (
         "inputs",
         "targets",
     )
@@ -448,13 +447,12 @@ def test_the_list_has_the_papers_corpora_and_says_licence_and_access_of_each():
     assert set(listed["tasks"]) == {"sst2", "cola", "yelp", "agnews"}
     for kind, known in (("corpora", Corpus), ("tasks", Task)):
         for entry in listed[kind].values():
-            assert isinstance(entry.pop("licence"), str) and isinstance(entry.pop("gated"), bool)
-            assert (
-                set(entry) <= {f.name for f in dataclasses.fields(known)}
-                and entry["revision"]
-                and entry["config"]
-                and entry["text_key"]
-            )
+            assert isinstance(entry.pop("licence"), str)
+            assert isinstance(entry.pop("gated"), bool)
+            assert set(entry) <= {f.name for f in dataclasses.fields(known)}
+            assert entry["revision"]
+            assert entry["config"]
+            assert entry["text_key"]
 
 
 # --- profiles -------------------------------------------------------------------------------------
@@ -486,9 +484,8 @@ def test_every_parameter_file_of_the_repository_loads():
     files = sorted(f for f in (ROOT / "params").glob("*/*.yaml"))
     for folder in {f.parent for f in files}:
         for run in load_profile(folder):
-            assert run.profile == folder.name and set(run.sae.train_on if run.sae else ()) <= set(
-                run.corpora
-            )
+            assert run.profile == folder.name
+            assert set(run.sae.train_on if run.sae else ()) <= set(run.corpora)
 
 
 # --- what a notebook depends on -------------------------------------------------------------------
@@ -530,6 +527,5 @@ def test_the_fixture_lists_every_key():
     """VALUES in conftest is the shape of a file; a key that the schema gains must be given there
     too.
     """
-    assert set(VALUES) == {f.name for f in dataclasses.fields(Run)} - {"file"} and yaml.safe_dump(
-        VALUES
-    )
+    assert set(VALUES) == {f.name for f in dataclasses.fields(Run)} - {"file"}
+    assert yaml.safe_dump(VALUES)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+
 from conftest import ARCHITECTURES, BOS
 from faithful_sae import TopKSAE, load_model
 from faithful_sae.metrics.probing import pooled_representations, probe, probe_all
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 
 TEXTS = [
     "w5 w6 w7 w8",
@@ -88,9 +89,8 @@ def test_texts_are_cut(lm):
     def pooled(text):
         return pooled_representations({}, lm, [text], 4, True)["baseline"][0]
 
-    assert np.array_equal(pooled("w5 w6 w7 w8"), pooled("w5 w6 w7 w40 w41")) and not np.allclose(
-        pooled("w5 w6 w7"), pooled("w5 w6 w9")
-    )
+    assert np.array_equal(pooled("w5 w6 w7 w8"), pooled("w5 w6 w7 w40 w41"))
+    assert not np.allclose(pooled("w5 w6 w7"), pooled("w5 w6 w9"))
 
 
 def test_no_texts(lm):

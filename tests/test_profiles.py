@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from faithful_sae.engine.plan import profile_outputs, rows_file, stage_inputs
 from faithful_sae.files import ROOT
 from faithful_sae.lm.model import device_map
@@ -14,7 +16,6 @@ from faithful_sae.runs.catalogue import exhibits
 from faithful_sae.runs.needs import Shape, needs
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.schema import SAE_SECTIONS, model_stages
-from transformers import LlamaConfig, LlamaForCausalLM
 
 WEB = ("faithful", "pile", "fineweb")
 INSTRUCTION = ("faithful", "faithful-other", "open-instruct", "alpaca", "flan")
@@ -82,14 +83,11 @@ def test_table_5(runs, name):
         lr,
         length,
     )
-    assert (
-        s.seeds == (42, 49)
-        and s.tokens == (150_000_000 if name == "llama-8b" else 100_000_000)
-        and run.beside == name
-    )
-    assert {run.corpora[corpus].role for corpus in s.train_on} == set(roles) and len(
-        s.train_on
-    ) == len(roles)
+    assert s.seeds == (42, 49)
+    assert s.tokens == (150_000_000 if name == "llama-8b" else 100_000_000)
+    assert run.beside == name
+    assert {run.corpora[corpus].role for corpus in s.train_on} == set(roles)
+    assert len(s.train_on) == len(roles)
     assert exhibits()["table5"].numbers[name] == {
         "layer": layer,
         "d_sae": d_sae,
@@ -134,14 +132,14 @@ def test_what_the_paper_says_of_all(runs):
                 run.corpus_tokens * (1 - run.heldout) * (1 - 1 / run.sequence_length - 0.01)
                 > run.sae.tokens
             )
-            assert g.tokens >= run.corpus_tokens and run.sae.cache_activations is False
+            assert g.tokens >= run.corpus_tokens
+            assert run.sae.cache_activations is False
 
 
 def test_a_model_for_its_text_alone(runs):
     run = runs["pythia-6.9b"]
-    assert not any(getattr(run, section) for section in SAE_SECTIONS) and model_stages(run) == [
-        "01_generate_faithful"
-    ]
+    assert not any(getattr(run, section) for section in SAE_SECTIONS)
+    assert model_stages(run) == ["01_generate_faithful"]
     made = [path for path in profile_outputs(list(runs.values())) if "pythia-6.9b" in path]
     figure = {f"first_token_pythia-6.9b.{suffix}" for suffix in ("csv", "pdf", "png")}
     assert {path.rpartition("/")[2] for path in made} == {"dataset.csv", "first_token.csv"} | figure
@@ -190,9 +188,8 @@ def test_the_largest_model_on_two_gpus():
     places = device_map(model, 2)
     for module, number in places.items():
         held[number] += sum(w.nbytes for w in module.parameters())
-    assert sum(held) == pytest.approx(
-        2 * SIZES["llama-8b"].parameters, rel=1e-3
-    ) and held == pytest.approx([8.03e9] * 2, rel=1e-3)
+    assert sum(held) == pytest.approx(2 * SIZES["llama-8b"].parameters, rel=1e-3)
+    assert held == pytest.approx([8.03e9] * 2, rel=1e-3)
     assert [places[block] for block in model.model.layers] == [0] * 16 + [1] * 16
 
 
@@ -236,7 +233,8 @@ def test_some_models_and_several_workers():
     models are missing.
     """
     code, counts, _ = dry_run("models=pythia-1.4b", "workers=3")
-    assert code == 0 and counts == {
+    assert code == 0
+    assert counts == {
         "share_of_text": "6",
         "01_generate_faithful": "2",
         "train_corpus": "7",
@@ -256,7 +254,8 @@ def test_some_models_and_several_workers():
         ),
     }
     code, _, said = dry_run("models=gpt3")
-    assert code == 3 and "MODELS: 'gpt3' is not in" in said
+    assert code == 3
+    assert "MODELS: 'gpt3' is not in" in said
 
 
 def test_a_dry_run_needs_neither_network_nor_gpu():

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from faithful_sae.files import (
     PACKAGE,
     ROOT,
@@ -35,7 +36,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_path(path) as tmp:
         tmp.write_text("half of the ne")
         raise KeyboardInterrupt
-    assert path.read_text() == "old" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+    assert [f.name for f in path.parent.iterdir()] == ["a.txt"]
     with atomic_path(path) as tmp:
         tmp.write_text("new")
     assert path.read_text() == "new"
@@ -55,9 +57,8 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
         fill(["z"], fail=True)
     assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["x", "y"]
     fill(["z"])
-    assert [f.name for f in (tmp_path / "a").iterdir()] == ["z"] and [
-        f.name for f in tmp_path.iterdir()
-    ] == ["a"]
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["z"]
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
 
 
 def test_leftovers_of_a_killed_process_are_not_mistaken_for_results(tmp_path):
@@ -65,7 +66,8 @@ def test_leftovers_of_a_killed_process_are_not_mistaken_for_results(tmp_path):
     (tmp_path / f".a.{os.getpid()}.tmp" / "x").write_text("x")
     with atomic_path(tmp_path / "a") as tmp:
         tmp.write_text("y")
-    assert (tmp_path / "a").read_text() == "y" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "a").read_text() == "y"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_disk_full_names_the_path(tmp_path):
@@ -75,7 +77,8 @@ def test_disk_full_names_the_path(tmp_path):
     ):
         tmp.write_text("x")
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
     with pytest.raises(DiskFullError), atomic_path(tmp_path / "a"):
         raise RuntimeError(
             "I/O error: No space left on device (os error 28)"
@@ -91,6 +94,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     import numpy as np
     import pandas as pd
     import torch
+
     from faithful_sae import TopKSAE, load_sae
 
     disk = tmp_path / "disk"
@@ -140,11 +144,9 @@ def artefact(tmp_path):
 
 
 def test_current(artefact):
-    assert (
-        is_current(artefact, "k")
-        and not is_current(artefact, "other")
-        and not is_current(artefact / "nothing", "k")
-    )
+    assert is_current(artefact, "k")
+    assert not is_current(artefact, "other")
+    assert not is_current(artefact / "nothing", "k")
 
 
 @pytest.mark.parametrize(
@@ -310,21 +312,15 @@ def test_record(artefact):
     import transformers
 
     record = json.loads((artefact / "provenance.json").read_text())
-    assert (
-        record["key"] == "k"
-        and record["parameters"] == {"seed": 1}
-        and record["inputs"] == {"x": "y"}
-        and record["wall_seconds"] == 1.3
-    )
-    assert (
-        record["packages"]["torch"] == torch.__version__
-        and record["packages"]["transformers"] == transformers.__version__
-    )
-    assert (
-        record["device"] == "cpu"
-        and record["threads"] == torch.get_num_threads()
-        and record["parameters_hash"] == digest({"seed": 1})
-    )
+    assert record["key"] == "k"
+    assert record["parameters"] == {"seed": 1}
+    assert record["inputs"] == {"x": "y"}
+    assert record["wall_seconds"] == 1.3
+    assert record["packages"]["torch"] == torch.__version__
+    assert record["packages"]["transformers"] == transformers.__version__
+    assert record["device"] == "cpu"
+    assert record["threads"] == torch.get_num_threads()
+    assert record["parameters_hash"] == digest({"seed": 1})
     head = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
     )

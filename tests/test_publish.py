@@ -14,6 +14,9 @@ import httpx2
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
 from faithful_sae.files import MissingInputError, remove
 from faithful_sae.lm.sampling import read_shards
 from faithful_sae.paper.publish import NAMESPACE, PublishError, publish
@@ -23,8 +26,6 @@ from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN
-from huggingface_hub import DatasetCard, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 WEIGHTS = "sae_weights.safetensors"
 
@@ -101,7 +102,8 @@ def test_the_dataset_is_the_runs_own_by_the_datasets_library(made, tmp_path, mon
     )
     documents = list(read_shards(made))
     tokenizer = open_model(made).tokenizer
-    assert len(list(dataset.folder.glob("data/*.parquet"))) == 4 and rows.column_names == [
+    assert len(list(dataset.folder.glob("data/*.parquet"))) == 4
+    assert rows.column_names == [
         "ids",
         "text",
         "length",
@@ -123,13 +125,10 @@ def test_the_saes_are_the_runs_own_and_name_no_folder_of_this_machine(made, tmp_
             )
             assert (source / WEIGHTS).read_bytes() == (target / WEIGHTS).read_bytes()
             x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-            assert torch.equal(
-                load_sae(source).encode(x), load_sae(target).encode(x)
-            ) and torch.equal(load_sae(source).firing, load_sae(target).firing)
-            assert (
-                load_sae(target).metadata["model"] == "llama"
-                and load_sae(target).metadata["hook_name"] == "blocks.1.hook_resid_pre"
-            )
+            assert torch.equal(load_sae(source).encode(x), load_sae(target).encode(x))
+            assert torch.equal(load_sae(source).firing, load_sae(target).firing)
+            assert load_sae(target).metadata["model"] == "llama"
+            assert load_sae(target).metadata["hook_name"] == "blocks.1.hook_resid_pre"
     assert {file.name for file in (saes.folder / "results").iterdir()} == {
         "sfr.csv",
         "ffr.csv",
@@ -181,27 +180,19 @@ def test_the_cards_say_what_was_measured_and_the_papers_beside_it(make_made):
         "0.7500",
         "0.5000",
     ]
-    assert (
-        "those of its GPT-2 Small" in card.text
-        and "d_sae: 24" in card.text
-        and 'allow_patterns="faithful/seed42/*"' in card.text
-    )
+    assert "those of its GPT-2 Small" in card.text
+    assert "d_sae: 24" in card.text
+    assert 'allow_patterns="faithful/seed42/*"' in card.text
     record = json.loads((run.artifacts / "saes" / "faithful" / "provenance.json").read_text())
-    assert (
-        f"torch {record['packages']['torch']}" in card.text
-        and str(record["git_commit"]) in card.text
-    )
+    assert f"torch {record['packages']['torch']}" in card.text
+    assert str(record["git_commit"]) in card.text
     card = card_of(dataset)
-    assert (
-        card.data.to_dict()["size_categories"] == ["1K<n<10K"]
-        and card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
-    )
-    assert (
-        "87.5" in card.text
-        and "99.8" in card.text
-        and "max_new_tokens: 10" in card.text
-        and "1,234" in card.text
-    )
+    assert card.data.to_dict()["size_categories"] == ["1K<n<10K"]
+    assert card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
+    assert "87.5" in card.text
+    assert "99.8" in card.text
+    assert "max_new_tokens: 10" in card.text
+    assert "1,234" in card.text
 
 
 def test_results_of_other_saes_are_left_out(made, capsys):
@@ -209,16 +200,14 @@ def test_results_of_other_saes_are_left_out(made, capsys):
     (rows / "ffr.json").write_text('{"made_with": "another threshold"}')
     (rows / "fidelity.csv").unlink()
     _, saes = publish(made.file.parent)
-    assert [file.name for file in (saes.folder / "results").iterdir()] == [
-        "sfr.csv"
-    ] and "FFR" not in card_of(saes).text
+    assert [file.name for file in (saes.folder / "results").iterdir()] == ["sfr.csv"]
+    assert "FFR" not in card_of(saes).text
     said = capsys.readouterr().out
-    assert (
-        "results of 04_ffr are made with other parameters" in said
-        and "results of 05_fidelity_matrix are not made" in said
-        and "nothing was uploaded" in said
-    )
-    assert f"model {NAMESPACE}/handmade-tiny-saes" in said and "faithful/seed42/  3 files" in said
+    assert "results of 04_ffr are made with other parameters" in said
+    assert "results of 05_fidelity_matrix are not made" in said
+    assert "nothing was uploaded" in said
+    assert f"model {NAMESPACE}/handmade-tiny-saes" in said
+    assert "faithful/seed42/  3 files" in said
 
 
 def test_what_is_there_is_kept_and_what_changed_is_made_again(made, make_run):
@@ -227,11 +216,9 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(made, make_run):
     (shard.parent / ".train-00001-of-00004.parquet.7.tmp").write_bytes(b"half")
     before = shard.stat().st_mtime_ns
     again, _ = publish(made.file.parent)
-    assert (
-        shard.stat().st_mtime_ns == before
-        and len(again.files()) == 6
-        and not list(shard.parent.glob(".*"))
-    )
+    assert shard.stat().st_mtime_ns == before
+    assert len(again.files()) == 6
+    assert not list(shard.parent.glob(".*"))
     other = make_run({"generate.seed": 6, "generate.shard_tokens": 300})
     make_faithful(other, open_model(other))
     again = publish(other.file.parent)[0] if train_all(other, open_model(other)) else None
@@ -247,11 +234,9 @@ def test_saes_of_others_are_not_ours_to_publish(made, make_run):
     run = make_run({"sae.published": {"text": {"path": "theirs/seed{seed}"}}})
     train_all(run, open_model(run))
     _, saes = publish(run.file.parent)
-    assert (
-        (saes.folder / "faithful").is_dir()
-        and not (saes.folder / "text").exists()
-        and "text (Pile)" not in card_of(saes).text
-    )
+    assert (saes.folder / "faithful").is_dir()
+    assert not (saes.folder / "text").exists()
+    assert "text (Pile)" not in card_of(saes).text
     run = make_run(
         {"sae.train_on": ["text"], "sae.published": {"text": {"path": "theirs/seed{seed}"}}}
     )
@@ -315,7 +300,8 @@ class Api:
         return SimpleNamespace(private=repo_id not in self.public)
 
     def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message, delete_patterns):
-        assert commit_message and delete_patterns == "data/*.parquet"
+        assert commit_message
+        assert delete_patterns == "data/*.parquet"
         self.calls.append(
             (
                 "upload",
@@ -410,10 +396,9 @@ def test_the_command_says_one_line_and_leaves_no_token(made, root):
         text=True,
         env=os.environ | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"},
     )
-    assert (
-        result.returncode == 1
-        and "the Hub cannot be reached" in result.stderr.strip().splitlines()[-1]
-    )
+    assert result.returncode == 1
+    assert "the Hub cannot be reached" in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
     files = [file for file in root.rglob("*") if file.is_file()]
-    assert len(files) > 30 and not [file for file in files if TOKEN.encode() in file.read_bytes()]
+    assert len(files) > 30
+    assert not [file for file in files if TOKEN.encode() in file.read_bytes()]

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from conftest import BOS
 from faithful_sae.engine.plan import (
     corpus_inputs,
@@ -40,7 +42,6 @@ from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all
 from faithful_sae.text import hub
 from fake_hub import Repository, serve
-from safetensors.torch import load_file, save_file
 from test_hub import OLD, check
 
 HERE = {"path": "published/seed{seed}"}
@@ -148,10 +149,8 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
     train_all(again, lm)
     read = load_saes(again, lm)
     for key, sae in trained.items():
-        assert (
-            all(torch.equal(sae.weights[name], read[key].weights[name]) for name in sae.weights)
-            and read[key].k == sae.k
-        )
+        assert all(torch.equal(sae.weights[name], read[key].weights[name]) for name in sae.weights)
+        assert read[key].k == sae.k
     sfr_again, matching_again = seed_comparison(again, read)
     if write == to_saelens:  # which stores the firing frequencies, too: every byte
         assert {
@@ -180,16 +179,12 @@ def test_what_is_measured_is_what_the_formulas_say(published):
         error = (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum()
         variance = len(x) * x.var(0, correction=0).sum()
         assert record.fvu == pytest.approx((error / variance).item(), rel=1e-5)
-        assert (
-            record.l0 == pytest.approx((z > 0).sum().item() / 100)
-            and record.dead == (z == 0).all(0).sum()
-        )
+        assert record.l0 == pytest.approx((z > 0).sum().item() / 100)
+        assert record.dead == (z == 0).all(0).sum()
         np.testing.assert_allclose(sae.firing, (z > 0).double().mean(0), atol=1e-6)
-        assert (
-            record.source == f"published/seed{record.seed}"
-            and pd.isna(record.tokens)
-            and pd.isna(record.distinct_tokens)
-        )
+        assert record.source == f"published/seed{record.seed}"
+        assert pd.isna(record.tokens)
+        assert pd.isna(record.distinct_tokens)
 
 
 def test_firing_frequencies_that_were_published_are_kept_to_the_last_digit(published):
@@ -268,11 +263,9 @@ def test_a_run_that_trains_some_and_reads_some(published, make_run):
 def test_a_table_claims_nothing_of_saes_that_others_trained(published):
     run = published()
     here = tables.table5([run]).iloc[0]
-    assert (
-        here[["lr", "tokens", "recipe", "corpora"]].isna().all()
-        and here.published == "text"
-        and here.d_sae == 24
-    )
+    assert here[["lr", "tokens", "recipe", "corpora"]].isna().all()
+    assert here.published == "text"
+    assert here.d_sae == 24
     assert profile_note([run]).endswith("SAE recipe: as published.")
 
 
@@ -296,7 +289,8 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
     assert set(probe_tasks(run, saes, lm).representation) == {"baseline", "sae", "reconstruction"}
     x = lm.activations(torch.arange(2, 40)[None])[0]
     above = saes["text", 42].encode(x)
-    assert above[above > 0].min() > 0.8 and (above > 0).sum(-1).max() > run.sae.k
+    assert above[above > 0].min() > 0.8
+    assert (above > 0).sum(-1).max() > run.sae.k
 
 
 def test_another_file_or_another_measure_is_read_again_and_nothing_else(published, monkeypatch):
@@ -331,15 +325,12 @@ def test_the_files_are_inputs_of_their_corpus_alone_and_so_is_the_key(published,
     run = published()
     files = {str(file) for seed in run.sae.seeds for file in folder_of(run, seed).iterdir()}
     (name,) = run.published
-    assert (
-        len(files) == 4
-        and files <= set(corpus_inputs(run, name))
-        and not files & set(stage_inputs(run, "03_sfr"))
-    )
+    assert len(files) == 4
+    assert files <= set(corpus_inputs(run, name))
+    assert not files & set(stage_inputs(run, "03_sfr"))
     for other in set(run.sae.train_on) - {name}:
-        assert not files & set(corpus_inputs(run, other)) and corpus_settings(
-            run, other
-        ) != corpus_settings(run, name)
+        assert not files & set(corpus_inputs(run, other))
+        assert corpus_settings(run, other) != corpus_settings(run, name)
     assert settings(run, "02_train_sae") != settings(make_run(), "02_train_sae")
 
 
@@ -448,12 +439,11 @@ def test_an_sae_that_does_not_fit_is_refused_before_any_work(published, case):
     with pytest.raises(ParamsError) as error:
         refuse(problems([run]))
     message = str(error.value)
-    assert (
-        message.startswith(f"{run.file}: sae.published.text: {folder_of(run, 49)}")
-        and "\n" not in message
-    )
+    assert message.startswith(f"{run.file}: sae.published.text: {folder_of(run, 49)}")
+    assert "\n" not in message
     assert all(word in message for word in words), message
-    assert not (run.file.parent / "published" / "executed").exists() and not run.artifacts.exists()
+    assert not (run.file.parent / "published" / "executed").exists()
+    assert not run.artifacts.exists()
     with pytest.raises(SAEError):  # and by the notebook, where the folder was damaged after that
         train_all(run, open_model(run))
 
@@ -484,11 +474,9 @@ def test_entries_that_are_wrong(published, make_run, entry, words):
     file = published().file
     with pytest.raises(ParamsError) as error:
         make_run({"sae.published": {"text": entry}})
-    assert (
-        str(error.value).startswith(f"{file}: ")
-        and "sae.published.text" in str(error.value)
-        and words in str(error.value)
-    )
+    assert str(error.value).startswith(f"{file}: ")
+    assert "sae.published.text" in str(error.value)
+    assert words in str(error.value)
 
 
 def test_a_corpus_that_is_not_trained_on(make_run):
@@ -541,10 +529,8 @@ def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, 
     assert hub.commits(run) == {"model pub/saes main": OLD}
     for (_, seed), sae in load_saes(run, lm).items():
         folder = load_sae(repository / "runs" / "layers.0" / f"seed{seed}")
-        assert (
-            all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights)
-            and sae.metadata["seed"] == seed
-        )
+        assert all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights)
+        assert sae.metadata["seed"] == seed
     (cache / "refs" / "main").write_text("b" * 40)  # moved: the profile stays
     train_all(run, lm)
     assert json.loads((run.artifacts / "saes" / "text" / "provenance.json").read_text())["inputs"][
@@ -557,9 +543,8 @@ def test_what_can_be_wrong_with_saes_of_the_hub(make_run, cache):
         run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY | entry}})
         with pytest.raises(ParamsError) as error:
             refuse(hub_problems([run]))
-        assert str(error.value).startswith(f"{run.file}: sae.published.text: ") and "\n" not in str(
-            error.value
-        )
+        assert str(error.value).startswith(f"{run.file}: sae.published.text: ")
+        assert "\n" not in str(error.value)
         assert all(word in str(error.value) for word in words), str(error.value)
 
     refused(
@@ -630,15 +615,12 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
                 timeout=300,
             )
             assert result.returncode == 0, result.stderr[-3000:]
-        assert (figures / "training_tiny.png").stat().st_size > 0 and (
-            figures / "cosines_tiny.png"
-        ).stat().st_size > 0
+        assert (figures / "training_tiny.png").stat().st_size > 0
+        assert (figures / "cosines_tiny.png").stat().st_size > 0
         data = pd.read_csv(figures / "training_tiny.csv")
-        assert (
-            len(data) == 2
-            and data[["tokens", "step", "loss"]].isna().all(axis=None)
-            and data[["fvu", "l0", "dead"]].notna().all(axis=None)
-        )
+        assert len(data) == 2
+        assert data[["tokens", "step", "loss"]].isna().all(axis=None)
+        assert data[["fvu", "l0", "dead"]].notna().all(axis=None)
         assert (
             json.loads((figures / "training_tiny.provenance.json").read_text())["parameters"][
                 "tiny"

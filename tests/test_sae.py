@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.sae import SAEError
-from safetensors.torch import load_file, save_file
 
 D, F, K = 6, 20, 4
 
@@ -51,7 +52,9 @@ def test_encode_and_decode_by_hand(sae):
     torch.testing.assert_close(sae.encode(X), z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.decode(z), x_hat, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.reconstruct(X), x_hat, atol=1e-5, rtol=1e-5)
-    assert ((z > 0).sum(1) <= K).all() and (z > 0).sum() > 100  # the case is not an empty one
+    # the case is not an empty one
+    assert ((z > 0).sum(1) <= K).all()
+    assert (z > 0).sum() > 100
 
 
 def test_at_most_k_latents(sae):
@@ -60,7 +63,8 @@ def test_at_most_k_latents(sae):
     sae.b_enc = (
         sae.b_enc - 3
     )  # now most latents are cut by the ReLU, so some tokens have fewer than k
-    assert (sae.encode(X) != 0).sum(-1).min() < K and (sae.encode(X) >= 0).all()
+    assert (sae.encode(X) != 0).sum(-1).min() < K
+    assert (sae.encode(X) >= 0).all()
 
 
 @pytest.mark.parametrize("shape", [(D,), (7, D), (2, 5, D)])
@@ -68,8 +72,10 @@ def test_sparse_and_dense_agree(sae, shape):
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(2))
     values, indices = sae.encode_topk(x)
     z = sae.encode(x)
-    assert values.shape == indices.shape == (*shape[:-1], K) and z.shape == (*shape[:-1], F)
-    assert torch.equal(z.gather(-1, indices), values) and torch.allclose(z.sum(-1), values.sum(-1))
+    assert values.shape == indices.shape == (*shape[:-1], K)
+    assert z.shape == (*shape[:-1], F)
+    assert torch.equal(z.gather(-1, indices), values)
+    assert torch.allclose(z.sum(-1), values.sum(-1))
     assert all(len(set(row)) == K for row in indices.reshape(-1, K).tolist())
     torch.testing.assert_close(
         sae.decode_topk(values, indices), sae.decode(z), atol=1e-5, rtol=1e-5
@@ -79,11 +85,12 @@ def test_sparse_and_dense_agree(sae, shape):
 
 def test_initialisation():
     a, b, c = TopKSAE(D, F, K, 1), TopKSAE(D, F, K, 1), TopKSAE(D, F, K, 2)
-    assert torch.equal(a.W_dec, b.W_dec) and not torch.allclose(a.W_dec, c.W_dec)
-    assert np.allclose(np.linalg.norm(a.W_dec.numpy(), axis=1), 1, atol=1e-6) and torch.equal(
-        a.W_enc, a.W_dec.T
-    )
-    assert not a.b_enc.any() and not a.b_dec.any()
+    assert torch.equal(a.W_dec, b.W_dec)
+    assert not torch.allclose(a.W_dec, c.W_dec)
+    assert np.allclose(np.linalg.norm(a.W_dec.numpy(), axis=1), 1, atol=1e-6)
+    assert torch.equal(a.W_enc, a.W_dec.T)
+    assert not a.b_enc.any()
+    assert not a.b_dec.any()
 
 
 @pytest.mark.parametrize("k", [0, -1, F + 1])
@@ -99,15 +106,11 @@ def test_round_trip_is_byte_exact(sae, tmp_path):
     sae.save(tmp_path / "a")
     again = load_sae(tmp_path / "a")
     for name, tensor in sae.weights.items():
-        assert (
-            torch.equal(tensor, getattr(again, name))
-            and getattr(again, name).dtype == torch.float32
-        )
-    assert (
-        (again.k, again.d_model, again.d_sae) == (K, D, F)
-        and again.metadata["corpus"] == "text"
-        and again.metadata["seed"] == 3
-    )
+        assert torch.equal(tensor, getattr(again, name))
+        assert getattr(again, name).dtype == torch.float32
+    assert (again.k, again.d_model, again.d_sae) == (K, D, F)
+    assert again.metadata["corpus"] == "text"
+    assert again.metadata["seed"] == 3
     again.save(tmp_path / "b")
     for name in ("sae_weights.safetensors", "cfg.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -156,12 +159,11 @@ def test_saelens_layout(sae, tmp_path):
         "rescale_acts_by_decoder_norm": False,
     }
     assert {key: config[key] for key in expected} == expected
-    assert (
-        config["metadata"]["hook_name"] == "blocks.2.hook_resid_pre"
-        and config["metadata"]["model_name"] == "tiny"
-    )
+    assert config["metadata"]["hook_name"] == "blocks.2.hook_resid_pre"
+    assert config["metadata"]["model_name"] == "tiny"
     sparsity = load_file(tmp_path / "a" / "sparsity.safetensors")["sparsity"]
-    assert np.allclose(sparsity[1:4], [np.log10(0.5), 0, -3], atol=1e-4) and sparsity[0] < -9
+    assert np.allclose(sparsity[1:4], [np.log10(0.5), 0, -3], atol=1e-4)
+    assert sparsity[0] < -9
 
 
 def test_sparsify_layout(sae, tmp_path):
@@ -171,12 +173,10 @@ def test_sparsify_layout(sae, tmp_path):
     sae.to_sparsify(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "cfg.json").read_text())
     t = load_file(tmp_path / "a" / "sae.safetensors")
-    assert (
-        config["d_in"] == D
-        and config["num_latents"] == F
-        and config["activation"] == "topk"
-        and not config["transcode"]
-    )
+    assert config["d_in"] == D
+    assert config["num_latents"] == F
+    assert config["activation"] == "topk"
+    assert not config["transcode"]
     linear = torch.nn.Linear(config["d_in"], config["num_latents"])
     linear.load_state_dict({"weight": t["encoder.weight"], "bias": t["encoder.bias"]})
     with torch.no_grad():
@@ -252,7 +252,8 @@ def test_damaged_folders_are_refused(sae, tmp_path, damage):
     change(tmp_path / "a")
     with pytest.raises(SAEError) as error:
         load_sae(tmp_path / "a")
-    assert str(tmp_path / "a") in str(error.value) and word in str(error.value)
+    assert str(tmp_path / "a") in str(error.value)
+    assert word in str(error.value)
 
 
 def test_saving_over_an_old_folder_leaves_nothing_of_it(sae, tmp_path):

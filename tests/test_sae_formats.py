@@ -10,10 +10,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.formats.hooks import check_hook, layer_of
 from faithful_sae.sae.sae import SAEError
-from safetensors.torch import load_file, save_file
 
 D, F, K = 6, 20, 4
 GENERATOR = np.random.default_rng(0)
@@ -457,7 +458,8 @@ def test_a_folder_computes_what_its_format_says(make, tmp_path):
     compare(sae, z, x_hat)
     assert all(w.dtype == torch.float32 and w.is_contiguous() for w in sae.weights.values())
     assert (sae.k is None) != (sae.threshold is None)
-    assert sae.metadata["layer"] == 8 and sae.metadata.get("model") in (
+    assert sae.metadata["layer"] == 8
+    assert sae.metadata.get("model") in (
         "gpt2-small",
         "openai-community/gpt2",
         None,
@@ -482,20 +484,17 @@ def test_saving_a_loaded_sae_twice_gives_the_same_bytes(tmp_path):
     for name in ("sae_weights.safetensors", "cfg.json"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
     written = json.loads((tmp_path / "b" / "cfg.json").read_text())
-    assert (
-        written["architecture"] == "jumprelu"
-        and "k" not in written
-        and not written["metadata"]["prepend_bos"]
-    )
+    assert written["architecture"] == "jumprelu"
+    assert "k" not in written
+    assert not written["metadata"]["prepend_bos"]
 
 
 def test_no_latent_above_its_threshold(tmp_path):
     saelens(tmp_path / "a", "jumprelu", PLAIN | {"threshold": np.full(F, 1e6, "float32")})
     sae = load_sae(tmp_path / "a")
     for x in (torch.tensor(X), torch.tensor(X[0]), torch.zeros(0, D)):
-        assert not sae.encode(x).any() and torch.equal(
-            sae.reconstruct(x), sae.b_dec.expand(x.shape)
-        )
+        assert not sae.encode(x).any()
+        assert torch.equal(sae.reconstruct(x), sae.b_dec.expand(x.shape))
 
 
 # --- the places an SAE says it reads --------------------------------------------------------------
@@ -567,9 +566,8 @@ def test_an_sae_of_the_profiles_place(metadata, model):
 def test_an_sae_of_another_place(metadata, words):
     with pytest.raises(SAEError) as error:
         check_hook(sae_of(**metadata), "openai-community/gpt2", 8, "some/folder")
-    assert all(word in str(error.value) for word in ["some/folder", *words]) and "\n" not in str(
-        error.value
-    )
+    assert all(word in str(error.value) for word in ["some/folder", *words])
+    assert "\n" not in str(error.value)
 
 
 def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
@@ -822,11 +820,9 @@ def test_what_cannot_be_represented_or_trusted_is_refused(case, tmp_path):
     with pytest.raises(SAEError) as error:
         load_sae(tmp_path / "a")
     message = str(error.value)
-    assert (
-        str(tmp_path / "a") in message
-        and all(word in message for word in words)
-        and "\n" not in message
-    )
+    assert str(tmp_path / "a") in message
+    assert all(word in message for word in words)
+    assert "\n" not in message
 
 
 class Touch:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from faithful_sae import TopKSAE
 from faithful_sae.matching import match_features, match_pairs
 from faithful_sae.metrics import seed_dependence
@@ -91,11 +92,9 @@ def test_a_shuffled_copy_shares_every_latent():
         == row["at_maximum"]
         == 1.0
     )
-    assert (
-        abs(row["mmcs"] - 1) < 1e-6
-        and abs(row["alignment"] - 1) < 1e-6
-        and np.isnan(row["alignment_disagree"])
-    )
+    assert abs(row["mmcs"] - 1) < 1e-6
+    assert abs(row["alignment"] - 1) < 1e-6
+    assert np.isnan(row["alignment_disagree"])
     copy.W_enc = copy.W_enc.roll(
         1, 1
     )  # the decoders match, but every encoder now belongs to another latent
@@ -104,7 +103,8 @@ def test_a_shuffled_copy_shares_every_latent():
         *match_seeds({"a": sae, "b": copy})["a", "b"],
         0.7,
     )
-    assert row["shared"] < 0.1 and row["shared_decoder"] == 1.0
+    assert row["shared"] < 0.1
+    assert row["shared_decoder"] == 1.0
 
 
 def test_masks_are_those_of_matchings_made_in_either_direction():
@@ -134,14 +134,15 @@ def test_two_latents_with_one_nearest_neighbour():
     b = dictionary([[1, 0, 0], [0, 0, 1]])
     matchings = match_seeds({"a": a, "b": b})
     latents = compare_latents(a, b, *matchings["a", "b"])
-    assert (
-        latents.match.tolist() == [0, 1]
-        and latents.maximum.tolist() == [0, 0]
-        and latents.agree.all()
-    )
+    assert latents.match.tolist() == [0, 1]
+    assert latents.maximum.tolist() == [0, 0]
+    assert latents.agree.all()
     row = compare_pair(latents, *matchings["a", "b"], 0.7)
-    assert row["shared"] == 0.5 and row["shared_maximum"] == 1.0 and row["at_maximum"] == 0.5
-    assert row["mmcs"] > row["matched_cosine"] and shared_by_maximum(latents, 0.999).tolist() == [
+    assert row["shared"] == 0.5
+    assert row["shared_maximum"] == 1.0
+    assert row["at_maximum"] == 0.5
+    assert row["mmcs"] > row["matched_cosine"]
+    assert shared_by_maximum(latents, 0.999).tolist() == [
         True,
         False,
     ]
@@ -173,11 +174,9 @@ def test_thresholds_are_the_definitions_at_each_value():
             row["shared_decoder"],
             row["shared_maximum"],
         )
-    assert (
-        cuts.shared.is_monotonic_decreasing
-        and cuts.shared.nunique() > 1
-        and (cuts.shared <= cuts.shared_decoder).all()
-    )
+    assert cuts.shared.is_monotonic_decreasing
+    assert cuts.shared.nunique() > 1
+    assert (cuts.shared <= cuts.shared_decoder).all()
 
 
 # --- many seeds -----------------------------------------------------------------------------------
@@ -220,7 +219,8 @@ def test_fits_find_a_planted_law_and_prefer_it(planted):
     )
     plain, offset = fits.loc["power law"], fits.loc["with offset"]
     if c:
-        assert offset.aicc < plain.aicc - 2 and offset.loo < plain.loo
+        assert offset.aicc < plain.aicc - 2
+        assert offset.loo < plain.loo
     else:
         np.testing.assert_allclose([plain.a, plain.b], [a, b], atol=0.02)
         assert plain.aicc < offset.aicc  # the offset buys nothing
@@ -235,11 +235,9 @@ def test_fits_find_a_planted_law_and_prefer_it(planted):
 
 def test_too_few_points_for_a_law():
     fits = power_laws([2, 3, 4], [0.9, 0.8, 0.75]).set_index("law")
-    assert (
-        np.isfinite(fits.loc["power law", "a"])
-        and np.isnan(fits.loc["with offset", "a"])
-        and fits.aicc.isna().all()
-    )
+    assert np.isfinite(fits.loc["power law", "a"])
+    assert np.isnan(fits.loc["with offset", "a"])
+    assert fits.aicc.isna().all()
     assert np.isnan(power_laws([2], [0.9]).a).all()
 
 
@@ -260,12 +258,15 @@ def test_two_clouds_have_two_modes_and_one_cloud_has_one():
     rng = np.random.default_rng(0)
     one = rng.normal(0.6, 0.1, 300)
     two = np.concatenate([rng.normal(0.3, 0.08, 150), rng.normal(0.9, 0.05, 150)])
-    assert (
-        count_modes(two, 0.05) == 2 and count_modes(one, 0.06) == 1 and count_modes(two, 1.0) == 1
-    )
-    assert modes_test(two)[0] == 2 and modes_test(two)[1] < 0.01
-    assert modes_test(one)[1] > 0.05 and modes_test(one) == modes_test(one)
-    assert modes_test([0.5, 0.5])[0] == 0 and np.isnan(modes_test([0.5])[1])
+    assert count_modes(two, 0.05) == 2
+    assert count_modes(one, 0.06) == 1
+    assert count_modes(two, 1.0) == 1
+    assert modes_test(two)[0] == 2
+    assert modes_test(two)[1] < 0.01
+    assert modes_test(one)[1] > 0.05
+    assert modes_test(one) == modes_test(one)
+    assert modes_test([0.5, 0.5])[0] == 0
+    assert np.isnan(modes_test([0.5])[1])
 
 
 def test_one_mode_is_seldom_rejected():

@@ -5,6 +5,7 @@ noise is open.
 import numpy as np
 import pandas as pd
 import pytest
+
 from faithful_sae.paper.seed_claims import FAILS, HOLDS, NOT_TESTABLE, OPEN, findings, noise
 
 SEEDS = tuple(range(9))
@@ -173,10 +174,8 @@ def test_who_is_shared_by_hand(run):
     for word in ("fire most", "fire least", "similar latents fire less"):
         assert verdict(run, word, latents=latents) == FAILS
     even = latents.assign(seeds_sharing=np.tile(range(8), 50), mean_cosine=np.tile([0.4, 0.6], 200))
-    assert (
-        verdict(run, "similar latents fire less", latents=even) == OPEN
-        and verdict(run, "fire least", latents=even) == OPEN
-    )
+    assert verdict(run, "similar latents fire less", latents=even) == OPEN
+    assert verdict(run, "fire least", latents=even) == OPEN
     dead = pd.concat([latents.assign(firing=0.0, seeds_sharing=0), latents])
     assert verdict(run, "fire least", latents=dead) == FAILS  # the dead do not count as rare
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+
 from conftest import SEED_DEPENDENCE
 from faithful_sae.engine import plan
 from faithful_sae.metrics.seed_dependence import fitted_curves
@@ -53,14 +54,16 @@ def test_every_sae_that_was_asked_for(studied):
             seed,
             "text",
         ]
-    assert summary.weights.nunique() == len(summary) and summary.fvu.between(0, 2).all()
+    assert summary.weights.nunique() == len(summary)
+    assert summary.fvu.between(0, 2).all()
 
 
 def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied, monkeypatch):
     run, saes, summary = studied
     before = stamp(run, 0), stamp(run, 1)
     again, same = train_seeds(run)
-    assert (stamp(run, 0), stamp(run, 1)) == before and list(again) == list(saes)
+    assert (stamp(run, 0), stamp(run, 1)) == before
+    assert list(again) == list(saes)
     pd.testing.assert_frame_equal(same, summary)
     file = (
         run.artifacts
@@ -77,9 +80,9 @@ def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied,
         run.artifacts / "rows" / "seed_saes.csv"
     ).exists()  # so that Snakemake runs the notebook again
     train_seeds(run)
-    assert (
-        file.read_bytes() == original and stamp(run, 1) == before[1] and stamp(run, 0) > before[0]
-    )
+    assert file.read_bytes() == original
+    assert stamp(run, 1) == before[1]
+    assert stamp(run, 0) > before[0]
 
 
 def test_a_changed_sweep_retrains_its_layer_alone(studied):
@@ -88,7 +91,8 @@ def test_a_changed_sweep_retrains_its_layer_alone(studied):
     train_seeds(
         dataclasses.replace(run, seed_dependence=dataclasses.replace(run.seed_dependence, k=(3,)))
     )
-    assert stamp(run, 0) == before[0] and stamp(run, 1) > before[1]
+    assert stamp(run, 0) == before[0]
+    assert stamp(run, 1) > before[1]
 
 
 def test_budgets_beyond_the_corpus_are_one_sae(make_run, capsys):
@@ -115,9 +119,8 @@ def test_rows(studied):
     }
     for row in pairs[pairs.sweep == "seeds"].itertuples():
         a, b = (saes[(*SIZES, seed)] for seed in (row.seed_a, row.seed_b))
-        assert row.shared == shared_feature_ratio(
-            a, b, 0.7, "encoder+decoder"
-        ) and row.shared_decoder == shared_feature_ratio(a, b, 0.7)
+        assert row.shared == shared_feature_ratio(a, b, 0.7, "encoder+decoder")
+        assert row.shared_decoder == shared_feature_ratio(a, b, 0.7)
     tokens = pairs[(pairs.sweep == "tokens") & (pairs.value == 200)].iloc[0]
     assert tokens.shared_decoder == shared_feature_ratio(
         saes[1, 24, 4, 200, 1], saes[1, 24, 4, 200, 2], 0.7
@@ -134,7 +137,8 @@ def test_rows(studied):
         ("layer", 1),
     ):  # each sweep goes through the plain SAEs
         row = pairs[(pairs.sweep == sweep) & (pairs.value == value)].iloc[0]
-        assert row.shared == plain.shared and row.mmcs == plain.mmcs
+        assert row.shared == plain.shared
+        assert row.mmcs == plain.mmcs
     cut = (
         rows["seed_threshold"].query("definition == 'shared_decoder' and threshold == 0.7").iloc[0]
     )
@@ -169,7 +173,8 @@ def test_figures_and_findings_of_tiny_rows(studied):
     ):
         assert draw(data).get_axes()
     table = findings(run, rows)
-    assert table.notna().all(axis=None) and set(table.verdict) <= {
+    assert table.notna().all(axis=None)
+    assert set(table.verdict) <= {
         "holds",
         "does not hold",
         "open",
@@ -183,12 +188,11 @@ def test_a_run_without_the_section_has_no_08(make_run):
     assert plan.stages([without]) == [
         s for s in plan.stages([with_it]) if s != "08_seed_dependence"
     ]
-    assert (
-        not notebook_exhibits(without, "08_seed_dependence")
-        and len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
-    )
+    assert not notebook_exhibits(without, "08_seed_dependence")
+    assert len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
     made = [f for f in plan.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]]
-    assert made and all("/b/" in f or "_b." in f for f in made)
+    assert made
+    assert all("/b/" in f or "_b." in f for f in made)
     assert not any(
         "seed_" in f.rsplit("/", 1)[1] for f in plan.paper_inputs([without, with_it])
     )  # 07 does not wait for 08

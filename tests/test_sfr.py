@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
+
 from faithful_sae import TopKSAE, shared_feature_ratio
 from faithful_sae.metrics.sfr import compare_seeds, shared_feature_ratios
-from scipy.optimize import linear_sum_assignment
 
 
 def dictionary(w_dec, w_enc=None, firing=None):
@@ -53,7 +54,8 @@ def test_equals_scipy(criterion):
             w_enc=(w + noise * rng.normal(size=(n, d)))[order].T,
         )
         got = shared_feature_ratio(a, b, criterion=criterion)
-        assert got == by_scipy(a, b, 0.7, criterion) and isinstance(got, float)
+        assert got == by_scipy(a, b, 0.7, criterion)
+        assert isinstance(got, float)
         values.append(got)
     assert np.std(values) > 0.2  # the cases are not all alike
 
@@ -95,27 +97,22 @@ def test_a_shuffled_copy_shares_everything(criterion):
     other.W_enc = other.W_enc.roll(
         1, 1
     )  # the decoders agree still, each encoder column now belongs to another latent
-    assert (
-        shared_feature_ratio(sae, other) == 1.0
-        and shared_feature_ratio(sae, other, criterion="encoder+decoder") < 0.02
-    )
+    assert shared_feature_ratio(sae, other) == 1.0
+    assert shared_feature_ratio(sae, other, criterion="encoder+decoder") < 0.02
 
 
 def test_random_dictionaries_share_nothing():
     """In 64 dimensions a random cosine has standard deviation 1/8: 0.7 is 5.6 of them away."""
     a, b = TopKSAE(64, 400, 4, 0), TopKSAE(64, 400, 4, 1)
-    assert shared_feature_ratio(a, b) < 0.01 and shared_feature_ratio(a, b) == shared_feature_ratio(
-        b, a
-    )
+    assert shared_feature_ratio(a, b) < 0.01
+    assert shared_feature_ratio(a, b) == shared_feature_ratio(b, a)
 
 
 def test_the_threshold_itself_counts():
     """The cosine is 1/2 exactly, in binary too."""
     a, b = dictionary([[0.5, 0.5, 0.5, 0.5]]), dictionary([[1.0, 0, 0, 0]])
-    assert (
-        shared_feature_ratio(a, b, 0.5) == 1.0
-        and shared_feature_ratio(a, b, math.nextafter(0.5, 1)) == 0.0
-    )
+    assert shared_feature_ratio(a, b, 0.5) == 1.0
+    assert shared_feature_ratio(a, b, math.nextafter(0.5, 1)) == 0.0
     rows, _ = compare_seeds({1: a, 2: b}, 0.5, 0.0)
     assert (
         rows.sfr[0] == 1.0 and rows.sfr_strict[0] == 0.0
@@ -135,22 +132,25 @@ def test_alive_by_hand():
     rows, latents = compare_seeds({42: a, 49: b}, 0.7, 0.0)
     row = rows.iloc[0]
     assert (row.seed_a, row.seed_b, row.d_sae) == (42, 49, 5)
-    assert row.sfr == 0.6 and row.sfr_alive == 0.5 and row.sfr_encoder_decoder == 0.6
-    assert abs(row.dead - 0.3) < 1e-12 and abs(row.mean_cosine - 0.6) < 1e-12
-    assert (
-        latents.match.tolist()[:2] == [1, 2]
-        and latents.match[4] == 0
-        and latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
-    )
+    assert row.sfr == 0.6
+    assert row.sfr_alive == 0.5
+    assert row.sfr_encoder_decoder == 0.6
+    assert abs(row.dead - 0.3) < 1e-12
+    assert abs(row.mean_cosine - 0.6) < 1e-12
+    assert latents.match.tolist()[:2] == [1, 2]
+    assert latents.match[4] == 0
+    assert latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
     assert latents.alive_both.tolist() == [True, False, False, True, False]
     strict, _ = compare_seeds({42: a, 49: b}, 0.7, 0.1)  # at the limit is dead
-    assert abs(strict.dead[0] - 0.8) < 1e-12 and np.isnan(strict.sfr_alive[0])
+    assert abs(strict.dead[0] - 0.8) < 1e-12
+    assert np.isnan(strict.sfr_alive[0])
 
 
 def test_every_pair_of_seeds():
     saes = {seed: dictionary(np.random.default_rng(seed).normal(size=(6, 4))) for seed in (1, 2, 3)}
     rows, latents = compare_seeds(saes, 0.7, 0.0)
-    assert list(zip(rows.seed_a, rows.seed_b)) == [(1, 2), (1, 3), (2, 3)] and len(latents) == 18
+    assert list(zip(rows.seed_a, rows.seed_b)) == [(1, 2), (1, 3), (2, 3)]
+    assert len(latents) == 18
     for _, row in rows.iterrows():
         assert row.sfr == by_scipy(saes[row.seed_a], saes[row.seed_b], 0.7, "decoder")
         assert row.sfr_encoder_decoder == by_scipy(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from faithful_sae.files import DiskFullError, MissingInputError, remove
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.sae import SAEError, TopKSAE
@@ -57,12 +58,9 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     remove(run.artifacts / "saes")
     caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
     train_all(caching, lm)
-    assert (
-        file.read_bytes() == before
-        and load_saes(run, lm)
-        and {f.name.rpartition("-")[0] for f in kept.iterdir()}
-        == {"text-layer1", "faithful-layer1"}
-    )
+    assert file.read_bytes() == before
+    assert load_saes(run, lm)
+    assert {f.name.rpartition("-")[0] for f in kept.iterdir()} == {"text-layer1", "faithful-layer1"}
     first = set(kept.iterdir())
     train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
     assert set(kept.iterdir()) == first
@@ -90,7 +88,8 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     first = set(kept.iterdir())
     other = dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, data_seed=1))
     train_all(other, lm)
-    assert len(set(kept.iterdir())) == 2 and not set(kept.iterdir()) & first
+    assert len(set(kept.iterdir())) == 2
+    assert not set(kept.iterdir()) & first
     rows = corpus(run, "text", lm)
     monkeypatch.setattr(
         "shutil.disk_usage", lambda _: SimpleNamespace(free=rows.train.size * lm.d_model * 4)
@@ -110,12 +109,11 @@ def test_a_short_corpus_is_said_and_bounded_by_max_epochs(make_run, capsys):
     _, summary = train_all(run, lm)
     said = capsys.readouterr().out
     rows = corpus(run, "text", lm).train
-    assert "note: text:" in said and "sae.max_epochs = 2" in said
+    assert "note: text:" in said
+    assert "sae.max_epochs = 2" in said
     text = summary[summary.corpus == "text"].iloc[0]
-    assert (
-        text.distinct_tokens == (np.asarray(rows) != lm.bos_id).sum()
-        and text.tokens == 2 * text.distinct_tokens
-    )
+    assert text.distinct_tokens == (np.asarray(rows) != lm.bos_id).sum()
+    assert text.tokens == 2 * text.distinct_tokens
 
 
 def test_notebooks_opened_too_early_name_the_one_before(make_run):
@@ -175,9 +173,8 @@ def test_rows_are_the_public_functions_values(trained):
     sfr, _ = seed_comparison(run, saes)
     a, b = saes["text", 42], saes["text", 49]
     row = sfr[sfr.corpus == "text"].iloc[0]
-    assert row.sfr == shared_feature_ratio(
-        a, b
-    ) and row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
+    assert row.sfr == shared_feature_ratio(a, b)
+    assert row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
     ffr, _ = fake_features(run, saes, lm)
     assert ffr.set_index(["corpus", "seed"]).ffr["text", 42] == fake_feature_ratio(
         a, lm, 500, 0.1, 0.0, 0, run.sequence_length
@@ -188,9 +185,8 @@ def test_rows_are_the_public_functions_values(trained):
     for name, value in vars(whole).items():
         assert mine[name] == pytest.approx(value, rel=1e-6), name
     probing = probe_tasks(run, saes, lm)
-    assert set(probing.representation) == {"baseline", "sae", "reconstruction"} and len(
-        probing
-    ) == 1 + 2 * len(saes)
+    assert set(probing.representation) == {"baseline", "sae", "reconstruction"}
+    assert len(probing) == 1 + 2 * len(saes)
 
 
 def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):

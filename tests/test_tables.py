@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from faithful_sae.files import MissingInputError
 from faithful_sae.paper import tables
 from faithful_sae.paper.plots import paper as plots
@@ -27,18 +28,13 @@ def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
     ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     got = here(table)
-    assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8} and got.alpaca[
-        "Model a"
-    ] == pytest.approx(0.3)
-    assert (
-        np.isnan(got.alpaca["Model b"])
-        and got.flan["Model b"] == 0.7
-        and "pile" not in table.columns
-    )
-    assert (
-        got["faithful, alive"]["Model a"] == pytest.approx(0.5)
-        and got["faithful, dead share"]["Model a"] == 0.25
-    )
+    assert got.faithful.round(9).to_dict() == {"Model a": 0.4, "Model b": 0.8}
+    assert got.alpaca["Model a"] == pytest.approx(0.3)
+    assert np.isnan(got.alpaca["Model b"])
+    assert got.flan["Model b"] == 0.7
+    assert "pile" not in table.columns
+    assert got["faithful, alive"]["Model a"] == pytest.approx(0.5)
+    assert got["faithful, dead share"]["Model a"] == 0.25
     assert got["alpaca, > instead of >="]["Model a"] == pytest.approx(0.29)
     assert got["alpaca, encoder+decoder"]["Model a"] == pytest.approx(0.15)
 
@@ -74,12 +70,16 @@ def test_table_4_has_the_web_corpora_and_those_without_a_role(make_measured_run)
     }
     run = make_measured_run("a", values, named={"wikipedia": "wikipedia"}, beside="gpt2")
     table = tables.sfr_table([run], "table4", tables.WEB)
-    assert (
-        here(table)[["pile", "faithful", "fineweb", "wikipedia"]].iloc[0].tolist()
-        == [0.5, 0.4, 0.3, 0.1]
-        and "alpaca" not in table
-    )
-    assert table.iloc[1].model == "GPT-2 Small" and table.iloc[1].pile == 0.5405 and len(table) == 6
+    assert here(table)[["pile", "faithful", "fineweb", "wikipedia"]].iloc[0].tolist() == [
+        0.5,
+        0.4,
+        0.3,
+        0.1,
+    ]
+    assert "alpaca" not in table
+    assert table.iloc[1].model == "GPT-2 Small"
+    assert table.iloc[1].pile == 0.5405
+    assert len(table) == 6
 
 
 def test_an_instruction_corpus_named_like_its_role_stays_out_of_tables_4_6_and_7(make_measured_run):
@@ -110,7 +110,8 @@ def test_table_1(make_measured_run):
     assert table.iloc[1][
         ["model", "source", "all_token_coverage", "first_token_coverage", "kl"]
     ].tolist() == ["LLaMA 3.1-8B", "paper", 98.04, 10.31, 0.1054]
-    assert len(table) == 9 and table.model.is_unique
+    assert len(table) == 9
+    assert table.model.is_unique
 
 
 def test_table_3_says_whose_text(make_measured_run):
@@ -201,11 +202,9 @@ def test_table_6(make_measured_run):
         0.6989,
         0.6912,
     ]
-    assert (
-        table.iloc[2].task == "my-agnews"
-        and table.iloc[2].faithful == 0.375
-        and "alpaca" not in table
-    )
+    assert table.iloc[2].task == "my-agnews"
+    assert table.iloc[2].faithful == 0.375
+    assert "alpaca" not in table
     gpt2 = table[(table.model == "GPT-2 Small")]
     assert sorted(gpt2.task) == ["CoLA", "SST-2", "Yelp"], (
         "the counterpart's other tasks are shown as well"
@@ -220,7 +219,8 @@ def test_table_7_is_the_mean_over_seeds_in_percent(make_measured_run):
         beside="gemma-2b",
     )
     table = tables.table7([run])
-    assert table.iloc[0].faithful == pytest.approx(0.2) and table.iloc[0].pile == 1.5
+    assert table.iloc[0].faithful == pytest.approx(0.2)
+    assert table.iloc[0].pile == 1.5
     assert table.iloc[0]["pile, activation > 1"] == pytest.approx(0.375)
     assert table.iloc[1][["model", "faithful", "pile", "fineweb"]].tolist() == [
         "Gemma 2B",
@@ -238,11 +238,9 @@ def test_bars_are_the_table_in_long_form(make_measured_run):
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     long = tables.bars_data(table, tables.INSTRUCTION)
     values = {(r.model, r.source, r.corpus): r.sfr for r in long.itertuples()}
-    assert (
-        values["Model a", "here", "FLAN"] == 0.2
-        and ("Model b", "here", "FLAN") not in values
-        and len(values) == len(long) == 3 + 8
-    )
+    assert values["Model a", "here", "FLAN"] == 0.2
+    assert ("Model b", "here", "FLAN") not in values
+    assert len(values) == len(long) == 3 + 8
     assert values["Pythia 1.4B", "paper", "Open-Instruct"] == 0.7134
 
 
@@ -254,11 +252,9 @@ def test_who_plays_which_role(make_measured_run):
         "my-pile": "Pile",
         "my-sst2": "SST-2",
     }
-    assert (
-        table.text["my-faithful"] == "text of Model a"
-        and table.text["my-pile"] == "text.jsonl"
-        and table.passes["my-pile"] == 1.23
-    )
+    assert table.text["my-faithful"] == "text of Model a"
+    assert table.text["my-pile"] == "text.jsonl"
+    assert table.passes["my-pile"] == 1.23
 
 
 def forget(run, *names):
@@ -329,11 +325,9 @@ def test_a_profile_of_which_nothing_is_measured(make_run):
     ]
     for name, (_, table) in SHOWN.items():
         assert set(table(runs).source) == {"paper"}, name
-    assert (
-        tables.probing_figure_data(runs).empty
-        and len(tables.language_models(runs)) == 2
-        and len(tables.corpora_table(runs)) == 6
-    )
+    assert tables.probing_figure_data(runs).empty
+    assert len(tables.language_models(runs)) == 2
+    assert len(tables.corpora_table(runs)) == 6
     assert (
         plots.probing(tables.probing_figure_data(runs)).texts[0].get_text()
         == "nothing measured yet"
@@ -373,9 +367,11 @@ def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
             == "made with other parameters"
         )
     text = make_run({"label": "Model z", "generate.seed": 6}, name="z").file
-    assert shown(run) == ("dataset",) and text.stem == "z"
+    assert shown(run) == ("dataset",)
+    assert text.stem == "z"
     (run.artifacts / "rows" / "dataset.json").unlink()
-    assert shown(run) == () and lacking(run, "dataset") == "made with unknown parameters"
+    assert shown(run) == ()
+    assert lacking(run, "dataset") == "made with unknown parameters"
 
 
 def test_a_missing_csv_names_its_notebook(make_measured_run):

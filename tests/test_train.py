@@ -7,11 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
 from faithful_sae.sae.activation_cache import ActivationCache
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.train import RECIPES, _Training
-from safetensors.torch import load_file
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -150,7 +151,8 @@ def test_learning_rate_rises_and_falls():
     for i in range(STEPS):
         training.step(i, X)
         seen.append(training.optimiser.param_groups[0]["lr"])
-    assert np.allclose(seen[:5], LR * np.arange(1, 6) / 5) and np.allclose(seen[5:80], LR)
+    assert np.allclose(seen[:5], LR * np.arange(1, 6) / 5)
+    assert np.allclose(seen[5:80], LR)
     assert np.allclose(seen[80:], LR * np.arange(20, 0, -1) / 20)
 
 
@@ -161,7 +163,8 @@ def test_dead_latents_are_counted_and_come_back():
     for i in range(4):
         training.step(i, X)
     fired = (training.sae.encode(X).detach() > 0).any(0)
-    assert (training.since_fired[:4] == 4).all() and not fired[:4].any()
+    assert (training.since_fired[:4] == 4).all()
+    assert not fired[:4].any()
     assert (training.since_fired[fired] == 0).float().mean() > 0.9
     assert training.log[-1]["dead"] == (training.since_fired >= 3).sum()
 
@@ -185,9 +188,11 @@ def test_seeds_together_equal_seeds_alone(recipe):
         (alone,) = run([seed])
         for name, w in sae.weights.items():
             assert torch.equal(w, getattr(alone, name)), name
-        assert sae.training_log.equals(alone.training_log) and torch.equal(sae.firing, alone.firing)
+        assert sae.training_log.equals(alone.training_log)
+        assert torch.equal(sae.firing, alone.firing)
         np.testing.assert_allclose(np.linalg.norm(sae.W_dec.numpy(), axis=1), 1, atol=1e-6)
-        assert not sae.W_dec.requires_grad and sae.metadata["seed"] == seed
+        assert not sae.W_dec.requires_grad
+        assert sae.metadata["seed"] == seed
     assert not torch.allclose(together[0].W_dec, together[1].W_dec, atol=0.1)
 
 
@@ -214,9 +219,8 @@ def test_sizes_and_budgets_together_equal_each_alone():
     )
     for sae, (d_sae, k, lr, tokens) in zip(together, settings):
         (alone,) = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)
-        assert sae.training_log.equals(alone.training_log) and all(
-            torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items()
-        )
+        assert sae.training_log.equals(alone.training_log)
+        assert all(torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items())
     with pytest.raises(ValueError, match="k has 2 entries for 3 SAEs"):
         train_saes([data], D, F, [K, K], [1, 2, 3], 1e-3, 64, 64)
 
@@ -234,7 +238,8 @@ def test_a_planted_dictionary_is_recovered():
     def found(w_dec):
         return (truth @ w_dec.T).max(1).values.mean().item()
 
-    assert found(TopKSAE(24, 60, 3, 0).W_dec) < 0.6 and found(sae.W_dec) > 0.97
+    assert found(TopKSAE(24, 60, 3, 0).W_dec) < 0.6
+    assert found(sae.W_dec) > 0.97
     assert sae.training_log.fvu.iloc[-1] < 0.1 < 0.3 < sae.training_log.fvu.iloc[0]
 
 
@@ -302,12 +307,11 @@ def test_500_steps_track_the_dense_implementation():
     dense = TopKSAE(32, 384, 4, 3)
     start = TopKSAE(32, 384, 4, 3)
     dense.W_dec = w_dec
-    assert (
-        np.abs(np.array(ratios) - 1).max() < 1e-4
-        and losses[-1] < 0.5 * losses[0]
-        and most_dead > 20
-    )
-    assert shared_feature_ratio(ours, dense) >= 0.99 and shared_feature_ratio(ours, start) < 0.8
+    assert np.abs(np.array(ratios) - 1).max() < 1e-4
+    assert losses[-1] < 0.5 * losses[0]
+    assert most_dead > 20
+    assert shared_feature_ratio(ours, dense) >= 0.99
+    assert shared_feature_ratio(ours, start) < 0.8
 
 
 def test_firing_is_measured_over_the_last_tenth():
@@ -323,11 +327,9 @@ def test_firing_is_measured_over_the_last_tenth():
     error = ((x - sae.reconstruct(data[19]).double().numpy()) ** 2).sum() / (
         (x - x.mean(0)) ** 2
     ).sum()
-    assert (
-        row.step == 19
-        and abs(row.fvu / error - 1) < 1e-4
-        and abs(row.l0 - (last[50:] > 0).sum().item() / 50) < 1e-6
-    )
+    assert row.step == 19
+    assert abs(row.fvu / error - 1) < 1e-4
+    assert abs(row.l0 - (last[50:] > 0).sum().item() / 50) < 1e-6
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
@@ -410,22 +412,23 @@ def test_every_epoch_has_an_order_of_its_own():
     ]
     first, second = batches[: R // 2], batches[R // 2 :]
     groups = [[tuple(sorted(batch)) for batch in epoch] for epoch in (first, second)]
-    assert (
-        sorted(groups[0]) == sorted(groups[1])
-        and groups[0] != groups[1]
-        and not set(first) & set(second)
-    )
+    assert sorted(groups[0]) == sorted(groups[1])
+    assert groups[0] != groups[1]
+    assert not set(first) & set(second)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 15, 16, 17, 100, 209, 210, 777])
 def test_n_tokens_exactly_in_full_batches(n_tokens):
     sizes = [len(b) for b in stream(n_tokens)]
-    assert sum(sizes) == n_tokens and set(sizes[:-1]) <= {16} and 0 < sizes[-1] <= 16
+    assert sum(sizes) == n_tokens
+    assert set(sizes[:-1]) <= {16}
+    assert 0 < sizes[-1] <= 16
 
 
 def test_the_stream_depends_on_the_seed_alone():
     a, b, c = (torch.cat(stream(300, seed=seed)) for seed in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
 
 
 def test_batches_mix_rows():
@@ -526,11 +529,9 @@ def test_activations_from_disk_are_those_computed_again(tmp_path, include_bos):
     ):
         files[i].write_bytes(damage(files[i].read_bytes()))
     files[4].unlink()
-    assert (
-        torch.equal(run(cache)[0], again)
-        and run(cache)[1] == 0
-        and sorted((tmp_path / "kept").iterdir()) == files
-    )
+    assert torch.equal(run(cache)[0], again)
+    assert run(cache)[1] == 0
+    assert sorted((tmp_path / "kept").iterdir()) == files
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -538,13 +539,15 @@ def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float()
     cache = ActivationCache(tmp_path)
     cache.write(7, x)
-    assert torch.equal(cache.read(7), x) and cache.read(8) is None
+    assert torch.equal(cache.read(7), x)
+    assert cache.read(8) is None
     assert load_file(tmp_path / "group_000007.safetensors")["x"].dtype == dtype
 
 
 def test_rows_keep_their_order():
     batches = list(rows_in_batches(ROWS, 7))
-    assert np.array_equal(torch.cat(batches).numpy(), ROWS) and [len(b) for b in batches] == [
+    assert np.array_equal(torch.cat(batches).numpy(), ROWS)
+    assert [len(b) for b in batches] == [
         7,
         7,
         7,
@@ -579,6 +582,5 @@ def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
         resumed = open_stream(777, buffer_tokens=buffer_tokens)
         resumed.resume(state)
         rest = list(resumed)
-        assert len(rest) == len(whole) - done and all(
-            torch.equal(a, b) for a, b in zip(rest, whole[done:])
-        )
+        assert len(rest) == len(whole) - done
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:]))

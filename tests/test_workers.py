@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from faithful_sae.engine import gpus
+
+from faithful_sae.engine import gpus, workers
 from faithful_sae.engine.plan import activation_marks, text_marks
 from faithful_sae.files import is_current, locked, remove
 from faithful_sae.lm import sampling
-from faithful_sae.stages import workers
 from faithful_sae.stages.corpus import faithful_key, make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
@@ -95,9 +95,8 @@ def test_workers_killed_at_random_moments(one):
     assert len(left) >= 3 and left == sorted(left), (
         "it was killed on the way, and lost no finished shard"
     )
-    assert content(run.artifacts / "faithful") == files and not list(
-        run.artifacts.glob("*.partial")
-    )
+    assert content(run.artifacts / "faithful") == files
+    assert not list(run.artifacts.glob("*.partial"))
 
 
 def test_a_shard_that_another_process_is_at_is_left_to_it(one):
@@ -121,13 +120,12 @@ def test_01_waits_for_workers_that_are_still_there(one, capfd):
     time.sleep(1)
     process = start(make_faithful, run, lm)
     process.join(2)
-    assert process.is_alive() and not list(run.artifacts.glob("faithful*"))
+    assert process.is_alive()
+    assert not list(run.artifacts.glob("faithful*"))
     worker.kill()  # and its lock is gone
     process.join(60)
-    assert (
-        content(run.artifacts / "faithful") == files
-        and "note: waits for another process" in capfd.readouterr().out
-    )
+    assert content(run.artifacts / "faithful") == files
+    assert "note: waits for another process" in capfd.readouterr().out
 
 
 def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run, monkeypatch):
@@ -139,7 +137,8 @@ def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run,
     saes = run.artifacts / "saes"
     folders = {f.name: content(f) for f in kept.iterdir()}
     weights = {name: content(saes / name / "seed42") for name in ("text", "faithful")}
-    assert len(folders) == 2 and all(len(groups) > 4 for groups in folders.values())
+    assert len(folders) == 2
+    assert all(len(groups) > 4 for groups in folders.values())
     workers.keep_activations(run, "text", 0, 2)  # SAEs that are there need none
     remove(kept), remove(saes)
     (kept / "text-layer1-0123456789abcdef").mkdir(
@@ -172,9 +171,8 @@ def test_who_waits_for_workers(make_run):
     assert text_marks(run, "01_generate_faithful", 3) == [
         str(run.artifacts / "workers" / "text" / f"{i}of3") for i in range(3)
     ]
-    assert (
-        text_marks(caching, "03_sfr", 3) == [] and len(set(activation_marks(caching, name, 3))) == 3
-    )
+    assert text_marks(caching, "03_sfr", 3) == []
+    assert len(set(activation_marks(caching, name, 3))) == 3
 
 
 # --- GPUs of one's own ----------------------------------------------------------------------------
@@ -220,7 +218,5 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
 
 def test_more_gpus_make_room_and_no_other_key(make_run):
     run = make_run({"device": "cuda", "gpus": 2})
-    assert (
-        faithful_key(run) == faithful_key(dataclasses.replace(run, gpus=1))
-        and torch.get_num_threads() == 1
-    )
+    assert faithful_key(run) == faithful_key(dataclasses.replace(run, gpus=1))
+    assert torch.get_num_threads() == 1

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
 from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept, collect
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.activations import rows_in_batches
 from faithful_sae.sae.sae import TopKSAE
-from tokenizers import Tokenizer, models
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, LENGTH, BLOCKS, K, BATCH_ROWS = 20_000, 128, 8, 48, 32
 

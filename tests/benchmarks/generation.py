@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+
 from faithful_sae.lm.model import load_model
 from faithful_sae.lm.sampling import sample
 

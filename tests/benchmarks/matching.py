@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from scipy.optimize import linear_sum_assignment
+
 from faithful_sae import load_sae, match_features, train_saes
 from faithful_sae.files import ROOT
-from scipy.optimize import linear_sum_assignment
 
 KINDS = ("planted 0.1", "planted 0.5", "planted 0.9", "clustered", "anisotropic", "trained")
 

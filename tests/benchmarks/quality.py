@@ -23,6 +23,8 @@ import sys
 import time
 
 import torch
+from peers import train_dictionary_learning, train_sae_lens, train_sparsify
+
 from faithful_sae import load_model, train_saes
 from faithful_sae.files import ROOT
 from faithful_sae.metrics.fidelity import fidelity_of_all
@@ -32,7 +34,6 @@ from faithful_sae.sae.train import RECIPES
 from faithful_sae.stages.model import open_model, train_embedded_model
 from faithful_sae.text import read
 from faithful_sae.text.packing import pack, tokenize
-from peers import train_dictionary_learning, train_sae_lens, train_sparsify
 
 OUR_LR = {
     "default": 8e-3,

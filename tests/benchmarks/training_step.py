@@ -19,6 +19,7 @@ import time
 import peers
 import torch
 import torch.nn.functional as F
+
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import RECIPES, _Training
 

@@ -15,8 +15,9 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from driver import NARROW, WIDE, chromium, watched_page
+
+from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae.features.build import build_index
 from faithful_sae.files import ROOT
 from faithful_sae.lm.model import load_model
@@ -175,9 +176,8 @@ def use(page, explorer):
     latent = jump.locator("b").text_content()
     jump.click()
     heading.get_by_text(f"Feature {latent} ").wait_for()
-    assert (
-        explorer.locator(".fx-strip .fx-on").count() and jump.get_attribute("data-open") is not None
-    )
+    assert explorer.locator(".fx-strip .fx-on").count()
+    assert jump.get_attribute("data-open") is not None
     seed = heading.locator("small").text_content()
     explorer.locator(".fx-follow").wait_for()
     heading.focus()
@@ -219,7 +219,8 @@ def test_a_small_notebook(browser, lab, folder):
         for output in cell.get("outputs", [])
         if "text/html" in output.get("data", {})
     ]
-    assert len(shown) == 1 and "Feature 0 of tiny/noise/seed42" in "".join(shown[0]["text/html"])
+    assert len(shown) == 1
+    assert "Feature 0 of tiny/noise/seed42" in "".join(shown[0]["text/html"])
 
 
 def test_notebook_09(browser, lab):

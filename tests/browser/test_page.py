@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from driver import NARROW, chromium, watched_page
+
 from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
 from feature_folders import write_index
@@ -78,9 +79,8 @@ def test_what_is_shown_is_what_the_index_holds(page, indices):
         held["contexts"][0]["tokens"]
     ).replace("\n", "⏎").replace("\t", "⇥")
     strongest = lines.first.locator(".fx-strongest")
-    assert strongest.text_content() == " word7" and float(
-        strongest.get_attribute("title")
-    ) == pytest.approx(held["max"], rel=5e-3)
+    assert strongest.text_content() == " word7"
+    assert float(strongest.get_attribute("title")) == pytest.approx(held["max"], rel=5e-3)
     words = (
         page.locator(".fx-card")
         .first.locator(".fx-readings section", has_text="MutInfo")

@@ -25,6 +25,7 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import (
 )
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
+
 from faithful_sae import load_sae
 from faithful_sae.sae.formats.hooks import check_hook
 

@@ -11,11 +11,6 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("sae_lens", reason="make test-interop")
 
 from datasets import Dataset
-from faithful_sae import TopKSAE, load_model, load_sae
-from faithful_sae.paper.publish import publish
-from faithful_sae.sae.formats.hooks import check_hook
-from faithful_sae.stages.model import open_model
-from faithful_sae.stages.training import train_all
 from sae_lens import (
     SAE,
     LanguageModelSAERunnerConfig,
@@ -26,6 +21,12 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
+
+from faithful_sae import TopKSAE, load_model, load_sae
+from faithful_sae.paper.publish import publish
+from faithful_sae.sae.formats.hooks import check_hook
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.training import train_all
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -141,10 +142,8 @@ def test_version_5(change, tmp_path):
     ours = load_sae(tmp_path)
     theirs = SAE.load_from_disk(tmp_path)
     assert_same(ours, theirs)
-    assert (
-        ours.metadata["hook_name"] == theirs.cfg.metadata.hook_name
-        and ours.metadata["model"] == theirs.cfg.metadata.model_name
-    )
+    assert ours.metadata["hook_name"] == theirs.cfg.metadata.hook_name
+    assert ours.metadata["model"] == theirs.cfg.metadata.model_name
     check_hook(ours, "gpt2", 8, tmp_path)
 
 
@@ -234,11 +233,10 @@ def test_a_topk_sae_that_saelens_trained(flags, model_folders, tmp_path):
     assert (
         unexplained < 0.5
     )  # 50 steps have taught it something, which it would not know of other activations than these
-    assert ours.firing.shape == (48,) and abs(float(ours.firing.sum()) - K) < 0.5
-    assert (
-        ours.metadata["training_architecture"] == "topk"
-        and ours.metadata["context_size"] == CONTEXT
-    )
+    assert ours.firing.shape == (48,)
+    assert abs(float(ours.firing.sum()) - K) < 0.5
+    assert ours.metadata["training_architecture"] == "topk"
+    assert ours.metadata["context_size"] == CONTEXT
 
 
 def test_a_checkpoint_of_theirs_that_is_not_scaled_yet(tmp_path):
@@ -277,7 +275,5 @@ def test_saelens_reads_what_make_publish_writes(make_run):
     ours = load_sae(run.artifacts / "saes" / "text" / "seed42")
     theirs = SAE.load_from_disk(saes.folder / "text" / "seed42")
     assert_same(ours, theirs, lm.activations(torch.arange(2, 30)[None])[0])
-    assert (
-        theirs.cfg.metadata.model_name == "llama"
-        and theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_pre"
-    )
+    assert theirs.cfg.metadata.model_name == "llama"
+    assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_pre"

@@ -10,9 +10,10 @@ import torch
 os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported; its kernels need a GPU
 pytest.importorskip("sparsify", reason="make test-interop")
 
+from sparsify import SparseCoder, SparseCoderConfig
+
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.sae import SAEError
-from sparsify import SparseCoder, SparseCoderConfig
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

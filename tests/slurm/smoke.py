@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from faithful_sae.engine.cluster import jobs
 from faithful_sae.files import ROOT, remove
 
@@ -118,7 +119,8 @@ def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, t
     until(lambda: running("train_corpus"))
     kill(psutil.Process(run.pid))
     run.wait()
-    assert jobs(name) and all(job.isdigit() for job in jobs(name))
+    assert jobs(name)
+    assert all(job.isdigit() for job in jobs(name))
     for engine in ("local", "slurm"):
         refused = make("paper", name, f"ENGINE={engine}")
         assert (
@@ -150,10 +152,8 @@ def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, t
     )
     until(lambda: "Restarts=1" in sh("scontrol", "show", "job", lost) and running("train_corpus"))
     second = make("paper", name)  # while the first is at work
-    assert (
-        second.returncode != 0
-        and f"process {json.loads(lock(name).read_text())['pid']} on" in second.stderr
-    )
+    assert second.returncode != 0
+    assert f"process {json.loads(lock(name).read_text())['pid']} on" in second.stderr
     assert run.wait(timeout=1200) == 0, Path(log.name).read_text()[-3000:]
 
     assert make("paper", PROFILES[1]).returncode == 0
@@ -175,10 +175,8 @@ def lock(name):
 
 
 def test_another_engine_finds_everything_done(slurm):
-    assert (
-        "▸" not in (result := make("paper", PROFILES[0], "ENGINE=local")).stdout
-        and result.returncode == 0
-    )
+    assert "▸" not in (result := make("paper", PROFILES[0], "ENGINE=local")).stdout
+    assert result.returncode == 0
 
 
 def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
