@@ -22,13 +22,13 @@ WORKERS ?=
 # GPUs of this machine
 GPUS    ?=
 WHERE_local = --cores $(CORES) $(if $(GPUS),--resources gpu=$(GPUS))
-WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae.engine.cluster prefix "$(CHOSEN)")"
+WHERE_jobs  = --slurm-logdir "$(ROOT)/artifacts/$(NAME)/slurm" --slurm-jobname-prefix "$$($(PY) -m faithful_sae job-prefix "$(CHOSEN)")"
 SNAKEMAKE = cd $(ROOT) && $(PY) -m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(ENGINE) \
 	$(if $(filter local,$(ENGINE)),$(WHERE_local),$(WHERE_jobs)) \
 	--config profile="$(CHOSEN)" engine="$(ENGINE)" $(if $(MODELS),models="$(MODELS)") $(if $(WORKERS),workers=$(WORKERS))
 TABLES  = $(SNAKEMAKE) tables=true --quiet rules host reason progress --force 07_paper
 
-.PHONY: help paper tables explorer stop check publish test test-slurm test-interop test-browser bench lab sync dry report clean
+.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-browser bench lab sync dry report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(ROOT)/Makefile | sed -E 's/:.*## /	/' | expand -t 14
@@ -44,18 +44,24 @@ tables: $(STAMP)  ## the tables and figures of what a profile has so far; names 
 	@echo "done: figures/$(NAME)/missing.md in $(ROOT) says what is not there yet"
 
 stop: $(STAMP)  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
-	@cd $(ROOT) && $(PY) -m faithful_sae.engine.cluster stop "$(CHOSEN)"
+	@cd $(ROOT) && $(PY) -m faithful_sae stop "$(CHOSEN)"
 
 check: $(STAMP)  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
-	@cd $(ROOT) && $(PY) -m faithful_sae.engine.check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
+	@cd $(ROOT) && $(PY) -m faithful_sae check "$(CHOSEN)" $(if $(filter 0,$(PROBE)),--no-probe)
 
 publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
-	@cd $(ROOT) && $(PY) -m faithful_sae.paper.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
+	@cd $(ROOT) && $(PY) -m faithful_sae publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
 explorer: $(STAMP)  ## write the features of a profile as a page to open in a browser (after notebook 09)
-	@$(PY) -m faithful_sae.features.explorer.page "$(CHOSEN)"
+	@$(PY) -m faithful_sae explorer "$(CHOSEN)"
 
-test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
+lint: $(STAMP)  ## formatting, common mistakes and types: ruff and pyright
+	@cd $(ROOT) && $(PY) -m ruff format --check .
+	@cd $(ROOT) && $(PY) -m ruff check .
+	@cd $(ROOT) && $(PY) -m pyright
+
+test: $(STAMP)  ## formatting and types, unit, oracle and end-to-end tests, then all notebooks on the smoke profile
+	@$(MAKE) --no-print-directory -f $(ROOT)/Makefile lint
 	@cd $(ROOT) && $(PY) -m pytest tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
@@ -76,9 +82,10 @@ bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs agai
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-sync: $(STAMP)  ## make every .ipynb and .py, and the table of exhibits in README.md, say the same
+sync: $(STAMP)  ## make every .ipynb and .py say the same, and write figures/README.md and docs/parameters.md
 	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
-	@$(PY) -m faithful_sae.paper.exhibits
+	@$(PY) -m faithful_sae exhibits
+	@$(PY) -m faithful_sae parameters
 
 dry: $(STAMP)  ## show what `make paper` would do, and why
 	@$(SNAKEMAKE) --dry-run --quiet rules

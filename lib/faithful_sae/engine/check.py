@@ -1,16 +1,13 @@
-"""Everything that would fail in a profile, and what it would take, before any of it runs: `python
--m faithful_sae.engine.check PROFILE`
+"""Everything that would fail in a profile, and what it would take, before any of it runs.
 
 Reads the parameter files, the local texts and what the Hub says of models and datasets (held to the
 commits found, as `make paper` holds them); computes memory and disk of every stage, and measures
-for some seconds how fast this machine is. Exits with 1 and a list of all problems where there is
-one.
+for some seconds how fast this machine is.
 """
 
-import argparse
-import importlib.util
+import json
 import shutil
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,40 +17,34 @@ from transformers.utils import logging
 
 from faithful_sae.engine import plan
 from faithful_sae.engine.timing import estimate, on_this_machine
-from faithful_sae.files import ROOT, is_current
+from faithful_sae.files import ROOT, file_hash
+from faithful_sae.lm.architectures import Shape, shape_of, weights
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import ModelError
-from faithful_sae.runs.needs import Shape, needs, shape_of, weights
+from faithful_sae.runs.needs import Needs, needs
 from faithful_sae.runs.params import read_profile
-from faithful_sae.runs.schema import ParamsError, model_stages
-from faithful_sae.stages.corpus import faithful_key
-from faithful_sae.stages.model import model_key, unloaded_model
-from faithful_sae.stages.training import corpus_is_trained
+from faithful_sae.runs.registry import model_stages
+from faithful_sae.runs.schema import ParamsError, Run
+from faithful_sae.runs.stage import Artefact, Stage
+from faithful_sae.stages.model import unloaded_model
 from faithful_sae.text import hub
 
-DEVICE_REMEDY = {  # keys that a stage's memory grows with
-    "01_generate_faithful": "generate.batch_rows",
-    "02_train_sae": "sae.buffer_tokens or sae.lm_batch_rows",
-    "03_sfr": "sae.d_sae",
-    "04_ffr": "sae.d_sae",
-    "05_fidelity_matrix": "fidelity.batch_rows",
-    "06_probing": "probing.batch_rows",
-    "08_seed_dependence": "sae.buffer_tokens or the number of seed_dependence.seeds",
-    "09_explore_features": "features.batch_rows",
-}
-RAM_REMEDY = DEVICE_REMEDY | {
-    "02_train_sae": "corpus_tokens",
-    "06_probing": "probing.max_train and max_test",
-}
 PROBE_SHARE = 0.5  # of the free memory, that a model with random weights may take
+Show = Callable[[str], object]
 
 
-def check(profile, probe=True, show=print) -> list[str]:
-    """Check a profile (a folder or the name of one in params/), telling on the way.
+def check(profile: str, probe: bool = True, show: Show = print) -> list[str]:
+    """Check a profile, telling on the way.
+
+    Args:
+        profile: a folder, or the name of one in params/.
+        probe: whether to measure how long it takes.
+        show: is given the lines that are told.
 
     Returns:
         all problems found, a line each: what is wrong, and the parameter files it is wrong in.
     """
+    logging.set_verbosity_error()
     try:
         runs, problems = read_profile(profile)
     except ParamsError as error:
@@ -61,14 +52,13 @@ def check(profile, probe=True, show=print) -> list[str]:
     if runs:
         show(f"{len(runs)} language models: texts, models and datasets ...")
         problems += [*plan.problems(runs), *plan.hub_problems(runs)]
-        for note in hub.moved(runs[0]):
+        for note in runs[0].hub.moved():
             show(note)
     hours = []
-    disk = {}
+    disk: dict[Path, int] = {}
     for run in map(on_this_machine, runs):
-        found, total, needed = _check_run(
-            run, probe and not any(line.startswith(f"{run.file}: ") for line in problems), show
-        )
+        well = not any(line.startswith(f"{run.file}: ") for line in problems)
+        found, total, needed = _check_run(run, probe and well, show)
         problems += found
         hours.append(total)
         for folder, size in needed.items():
@@ -80,21 +70,23 @@ def check(profile, probe=True, show=print) -> list[str]:
     return _once_each(problems, runs)
 
 
-def _once_each(problems, runs):
+def _once_each(problems: list[str], runs: list[Run]) -> list[str]:
     """One line for what is wrong alike in several files, in the order in which it was found."""
-    found = {}
+    found: dict[str, list[Path | None]] = {}
     for line in dict.fromkeys(problems):
         file = next((run.file for run in runs if line.startswith(f"{run.file}: ")), None)
         found.setdefault(line.removeprefix(f"{file}: "), []).append(file)
-    return [
-        text
-        if files == [None]
-        else f"{', '.join(map(str, files[:1] + [file.name for file in files[1:]]))}: {text}"
-        for text, files in found.items()
-    ]
+    lines = []
+    for text, files in found.items():
+        first, *others = files
+        named = ", ".join([str(first), *(file.name for file in others if file)])
+        lines.append(f"{named}: {text}" if first else text)
+    return lines
 
 
-def _check_run(run, probe, show):
+def _check_run(
+    run: Run, probe: bool, show: Show
+) -> tuple[list[str], float | None, dict[Path, int]]:
     """(problems, seconds or None, {folder: bytes}) of one run, after its table."""
     show(f"\n{run.label}  ({run.file.name}, {run.device})")
     try:
@@ -105,64 +97,52 @@ def _check_run(run, probe, show):
     wanted = {stage: needs(run, shape, stage) for stage in model_stages(run)}
     problems += [*_device_problems(run, wanted), *_memory_problems(run, wanted)]
     seconds, how = _times(run, shape, probe and not problems, show)
-    disk = {
-        stage: max(need.disk - there, 0) if (there := _there(run, stage)) is not None else 0
-        for stage, need in wanted.items()
-    }
+    disk = {stage: _to_write(run, stage, need.disk) for stage, need in wanted.items()}
     show(f"  {'stage':<22}{'tokens':>10}{'GPU':>10}{'RAM':>10}{'disk':>10}{'time':>10}")
     for stage, need in wanted.items():
-        show(
-            "  "
-            f"{stage:<22}{_count(need.tokens):>10}{_size(need.device_memory):>10}{_size(need.memory):>10}{_size(disk[stage]):>10}"
-            f"{_time(seconds.get(stage)):>10}"
-        )
+        sizes = map(_size, (need.device_memory, need.memory, disk[stage]))
+        cells = (_count(need.tokens), *sizes, _time(seconds.get(stage.name)))
+        show(f"  {stage.name:<22}" + "".join(f"{cell:>10}" for cell in cells))
     show(f"  time: {how}")
     total = {ROOT: sum(disk.values())}
-    if (
-        not run.embedded
-        and not run.model_folder
-        and not hub.has_weights(run.model, hub.commit(run, "model", run.model, run.revision))
-    ):
-        total[Path(constants.HF_HUB_CACHE)] = weights(shape)
+    if not run.embedded and not run.model_folder:
+        at = run.hub.commit("model", run.model, run.revision)
+        if not hub.has_weights(run.model, at):
+            total[Path(constants.HF_HUB_CACHE)] = weights(shape)
     return problems, sum(seconds.values()) if seconds else None, total
 
 
-def _sizes(run) -> tuple[Shape, list[str]]:
+def _sizes(run: Run) -> tuple[Shape, list[str]]:
     with torch.device("meta"):
         model = unloaded_model(run)
     problems = []
-    if run.generate.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        problems.append(
-            f"{run.file}: generate.backend = 'vllm', which is not installed: install it, or write "
-            "transformers"
-        )
     try:
-        if run.generate.backend == "transformers":
-            Decoder(model, 1, 1)
+        Decoder(model, 1, 1)
     except ModelError as error:
         problems.append(f"{run.file}: model: {error}")
     return shape_of(model), problems
 
 
-def _device_problems(run, wanted):
+def _device_problems(run: Run, wanted: dict[Stage, Needs]) -> Iterator[str]:
     if run.device != "cuda":
         return
     if not torch.cuda.is_available():
-        size = (
-            f" of {_gib(max(need.device_memory for need in wanted.values()))} GB or more"
-            if wanted
-            else ""
+        largest = max((need.device_memory for need in wanted.values()), default=0)
+        size = f" of {_gib(largest)} GB or more" if largest else ""
+        yield (
+            f"{run.file}: device = 'cuda', and there is no GPU here that PyTorch can use: run it "
+            f"where there is one{size}, or write auto"
         )
-        yield f"{run.file}: device = 'cuda', and there is no GPU here that PyTorch can use: run it where there is one{size}, or write auto"
         return
-    if (there := torch.cuda.device_count()) < run.gpus:
+    there = torch.cuda.device_count()
+    if there < run.gpus:
         yield f"{run.file}: gpus = {run.gpus}, and there are {there} here: take more, or lower gpus"
     for stage, need in wanted.items():
         if need.device_memory > card_memory():
             yield (
-                f"{run.file}: {stage} needs {_size(need.device_memory)} of GPU memory, and there "
-                f"are {_size(card_memory())}: lower "
-                f"{DEVICE_REMEDY[stage]}, or take a card of {_gib(need.device_memory)} GB"
+                f"{run.file}: {stage.name} needs {_size(need.device_memory)} of GPU memory, and "
+                f"there are {_size(card_memory())}: lower {stage.lower}, or take a card of "
+                f"{_gib(need.device_memory)} GB"
             )
 
 
@@ -173,71 +153,54 @@ def card_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _memory_problems(run, wanted):
+def _memory_problems(run: Run, wanted: dict[Stage, Needs]) -> Iterator[str]:
     there = psutil.virtual_memory().total
-    remedy = RAM_REMEDY if run.device == "cuda" else DEVICE_REMEDY
     for stage, need in wanted.items():
+        beside_gpu = run.device == "cuda" and stage.lower_ram
         if need.memory > there:
-            yield f"{run.file}: {stage} needs {_size(need.memory)} of RAM, and this machine has {_size(there)}: lower {remedy[stage]}"
+            yield (
+                f"{run.file}: {stage.name} needs {_size(need.memory)} of RAM, and this machine has "
+                f"{_size(there)}: lower {stage.lower_ram if beside_gpu else stage.lower}"
+            )
 
 
-def _times(run, shape, probe, show):
-    """({stage: seconds}, how they were estimated or why not)."""
+def _times(run: Run, shape: Shape, probe: bool, show: Show) -> tuple[dict[str, float], str]:
+    """({name of a stage: seconds}, how they were estimated or why not)."""
     if not probe:
         return {}, "not measured"
-    free = (
-        torch.cuda.mem_get_info()[0] if run.device == "cuda" else psutil.virtual_memory().available
-    )
+    on_gpu = run.device == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     if weights(shape) > PROBE_SHARE * free:
-        return (
-            {},
-            f"not measured: the model's {_size(weights(shape))} leave too little of the "
-            f"{_size(free)} that are free",
-        )
+        sizes = f"{_size(weights(shape))} leave too little of the {_size(free)} that are free"
+        return {}, f"not measured: the model's {sizes}"
     found = estimate(run, lambda what: show(f"  measuring: {what} ..."))
-    return (
-        found.seconds,
-        f"measured for some seconds on {found.how}; without 03, tokenising, probes' regressions "
-        "and starting notebooks",
-    )
+    without = "without 03, tokenising, probes' regressions and starting notebooks"
+    return found.seconds, f"measured for some seconds on {found.how}; {without}"
 
 
-def _there(run, stage):
-    """Bytes on the disk of the artefacts of a stage that are current; None where all of them are."""
-    try:
-        if stage == "01_generate_faithful":
-            artefacts = [
-                (
-                    run.artifacts / "faithful",
-                    is_current(run.artifacts / "faithful", faithful_key(run)),
-                )
-            ]
-            artefacts += (
-                [(run.artifacts / "lm", is_current(run.artifacts / "lm", model_key(run)))]
-                if run.embedded
-                else []
-            )
-        elif stage == "02_train_sae":
-            artefacts = [
-                (run.artifacts / "saes" / name, corpus_is_trained(run, name))
-                for name in run.sae.train_on
-                if name not in run.published
-            ]
-        else:
-            return 0
-    except (hub.HubError, OSError):
+def _to_write(run: Run, stage: Stage, needed: int) -> int:
+    """Bytes of a stage's disk that are not there yet."""
+    artefacts = {artefact.folder: artefact for artefact in stage.artefacts(run)}
+    there = [folder for folder, artefact in artefacts.items() if _is_there(artefact)]
+    if there and len(there) == len(artefacts):
         return 0
-    sizes = [
-        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        for folder, current in artefacts
-        if current
-    ]
-    return None if len(sizes) == len(artefacts) else sum(sizes)
+    files = [file for folder in there for file in folder.rglob("*") if file.is_file()]
+    return max(needed - sum(file.stat().st_size for file in files), 0)
 
 
-def _disk_problems(disk, show):
+def _is_there(artefact: Artefact) -> bool:
+    """Whether an artefact is whole, and made with the parameters that it has now."""
+    try:
+        record = json.loads((artefact.folder / "provenance.json").read_text(encoding="utf-8"))
+        same = record["parameters"] | artefact.parameters == record["parameters"]
+        return same and record["content"] == file_hash(artefact.folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _disk_problems(disk: dict[Path, int], show: Show) -> Iterator[str]:
     """Folders on one file system share what is free there."""
-    systems = {}
+    systems: dict[int, tuple[Path, int]] = {}
     for folder, needed in disk.items():
         while not folder.exists():
             folder = folder.parent
@@ -247,14 +210,15 @@ def _disk_problems(disk, show):
         free = shutil.disk_usage(folder).free
         show(f"\ndisk: {_size(needed)} to be written under {folder}, {_size(free)} free")
         if 1.1 * needed > free:  # as require_space has it
-            yield f"{folder}: the profile needs {_size(needed)} of disk and a tenth to spare, and {_size(free)} are free: free some space"
+            yield (
+                f"{folder}: the profile needs {_size(needed)} of disk and a tenth to spare, and "
+                f"{_size(free)} are free: free some space"
+            )
 
 
-def _show_pins(runs, show):
-    pins = [
-        name.split(" ", 2) + [at] for name, at in (hub.commits(runs[0]) if runs else {}).items()
-    ]
-    for kind, repository, revision, at in pins:
+def _show_pins(runs: list[Run], show: Show) -> None:
+    for name, at in (runs[0].hub.commits() if runs else {}).items():
+        kind, repository, revision = name.split(" ", 2)
         if revision != at:
             show(f"pin: {kind} {repository}, {revision} now: write revision: {at}")
 
@@ -262,57 +226,27 @@ def _show_pins(runs, show):
 # --- numbers as text ------------------------------------------------------------------------------
 
 
-def _size(count):
-    return (
-        "-"
-        if not count
-        else f"{count / 1e9:.1f} GB"
-        if count >= 5e7
-        else f"{max(count / 1e6, 0.1):.1f} MB"
-    )
+def _size(count: int) -> str:
+    if count >= 5e7:
+        return f"{count / 1e9:.1f} GB"
+    return f"{max(count / 1e6, 0.1):.1f} MB" if count else "-"
 
 
-def _gib(count):
+def _gib(count: int) -> int:
     """Memory as cards are sold: 24 GB are 24 x 2^30 bytes."""
     return -(-count // 2**30)
 
 
-def _count(tokens):
-    return "-" if not tokens else f"{tokens / 1e6:.1f} M" if tokens >= 1e5 else f"{tokens:,}"
+def _count(tokens: int) -> str:
+    if tokens >= 1e5:
+        return f"{tokens / 1e6:.1f} M"
+    return f"{tokens:,}" if tokens else "-"
 
 
-def _time(seconds):
+def _time(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.1f} min"
-        if seconds >= 60
-        else f"{seconds:.0f} s"
-    )
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="List everything that would fail in a profile, and what it needs."
-    )
-    parser.add_argument(
-        "profile", help="a folder of parameter files, or the name of one in params/"
-    )
-    parser.add_argument(
-        "--no-probe", action="store_true", help="do not measure how long it will take"
-    )
-    args = parser.parse_args()
-    logging.set_verbosity_error()
-    problems = check(args.profile, not args.no_probe, lambda line: print(line, flush=True))
-    print(
-        f"\n{len(problems)} problem{'s' if len(problems) != 1 else ''}" + (":" if problems else ""),
-        *problems,
-        sep="\n  ",
-    )
-    sys.exit(bool(problems))
-
-
-if __name__ == "__main__":
-    main()
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"

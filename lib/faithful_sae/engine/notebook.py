@@ -1,12 +1,10 @@
-"""Run one notebook as a workflow step: `python -m faithful_sae.engine.notebook NOTEBOOK.py OUTPUT.ipynb
-NAME=VALUE ...`
+"""Run one notebook as a workflow step.
 
 Papermill runs the text notebook; the executed one is kept, whether it succeeded (OUTPUT.ipynb) or
 failed (OUTPUT.failed.ipynb, with its traceback, which is printed too). While a cell works, its
 progress bar is shown now and then as one line.
 """
 
-import argparse
 import logging
 import re
 import sys
@@ -26,11 +24,11 @@ class Progress:
     `note:`, after the step's name.
     """
 
-    def __init__(self, title):
+    def __init__(self, title: str) -> None:
         self.title = title
         self.last = time.time()
 
-    def __call__(self, text):
+    def __call__(self, text: str) -> None:
         text = text.strip()
         for note in re.findall(r"(?:^|UserWarning: )note: .*", text, re.M):
             print(f"    {self.title}  {note.removeprefix('UserWarning: ')}", flush=True)
@@ -41,28 +39,25 @@ class Progress:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, progress):
+    def __init__(self, progress: Progress) -> None:
         super().__init__()
         self.progress = progress
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         self.progress(record.getMessage())
 
 
-def run_notebook(notebook, output, parameters):
-    """Execute a notebook and keep it; returns the seconds it took.
+def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str) -> None:
+    """Execute a notebook and keep it.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed.
     """
-    output = Path(output)
-    start = time.time()
-    failed, running = (output.with_suffix(f".{word}.ipynb") for word in ("failed", "running"))
-    title = " · ".join([Path(notebook).stem, *(Path(value).stem for value in parameters.values())])
-    with locked(
-        output.with_suffix(".lock")
-    ):  # a killed engine may have left this step at work: never two writers of one result
-        source = output.with_suffix(".source.ipynb")
+    failed = output.with_suffix(".failed.ipynb")
+    running = output.with_suffix(".running.ipynb")
+    source = output.with_suffix(".source.ipynb")
+    # a killed engine may have left this step at work: never two writers of one result
+    with locked(output.with_suffix(".lock")):
         jupytext.write(jupytext.read(notebook), source)
         logger = logging.getLogger("papermill")
         logger.setLevel(logging.INFO)
@@ -74,7 +69,7 @@ def run_notebook(notebook, output, parameters):
                 source,
                 running,
                 parameters=parameters,
-                cwd=Path(notebook).parent,
+                cwd=notebook.parent,
                 progress_bar=False,
                 log_output=True,
             )
@@ -85,33 +80,19 @@ def run_notebook(notebook, output, parameters):
             source.unlink()
         running.replace(output)
         failed.unlink(missing_ok=True)
-    return time.time() - start
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebook")
-    parser.add_argument("output")
-    parser.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
-    args = parser.parse_args()
-    parameters = dict(word.split("=", 1) for word in args.parameters)
+def run_notebook(notebook: Path, output: Path, parameters: dict[str, str]) -> None:
+    """Execute a notebook, and say how it went; the process ends where a cell failed."""
+    title = " · ".join([notebook.stem, *(Path(value).stem for value in parameters.values())])
+    start = time.time()
     try:
-        seconds = run_notebook(args.notebook, args.output, parameters)
+        execute(notebook, output, parameters, title)
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        print(
-            f"  ✗ {args.notebook} failed in cell {error.exec_count}:\n{plain}\n"
-            f"  the executed notebook is kept: {Path(args.output).with_suffix('.failed.ipynb')}",
-            file=sys.stderr,
-            flush=True,
+        kept = output.with_suffix(".failed.ipynb")
+        sys.exit(
+            f"  ✗ {notebook} failed in cell {error.exec_count}:\n{plain}\n"
+            f"  the executed notebook is kept: {kept}"
         )
-        sys.exit(1)
-    print(
-        f"  ✓ {Path(args.notebook).stem} · "
-        f"{' · '.join(Path(v).stem for v in parameters.values())}  {seconds:.0f} s",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    main()
+    print(f"  ✓ {title}  {time.time() - start:.0f} s", flush=True)

@@ -1,263 +1,224 @@
 """What the Snakefile needs to know: which files each notebook reads and writes for a run, and the
-checks before any work.
+checks before any work. All of it is asked of the stages' declarations.
 """
 
-import argparse
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from faithful_sae.files import ROOT, file_hash, remove
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
-from faithful_sae.runs.params import made_with
-from faithful_sae.runs.schema import (
-    EMBEDDED_ROWS,
-    MODEL_STAGES,
-    PAPER_STAGES,
-    PROFILE_STAGE,
-    ROWS,
-    ParamsError,
-    model_stages,
-    stage_corpora,
-    stage_settings,
-)
-from faithful_sae.text import hub
-from faithful_sae.text.read import (
+from faithful_sae.runs import registry
+from faithful_sae.runs.keys import settings, workflow_settings
+from faithful_sae.runs.params import too_small
+from faithful_sae.runs.registry import model_stages, profile_stage
+from faithful_sae.runs.rows import rows_file
+from faithful_sae.runs.schema import Corpus, Model, ParamsError, Run
+from faithful_sae.runs.stage import Stage
+from faithful_sae.stages.corpus import (
     documentation_path,
     hub_source_problems,
     source_problems,
     write_documentation,
 )
+from faithful_sae.stages.s02_train_sae import sae_settings, trained_file
+from faithful_sae.text import hub
 
 
-def rows_file(run, name) -> str:
-    return str(run.artifacts / "rows" / f"{name}.csv")
+def stages(runs: list[Run]) -> list[Stage]:
+    """The stages that run once per language model, for one of the models at least."""
+    wanted = {stage.name: stage for run in runs for stage in model_stages(run)}
+    return [wanted[name] for name in sorted(wanted)]
 
 
-def stage_exhibits(run, stage) -> list[str]:
+def stage_exhibits(run: Run, stage: Stage) -> list[str]:
     """Paths of the exhibits a notebook writes for a run."""
-    return [
-        str(run.figures / name)
-        for exhibit in notebook_exhibits(run, stage)
-        for name in exhibit.files(run.name)
-    ]
+    exhibits = notebook_exhibits(run, stage.name)
+    return [str(run.figures / name) for exhibit in exhibits for name in exhibit.files(run.name)]
 
 
-def stages(runs) -> list[str]:
-    """The notebooks that run once per language model, for one of the models at least."""
-    return [stage for stage in MODEL_STAGES if any(stage in model_stages(run) for run in runs)]
-
-
-def stage_outputs(runs, stage) -> list[str]:
+def stage_outputs(runs: list[Run], stage: Stage) -> list[str]:
     """What a notebook writes for a run, with Snakemake's wildcard {run} in the run's place: rows,
-    then exhibits.
-
-    The embedded models' own rows and figure are outputs only where all models are embedded: a rule
-    has one list of outputs.
+    then exhibits. A rule has one list of outputs: what all its runs have.
     """
-    embedded = all(run.embedded for run in runs)
-    run = next(run for run in runs if stage in model_stages(run))
-    rows = ROWS[stage] + ((EMBEDDED_ROWS,) if embedded and stage == "01_generate_faithful" else ())
-    shown = [e for e in notebook_exhibits(run, stage) if embedded or e.id != "lm_training"]
-    return [str(run.artifacts.parent / "{run}" / "rows" / f"{name}.csv") for name in rows] + [
-        str(run.figures / name) for exhibit in shown for name in exhibit.files("{run}")
+    wanted = [run for run in runs if stage in model_stages(run)]
+    rows = [
+        name for name in stage.rows_of(wanted[0]) if all(name in stage.rows_of(r) for r in wanted)
+    ]
+    shown = [notebook_exhibits(run, stage.name) for run in wanted]
+    exhibits = [exhibit for exhibit in shown[0] if all(exhibit in others for others in shown)]
+    folder = wanted[0].artifacts.parent / "{run}" / "rows"
+    figures = [name for exhibit in exhibits for name in exhibit.files("{run}")]
+    return [
+        *(str(folder / f"{name}.csv") for name in rows),
+        *(str(wanted[0].figures / name) for name in figures),
     ]
 
 
-def trained_file(run, corpus) -> str:
-    """What stands for the SAEs of a corpus in the workflow: a file with their hash."""
-    return str(run.artifacts / "trained" / f"{corpus}.txt")
-
-
-def corpus_inputs(run, corpus) -> list[str]:
-    """Data that training on one corpus reads: a local or extracted file, the text of this or
-    another run; the files of SAEs of a folder.
-    """
-    source = run.corpora[corpus]
-    published = run.published.get(corpus)
-    files = [str(run.resolve(source.path))] if source.path else []
-    files += [str(documentation_path(run, *entry)) for entry in _sources(run, [source], [])]
-    if published and published.path:
-        folders = [run.resolve(published.of(seed).path) for seed in run.sae.seeds]
-        files += sorted(
-            str(file) for folder in folders for file in folder.iterdir() if file.is_file()
-        )
-    writers = {run.name if source.faithful == "self" else source.faithful} - {None} | (
-        {run.name} if run.embedded else set()
-    )
-    return files + [
-        str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(writers)
-    ]
-
-
-def corpus_settings(run, corpus) -> str:
-    """The parameters that training on one corpus depends on, as text."""
-    record = stage_settings(run, "02_train_sae")
-    del record["label"], record["sae"]["train_on"]
-    record["sae"]["published"] = (record["sae"]["published"] or {}).get(corpus)
-    return json.dumps(record | {"corpora": record["corpora"][corpus]}, sort_keys=True)
-
-
-def run_outputs(runs, wanted=MODEL_STAGES, some=None) -> list[str]:
-    """Everything the `wanted` notebooks write for all runs of a profile, or for `some` of them."""
+def run_outputs(
+    runs: list[Run], of: Callable[[Stage], bool] = bool, some: list[Run] | None = None
+) -> list[str]:
+    """Everything that the stages `of` which that is true write, for all runs or for `some`."""
     return [
         path.replace("{run}", run.name)
         for run in some or runs
         for stage in model_stages(run)
-        if stage in wanted
+        if of(stage)
         for path in stage_outputs(runs, stage)
     ]
 
 
-def paper_inputs(runs, some=None) -> list[str]:
+def paper_inputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and
-    figures are made of.
+    figures are made of, and the indexes of features that it links to.
     """
-    indices = [
-        rows_file(run, "features") for run in some or runs if run.sae and run.features
-    ]  # 07 links to single features
-    return run_outputs(runs, PAPER_STAGES, some) + indices
+    indexed = [run for run in some or runs if run.sae and run.features]
+    links = [str(rows_file(run, "features")) for run in indexed]
+    return run_outputs(runs, lambda stage: stage.paper, some) + links
 
 
-def profile_outputs(runs, some=None) -> list[str]:
+def profile_outputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
     """Everything `make paper` makes, of all runs or of `some`."""
-    return run_outputs(runs, some=some) + stage_exhibits(runs[0], PROFILE_STAGE)
+    return run_outputs(runs, some=some) + stage_exhibits(runs[0], profile_stage())
 
 
-def chosen(runs, names) -> list:
+def chosen(runs: list[Run], names: Any) -> list[Run]:
     """The runs called one of `names`, a text with spaces between them; all of them without one.
 
     Raises:
         ParamsError: a name that no run has.
     """
     by_name = {run.name: run for run in runs}
-    for name in (names := str(names or "").split()):
+    wanted = dict.fromkeys(str(names or "").split())
+    for name in wanted:
         if name not in by_name:
+            known = ", ".join(by_name)
             raise ParamsError(
-                f"MODELS: {name!r} is not in {runs[0].file.parent}, which has {', '.join(by_name)}"
+                f"MODELS: {name!r} is not in {runs[0].file.parent}, which has {known}"
             )
-    return [by_name[name] for name in dict.fromkeys(names)] or runs
+    return [by_name[name] for name in wanted] or runs
 
 
-def with_sources(runs, wanted) -> list:
+def with_sources(runs: list[Run], wanted: list[Run]) -> list[Run]:
     """The wanted runs and those whose text they use."""
-    names = {run.name for run in wanted} | {
-        corpus.faithful for run in wanted for corpus in run.corpora.values()
-    }
+    sources = {corpus.faithful for run in wanted for corpus in run.corpora.values()}
+    names = {run.name for run in wanted} | sources
     return [run for run in runs if run.name in names]
 
 
-def stage_inputs(run, stage) -> list[str]:
-    """Data a notebook reads: earlier notebooks' rows (this run's, and of runs whose text it uses),
+def stage_inputs(run: Run, stage: Stage) -> list[str]:
+    """Data a notebook reads: rows of earlier notebooks (this run's, and of runs whose text it uses),
     local files, documentation.
     """
-    corpora = [run.corpora[name] for name in stage_corpora(run, stage)]
-    tasks = list(run.tasks.values()) if stage == "06_probing" else []
-    files = [
-        str(run.resolve(path))
-        for path in [
-            *(c.path for c in corpora),
-            *(t.train for t in tasks),
-            *(t.test for t in tasks),
-        ]
-        if path
-    ]
-    files += [str(documentation_path(run, *source)) for source in _sources(run, corpora, tasks)]
-    if stage == "01_generate_faithful" and (folder := run.model_folder):
-        files += sorted(str(f) for f in folder.iterdir() if f.is_file())
-    if stage == "02_train_sae":
-        files += [trained_file(run, name) for name in run.sae.train_on]
-    if stage in ("02_train_sae", "08_seed_dependence"):
-        files.append(rows_file(run, "dataset"))
-    elif stage != "01_generate_faithful":
-        files.append(rows_file(run, "saes"))
-    if stage == "09_explore_features":
-        files += [rows_file(run, "sfr"), rows_file(run, "matching"), rows_file(run, "firing")]
-    siblings = {c.faithful for c in corpora if c.faithful} - {"self"}
-    return files + [
-        str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(siblings)
-    ]
+    corpora = [run.corpora[name] for name in stage.corpora(run)]
+    files = [run.resolve(corpus.path) for corpus in corpora if corpus.path]
+    files += stage.files(run)
+    made = [*map(_documentation, filter(_is_documentation, corpora)), *stage.documentation(run)]
+    files += [documentation_path(run, *source) for source in made]
+    files += [rows_file(run, name) for name in stage.reads]
+    return [*map(str, files), *_texts(run, corpora)]
 
 
-def text_marks(run, stage, workers) -> list[str]:
+def corpus_inputs(run: Run, name: str) -> list[str]:
+    """Data that training on one corpus reads: a local or extracted file, the text of this or another
+    run; the files of SAEs of a folder.
+    """
+    source = run.corpora[name]
+    files = [run.resolve(source.path)] if source.path else []
+    if _is_documentation(source):
+        files.append(documentation_path(run, *_documentation(source)))
+    published = run.published.get(name)
+    if published and published.path:
+        folders = [run.resolve(published.of(seed).path) for seed in run.sae.seeds]
+        files += sorted(file for folder in folders for file in folder.iterdir() if file.is_file())
+    # an embedded model is there when its own text is
+    own = {str(rows_file(run, "dataset"))} if run.embedded else set()
+    return [*map(str, files), *sorted({*_texts(run, [source], own=True), *own})]
+
+
+def _texts(run: Run, corpora: list[Corpus], own: bool = False) -> list[str]:
+    """Rows that stand for the generated text that corpora are made of, of this run only if `own`."""
+    names = {corpus.faithful for corpus in corpora} - {None}
+    names = {run.name if name == "self" else name for name in names if own or name != "self"}
+    return [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(names)]
+
+
+def corpus_settings(run: Run, name: str) -> str:
+    """The parameters that training on one corpus depends on, as text."""
+    keys = (*registry.writer("saes").parameters, f"corpora.{name}")
+    return json.dumps(settings(run, keys) | sae_settings(run, name), sort_keys=True)
+
+
+def text_marks(run: Run, stage: Stage, workers: int) -> list[str]:
     """Marks of the workers that notebook 01 waits for: none with one, which is the notebook itself."""
-    return _marks(run, "text", workers) if stage == "01_generate_faithful" else []
+    return _marks(run, "text", workers) if stage is registry.writer("dataset") else []
 
 
-def activation_marks(run, corpus, workers) -> list[str]:
+def activation_marks(run: Run, corpus: str, workers: int) -> list[str]:
     """Marks of the workers that training on a corpus waits for, where its activations are kept."""
-    return (
-        _marks(run, f"activations:{corpus}", workers)
-        if run.sae.cache_activations and corpus not in run.published
-        else []
-    )
+    kept = run.sae.cache_activations and corpus not in run.published
+    return _marks(run, f"activations:{corpus}", workers) if kept else []
 
 
-def _marks(run, what, workers):
-    return [
-        str(run.artifacts / "workers" / what / f"{i}of{workers}")
-        for i in range(workers)
-        if workers > 1
-    ]
+def _marks(run: Run, what: str, workers: int) -> list[str]:
+    folder = run.artifacts / "workers" / what
+    return [str(folder / f"{i}of{workers}") for i in range(workers) if workers > 1]
 
 
-def share_inputs(run, corpus=None) -> list[str]:
+def share_inputs(run: Run, corpus: str | None = None) -> list[str]:
     """Data that a worker reads: what training on the corpus does, or, for a share of the text,
     notebook 01.
     """
-    return corpus_inputs(run, corpus) if corpus else stage_inputs(run, "01_generate_faithful")
+    return corpus_inputs(run, corpus) if corpus else stage_inputs(run, registry.writer("dataset"))
 
 
-def share_settings(run, corpus=None) -> str:
+def share_settings(run: Run, corpus: str | None = None) -> str:
     """The parameters that a worker's share depends on, as text."""
-    return corpus_settings(run, corpus) if corpus else settings(run, "01_generate_faithful")
-
-
-def settings(run, stage) -> str:
-    """The parameters a notebook depends on, as text: Snakemake reruns the notebook when it changes.
-
-    Those of earlier notebooks are among them: Snakemake does not see that a file was made with
-    other parameters if it is the same.
-    """
-    return json.dumps([stage_settings(run, stage), made_with(run, stage)], sort_keys=True)
+    if corpus:
+        return corpus_settings(run, corpus)
+    return workflow_settings(run, registry.writer("dataset"))
 
 
 # --- documentation --------------------------------------------------------------------------------
 
 
-def documentation_files(runs) -> dict[str, list]:
-    """{file: [kind, packages, size, is a task]} of all that has to be extracted from installed
-    packages.
+def documentation_files(runs: list[Run]) -> dict[str, list]:
+    """{file: [kind, packages, size, is a task]} of all that is extracted from installed packages."""
+    found = {}
+    for run in runs:
+        corpora = filter(_is_documentation, run.corpora.values())
+        tasks = [source for stage in model_stages(run) for source in stage.documentation(run)]
+        for source in [*map(_documentation, corpora), *tasks]:
+            found[str(documentation_path(run, *source))] = list(source)
+    return found
+
+
+def _is_documentation(corpus: Corpus) -> bool:
+    return corpus.documentation is not None
+
+
+def _documentation(corpus: Corpus) -> tuple:
+    return corpus.documentation, corpus.packages, corpus.max_characters, False
+
+
+def make_documentation(source: str, path: str) -> None:
+    """Extract one corpus or labelled task; the notebooks of several models read the same file.
+
+    Args:
+        source: JSON list as in documentation_files.
     """
-    sources = [
-        source for run in runs for source in _sources(run, run.corpora.values(), run.tasks.values())
-    ]
-    return {str(documentation_path(runs[0], *source)): source for source in sources}
-
-
-def _sources(run, corpora, tasks):
-    return [
-        [c.documentation, c.packages, c.max_characters, False] for c in corpora if c.documentation
-    ] + [
-        [t.documentation, t.packages, run.probing.max_train + run.probing.max_test, True]
-        for t in tasks
-        if t.documentation
-    ]
-
-
-def make_documentation(kind, packages, size, task, path):
-    """Extract one corpus or labelled task; the notebooks of several models read the same file."""
+    kind, packages, size, task = json.loads(source)
     write_documentation(path, kind, packages, size, task)
-    print(
-        f"  ✓ {kind} of {', '.join(packages) or 'the language reference'}, "
-        f"{Path(path).stat().st_size / 1e6:.1f} MB",
-        flush=True,
-    )
+    megabytes = Path(path).stat().st_size / 1e6
+    named = ", ".join(packages) or "the language reference"
+    print(f"  ✓ {kind} of {named}, {megabytes:.1f} MB", flush=True)
 
 
 # --- before any work ------------------------------------------------------------------------------
 
 
-def problems(runs):
+def problems(runs: list[Run]) -> Iterator[str]:
     """Find what would fail later, a line each: a local model folder without config, weights or
     tokenizer; a layer or length beyond the model's; a local corpus or task file that cannot be
     read, is empty, is not UTF-8 or lacks its key; a published SAE in a folder that is none, is
@@ -267,53 +228,51 @@ def problems(runs):
     for run in runs:
         if folder := run.model_folder:
             files = [file.name for file in folder.iterdir()]
-            yield from _model_problems(run, files, folder / "config.json", folder)
+            yield from _model_problems(run, files, folder / "config.json", str(folder))
         yield from source_problems(run)
-        yield from _published_problems(
-            run, folder and folder / "config.json", lambda entry: entry.path
-        )
+        config = folder and folder / "config.json"
+        yield from _published_problems(run, config, lambda entry: entry.path)
     owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
     folder = str(runs[0].file.parent)
     if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
         yield (
             f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the "
-            "folder, or `make clean "
-            f"PARAMS={other}` first"
+            f"folder, or `make clean PARAMS={other}` first"
         )
 
 
-def hub_problems(runs):
-    """The same for what is read from the Hub: all of it is looked up, held to the commits found,
-    and begun. A line for each model, dataset or SAE that is gated, renamed or missing, of another
+def hub_problems(runs: list[Run]) -> Iterator[str]:
+    """The same for what is read from the Hub: all of it is looked up, held to the commits found, and
+    begun. A line for each model, dataset or SAE that is gated, renamed or missing, of another
     revision, without parquet files or the columns asked for, or that cannot be reached, and for an
     SAE as in `problems`.
     """
     for run in runs:
         config = run.model_folder and run.model_folder / "config.json"
-        if elsewhere := not run.embedded and not run.model_folder:
+        elsewhere = not run.embedded and not run.model_folder
+        if elsewhere:
             try:
-                at = hub.commit(run, "model", run.model, run.revision)
+                at = run.hub.commit("model", run.model, run.revision)
                 config = hub.fetch("model", run.model, at, "config.json")
-                yield from _model_problems(
-                    run, hub.repository_files("model", run.model, at), config, f"its files at {at}"
-                )
+                files = hub.repository_files("model", run.model, at)
+                yield from _model_problems(run, files, config, f"its files at {at}")
             except hub.HubError as error:
                 yield f"{run.file}: model: {error}"
         yield from hub_source_problems(run)
         yield from _published_problems(run, config, lambda entry: entry.hub or elsewhere)
 
 
-def refuse(problems):
+def refuse(problems: Iterable[str]) -> None:
     """Stop where there are any.
 
     Raises:
         ParamsError: all of them, a line each.
     """
-    if problems := list(dict.fromkeys(problems)):
-        raise ParamsError("\n  ".join(problems))
+    if lines := list(dict.fromkeys(problems)):
+        raise ParamsError("\n  ".join(lines))
 
 
-def take_possession(runs):
+def take_possession(runs: list[Run]) -> None:
     """Under the profile's lock: note whose results these are, clear what killed runs left, and
     forget rows whose artefacts are gone or damaged, so that they are made again, and exhibits that
     say that other things are missing than are.
@@ -325,28 +284,43 @@ def take_possession(runs):
     for run in runs:
         _forget_damaged(run)
     listed = runs[0].figures / "missing.csv"
-    if listed.exists() and listed.read_text(encoding="utf-8") != unmeasured(runs).to_csv(
-        index=False, lineterminator="\n"
-    ):
+    now = unmeasured(runs).to_csv(index=False, lineterminator="\n")
+    if listed.exists() and listed.read_text(encoding="utf-8") != now:
         listed.unlink()
 
 
-def _published_problems(run, config, chosen):
-    """Of the published SAEs of the corpora whose entry is `chosen`. config: the model's, where
-    there is one already.
+def _forget_damaged(run: Run) -> None:
+    for stage in model_stages(run):
+        for artefact in stage.artefacts(run):
+            if not _is_whole(artefact.folder):
+                artefact.rows.unlink(missing_ok=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        return record["content"] == file_hash(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _published_problems(
+    run: Run, config: Path | None, wanted: Callable[[Any], Any]
+) -> Iterator[str]:
+    """Of the published SAEs of the corpora whose entry is `wanted`.
+
+    Args:
+        config: the model's, where there is one already.
     """
     try:
-        config = json.loads(config.read_text(encoding="utf-8")) if config else {}
+        record = json.loads(config.read_text(encoding="utf-8")) if config else {}
     except (OSError, ValueError):
         return  # said of the model
-    width = (
-        run.embedded.d_model if run.embedded else config.get("hidden_size", config.get("n_embd"))
-    )
-    for name in [name for name, entry in run.published.items() if chosen(entry)]:
-        from faithful_sae.sae.published import (
-            SAEError,
-            load_published,
-        )  # with torch, for which nobody else waits
+    width = run.embedded.d_model if run.embedded else sizes_of(record).d_model
+    for name in [name for name, entry in run.published.items() if wanted(entry)]:
+        # with torch, for which nobody else waits
+        from faithful_sae.sae.sae import SAEError
+        from faithful_sae.stages.published import load_published
 
         try:
             load_published(run, name, width)
@@ -354,106 +328,19 @@ def _published_problems(run, config, chosen):
             yield f"{run.file}: sae.published.{name}: {error}"
 
 
-def _model_problems(run, files, config, where):
-    found = []
-
-    def need(ok, key, why):
-        if not ok:
-            found.append(f"{run.file}: {key} {why}")
-
+def _model_problems(run: Run, files: list[str], config: Path, where: str) -> list[str]:
     try:
-        config = json.loads(config.read_text(encoding="utf-8"))
+        record = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return [f"{run.file}: model = {run.model!r}: no readable config.json in {where} ({error})"]
-    need(
-        any(file.endswith(".safetensors") for file in files),
-        "model",
-        f"= {run.model!r}: no *.safetensors weights in {where}",
-    )
-    need(
-        {"tokenizer.json", "tokenizer_config.json"} & set(files),
-        "model",
-        f"= {run.model!r}: no tokenizer in {where}: copy tokenizer.json and tokenizer_config.json "
-        "beside config.json",
-    )
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
-    context = config.get("max_position_embeddings", config.get("n_positions"))
-    need(
-        layers is None or run.layer < layers,
-        "layer",
-        f"= {run.layer} is out of range: {run.model} has blocks 0 to {(layers or 0) - 1}",
-    )
-    swept = max(run.seed_dependence.layers, default=0) if run.seed_dependence else 0
-    need(
-        layers is None or swept < layers,
-        "seed_dependence.layers",
-        f"holds {swept}: {run.model} has blocks 0 to {(layers or 0) - 1}",
-    )
-    need(
-        context is None or run.sequence_length <= context,
-        "sequence_length",
-        f"= {run.sequence_length} exceeds the context of {run.model}, {context} tokens",
-    )
-    need(
-        context is None or run.generate.max_new_tokens < context,
-        "generate.max_new_tokens",
-        f"= {run.generate.max_new_tokens} must be below the context of {run.model}, {context} "
-        "tokens: BOS takes one position",
-    )
-    need(
-        context is None or not run.probing or run.probing.max_tokens <= context,
-        "probing.max_tokens",
-        f"= {run.probing and run.probing.max_tokens} exceeds the context of {run.model}, "
-        f"{context} tokens",
-    )
-    return found
-
-
-def _forget_damaged(run):
-    saes = {name: run.artifacts / "saes" / name for name in (run.sae.train_on if run.sae else ())}
-    folders = {
-        rows_file(run, "dataset"): [run.artifacts / "faithful"]
-        + ([run.artifacts / "lm"] if run.embedded else [])
-    }
-    # of 02 too: Snakemake does not make again what only lies between things that are there
-    folders |= {trained_file(run, name): [folder] for name, folder in saes.items()} | {
-        rows_file(run, "saes"): list(saes.values())
-    }
-    if run.seed_dependence:
-        folders[rows_file(run, "seed_saes")] = [
-            run.artifacts / "seed_saes" / f"layer{layer}"
-            for layer in {run.layer, *run.seed_dependence.layers}
-        ]
-    if run.features:
-        folders[rows_file(run, "features")] = [
-            run.artifacts / "features" / run.features.corpus / f"seed{seed}"
-            for seed in run.features.seeds
-        ]
-    for made, artefacts in folders.items():
-        if not all(map(_whole, artefacts)):
-            Path(made).unlink(missing_ok=True)
-
-
-def _whole(folder):
-    try:
-        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))[
-            "content"
-        ] == file_hash(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Extract one corpus or task from the documentation of installed packages."
-    )
-    parser.add_argument(
-        "source", help="JSON list: kind, packages, size, whether it is a labelled task"
-    )
-    parser.add_argument("output")
-    args = parser.parse_args()
-    make_documentation(*json.loads(args.source), args.output)
-
-
-if __name__ == "__main__":
-    main()
+        why = f"no readable config.json in {where} ({error})"
+        return [f"{run.file}: model = {run.model!r}: {why}"]
+    found = []
+    if not any(file.endswith(".safetensors") for file in files):
+        found.append(f"{run.file}: model = {run.model!r}: no *.safetensors weights in {where}")
+    if not {"tokenizer.json", "tokenizer_config.json"} & set(files):
+        found.append(
+            f"{run.file}: model = {run.model!r}: no tokenizer in {where}: copy tokenizer.json and "
+            "tokenizer_config.json beside config.json"
+        )
+    sizes = sizes_of(record)
+    return found + too_small(run, Model(run.model, sizes.layers, sizes.context))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -58,25 +59,44 @@ def atomic_path(path):
         raise
 
 
+class Lock:
+    """A lock file that one process holds, or several that share it. It ends with the process,
+    however that ends; the file stays, and may hold what its owner says of itself.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a+", encoding="utf-8")
+
+    def take(self, shared: bool = False, wait: bool = False) -> bool:
+        """Take it; False where another process is in the way, unless this waits for it."""
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self.file, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.file.close()
+
+
 @contextlib.contextmanager
-def locked(path, shared=False, wait=True):
-    """Hold a lock, alone or `shared` with others that share it; it ends with the process, however
-    that ends. The file stays.
+def locked(path: str | Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock, alone or `shared` with others that share it.
 
     Yields True; without `wait`, False when another process is in the way.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                yield False
-                return
+    lock = Lock(path)
+    try:
+        free = lock.take(shared)
+        if not free and wait:
             print(f"note: waits for another process that holds {path}", flush=True)
-            fcntl.flock(file, kind)
-        yield True
+            free = lock.take(shared, wait=True)
+        yield free
+    finally:
+        lock.close()
 
 
 def remove(path):

@@ -1,62 +1,76 @@
 """Opening a run, and the csv files through which notebooks hand over their results."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
 from faithful_sae.files import MissingInputError, write_csv, write_json
-from faithful_sae.runs.params import load_params, made_with
-from faithful_sae.runs.schema import EMBEDDED_ROWS, ROWS
-
-STAGE_OF = {name: stage for stage, names in ROWS.items() for name in names} | {
-    EMBEDDED_ROWS: "01_generate_faithful"
-}
+from faithful_sae.runs.keys import made_with
+from faithful_sae.runs.params import load_params
+from faithful_sae.runs.registry import writer
+from faithful_sae.runs.schema import Run
 
 
-def open_run(path):
+def open_run(path: str | Path) -> Run:
     """Load a parameter file and give this process its number of threads, part of what makes results
     repeat.
     """
-    import torch  # for which the workflow, which asks for rows alone, does not wait
+    # for which the workflow, which asks for rows alone, does not wait
+    import torch
 
     run = load_params(path)
     torch.set_num_threads(run.threads)
     return run
 
 
-def write_rows(run, name, rows):
+def rows_file(run: Run, name: str) -> Path:
+    """Where rows/<name>.csv of a run is."""
+    return run.artifacts / "rows" / f"{name}.csv"
+
+
+def write_rows(run: Run, name: str, rows: pd.DataFrame) -> None:
     """Write rows/<name>.csv of a run, so that other notebooks and the exhibits can read it, and
     beside it what it was made with.
     """
-    path = run.artifacts / "rows" / f"{name}.csv"
+    path = rows_file(run, name)
     write_csv(path, rows)
-    write_json(path.with_suffix(".json"), {"made_with": made_with(run, STAGE_OF[name])})
+    write_json(path.with_suffix(".json"), {"made_with": made_with(run, writer(name))})
 
 
-def read_rows(run, name, notebook):
-    """Read rows/<name>.csv; MissingInputError names the notebook that makes it."""
-    path = run.artifacts / "rows" / f"{name}.csv"
+def read_rows(run: Run, name: str) -> pd.DataFrame:
+    """Read rows/<name>.csv.
+
+    Raises:
+        MissingInputError: it is not there; the message names the notebook that makes it.
+    """
+    path = rows_file(run, name)
     if not path.exists():
-        raise MissingInputError(
-            f"{path} is missing: run notebooks/{notebook} for {run.profile}/{run.name} first"
-        )
+        raise MissingInputError(f"{path} is missing: {run_first(run, writer(name).name)}")
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def measured(runs, name) -> list:
+def run_first(run: Run, notebook: str) -> str:
+    """What to do where a notebook's result is missing."""
+    return f"run notebooks/{notebook} for {run.profile}/{run.name} first"
+
+
+def measured(runs: list[Run], name: str) -> list[Run]:
     """The runs that have rows/<name>.csv, made with the parameters they have now: others must not
     stand beside them in a table.
     """
     return [run for run in runs if not lacking(run, name)]
 
 
-def lacking(run, name) -> str | None:
+def lacking(run: Run, name: str) -> str | None:
     """Why rows/<name>.csv cannot be shown, or None."""
-    path = run.artifacts / "rows" / f"{name}.csv"
+    path = rows_file(run, name)
     if not path.exists():
         return "not made"
     try:
-        recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["made_with"]
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        recorded = record["made_with"]
     except (OSError, ValueError, KeyError, TypeError):
         return "made with unknown parameters"
-    return None if recorded == made_with(run, STAGE_OF[name]) else "made with other parameters"
+    same = recorded == made_with(run, writer(name))
+    return None if same else "made with other parameters"

@@ -1,17 +1,23 @@
-"""The keys of a parameter file, as frozen dataclasses. No key has a default: what a run does is
-what its YAML says.
+"""What a parameter file may say: strict, frozen models, whose fields hold range, unit, default and
+section of the paper.
 
-One file `params/<profile>/<name>.yaml` is one run of notebooks 01-06, 08 and 09 on one language
-model; a profile is a folder of them. The commented `params/laptop/*.yaml` give every key's meaning,
-unit and section of the paper.
+One file `params/<profile>/<name>.yaml` is one run of the notebooks on one language model; a profile
+is a folder of them. What every run has is here; each notebook's own section stands in its stage
+(stages/). `docs/parameters.md` is printed from these fields.
 """
 
-import dataclasses
-import typing
-from dataclasses import dataclass
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
 from faithful_sae.files import ROOT
+from faithful_sae.text.documentation import KINDS
+from faithful_sae.text.hub import PARQUET
 
 ROLES = (
     "faithful",
@@ -24,260 +30,257 @@ ROLES = (
     "open-instruct",
     "flan",
 )
-TASK_ROLES = ("sst2", "cola", "yelp", "agnews")
-DOCUMENTATION_KINDS = ("docstrings", "doctests", "source", "headers", "topics")
-DOCUMENTATION_TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
+# need(ok, key, why): notes a problem of a key unless it is ok, and says whether it is
+Need = Callable[[Any, str, str], bool]
 
 
 class ParamsError(ValueError):
     """A parameter file cannot be used; the message names file, key and remedy."""
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A language model trained on the spot on the documentation of installed packages (`model:
-    embedded`).
+def key(
+    says: str,
+    default: Any = ...,
+    *,
+    unit: str = "",
+    paper: str = "",
+    changes: Literal["numbers", "names", "nothing"] = "numbers",
+    **limits: float,
+) -> Any:
+    """A field of a section.
+
+    Args:
+        says: what it means, for messages and the reference.
+        default: its value where a file does not have the key; without one the key is required.
+        unit: of a number.
+        paper: section of the FaithfulSAE paper that it comes from.
+        changes: "numbers" of some result; "names" under which results are shown; or "nothing" but
+            speed and room. Fingerprints leave out what changes no number (see keys.py).
+        limits: pydantic's gt, ge, lt, le.
     """
-
-    corpus: str  # name of the corpus it is trained on
-    architecture: typing.Literal["gpt_neox", "llama"]
-    vocab_size: int
-    d_model: int
-    d_mlp: int
-    n_layers: int
-    n_heads: int
-    context: int  # tokens
-    train_tokens: int  # distinct tokens read from the corpus
-    steps: int
-    batch_rows: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    seed: int
+    about = {"unit": unit, "paper": paper, "changes": changes}
+    return Field(default, description=says, json_schema_extra=about, **limits)
 
 
-@dataclass(frozen=True)
-class Hours:
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _named(value: Any) -> Any:
+    return {str(name): item for name, item in value.items()} if isinstance(value, dict) else value
+
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Ints = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+ByName = BeforeValidator(_named)  # of a mapping: YAML reads a name like 2023 as a number
+# one text, or several; the tags stand in pydantic's places, from which problems are told
+TextKey = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")],
+    Discriminator(lambda value: "<list>" if isinstance(value, (list, tuple)) else "<text>"),
+]
+
+
+class Section(BaseModel):
+    """A mapping of a parameter file: no other keys, no conversion of types, no change later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def check(self, run: "Run", need: Need) -> None:
+        """Note what contradicts other keys of the run; called when all keys have been read."""
+
+    def check_model(self, run: "Run", model: "Model", need: Need) -> None:
+        """Note what the run's language model is too small for."""
+
+    def changed(self, **values: Any) -> Self:
+        """The same with some values replaced; nothing is checked again."""
+        return self.model_copy(update=values)
+
+
+class Model(NamedTuple):
+    """What is known of a language model before it is loaded; None: not even that."""
+
+    name: str
+    layers: int | None
+    context: int | None
+
+    def fits(self, need: Need, at: str, tokens: int, beside: str = "") -> None:
+        """Note a length beyond the context. beside: what else takes a position, in words."""
+        most = math.inf if self.context is None else self.context - bool(beside)
+        why = f"= {tokens} exceeds the context of {self.name}, {self.context} tokens{beside}"
+        need(tokens <= most, at, why)
+
+    def has_block(self, need: Need, at: str, layer: int) -> None:
+        """Note a layer that the model has not."""
+        there = self.layers is None or layer < self.layers
+        last = (self.layers or 0) - 1
+        need(there, at, f"= {layer} is out of range: {self.name} has blocks 0 to {last}")
+
+
+def plain(value: Any, keep: tuple[str, ...] = ("numbers", "names", "nothing")) -> Any:
+    """A parameter value as data that JSON can hold, with the fields that change one of `keep`."""
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        return {
+            name: plain(getattr(value, name), keep)
+            for name, field in fields.items()
+            if changes(field) in keep
+        }
+    if isinstance(value, dict):
+        return {name: plain(item, keep) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def changes(field: Any) -> str:
+    """What a field of a section changes; see `key`."""
+    return (field.json_schema_extra or {}).get("changes", "numbers")
+
+
+class Hours(Section):
     """Wall-clock limits of a job on a cluster; on one machine nothing is limited. A job that was
     cut off goes on when it is run again.
     """
 
-    generate: float  # notebook 01
-    train: float  # the SAEs of one corpus; notebook 08
-    measure: float  # every other notebook
+    generate: Positive = key("notebook 01", 24.0, unit="hours")
+    train: Positive = key("the SAEs of one corpus; notebook 08", 24.0, unit="hours")
+    measure: Positive = key("every other notebook", 6.0, unit="hours")
 
 
-@dataclass(frozen=True)
-class Generate:
-    """The faithful dataset (paper 3.1)."""
-
-    tokens: int
-    max_new_tokens: int
-    batch_rows: int
-    temperature: float
-    top_p: float
-    first_token: typing.Literal["bos", "flat"]
-    backend: typing.Literal["transformers", "vllm"]
-    shard_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Text from one of four places: `faithful`, `path`, `hub`, `documentation`; the other keys say
-    how to read it.
-
-    Several text keys: their texts, joined by an empty line, are one document. In a YAML file
-    `listed: <name>` stands for an entry of params/corpora.yaml.
+class Source(Section):
+    """Text from one of several places, and how to read it. In a file, `listed: <name>` stands for
+    an entry of params/corpora.yaml, with the keys beside it in place of the entry's own.
     """
 
-    role: str | None = None
-    faithful: str | None = None
-    path: str | None = None
-    hub: str | None = None
-    documentation: str | None = None
-    revision: str | None = None
-    config: str | None = None
-    split: str | None = None
-    text_key: str | tuple[str, ...] | None = None
-    packages: tuple[str, ...] = ()
-    max_characters: int | None = None
+    places: ClassVar[tuple[str, ...]]
+    roles: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]  # of documentation
+
+    role: str | None = key("whose part of the paper's it plays", None, changes="names")
+    hub: str | None = key("id of a dataset of the Hub, owner/name", None)
+    documentation: str | None = key("what to take from installed packages", None)
+    revision: str | None = key(f"of the Hub dataset: {PARQUET}, or a commit of it", None)
+    config: str | None = key("configuration of the Hub dataset", None)
+    text_key: TextKey | None = key("field that holds the text; several are joined", None)
+    packages: Names = key("installed packages whose documentation is taken", ())
+
+    def check_at(self, run: "Run", need: Need, at: str) -> None:
+        """Note what is wrong with this source, whose key is `at`."""
+        if self.role is not None:
+            need(self.role in self.roles, f"{at}.role", one_of(self.role, self.roles) + ", or null")
+        given = [place for place in self.places if getattr(self, place) is not None]
+        found = ", ".join(given) or "none"
+        one = f"must have exactly one of {', '.join(self.places)}; it has {found}"
+        if not need(len(given) == 1, at, one):
+            return
+        place = given[0]
+        value = getattr(self, place)
+        if place == "documentation":
+            need(value in self.kinds, f"{at}.documentation", one_of(value, self.kinds))
+            for package in self.packages:
+                there = importlib.util.find_spec(package)
+                need(there, f"{at}.packages", f"names {package!r}, which is not installed")
+            right = bool(self.packages) != (value == "topics")
+            need(right, f"{at}.packages", "must list installed packages (none for topics)")
+        if place == "hub":
+            why = f"is missing: {PARQUET}, where the Hub has every dataset as parquet, or a commit"
+            need(self.revision, f"{at}.revision", why)
+            why = "is missing: which configuration of the Hub dataset (`default` if it has but one)"
+            need(self.config, f"{at}.config", why)
+        if place in ("path", "train"):
+            check_file(run, need, f"{at}.{place}", value)
+        if place in ("path", "train", "hub"):
+            without_fields = str(value).removesuffix(".gz").endswith(".txt")
+            why = "is missing: the field that holds the text"
+            need(self.text_key or without_fields, f"{at}.text_key", why)
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where the SAEs of a corpus are read from: a folder in one of the formats of formats/, or one
-    in a repository of the Hub.
+class Corpus(Source):
+    """Text from one of four places: `faithful`, `path`, `hub`, `documentation`."""
 
-    `{seed}` stands for each of sae.seeds in turn, in any of the four: publishers put the seed into
-    the name of the folder, of the repository or of the branch, and one line then says it for all
-    seeds, so that none can be left out or come twice. Folders that are numbered otherwise
-    (trainer_0, trainer_1) have those numbers under sae.seeds: nothing is trained from them.
+    places = ("faithful", "path", "hub", "documentation")
+    roles = ROLES
+    kinds = KINDS
+
+    faithful: str | None = key("`self`, or the run whose faithful text it is", None, paper="3.1")
+    path: str | None = key("a jsonl, csv, parquet or txt file, also with .gz", None)
+    split: str | None = key("split of the Hub dataset", None)
+    max_characters: int | None = key("documentation to take", None, unit="characters", gt=0)
+
+    def check_at(self, run: "Run", need: Need, at: str) -> None:
+        super().check_at(run, need, at)
+        if self.faithful not in (None, "self"):
+            there = run.file.with_name(f"{self.faithful}.yaml").is_file()
+            why = f"= {self.faithful!r}: no {self.faithful}.yaml in {run.file.parent}; "
+            need(there, f"{at}.faithful", why + "write `self` for this model's own text")
+        if self.documentation:
+            need(self.max_characters, f"{at}.max_characters", "is missing: how much text to take")
+        if self.hub:
+            need(self.split, f"{at}.split", "is missing: which split of the Hub dataset")
+
+
+def check_name(need: Need, at: str, name: str) -> None:
+    """Note a name that cannot be a folder's."""
+    fit = re.fullmatch(r"[\w.-]*\w[\w.-]*", name)
+    why = f"are folder names too, so {name!r} may hold letters, digits, - _ . only"
+    need(fit, at, why)
+
+
+def check_file(run: "Run", need: Need, at: str, path: str) -> None:
+    """Note a file that is not there."""
+    file = run.resolve(path)
+    need(file.is_file(), at, f"= {path!r}: no such file ({file})")
+
+
+def one_of(value: Any, known: Iterable[Any]) -> str:
+    """What is said of a value that is none of those known."""
+    return f"= {value!r} must be one of {', '.join(map(str, known))}"
+
+
+class Run(Section):
+    """One language model's run: everything in its file, and where its results go.
+
+    The sections that stages declare are fields of a subclass, which registry.py makes.
     """
 
-    path: str | None = None  # relative to the YAML
-    hub: str | None = None
-    revision: str | None = None  # of `hub`: branch, tag or commit
-    folder: str | None = None  # inside `hub`; null where its files are at the top
+    label: str = key("name in tables and figures", changes="names")
+    beside: str | None = key(
+        "model of the paper whose rows stand beside this one's (models of params/exhibits.yaml)",
+        None,
+        changes="names",
+    )
+    model: str = key("a folder, a Hub id, or `embedded`: trained here on installed documentation")
+    revision: str | None = key("branch, tag or commit of a Hub model", None)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "of weights and activations; auto: as stored", "auto"
+    )
+    device: Literal["auto", "cpu", "cuda"] = key("auto: a GPU if there is one", "auto")
+    gpus: int = key(
+        "GPUs that one model is spread over: room, not speed", 1, changes="nothing", gt=0
+    )
+    threads: Count = key("CPU threads of a notebook; part of what makes results repeat", 1)
+    hours: Hours = key("limits of a job on a cluster", Hours(), changes="nothing")
+    layer: int = key("the hook: the residual stream entering this block", paper="Table 5", ge=0)
+    sequence_length: int = key(
+        "of the rows of a corpus, BOS and at least one token", unit="tokens", paper="Table 5", ge=2
+    )
+    corpus_tokens: int = key(
+        "read of each corpus at most, held-out rows included", unit="tokens", gt=0
+    )
+    heldout: float = key("share of each corpus's rows that is kept for evaluation", 0.1, gt=0, lt=1)
+    corpora: Annotated[dict[str, Corpus], ByName] = key("text, by name", min_length=1)
+    _file: Path = PrivateAttr()
 
-    def of(self, seed) -> "Published":
-        """The same with a seed in the place of `{seed}`."""
-        return Published(
-            **{
-                key: value and value.replace("{seed}", str(seed))
-                for key, value in vars(self).items()
-            }
-        )
+    if TYPE_CHECKING:
 
+        def __getattr__(self, name: str) -> Any:
+            """A section that a stage declares."""
 
-@dataclass(frozen=True)
-class SAE:
-    """TopK SAEs, one per corpus and seed (paper 3.2, Table 5)."""
-
-    train_on: tuple[str, ...]
-    d_sae: int
-    k: int
-    lr: float
-    tokens: int
-    max_epochs: int
-    batch_tokens: int
-    buffer_tokens: int
-    lm_batch_rows: int
-    cache_activations: bool
-    include_bos: bool
-    recipe: typing.Literal["default", "authors"]
-    seeds: tuple[int, ...]
-    data_seed: int
-    published: (
-        dict[str, Published] | None
-    )  # per corpus of train_on whose SAEs are read instead of trained
-
-
-@dataclass(frozen=True)
-class SFR:
-    """Shared feature ratio (paper 3.4)."""
-
-    threshold: float
-    dead_below: float
-
-
-@dataclass(frozen=True)
-class FFR:
-    """Fake feature ratio (paper 3.5)."""
-
-    tokens: int
-    frequency: float
-    activation: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """The fidelity matrices (paper 4.3, Figure 5, Appendix B)."""
-
-    corpora: tuple[str, ...]
-    rows: int
-    rows_from: typing.Literal["heldout", "train"]
-    batch_rows: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """A labelled corpus: `train` and `test` files, a Hub dataset, or one made from documentation."""
-
-    role: str | None = None
-    train: str | None = None
-    test: str | None = None
-    hub: str | None = None
-    documentation: str | None = None
-    revision: str | None = None
-    config: str | None = None
-    train_split: str | None = None
-    test_split: str | None = None
-    text_key: str | tuple[str, ...] | None = None
-    label_key: str | None = None
-    packages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Probing:
-    """Linear probes (paper 3.6)."""
-
-    tasks: dict[str, Task]
-    max_train: int
-    max_test: int
-    max_tokens: int
-    batch_rows: int
-    include_bos: bool
-    inverse_regularisation: float
-    max_iter: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class SeedDependence:
-    """Many SAEs that differ in their seed, then in one thing more at a time (Paulo and Belrose
-    2025); the rest is `sae`'s.
-    """
-
-    corpus: str
-    seeds: tuple[int, ...]
-    sweep_seeds: int  # the first so many of the seeds are trained at every swept value
-    d_sae: tuple[int, ...]
-    k: tuple[int, ...]
-    tokens: tuple[int, ...]
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the latents of one corpus' SAEs respond to and do (notebook 09)."""
-
-    corpus: str  # one of sae.train_on: its SAEs, on its own text
-    seeds: tuple[int, ...]
-    tokens: int
-    batch_rows: int
-    top: int
-    strata: int
-    samples: int  # per stratum
-    left: int
-    right: int
-    listed: int
-    pruned: int
-    per_group: int
-    doses: tuple[float, ...]
-    steered_rows: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One language model's run: everything in its YAML, and where its results go."""
-
-    label: str
-    beside: str | None
-    model: str
-    revision: str | None
-    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"]
-    device: typing.Literal["auto", "cpu", "cuda"]
-    gpus: int  # in no key of an artefact: the blocks compute the same, wherever they are
-    threads: int
-    hours: Hours
-    layer: int
-    sequence_length: int
-    corpus_tokens: int
-    heldout: float
-    embedded: Embedded | None
-    generate: Generate
-    corpora: dict[str, Corpus]
-    sae: SAE | None  # null, with the next four: text is generated, and that is all
-    sfr: SFR | None
-    ffr: FFR | None
-    fidelity: Fidelity | None
-    probing: Probing | None
-    seed_dependence: SeedDependence | None
-    features: Features | None
-    file: Path = dataclasses.field(metadata={"internal": True})
+    @property
+    def file(self) -> Path:
+        return self._file
 
     @property
     def profile(self) -> str:
@@ -295,8 +298,8 @@ class Run:
     def figures(self) -> Path:
         return ROOT / "figures" / self.profile
 
-    def resolve(self, path) -> Path:
-        """A path of the YAML, relative to the YAML's folder."""
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the file, relative to the file's folder."""
         return (self.file.parent / Path(path).expanduser()).resolve()
 
     @property
@@ -306,7 +309,7 @@ class Run:
         return folder if not self.embedded and folder.is_dir() else None
 
     @property
-    def published(self) -> dict[str, Published]:
+    def published(self) -> dict[str, Any]:
         """The corpora whose SAEs are read instead of trained."""
         return (self.sae.published if self.sae else None) or {}
 
@@ -316,165 +319,28 @@ class Run:
         return self.gpus if self.device == "cuda" else 0
 
     @property
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, Any]:
+        """The probing tasks by name."""
         return self.probing.tasks if self.probing else {}
 
-    def settings(self, *keys) -> dict:
-        """The named top-level values as plain data, for a hash or for provenance."""
-        return {key: plain(getattr(self, key)) for key in keys}
+    def settings(self, *keys: str) -> dict[str, Any]:
+        """The named top-level values as plain data, for provenance."""
+        return {name: plain(getattr(self, name)) for name in keys}
 
+    def check(self, run: "Run", need: Need) -> None:
+        on_gpu = self.gpus == 1 or self.device == "cuda"
+        why = f"= {self.gpus} needs device: cuda; write `gpus: 1` with device: {self.device}"
+        need(on_gpu, "gpus", why)
+        embedded = self.embedded is not None
+        why = "must be given exactly when model is `embedded`; write `embedded: null` otherwise"
+        if need(embedded == (self.model == "embedded"), "embedded", why) and not embedded:
+            if self.model.startswith((".", "/", "~")):
+                folder = self.resolve(self.model)
+                need(folder.is_dir(), "model", f"= {self.model!r}: no such folder ({folder})")
+        for name, corpus in self.corpora.items():
+            check_name(need, "corpora", name)
+            corpus.check_at(self, need, f"corpora.{name}")
 
-MODEL_KEYS = ("model", "revision", "dtype", "device", "threads", "embedded")
-STAGE_KEYS = {  # what a notebook depends on: a changed value reruns the notebooks that name its key
-    "01_generate_faithful": ("label", "sequence_length", "corpus_tokens", "heldout", "generate"),
-    "02_train_sae": ("label", "layer", "sequence_length", "corpus_tokens", "heldout", "sae"),
-    "03_sfr": ("label", "threads", "sfr"),
-    "04_ffr": ("label", "layer", "sequence_length", "ffr"),
-    "05_fidelity_matrix": (
-        "label",
-        "layer",
-        "sequence_length",
-        "corpus_tokens",
-        "heldout",
-        "fidelity",
-    ),
-    "06_probing": ("layer", "probing"),
-    "07_paper": (
-        "label",
-        "beside",
-        "sae",
-        "sfr",
-        "ffr",
-        "corpora",
-        "probing",
-        "layer",
-        "sequence_length",
-    ),
-    "08_seed_dependence": (
-        "label",
-        "layer",
-        "sequence_length",
-        "corpus_tokens",
-        "heldout",
-        "sae",
-        "sfr",
-        "seed_dependence",
-    ),
-    "09_explore_features": (
-        "label",
-        "layer",
-        "sequence_length",
-        "corpus_tokens",
-        "heldout",
-        "sfr",
-        "ffr",
-        "features",
-    ),
-}
-PROFILE_STAGE = "07_paper"  # once per profile, every other once per model
-MODEL_STAGES = tuple(stage for stage in STAGE_KEYS if stage != PROFILE_STAGE)
-SAE_SECTIONS = ("sae", "sfr", "ffr", "fidelity", "probing")
-OPTIONAL = {
-    "08_seed_dependence": "seed_dependence",
-    "09_explore_features": "features",
-}  # notebook -> the section without which it is not run
-ROWS = {  # the csv files under rows/ that a notebook writes
-    "01_generate_faithful": ("dataset", "first_token"),
-    "02_train_sae": ("training", "saes"),
-    "03_sfr": ("sfr", "matching"),
-    "04_ffr": ("ffr", "firing"),
-    "05_fidelity_matrix": ("fidelity",),
-    "06_probing": ("probing",),
-    "08_seed_dependence": (
-        "seed_saes",
-        "seed_pairs",
-        "seed_latents",
-        "seed_modes",
-        "seed_curve",
-        "seed_fits",
-        "seed_threshold",
-    ),
-    "09_explore_features": ("features", "dose_response"),
-}
-EMBEDDED_ROWS = "language_model"  # 01 writes it as well, for an embedded model
-PAPER_STAGES = tuple(
-    stage for stage in MODEL_STAGES if stage not in OPTIONAL
-)  # whose rows PROFILE_STAGE gathers
-
-
-def model_stages(run) -> list[str]:
-    """The stages that run for one language model: no OPTIONAL one without its section, and without
-    `sae` only 01.
-    """
-    stages = [
-        stage for stage in MODEL_STAGES if stage not in OPTIONAL or getattr(run, OPTIONAL[stage])
-    ]
-    return stages if run.sae else stages[:1]
-
-
-def stage_corpora(run, stage) -> tuple[str, ...]:
-    """Names of the corpora a notebook reads."""
-    return {
-        "01_generate_faithful": run.embedded and (run.embedded.corpus,),
-        "02_train_sae": run.sae and run.sae.train_on,
-        "05_fidelity_matrix": run.fidelity and run.fidelity.corpora,
-        "08_seed_dependence": run.seed_dependence and (run.seed_dependence.corpus,),
-        "09_explore_features": run.features and (run.features.corpus,),
-    }.get(stage) or ()
-
-
-def stage_settings(run, stage) -> dict:
-    """The part of a run's parameters that one notebook depends on, with only the corpora it reads."""
-    keys = (
-        STAGE_KEYS[stage] if stage in ("03_sfr", "07_paper") else (*MODEL_KEYS, *STAGE_KEYS[stage])
-    )
-    settings = run.settings(*keys)
-    if settings.get("sae"):
-        del settings["sae"]["cache_activations"]  # which changes no number
-    if stage in ("01_generate_faithful", "02_train_sae", "05_fidelity_matrix", *OPTIONAL):
-        settings["corpora"] = {name: plain(run.corpora[name]) for name in stage_corpora(run, stage)}
-        if stage != "05_fidelity_matrix":  # whose titles name the roles
-            for entry in settings["corpora"].values():
-                del entry["role"]
-    if stage == "08_seed_dependence":  # which has a corpus and seeds of its own
-        del settings["sae"]["train_on"], settings["sae"]["seeds"], settings["sae"]["published"]
-    if stage in OPTIONAL:
-        del settings["sfr"]["dead_below"]
-    return settings
-
-
-def wanted_saes(run, layer, cap) -> list[dict]:
-    """The SAEs of one layer of 08 as stages.training takes them: every seed as `sae` has it, some
-    seeds with one number changed.
-
-    Args:
-        cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and
-            are one SAE then, not several.
-    """
-    s = run.sae
-    d = run.seed_dependence
-    plain = {"d_sae": s.d_sae, "k": s.k, "tokens": s.tokens}
-    some = d.seeds[: d.sweep_seeds]
-    groups = [(plain, d.seeds if layer == run.layer else some)]
-    if layer == run.layer:
-        groups += [
-            (plain | {key: value}, some)
-            for key in ("d_sae", "k", "tokens")
-            for value in getattr(d, key)
-        ]
-    found = {}
-    for sizes, seeds in groups:
-        sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
-        for seed in seeds:
-            name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
-            found[name] = {"name": name, **sizes, "seed": seed}
-    return list(found.values())
-
-
-def plain(value):
-    """A parameter value as JSON-serialisable data."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    def check_model(self, run: "Run", model: Model, need: Need) -> None:
+        model.has_block(need, "layer", self.layer)
+        model.fits(need, "sequence_length", self.sequence_length)

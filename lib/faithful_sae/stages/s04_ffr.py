@@ -1,35 +1,75 @@
-"""FFR of every SAE of a run."""
+"""04: the fake feature ratio of every SAE."""
+
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from faithful_sae.metrics.ffr import AUTHORS_ACTIVATION, fake_ratio, firing_frequency
 from faithful_sae.runs.rows import write_rows
+from faithful_sae.runs.schema import Count, Run, Section, Seed, key
+from faithful_sae.runs.stage import MODEL, Memory, Stage
+from faithful_sae.stages.budget import count_saes, saes_bytes
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
 
 
-def fake_features(run, saes, lm):
+class FFR(Section):
+    """Fake feature ratio."""
+
+    tokens: Count = key("random tokens", 1_000_000, unit="tokens", paper="4")
+    frequency: float = key("tau: fake above this share of them", 0.1, gt=0, lt=1, paper="4")
+    activation: float = key("firing means above this (the authors: 1.0)", 0.0, ge=0, paper="3.5")
+    seed: Seed = key("of the random tokens", 0)
+
+
+class FakeFeatureRatio(Stage):
+    sections = {"ffr": FFR}
+    paper = True
+    rows = ("ffr", "firing")
+    reads = ("saes",)
+    parameters = (*MODEL, "layer", "sequence_length")
+    lower = "sae.d_sae"
+
+    def memory(self, run: Run, shape: "Shape") -> Memory:
+        from faithful_sae.lm.architectures import forward_bytes, weights
+        from faithful_sae.metrics.ffr import BATCH_ROWS
+
+        batch = BATCH_ROWS * run.sequence_length
+        latents = 2 * 4 * batch * run.sae.d_sae
+        saes = saes_bytes(run, shape)
+        return Memory(weights(shape) + saes + forward_bytes(shape, batch) + latents, 0)
+
+    def tokens(self, run: Run) -> int:
+        return run.ffr.tokens
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        per_token = rates.read_token() + count_saes(run) * rates.encode_token(dense=False)
+        return run.ffr.tokens * per_token
+
+
+def fake_features(
+    run: Run, saes: dict[tuple[str, int], Any], lm: Any
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Firing on random tokens of every SAE; writes rows `ffr` (one per SAE) and `firing` (one per
-    latent).
+    latent), and returns both.
 
     `ffr` fires above ffr.activation (the paper: 0), `ffr_authors` above 1.0 as in the authors'
     code.
     """
+    from faithful_sae.metrics.ffr import AUTHORS_ACTIVATION, fake_ratio, firing_frequency
+
     f = run.ffr
-    names = list(saes)
+    thresholds = (f.activation, AUTHORS_ACTIVATION)
     counted = firing_frequency(
-        list(saes.values()),
-        lm,
-        f.tokens,
-        run.sequence_length,
-        f.seed,
-        (f.activation, AUTHORS_ACTIVATION),
+        list(saes.values()), lm, f.tokens, run.sequence_length, f.seed, thresholds
     )
     rows = []
     latents = []
-    for (name, seed), (frequency, authors) in zip(names, counted):
+    for (name, seed), (frequency, authors) in zip(saes, counted):
+        which = {"corpus": name, "seed": seed}
         rows.append(
             {
-                "corpus": name,
-                "seed": seed,
+                **which,
                 "tokens": f.tokens,
                 "ffr": fake_ratio(frequency, f.frequency),
                 "ffr_authors": fake_ratio(authors, f.frequency),
@@ -37,19 +77,13 @@ def fake_features(run, saes, lm):
                 "d_sae": len(frequency),
             }
         )
-        latents.append(
-            pd.DataFrame(
-                {
-                    "corpus": name,
-                    "seed": seed,
-                    "latent": range(len(frequency)),
-                    "frequency": frequency,
-                    "frequency_authors": authors,
-                }
-            )
-        )
-    rows = pd.DataFrame(rows)
-    latents = pd.concat(latents, ignore_index=True)
-    write_rows(run, "ffr", rows)
-    write_rows(run, "firing", latents)
-    return rows, latents
+        of_each = {"frequency": frequency, "frequency_authors": authors}
+        latents.append(pd.DataFrame({**which, "latent": range(len(frequency)), **of_each}))
+    table = pd.DataFrame(rows)
+    firing = pd.concat(latents, ignore_index=True)
+    write_rows(run, "ffr", table)
+    write_rows(run, "firing", firing)
+    return table, firing
+
+
+STAGE = FakeFeatureRatio()

@@ -1,80 +1,247 @@
-"""The study of seeds: SAEs on one corpus that differ in their seed, and all pairs of them compared
-(Paulo and Belrose 2025).
+"""08: SAEs on one corpus that differ in their seed, and all pairs of them compared (Paulo and
+Belrose 2025).
 """
 
-import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from faithful_sae.files import file_hash
-from faithful_sae.metrics import seed_dependence
-from faithful_sae.metrics.sfr import match_seeds
+from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import wanted_saes
-from faithful_sae.sae.sae import load_sae
-from faithful_sae.stages.corpus import corpus
-from faithful_sae.stages.model import open_model
-from faithful_sae.stages.saes import sae_settings
-from faithful_sae.stages.training import last_point, token_budget, train_stream
+from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.stages.budget import (
+    budget,
+    group_bytes,
+    kept_bytes,
+    reading_bytes,
+    saving_bytes,
+    tokens_read,
+)
+from faithful_sae.stages.s02_train_sae import TRAINED
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
 
 THRESHOLDS = np.linspace(0, 1, 51).round(2)
 
 
-def train_seeds(run):
+class SeedDependence(Section):
+    """Many SAEs that differ in their seed, then in one thing more at a time; the rest is `sae`'s.
+
+    After Paulo and Belrose (2025).
+    """
+
+    corpus: str = key("trained on")
+    seeds: Ints = key("SAEs as `sae` has them (theirs: 9)")
+    sweep_seeds: int = key("the first so many seeds are trained at every swept value", 3)
+    d_sae: Ints = key("latents, swept", ())
+    k: Ints = key("active latents, swept", ())
+    tokens: Ints = key("training tokens, swept", (), unit="tokens")
+    layers: Ints = key("hooks, swept", ())
+
+    def check(self, run: Run, need: Need) -> None:
+        known = ", ".join(run.corpora)
+        why = f"= {self.corpus!r} is not under `corpora` ({known})"
+        need(self.corpus in run.corpora, "seed_dependence.corpus", why)
+        several = len(self.seeds) >= 2 and len(set(self.seeds)) == len(self.seeds)
+        need(several, "seed_dependence.seeds", "must hold at least two different seeds")
+        why = (
+            f"= {self.sweep_seeds} must lie between 2 and the number of seed_dependence.seeds, "
+            f"{len(self.seeds)}"
+        )
+        enough = 2 <= self.sweep_seeds <= len(self.seeds)
+        need(enough or not several, "seed_dependence.sweep_seeds", why)
+        s = run.sae
+        self._check_values(
+            need, "d_sae", s.k, math.inf, f"must be at least sae.k = {s.k}: k latents are active"
+        )
+        why = f"must lie between 1 and sae.d_sae = {s.d_sae}: at most every latent can be active"
+        self._check_values(need, "k", 1, s.d_sae, why)
+        why = f"must be at least sae.batch_tokens = {s.batch_tokens}"
+        self._check_values(need, "tokens", s.batch_tokens, math.inf, why)
+        self._check_values(need, "layers", 0, math.inf, "must be 0 or more")
+
+    def _check_values(self, need: Need, name: str, low: float, high: float, why: str) -> None:
+        values = getattr(self, name)
+        at = f"seed_dependence.{name}"
+        need(len(set(values)) == len(values), at, "names a value twice")
+        for value in values:
+            need(low <= value <= high, at, f"holds {value}, which {why}")
+
+    def check_model(self, run: Run, model: Model, need: Need) -> None:
+        if self.layers:
+            model.has_block(need, "seed_dependence.layers", max(self.layers))
+
+
+# what the SAEs of a layer depend on beside which are trained
+STUDIED = (*TRAINED, "-sae.seeds", "-sae.d_sae", "-sae.k", "-sae.tokens")
+
+
+class SeedStudy(Stage):
+    sections = {"seed_dependence": SeedDependence}
+    optional = ("seed_dependence",)
+    rows = (
+        "seed_saes",
+        "seed_pairs",
+        "seed_latents",
+        "seed_modes",
+        "seed_curve",
+        "seed_fits",
+        "seed_threshold",
+    )
+    reads = ("dataset",)
+    parameters = (
+        *(*MODEL, *ROWS_OF_TEXT, "layer", "sfr.threshold"),
+        # which has a corpus and seeds of its own
+        *("sae", "-sae.train_on", "-sae.seeds", "-sae.published"),
+    )
+    hours = "train"
+    lower = "sae.buffer_tokens or the number of seed_dependence.seeds"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return (run.seed_dependence.corpus,) if run.seed_dependence else ()
+
+    def artefacts(self, run: Run) -> Iterable[Artefact]:
+        rows = run.artifacts / "rows" / "seed_saes.csv"
+        for layer in layers(run):
+            folder = run.artifacts / "seed_saes" / f"layer{layer}"
+            yield Artefact(folder, settings(run.changed(layer=layer), STUDIED), rows)
+
+    def memory(self, run: Run, shape: "Shape") -> Memory:
+        from faithful_sae.lm.architectures import weights
+        from faithful_sae.matching import matching_bytes
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_bytes
+
+        s = run.sae
+        d = run.seed_dependence
+        sizes = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
+        training = max(
+            training_bytes(shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens)
+            for d_saes in sizes
+        )
+        saes = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in d_saes) for d_saes in sizes]
+        matching = matching_bytes(shape.d_model, max(s.d_sae, *d.d_sae, 0), len(d.seeds))
+        models = min(len(sizes), 2)  # one is loaded before the last is let go
+        device = models * weights(shape) + group_bytes(run, shape) + training
+        saved = saving_bytes(run, 3 * max(saes))
+        return Memory(device, reading_bytes(run) + saved + sum(saes) + matching)
+
+    def disk(self, run: Run, shape: "Shape") -> int:
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_disk
+
+        sizes = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
+        done = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in d_saes) for d_saes in sizes]
+        training = max(training_disk(shape.d_model, d_saes) for d_saes in sizes)
+        return sum(done) + len(sizes) * kept_bytes(run, shape) + training - max(done)
+
+    def tokens(self, run: Run) -> int:
+        budgets = [max(entry["tokens"] for entry in wanted) for wanted in study(run).values()]
+        return sum(tokens_read(run, most) for most in budgets)
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        """As 02, layer by layer; the time to a layer is the share of the blocks before it."""
+        total = 0.0
+        for layer, wanted in study(run).items():
+            most = max(entry["tokens"] for entry in wanted)
+            share = (layer + 1) / (run.layer + 1)
+            total += tokens_read(run, most) * rates.read_token() * share
+            for entry in wanted:
+                steps = math.ceil(entry["tokens"] / run.sae.batch_tokens)
+                total += steps * rates.sae_step(entry["d_sae"], entry["k"], entry["tokens"])
+        return total
+
+
+def layers(run: Run) -> list[int]:
+    """The layers that are studied, the run's own first."""
+    return list(dict.fromkeys((run.layer, *run.seed_dependence.layers)))
+
+
+def study(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """{layer: SAEs as wanted_saes has them}, if the corpus has corpus_tokens."""
+    most = max(run.sae.tokens, *run.seed_dependence.tokens, 0)
+    return {layer: wanted_saes(run, layer, budget(run, most)) for layer in layers(run)}
+
+
+def wanted_saes(run: Run, layer: int, cap: int) -> list[dict[str, Any]]:
+    """The SAEs of one layer as train_stream takes them: every seed as `sae` has it, some seeds with
+    one number changed.
+
+    Args:
+        cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and
+            are one SAE then, not several.
+    """
+    d = run.seed_dependence
+    plain = {name: getattr(run.sae, name) for name in ("d_sae", "k", "tokens")}
+    some = d.seeds[: d.sweep_seeds]
+    groups = [(plain, d.seeds if layer == run.layer else some)]
+    if layer == run.layer:
+        groups += [(plain | {name: v}, some) for name in plain for v in getattr(d, name)]
+    found = {}
+    for sizes, seeds in groups:
+        sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
+        for seed in seeds:
+            name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
+            found[name] = {"name": name, **sizes, "seed": seed}
+    return list(found.values())
+
+
+def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
     """Train (or reuse) all SAEs of the study, those of a layer from one stream of activations;
     writes rows `seed_saes`.
 
     Returns:
         (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE.
     """
+    from faithful_sae.sae.sae import load_sae
+    from faithful_sae.stages.corpus import corpus
+    from faithful_sae.stages.model import open_model
+    from faithful_sae.stages.training import last_point, token_budget, train_stream
+
     saes = {}
     records = []
     d = run.seed_dependence
-    for layer in dict.fromkeys((run.layer, *d.layers)):
-        at = dataclasses.replace(run, layer=layer)
-        name = d.corpus
+    for layer in layers(run):
+        at = run.changed(layer=layer)
         lm = open_model(at)
-        rows = corpus(at, name, lm)
-        cap, _ = token_budget(
-            run, name, rows, lm, max(run.sae.tokens, *(d.tokens if layer == run.layer else ()), 0)
-        )
+        rows = corpus(at, d.corpus, lm)
+        swept = d.tokens if layer == run.layer else ()
+        cap, _ = token_budget(run, d.corpus, rows, lm, max(run.sae.tokens, *swept, 0))
         wanted = wanted_saes(run, layer, cap)
-        settings = {
-            key: value
-            for key, value in sae_settings(at).items()
-            if key not in ("seeds", "d_sae", "k", "tokens")
-        }
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
-        train_stream(
-            at, name, lm, rows, folder, settings | {"corpus": name, "saes": wanted}, wanted, "name"
-        )
+        train_stream(at, d.corpus, lm, rows, folder, settings(at, STUDIED), wanted, "name")
         curves = pd.read_csv(folder / "training.csv")
         for entry in wanted:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}
-            saes[tuple(sizes.values())] = load_sae(folder / entry["name"])
-            records.append(
-                sizes
-                | last_point(curves[curves.name == entry["name"]])
-                | {"weights": file_hash(folder / entry["name"] / "sae_weights.safetensors")}
-            )
+            place = folder / entry["name"]
+            saes[tuple(sizes.values())] = load_sae(place)
+            end = last_point(curves[curves.name == entry["name"]])
+            weights = {"weights": file_hash(place / "sae_weights.safetensors")}
+            records.append(sizes | end | weights)
     summary = pd.DataFrame(records)
     write_rows(run, "seed_saes", summary)
     return saes, summary
 
 
-def study_seeds(run, saes) -> dict:
+def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     """Compare the SAEs of train_seeds; writes and returns the rows
 
-    `seed_pairs`      every pair of seeds, and at every swept value every pair of those trained
-    there (column `sweep`)
-    `seed_latents`    every latent of the first seed: matched with the second seed, and over all
-    seeds
-    `seed_modes`      the test of one mode on the first seed's matched cosines with each other seed
-    `seed_curve`      share of latents found in the base SAE alone, per base and number of seeds;
-    `seed_fits`: the two power laws `seed_threshold`  share of shared latents at every threshold,
-    mean, least and largest over all pairs
+    seed_pairs       every pair of seeds, and at every swept value (column `sweep`) those there
+    seed_latents     every latent of the first seed: matched with the second, and over all seeds
+    seed_modes       the test of one mode on the first seed's matched cosines with each other seed
+    seed_curve       share of latents found in the base SAE alone, per base and number of seeds
+    seed_fits        the two power laws of that curve
+    seed_threshold   share of shared latents at every threshold: mean, least and largest of pairs
     """
+    from faithful_sae.metrics import seed_dependence
+    from faithful_sae.metrics.sfr import match_seeds
+
     # the first SAE is as `sae` says
     threshold = run.sfr.threshold
     plain = next(iter(saes))[:-1]
@@ -133,29 +300,24 @@ def study_seeds(run, saes) -> dict:
     return rows
 
 
-def _swept(saes, plain, n_seeds):
+def _swept(saes: dict[tuple, Any], plain: tuple, n_seeds: int) -> Iterator[tuple]:
     """(what is changed, its value, {seed: SAE}) for every sweep that has another value than the
     plain SAEs', theirs included.
     """
     for column, sweep in enumerate(("layer", "d_sae", "k", "tokens")):
-        same = [
-            name
-            for name in saes
-            if all(name[i] == plain[i] for i in range(len(plain)) if i != column)
-        ]
+        others = [i for i in range(len(plain)) if i != column]
+        same = [name for name in saes if all(name[i] == plain[i] for i in others)]
         values = sorted({name[column] for name in same})
         for value in values if len(values) > 1 else ():
-            yield (
-                sweep,
-                value,
-                {
-                    name[-1]: saes[name]
-                    for name in [n for n in same if n[column] == value][:n_seeds]
-                },
-            )
+            group = [name for name in same if name[column] == value][:n_seeds]
+            yield sweep, value, {name[-1]: saes[name] for name in group}
 
 
-def _row(sweep, value, group, pair, latents, found, threshold):
+def _row(
+    sweep: str, value: int, group: dict, pair: tuple, latents: Any, found: tuple, threshold: float
+) -> dict[str, Any]:
+    from faithful_sae.metrics import seed_dependence
+
     a, b = (group[seed] for seed in pair)
     dead = 1 - (a.firing.gt(0).float().mean() + b.firing.gt(0).float().mean()).item() / 2
     return {
@@ -167,3 +329,6 @@ def _row(sweep, value, group, pair, latents, found, threshold):
         **seed_dependence.compare_pair(latents, *found, threshold),
         "dead": dead,
     }
+
+
+STAGE = SeedStudy()

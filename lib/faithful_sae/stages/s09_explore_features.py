@@ -1,21 +1,111 @@
-"""Indexes of the features of a run, and the few of them that tables and figures show."""
+"""09: indexes of the features of a run, and the few of them that tables and figures show."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from faithful_sae.features.build import build_index
-from faithful_sae.features.collect import Kept
-from faithful_sae.features.explain import token_agreement, vocab_projection
-from faithful_sae.features.steering import dose_response
 from faithful_sae.files import digest, file_hash
 from faithful_sae.runs.code import code_hash
+from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import read_rows, write_rows
-from faithful_sae.runs.schema import plain
-from faithful_sae.sae.activations import as_ids
-from faithful_sae.stages.corpus import corpus
-from faithful_sae.stages.model import model_key
+from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key, plain
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.stages.budget import reading_bytes, saes_bytes, train_tokens
+from faithful_sae.stages.s05_fidelity import LOGIT
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
 
 GROUPS = ("shared", "orphan", "fake")
+
+
+class Features(Section):
+    """What the latents of one corpus' SAEs respond to and do."""
+
+    corpus: str = key("one of sae.train_on: its SAEs, on its own text")
+    seeds: Ints = key("of sae.seeds; the next one there is the other seed of shared and orphan")
+    tokens: Count = key("of the training rows, BOS included", unit="tokens")
+    batch_rows: Count = key("rows per forward pass", 16)
+    top: Count = key("contexts with the largest activations, per latent", 16)
+    strata: Count = key("levels of activation, each half as strong as the one above", 4)
+    samples: Count = key("contexts per level", 4)
+    left: Count = key("tokens shown before the strongest one of a context", 24)
+    right: Count = key("and after it", 8)
+    listed: Count = key("tokens that VocabProj and MutInfo list", 10)
+    pruned: Count = key("contexts per latent that PruningMaxAct shortens", 1)
+    per_group: Count = key("latents shown, from each of shared, orphan and fake", 5)
+    doses: Floats = key("steering, in units of a latent's largest", (0.5, 1.0, 2.0, 4.0, 8.0))
+    steered_rows: Count = key("held-out rows on which the next token is compared", 16)
+    seed: Seed = key("of the sample of contexts, and of steered text", 0)
+
+    def check(self, run: Run, need: Need) -> None:
+        known = ", ".join(run.sae.train_on)
+        why = f"= {self.corpus!r} is not in sae.train_on ({known})"
+        need(self.corpus in run.sae.train_on, "features.corpus", why)
+        once = self.seeds and len(set(self.seeds)) == len(self.seeds)
+        need(once, "features.seeds", "must hold at least one seed, and none twice")
+        for seed in dict.fromkeys(self.seeds):
+            seeds = ", ".join(map(str, run.sae.seeds))
+            why = f"holds {seed}, which is not in sae.seeds ({seeds})"
+            need(seed in run.sae.seeds, "features.seeds", why)
+        length = run.sequence_length
+        why = f"= {self.tokens} must be at least sequence_length = {length}: one row"
+        need(self.tokens >= length, "features.tokens", why)
+        why = (
+            "must hold at least one dose, each above 0, in units of a latent's largest activation "
+            "(0 is added)"
+        )
+        need(self.doses and min(self.doses) > 0, "features.doses", why)
+
+
+class ExploreFeatures(Stage):
+    sections = {"features": Features}
+    optional = ("features",)
+    rows = ("features", "dose_response")
+    reads = ("saes", "sfr", "matching", "firing")
+    parameters = (*MODEL, *ROWS_OF_TEXT, "layer", "sfr.threshold", "ffr")
+    lower = "features.batch_rows"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return (run.features.corpus,) if run.features else ()
+
+    def artefacts(self, run: Run) -> Iterable[Artefact]:
+        folder = run.artifacts / "features" / run.features.corpus
+        made_with = settings(run, ("features",))
+        for seed in run.features.seeds:
+            rows = run.artifacts / "rows" / "features.csv"
+            yield Artefact(folder / f"seed{seed}", made_with, rows)
+
+    def memory(self, run: Run, shape: "Shape") -> Memory:
+        from faithful_sae.features.build import index_bytes
+        from faithful_sae.lm.architectures import forward_bytes, weights
+
+        length = run.sequence_length
+        batch = run.features.batch_rows * length
+        d_sae = run.sae.d_sae
+        reading = forward_bytes(shape, batch) + 3 * 4 * batch * d_sae
+        steering = forward_bytes(shape, length) + length * shape.vocab_size * LOGIT  # row by row
+        device = weights(shape) + saes_bytes(run, shape) + max(reading, steering)
+        # the state, as it is saved, and as it is written
+        return Memory(device, reading_bytes(run) + 3 * index_bytes(run.features, d_sae))
+
+    def disk(self, run: Run, shape: "Shape") -> int:
+        from faithful_sae.features.build import index_bytes
+
+        # tokens beside activations, before they are compressed
+        return len(run.features.seeds) * 2 * index_bytes(run.features, run.sae.d_sae)
+
+    def tokens(self, run: Run) -> int:
+        return len(run.features.seeds) * min(run.features.tokens, train_tokens(run))
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        """The tokens of each index; PruningMaxAct and steering are some more, which depend on what
+        the latents are.
+        """
+        per_token = rates.read_token() + rates.encode_token(dense=False)
+        return self.tokens(run) * per_token
 
 
 def index_features(run, saes, lm) -> dict:
@@ -25,6 +115,12 @@ def index_features(run, saes, lm) -> dict:
     Firing on random tokens is 04's, the matching of seeds 03's. The rows add to the index
     `agreement`, how many of the tokens of MutInfo are among those of VocabProj.
     """
+    from faithful_sae.features.build import build_index
+    from faithful_sae.features.collect import Kept
+    from faithful_sae.features.explain import token_agreement
+    from faithful_sae.stages.corpus import corpus
+    from faithful_sae.stages.model import model_key
+
     f = run.features
     tokens = corpus(run, run.features.corpus, lm)
     rows = tokens.train[: f.tokens // run.sequence_length]
@@ -189,6 +285,10 @@ def steer_features(run, sae, lm, latents) -> pd.DataFrame:
     A dose of 1 adds the latent's largest activation. `probability` is that of the tokens VocabProj
     lists.
     """
+    from faithful_sae.features.explain import vocab_projection
+    from faithful_sae.features.steering import dose_response
+    from faithful_sae.stages.corpus import corpus
+
     f = run.features
     rows = corpus(run, run.features.corpus, lm).heldout[: run.features.steered_rows]
     parts = []
@@ -210,6 +310,9 @@ def steer_features(run, sae, lm, latents) -> pd.DataFrame:
 
 def example_text(run, lm, words=24) -> str:
     """The beginning of the held-out text, for the cell that waits for one's own."""
+    from faithful_sae.sae.activations import as_ids
+    from faithful_sae.stages.corpus import corpus
+
     row = corpus(run, run.features.corpus, lm).heldout[0]
     ids = as_ids(row)
     return lm.tokenizer.decode(ids[ids != lm.bos_id][:words])
@@ -239,6 +342,8 @@ def agreement_rows(run, index) -> pd.DataFrame:
     """One row per latent that has MutInfo tokens: group, latent, agreement, and by_chance, with
     VocabProj of a latent drawn at random.
     """
+    from faithful_sae.features.explain import token_agreement
+
     said = index.explanations()
     n = run.features.listed
     order = np.random.default_rng(run.features.seed).permutation(index.meta["d_sae"])
@@ -275,3 +380,6 @@ def twins_agree(indexes, run) -> bool:
         ):
             return False
     return True
+
+
+STAGE = ExploreFeatures()

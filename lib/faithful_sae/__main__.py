@@ -1,0 +1,165 @@
+"""The command line: `python -m faithful_sae COMMAND ...`. `make` calls it; `--help` lists all."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+PROFILE = "a folder of parameter files, or the name of one in params/"
+# what each command needs is imported when it runs: some of it takes seconds
+
+
+def check(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.check import check
+
+    problems = check(args.profile, not args.no_probe, lambda line: print(line, flush=True))
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    print("\n  ".join([f"\n{count}{':' if problems else ''}", *problems]))
+    sys.exit(bool(problems))
+
+
+def notebook(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.notebook import run_notebook
+
+    run_notebook(args.notebook, args.output, dict(word.split("=", 1) for word in args.parameters))
+
+
+def train_corpus(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.steps import train_corpus
+
+    train_corpus(args.params, args.corpus, args.output)
+
+
+def share(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.steps import compute_share
+
+    worker, of = map(int, args.share.split("/"))
+    compute_share(args.what, args.params, worker, of, args.output)
+
+
+def documentation(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.plan import make_documentation
+
+    make_documentation(args.source, args.output)
+
+
+def with_gpus(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.gpus import run_with_gpus
+
+    run_with_gpus(args.params, args.command)
+
+
+def stop(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.cluster import BusyError, stop
+    from faithful_sae.runs.params import load_profile
+
+    profile = load_profile(args.profile)[0].profile
+    try:
+        stop(profile)
+    except BusyError as error:
+        sys.exit(f"\n  {error}\n")
+    print(f"stopped: nothing of profile {profile} is running")
+
+
+def job_prefix(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.cluster import prefix
+    from faithful_sae.runs.params import load_profile
+
+    print(prefix(load_profile(args.profile)[0].profile))
+
+
+def publish(args: argparse.Namespace) -> None:
+    from faithful_sae.paper.publish import run
+
+    run(args.profile, args.namespace, args.push, args.public)
+
+
+def explorer(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.explorer import write
+
+    write(args.profile)
+
+
+def exhibits(args: argparse.Namespace) -> None:
+    from faithful_sae.paper.exhibits import write_table
+
+    write_table()
+
+
+def parameters(args: argparse.Namespace) -> None:
+    from faithful_sae.runs.reference import write_reference
+
+    write_reference()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(prog="python -m faithful_sae", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Callable, says: str) -> argparse.ArgumentParser:
+        name = run.__name__.replace("_", "-")
+        command = commands.add_parser(name, help=says, description=says)
+        command.set_defaults(run=run)
+        return command
+
+    command = add(check, "list all that would fail in a profile, and what it needs")
+    command.add_argument("profile", help=PROFILE)
+    command.add_argument("--no-probe", action="store_true", help="do not measure how long it takes")
+
+    command = add(notebook, "run one notebook, and keep what it printed")
+    command.add_argument("notebook", type=Path, help="a text notebook (.py)")
+    command.add_argument("output", type=Path, help="the executed notebook (.ipynb)")
+    command.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+
+    command = add(train_corpus, "train the SAEs of one corpus")
+    command.add_argument("params", type=Path, help="the run's parameter file")
+    command.add_argument("corpus", help="one of sae.train_on")
+    command.add_argument("output", type=Path, help="a file for the hash of what was trained")
+
+    command = add(share, "compute one share of a text, or of the kept activations of a corpus")
+    command.add_argument("what", help="text, or `activations:` and one of sae.train_on")
+    command.add_argument("params", type=Path, help="the run's parameter file")
+    command.add_argument("share", help="number of this worker, from 0, and of how many: 0/4")
+    command.add_argument("output", type=Path, help="an empty file that is written at the end")
+
+    command = add(documentation, "extract one corpus or task from installed packages")
+    command.add_argument("source", help="JSON list: kind, packages, size, whether it is a task")
+    command.add_argument("output", type=Path)
+
+    command = add(with_gpus, "run a command with GPUs of its own")
+    command.add_argument("params", help="the parameter file that says how many")
+    command.add_argument("command", nargs=argparse.REMAINDER)
+
+    command = add(stop, "end the run of a profile, and what a killed one has left running")
+    command.add_argument("profile", help=PROFILE)
+
+    command = add(job_prefix, "print what the names of a profile's Slurm jobs begin with")
+    command.add_argument("profile", help=PROFILE)
+
+    command = add(publish, "write what would go to the Hub, and list it")
+    command.add_argument("profile", help=PROFILE)
+    command.add_argument("--namespace", help="user or organisation on the Hub")
+    command.add_argument("--push", action="store_true", help="upload it")
+    command.add_argument("--public", action="store_true", help="into public repositories")
+
+    command = add(explorer, "write the features of a profile as a page to open in a browser")
+    command.add_argument("profile", help=PROFILE)
+
+    add(exhibits, "write the table of exhibits, figures/README.md")
+    add(parameters, "write the reference of all parameters, docs/parameters.md")
+    return top
+
+
+def main() -> None:
+    from faithful_sae.runs.schema import ParamsError
+
+    args = parser().parse_args()
+    try:
+        args.run(args)
+    except ParamsError as error:
+        sys.exit(f"\n  {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The workflow's steps beside notebooks: the SAEs of one corpus, and shares of long work for several
+processes at once.
+
+The faithful text is cut into shards, the kept activations of a corpus into groups of rows, and each
+is what it is whoever computes it. So workers change no byte: 01 joins the shards and samples what
+is missing, 02 reads the groups and computes what is missing. A worker that was killed goes on where
+it was.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from faithful_sae.engine.notebook import Progress
+from faithful_sae.files import atomic_path, locked
+from faithful_sae.runs.rows import open_run
+from faithful_sae.runs.schema import Run
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.faithful import sample_text
+from faithful_sae.stages.model import open_model, train_embedded_model
+from faithful_sae.stages.training import activation_stream, corpus_is_trained, corpus_saes
+
+
+class _Bars:
+    """A stream that hands progress bars on as lines, and the rest as it is."""
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        self.progress = progress
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "%|" in text:
+            self.progress(text)
+        elif text.strip():
+            self.stream.write(text if text.endswith("\n") else f"{text}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@contextlib.contextmanager
+def _told(title: str) -> Any:
+    """Say when a step begins and ends, and how far it is; progress bars become lines."""
+    start = time.time()
+    print(f"  ▸ {title}", flush=True)
+    with contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)):
+        yield
+    print(f"  ✓ {title}  {time.time() - start:.0f} s", flush=True)
+
+
+def train_corpus(params: Path, name: str, output: Path) -> None:
+    """Train, or read, the SAEs of one corpus; notebook 02 then finds them and gathers all.
+
+    Args:
+        output: a file that is written at the end, with the hash of what was trained.
+    """
+    with locked(output.with_suffix(".lock")), _told(f"02_train_sae · {name} · {params.stem}"):
+        run = open_run(params)
+        corpus_saes(run, name, open_model(run))
+        record = json.loads((run.artifacts / "saes" / name / "provenance.json").read_text("utf-8"))
+        with atomic_path(output) as tmp:
+            tmp.write_text(f"{record['content']}\n", encoding="utf-8")
+
+
+def compute_share(what: str, params: Path, worker: int, of: int, output: Path) -> None:
+    """Compute one share of a run's text, or of the kept activations of a corpus.
+
+    Args:
+        what: text, or the name of a corpus in sae.train_on after `activations:`.
+        worker: number of this share, from 0; of: how many there are.
+        output: an empty file that is written at the end.
+    """
+    with _told(f"{what} · {params.stem} · share {worker}/{of}"):
+        run = open_run(params)
+        if what == "text":  # an embedded model is trained first, by one of the workers
+            train_embedded_model(run)
+            sample_text(run, open_model(run), worker, of)
+        else:
+            keep_activations(run, what.partition(":")[2], worker, of)
+    output.touch()
+
+
+def keep_activations(run: Run, name: str, worker: int, of: int) -> None:
+    """Compute a share of the activations of a corpus for sae.cache_activations, unless its SAEs are
+    trained already.
+    """
+    lm = open_model(run)
+    rows = corpus(run, name, lm)
+    # old activations are removed by one of them
+    with locked(run.artifacts / f".activations-{name}.lock"):
+        stream = activation_stream(run, name, rows, lm, n_tokens=0)
+    if not corpus_is_trained(run, name):
+        stream.keep(range(worker, stream.groups, of))

@@ -1,0 +1,70 @@
+"""What training and reading of text take, worked out from the parameters: shared by several stages.
+
+Each formula of a stage's `needs` that another stage has as well stands here, once.
+"""
+
+from typing import TYPE_CHECKING
+
+from faithful_sae.runs.schema import Run
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
+
+
+def train_tokens(run: Run) -> int:
+    """Tokens of a corpus that SAEs are trained on, if it has corpus_tokens."""
+    return round(run.corpus_tokens * (1 - run.heldout))
+
+
+def budget(run: Run, tokens: int) -> int:
+    """Tokens an SAE is trained on, if its corpus has corpus_tokens: at most sae.max_epochs passes."""
+    return min(tokens, train_tokens(run) * run.sae.max_epochs)
+
+
+def tokens_read(run: Run, tokens: int) -> int:
+    """Tokens that the language model reads for SAEs of so many: all of them, or each once where
+    activations are kept.
+    """
+    wanted = budget(run, tokens)
+    return min(wanted, train_tokens(run)) if run.sae.cache_activations else wanted
+
+
+def kept_bytes(run: Run, shape: "Shape") -> int:
+    """Disk for the activations of a corpus that are kept (sae.cache_activations)."""
+    from faithful_sae.sae.activation_cache import activations_disk
+
+    if not run.sae.cache_activations:
+        return 0
+    return activations_disk(train_tokens(run), shape.d_model, shape.bytes_per_weight)
+
+
+def group_bytes(run: Run, shape: "Shape") -> int:
+    """A forward pass of the activation stream, float32 results included."""
+    from faithful_sae.lm.architectures import forward_bytes
+
+    s = run.sae
+    most = max(s.buffer_tokens, run.sequence_length)
+    tokens = min(s.lm_batch_rows * run.sequence_length, most)
+    return forward_bytes(shape, tokens) + 4 * tokens * shape.d_model
+
+
+def saes_bytes(run: Run, shape: "Shape") -> int:
+    """All SAEs of a run."""
+    from faithful_sae.sae.sae import sae_bytes
+
+    return count_saes(run) * sae_bytes(shape.d_model, run.sae.d_sae)
+
+
+def count_saes(run: Run) -> int:
+    """How many SAEs a run has: one per corpus and seed."""
+    return len(run.sae.train_on) * len(run.sae.seeds)
+
+
+def reading_bytes(run: Run) -> int:
+    """A corpus while it is packed: its ids, joined, then cut into rows."""
+    return 3 * 4 * run.corpus_tokens
+
+
+def saving_bytes(run: Run, state: int) -> int:
+    """A checkpoint on its way from a GPU to the disk; from RAM it is written as it stands."""
+    return state if run.device == "cuda" else 0

@@ -1,0 +1,197 @@
+"""01: the run's language model, trained here when it is embedded, and text that it writes itself."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from faithful_sae.runs.keys import settings
+from faithful_sae.runs.schema import Count, Model, Need, Positive, Run, Section, Seed, key
+from faithful_sae.runs.stage import MODEL, Artefact, Memory, Stage
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
+
+SAMPLING_SHARE = 0.9  # of the free memory may go to rows: the rest is for what a step computes
+
+
+class Embedded(Section):
+    """A language model trained on the spot on documentation of installed packages.
+
+    Given exactly with `model: embedded`.
+    """
+
+    corpus: str = key("name of the corpus it is trained on")
+    architecture: Literal["gpt_neox", "llama"] = key("Pythia's or Llama's")
+    # all bytes and BOS; the 5-gram model it is compared with has keys of 64 bits
+    vocab_size: int = key("tokens of its byte-level BPE, trained on the same text", ge=257, le=6207)
+    d_model: Count = key("width of the residual stream")
+    d_mlp: Count = key("width of the MLPs")
+    n_layers: Count = key("blocks")
+    n_heads: Count = key("attention heads")
+    context: Count = key("longest row", unit="tokens")
+    train_tokens: Count = key("distinct tokens read from the corpus", unit="tokens")
+    steps: Count = key("optimiser steps")
+    batch_rows: Count = key("rows of `context` tokens per step")
+    lr: Positive = key("peak learning rate")
+    warmup_steps: Count = key("steps over which it rises")
+    weight_decay: float = key("of the matrices", ge=0)
+    seed: Seed = key("of weights and order of the rows", 0)
+
+    def check(self, run: Run, need: Need) -> None:
+        why = f"= {self.warmup_steps} must be below embedded.steps = {self.steps}"
+        need(self.warmup_steps < self.steps, "embedded.warmup_steps", why)
+        why = f"= {self.d_model} must be a multiple of embedded.n_heads = {self.n_heads}"
+        need(self.d_model % self.n_heads == 0, "embedded.d_model", why)
+        given = self.corpus in run.corpora and run.corpora[self.corpus].faithful is None
+        why = f"= {self.corpus!r} must name a corpus under `corpora` that is not itself generated"
+        need(given, "embedded.corpus", why)
+
+
+class Generate(Section):
+    """The faithful dataset, sampled from the language model itself."""
+
+    tokens: Count = key("sampled, BOS not counted", unit="tokens", paper="3.1")
+    max_new_tokens: Count = key("a document ends here, or where the model ends it")
+    batch_rows: Count = key("documents sampled side by side")
+    temperature: Positive = key("1: the model's own distribution", 1.0, paper="3.1, 5.4")
+    top_p: float = key("1: the paper's plain sampling", 1.0, gt=0, le=1, paper="3.1")
+    first_token: Literal["bos", "flat"] = key(
+        "bos: sampled after BOS; flat: uniform over the vocabulary", "bos", paper="3.1, 5.4"
+    )
+    shard_tokens: Count = key("per file; an interrupted run loses at most one", 1_000_000)
+    seed: Seed = key("of the samples", 0)
+
+    def check_model(self, run: Run, model: Model, need: Need) -> None:
+        beside = ": BOS takes one position"
+        model.fits(need, "generate.max_new_tokens", self.max_new_tokens, beside)
+
+
+class GenerateFaithful(Stage):
+    sections = {"embedded": Embedded, "generate": Generate}
+    optional = ("embedded",)
+    with_saes = False
+    paper = True
+    rows = ("dataset", "first_token")
+    embedded_rows = ("language_model",)
+    parameters = (*MODEL, "heldout")
+    hours = "generate"
+    lower = "generate.batch_rows"
+
+    def wanted(self, run: Run) -> bool:
+        return True
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return (run.embedded.corpus,) if run.embedded else ()
+
+    def files(self, run: Run) -> Iterable[Path]:
+        folder = run.model_folder
+        return sorted(file for file in folder.iterdir() if file.is_file()) if folder else ()
+
+    def artefacts(self, run: Run) -> Iterable[Artefact]:
+        dataset = run.artifacts / "rows" / "dataset.csv"
+        yield Artefact(run.artifacts / "faithful", settings(run, TEXT), dataset)
+        if run.embedded:
+            yield Artefact(run.artifacts / "lm", settings(run, LANGUAGE_MODEL), dataset)
+
+    def memory(self, run: Run, shape: "Shape") -> Memory:
+        from faithful_sae.lm.architectures import sampling_bytes, weights
+        from faithful_sae.lm.embedded import language_model_training_bytes
+
+        g = run.generate
+        trained = language_model_training_bytes(run.embedded, shape) if run.embedded else 0
+        rows = sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE
+        return Memory(max(weights(shape) + math.ceil(rows), trained), 8 * g.shard_tokens)
+
+    def disk(self, run: Run, shape: "Shape") -> int:
+        from faithful_sae.lm.architectures import weights
+
+        # itself, and a checkpoint with three numbers a weight
+        model = 4 * weights(shape) if run.embedded else 0
+        return text_disk(run.generate) + model
+
+    def tokens(self, run: Run) -> int:
+        e = run.embedded
+        return run.generate.tokens + (e.steps * e.batch_rows * e.context if e else 0)
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        """As many full steps as give the tokens, and after each shard half of a document's length
+        while its last ones end.
+        """
+        from faithful_sae.lm.embedded import EVALUATIONS
+
+        g = run.generate
+        total = 0.0
+        if e := run.embedded:
+            kind = "training of the language model"
+            step, evaluated = rates.once(kind, lambda: _training_step(run, rates))
+            heldout = e.train_tokens / (1 - run.heldout) - e.train_tokens
+            total += e.steps * step + EVALUATIONS * heldout * evaluated
+        shards = math.ceil(g.tokens / g.shard_tokens)
+        return (
+            total
+            + (g.tokens / g.batch_rows + shards * g.max_new_tokens / 2) * rates.sampling_step()
+        )
+
+
+# what an embedded language model depends on, and what text that a model writes does beside it
+LANGUAGE_MODEL = ("embedded", "heldout", "threads", "dtype")
+TEXT = ("generate", "threads", "device")
+
+
+def text_disk(generate: Generate) -> int:
+    """The faithful dataset: 4 bytes a token. Documents that were begun are finished, so a shard may
+    be longer than asked for.
+    """
+    shards = math.ceil(generate.tokens / generate.shard_tokens)
+    return 4 * (generate.tokens + shards * generate.batch_rows * generate.max_new_tokens)
+
+
+def _sampling_step(run: Run, rates: Any) -> float:
+    """Seconds of one token for each row, the rows anywhere between their first token and their
+    last, as they are after a while.
+    """
+    import torch
+
+    from faithful_sae.lm.decoding import Decoder
+    from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
+
+    g = run.generate
+    lm = rates.lm
+    slots = torch.arange(g.batch_rows)
+    generator = torch.Generator(lm.device).manual_seed(0)
+    ids = torch.full((g.batch_rows,), lm.bos_id)
+    with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
+
+        def step() -> None:
+            decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()
+            logits = decoder.step(ids, slots)[:, : lm.vocab_size].float()
+            p = next_token_probabilities(logits, g.temperature, g.top_p)
+            draw_tokens(p, generator).cpu()
+
+        return rates.time_of(step)
+
+
+def _training_step(run: Run, rates: Any) -> tuple[float, float]:
+    """Seconds of one optimiser step of the embedded model, and of one held-out token."""
+    import torch
+
+    from faithful_sae.lm import embedded
+
+    e = run.embedded
+    model = embedded.initialise(e, 0).train()
+    optimisers = embedded.optimisers(model, e)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(e.vocab_size, (e.batch_rows, e.context), generator=generator)
+
+    def step() -> None:
+        embedded.cross_entropy(model, rows).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+
+    evaluated = rates.time_of(lambda: embedded.evaluate(model, rows, e.batch_rows))
+    return rates.time_of(step), evaluated / rows.numel()
+
+
+STAGE = GenerateFaithful()

@@ -1,0 +1,236 @@
+"""02: SAEs, one per corpus and seed, trained here or read where they are published."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from faithful_sae.runs.keys import settings
+from faithful_sae.runs.schema import (
+    ByName,
+    Count,
+    Ints,
+    Names,
+    Need,
+    Positive,
+    Run,
+    Section,
+    Seed,
+    key,
+)
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.architectures import Shape
+
+
+class Published(Section):
+    """Where the SAEs of a corpus are read from: a folder, or one in a repository of the Hub.
+
+    `{seed}` stands for each of sae.seeds in turn, in any of the four: publishers put the seed into
+    the name of the folder, of the repository or of the branch, and one line then says it for all
+    seeds. Folders that are numbered otherwise (trainer_0, trainer_1) have those numbers under
+    sae.seeds: nothing is trained from them.
+    """
+
+    path: str | None = key("a folder, relative to the file", None)
+    hub: str | None = key("a repository of the Hub, owner/name", None)
+    revision: str | None = key("of `hub`: branch, tag or commit", None)
+    folder: str | None = key("inside `hub`; null where its files are at the top", None)
+
+    def of(self, seed: int) -> "Published":
+        """The same with a seed in the place of `{seed}`."""
+        told = {k: value and value.replace("{seed}", str(seed)) for k, value in vars(self).items()}
+        return Published(**told)
+
+    def check_at(self, run: Run, need: Need, name: str) -> None:
+        """Note what is wrong with the entry of a corpus."""
+        at = f"sae.published.{name}"
+        trained_on = run.sae.train_on
+        need(name in trained_on, at, f"is not in sae.train_on ({', '.join(trained_on)})")
+        given = ", ".join(place for place in ("path", "hub") if getattr(self, place) is not None)
+        need(
+            given in ("path", "hub"),
+            at,
+            f"must have exactly one of path, hub; it has {given or 'none'}",
+        )
+        seeded = any("{seed}" in (value or "") for value in vars(self).values())
+        need(seeded, at, "holds no {seed}: all seeds would be one SAE")
+        if self.hub:
+            why = "is missing: main, or another branch, tag or commit"
+            need(self.revision, f"{at}.revision", why)
+            folder = self.folder or ""
+            inside = ".." not in Path(folder).parts and not folder.startswith("/")
+            why = f"= {folder!r} must be a path inside the repository"
+            need(inside, f"{at}.folder", why)
+        elif self.path:
+            alone = not self.revision and not self.folder
+            need(alone, at, "has a path, so revision and folder must be left out")
+            for seed in run.sae.seeds:
+                place = run.resolve(str(self.of(seed).path))
+                need(place.is_dir(), f"{at}.path", f"= {self.path!r}: no such folder ({place})")
+
+
+class SAE(Section):
+    """TopK SAEs, one per corpus and seed."""
+
+    train_on: Names = key("corpora, an SAE of each seed on each", paper="3.2")
+    d_sae: Count = key("latents", paper="Table 5")
+    k: Count = key("active latents per token", paper="3.2, Table 5")
+    lr: Positive = key("peak learning rate of Adam", paper="Table 5")
+    tokens: Count = key("activations each SAE is trained on", unit="tokens", paper="Table 5")
+    max_epochs: Count = key("a corpus with fewer tokens is repeated at most so often", 10)
+    batch_tokens: Count = key("activations per step", unit="tokens")
+    buffer_tokens: Count = key("activations that are shuffled together", unit="tokens")
+    lm_batch_rows: Count = key("rows per forward pass of the language model")
+    cache_activations: bool = key(
+        "keep them on disk, for large models gone over more than once", False, changes="nothing"
+    )
+    include_bos: bool = key("train on the activation at BOS (the authors: true)", False)
+    recipe: Literal["default", "authors"] = key(
+        "authors: optimiser and AuxK of their public code; the paper names neither", "default"
+    )
+    seeds: Ints = key("initialisations compared", (42, 49), paper="Table 5")
+    data_seed: Seed = key("order of the activations, the same for all seeds", 0)
+    published: Annotated[dict[str, Published], ByName] | None = key(
+        "per corpus of train_on, where its SAEs are read from instead of trained", None
+    )
+
+    def check(self, run: Run, need: Need) -> None:
+        for i, seed in enumerate(self.seeds):
+            need(0 <= seed < 2**63, f"sae.seeds[{i}]", f"= {seed} must be 0 or more, below 2^63")
+        why = f"= {self.k} exceeds sae.d_sae = {self.d_sae}: at most every latent can be active"
+        need(self.k <= self.d_sae, "sae.k", why)
+        several = len(self.seeds) >= 2 and len(set(self.seeds)) == len(self.seeds)
+        why = "must hold at least two different seeds: SFR compares them"
+        need(several, "sae.seeds", why)
+        for name in ("buffer_tokens", "tokens"):
+            value = getattr(self, name)
+            why = f"= {value} must be at least sae.batch_tokens = {self.batch_tokens}"
+            need(value >= self.batch_tokens, f"sae.{name}", why)
+        if check_corpora(run, need, "sae.train_on", self.train_on):
+            roles = [run.corpora[name].role for name in self.train_on if run.corpora[name].role]
+            twice = (
+                f"has two corpora in one role ({', '.join(roles)}): the tables have one column each"
+            )
+            need(len(set(roles)) == len(roles), "sae.train_on", twice)
+        for name, entry in (self.published or {}).items():
+            entry.check_at(run, need, name)
+
+
+def check_corpora(run: Run, need: Need, at: str, names: tuple[str, ...]) -> bool:
+    """Note names of corpora that are none, or come twice; whether all are well."""
+    known = ", ".join(run.corpora)
+    there = [
+        need(name in run.corpora, at, f"names {name!r}, which is not under `corpora` ({known})")
+        for name in dict.fromkeys(names)
+    ]
+    some = need(names, at, "is empty: name at least one corpus")
+    once = need(len(set(names)) == len(names), at, "names a corpus twice")
+    return some and once and all(there)
+
+
+# what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own entry
+# of sae.published) those that are read, of which tokens and batches are those they are measured with
+WHERE = ("layer", "threads", "dtype", "device")
+TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published")
+READ = (
+    *WHERE,
+    *(
+        f"sae.{name}"
+        for name in (
+            "seeds",
+            "d_sae",
+            "k",
+            "tokens",
+            "include_bos",
+            "lm_batch_rows",
+            "batch_tokens",
+        )
+    ),
+)
+
+
+def sae_settings(run: Run, name: str) -> dict[str, Any]:
+    """The parameters that the SAEs of a corpus depend on."""
+    keys = (*READ, f"sae.published.{name}") if name in run.published else TRAINED
+    return settings(run, keys)
+
+
+class TrainSAE(Stage):
+    sections = {"sae": SAE}
+    paper = True
+    rows = ("training", "saes")
+    reads = ("dataset",)
+    parameters = (*MODEL, *ROWS_OF_TEXT, "layer")
+    hours = "train"
+    lower = "sae.buffer_tokens or sae.lm_batch_rows"
+    lower_ram = "corpus_tokens"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return run.sae.train_on if run.sae else ()
+
+    def files(self, run: Run) -> Iterable[Path]:
+        return [trained_file(run, name) for name in run.sae.train_on]
+
+    def artefacts(self, run: Run) -> Iterable[Artefact]:
+        for name in run.sae.train_on:
+            folder = run.artifacts / "saes" / name
+            yield Artefact(folder, sae_settings(run, name), trained_file(run, name))
+            # of 02 too: Snakemake does not make again what lies between things that are there
+            yield Artefact(folder, sae_settings(run, name), run.artifacts / "rows" / "saes.csv")
+
+    def memory(self, run: Run, shape: "Shape") -> Memory:
+        from faithful_sae.lm.architectures import weights
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_bytes
+        from faithful_sae.stages.budget import group_bytes, reading_bytes, saving_bytes
+
+        s = run.sae
+        n = len(s.seeds)
+        one = sae_bytes(shape.d_model, s.d_sae)
+        if len(run.published) == len(s.train_on):  # read and measured, not trained
+            work, saved = n * one + 3 * 4 * s.batch_tokens * s.d_sae, 0
+        else:
+            work = training_bytes(shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
+            saved = n * 3 * one
+        device = weights(shape) + group_bytes(run, shape) + work
+        return Memory(device, reading_bytes(run) + saving_bytes(run, saved))
+
+    def disk(self, run: Run, shape: "Shape") -> int:
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_disk
+        from faithful_sae.stages.budget import kept_bytes
+
+        s = run.sae
+        sizes = [s.d_sae] * len(s.seeds)
+        done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in sizes)
+        trained = len(s.train_on) - len(run.published)
+        beside = training_disk(shape.d_model, sizes) - done if trained else 0
+        return len(s.train_on) * done + trained * kept_bytes(run, shape) + beside
+
+    def tokens(self, run: Run) -> int:
+        from faithful_sae.stages.budget import tokens_read
+
+        s = run.sae
+        measured = len(run.published) * (s.tokens // 10)
+        return (len(s.train_on) - len(run.published)) * tokens_read(run, s.tokens) + measured
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        """Of each corpus: the tokens read, and a step of every SAE for each batch."""
+        from faithful_sae.stages.budget import budget
+
+        s = run.sae
+        n_tokens = budget(run, s.tokens)
+        trained = len(s.train_on) - len(run.published)
+        steps = trained * len(s.seeds) * math.ceil(n_tokens / s.batch_tokens)
+        step = rates.sae_step(s.d_sae, s.k, n_tokens)
+        return self.tokens(run) * rates.read_token() + steps * step
+
+
+def trained_file(run: Run, corpus: str) -> Path:
+    """What stands for the SAEs of a corpus in the workflow: a file with their hash."""
+    return run.artifacts / "trained" / f"{corpus}.txt"
+
+
+STAGE = TrainSAE()
