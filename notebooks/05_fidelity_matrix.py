@@ -97,8 +97,8 @@ Image(
 # %% [markdown]
 # ## L2
 #
-# The size of the error itself, in the units of the activations. It can be compared within a model,
-# not between models.
+# The size of the error itself, in squared units of the activations. Compare it within a model, not
+# between models.
 
 # %%
 Image(save_figure(run, "fidelity_l2", data, lambda d: matrix(d, "l2", f"L2, {title}")), retina=True)
