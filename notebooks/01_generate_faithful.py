@@ -21,9 +21,9 @@
 # sampled from the model, prompted with nothing but the beginning-of-sequence token (paper, section
 # 3.1).
 #
-# **Claim to look at.** The faithful dataset uses nearly all of the model's vocabulary, but starts
-# with only a part of it; its first tokens follow the model's own distribution (Table 1, Appendix
-# C).
+# **Claim to look at.** The faithful dataset uses nearly all of the model's vocabulary, but its
+# documents start with only a part of it. Their first tokens follow the model's own distribution
+# (Table 1, Appendix C).
 #
 # **Exhibits.** `first_token` (Appendix C), one row of Table 1, and for an embedded model
 # `lm_training`.
@@ -53,15 +53,21 @@ run
 #
 # With `model: embedded` there is no download: a small language model is trained here, on the
 # documentation of the packages that come with the installation. With a folder or a Hub id nothing
-# is trained and the next two cells pass. A model of this size is worth studying only if it has
-# learnt something that counting cannot give: its held-out cross-entropy should lie clearly below
-# that of an interpolated 5-gram model fitted on exactly the same tokens.
+# is trained, and the next two cells show nothing.
+#
+# A model of this size is worth studying only if it has learnt something that counting cannot give.
+# Its held-out cross-entropy should lie clearly below that of an interpolated 5-gram model fitted on
+# exactly the same tokens.
 
 # %%
 log = train_embedded_model(run)
 if log is not None:
     evaluation = read_rows(run, "language_model", "01_generate_faithful")
     display(evaluation.round(3))
+
+# %% [markdown]
+# The figure shows the training: look for the point at which the held-out cross-entropy falls below
+# the line of the 5-gram model.
 
 # %%
 if log is not None:
@@ -71,9 +77,9 @@ if log is not None:
 # %% [markdown]
 # ## What the model says to nothing
 #
-# Given BOS alone the model has a distribution over first tokens. Everything it generates starts
+# Given BOS alone, the model has a distribution over first tokens. Everything it generates starts
 # with a draw from it. Embedded models have seen BOS at the start of every row of 128 tokens, in the
-# middle of a document as often as not, so that is what they continue: a window of documentation,
+# middle of a document as often as not. So that is what they continue: a window of documentation,
 # not always its beginning.
 
 # %%
@@ -93,7 +99,7 @@ pd.DataFrame(
 # Temperature 1, top-p 1, no top-k: the model's distribution as it is. A document ends where the
 # model samples its end token or the length limit is reached. The sampled ids are kept. (The authors
 # decode the text and tokenise it again, which gives other ids.) Sampling goes shard by shard, so an
-# interrupted run goes on where it stopped.
+# interrupted run resumes at the shard where it stopped.
 
 # %%
 make_faithful(run, lm)
@@ -105,9 +111,10 @@ for ids in documents[:3]:
 # %% [markdown]
 # ## Table 1: what it covers
 #
-# Coverage is the share of the vocabulary that occurs at all, and as a first token. The divergence
-# KL(model ‖ dataset) of the first token is infinite as soon as one possible token is missing; it is
-# taken over the tokens that do occur, and `missing_mass` is the model's probability of the others.
+# Coverage is the share of the vocabulary that occurs at all, and that occurs as a first token. The
+# divergence KL(model ‖ dataset) of the first token is infinite as soon as one possible token is
+# missing. It is therefore taken over the tokens that do occur, and `missing_mass` is the model's
+# probability of the others.
 
 # %%
 statistics, first_counts = dataset_statistics(documents, start)
@@ -117,9 +124,9 @@ pd.DataFrame([statistics]).round(4)
 # %% [markdown]
 # ## Appendix C: the first token
 #
-# Left the model, right the dataset; above the ten likeliest tokens, below everything in order. The
-# dataset's tail is cut where the number of documents ends: a token of probability far below one
-# over that number is not seen.
+# Left is the model, right is the dataset. Above are the ten likeliest tokens, below all of them in
+# order. The dataset's tail is cut where the number of documents ends: a token of probability far
+# below one over that number is not seen.
 
 # %%
 data = first_token_table(start, first_counts, lm.tokenizer)

@@ -22,7 +22,7 @@
 #    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
 #
 # $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the
-# same activations in the same order: whatever differs between them later is owed to initialisation
+# same activations in the same order. Whatever differs between them later is due to initialisation
 # alone.
 #
 # SAEs that somebody has published (`published` under `sae:`) are read instead of trained, and
@@ -71,10 +71,12 @@ print(
 # %% [markdown]
 # ## Training
 #
-# One pass of the language model feeds all seeds of a corpus. A corpus whose SAEs exist already,
-# made from the same text with the same parameters and code, is not trained again. Published SAEs
-# are converted to the same layout; what they were trained on, only their publishers know: `tokens`
-# stays empty, `source` says where they are from, and the rest is measured here.
+# One pass of the language model feeds all seeds of a corpus. If a corpus has SAEs already, made
+# from the same text with the same parameters and code, they are not trained again. Under
+# `make paper` one job per corpus has trained them before, and this cell gathers them.
+#
+# Published SAEs are converted to the same layout. Only their publishers know what they were trained
+# on, so `tokens` stays empty. `source` says where they are from, and the rest is measured here.
 
 # %%
 curves, summary = train_all(run, lm)
@@ -83,11 +85,13 @@ summary.drop(columns="weights").round(4)
 # %% [markdown]
 # ## Training curves
 #
-# The fraction of variance unexplained (FVU) is $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar
-# x\rVert^2$ over a batch. L0 is at most $k$; it is smaller where fewer than $k$ latents are
-# positive. A latent counts as dead when it has not fired for a tenth of the training (recipe
-# `default`) or five batches (recipe `authors`). Published SAEs have no curve but a dashed line: the
-# same numbers over a tenth of `tokens` of this run's own text.
+# The fraction of variance unexplained (FVU) is
+# $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar x\rVert^2$ over a batch. L0 is at most $k$, and
+# smaller where fewer than $k$ latents are positive. A latent counts as dead when it has not fired
+# for a tenth of the training (recipe `default`) or for five batches (recipe `authors`).
+#
+# Published SAEs have no curve but a dashed line: the same numbers over a tenth of `tokens` of this
+# run's own text.
 
 # %%
 Image(save_figure(run, "training", curves, training), retina=True)
@@ -95,9 +99,9 @@ Image(save_figure(run, "training", curves, training), retina=True)
 # %% [markdown]
 # ## Check
 #
-# What was saved is an SAE in the sense of the equation above: unit decoder rows (of SAEs trained
-# here), at most $k$ active latents (published ones may have a threshold instead), and a
-# reconstruction that explains more than the mean does.
+# What was saved is an SAE in the sense of the equation above. SAEs trained here have unit decoder
+# rows. At most $k$ latents are active (published SAEs may have a threshold instead). The
+# reconstruction explains more than the mean does.
 
 # %%
 saes = load_saes(run, lm)

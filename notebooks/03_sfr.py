@@ -17,17 +17,16 @@
 # # 03 · Shared feature ratio
 #
 # Two SAEs that differ in their seed alone should find the same features, if those features are the
-# model's. To compare them, the decoder rows of one are matched one to one with those of the other
+# model's. To compare them, the decoder rows of one are matched one to one with those of the other,
 # so that the total cosine is the largest possible (Hungarian matching). A latent whose matched
-# cosine reaches the threshold is
-# *shared*, any other an *orphan*:
+# cosine reaches the threshold is *shared*, any other an *orphan*:
 #
 # $$ \mathrm{SFR} = \frac{\#\{\,i : \cos(d_i, d'_{\pi(i)}) \ge 0.7\,\}}{d_\mathrm{sae}} . $$
 #
 # **Claim to look at.** Faithful text gives a higher SFR than instruction text (Tables 2 and 3), but
 # not than Web text (Table 4).
 #
-# **Exhibit.** `cosines`; the tables themselves are drawn in 07, over all language models.
+# **Exhibit.** `cosines`. The tables themselves are drawn in 07, over all language models.
 
 # %%
 import torch
@@ -51,11 +50,12 @@ print(f"{len(saes)} SAEs, threshold {run.sfr.threshold}")
 # %% [markdown]
 # ## All corpora
 #
-# `sfr` is the paper's, over all latents. A dead latent points in a direction it was initialised
-# with and can only be an orphan, so `sfr_alive` leaves out pairs with a dead latent; the shares of
-# dead latents stand beside it. `sfr_encoder_decoder` is the stricter criterion of Paulo and Belrose
-# (2025): encoder and decoder matched apart, and both pairing the same two latents. `sfr_strict` is
-# the authors' code, which asks for more than 0.7 where the paper says at least.
+# - `sfr` is the paper's ratio, over all latents.
+# - `sfr_alive` leaves out pairs with a dead latent. A dead latent points in the direction it was
+#   initialised with and can only be an orphan. The shares of dead latents stand beside it.
+# - `sfr_encoder_decoder` is the stricter criterion of Paulo and Belrose (2025): encoder and decoder
+#   are matched apart, and both matchings must pair the same two latents.
+# - `sfr_strict` is the authors' code, which asks for more than 0.7 where the paper says at least.
 
 # %%
 rows, latents = seed_comparison(run, saes)
@@ -64,9 +64,9 @@ rows.set_index("corpus").round(3)
 # %% [markdown]
 # ## How similar are matched latents?
 #
-# The ratio is one number cut out of a distribution. Look at the whole of it: a valley at the
-# threshold means that shared and orphan are two kinds of latents; a slope, that the number depends
-# on where one cuts.
+# The ratio is one number cut out of a distribution. Look at the whole of it. A valley at the
+# threshold means that shared and orphan are two kinds of latents. A slope means that the number
+# depends on where one cuts.
 
 # %%
 Image(

@@ -17,15 +17,16 @@
 # # 04 · Fake feature ratio
 #
 # A sequence of uniformly random tokens is no text. A latent that keeps firing on it responds to
-# something other than what the model understands; the paper calls it *fake* when it fires on more
+# something other than what the model understands. The paper calls it *fake* when it fires on more
 # than $\tau$ = 10 % of such tokens (section 3.5):
 #
-# $$ \mathrm{FFR} = 100 \cdot \frac{\#\{\,i : \text{share of random tokens on which } z_i > 0 \text{ exceeds } \tau\,\}}{d_\mathrm{sae}} \;\% . $$
+# $$ \mathrm{FFR} = 100 \cdot \frac{\#\{\,i : \text{share of random tokens on which } z_i > 0
+#    \text{ exceeds } \tau\,\}}{d_\mathrm{sae}} \;\% . $$
 #
 # **Claim to look at.** The SAEs trained on faithful text have the lowest FFR for most models (Table
 # 7).
 #
-# **Exhibit.** `firing`; Table 7 itself is drawn in 07.
+# **Exhibit.** `firing`. Table 7 itself is drawn in 07.
 
 # %%
 from IPython.display import Image
@@ -60,8 +61,8 @@ lm.tokenizer.decode(sample[0, 1:40])
 # ## Counting
 #
 # `ffr` counts a latent as firing when its activation is above 0, as the paper says. `ffr_authors`
-# asks for more than 1.0, as the authors' code does: an absolute number, whose meaning changes with
-# the scale of a model's activations.
+# asks for more than 1.0, as the authors' code does. That is an absolute number, whose meaning
+# changes with the scale of a model's activations.
 
 # %%
 rows, latents = fake_features(run, saes, lm)
@@ -70,7 +71,7 @@ rows.groupby("corpus", sort=False)[["ffr", "ffr_authors", "fake"]].mean().round(
 # %% [markdown]
 # ## How often does each latent fire?
 #
-# A handful of latents decide the ratio. The figure shows all of them in order; those above the
+# A handful of latents decide the ratio. The figure shows all of them in order. Those above the
 # dashed line are fake.
 
 # %%
@@ -79,8 +80,9 @@ Image(save_figure(run, "firing", latents.assign(tau=run.ffr.frequency), firing),
 # %% [markdown]
 # ## Check
 #
-# TopK lets at most $k$ latents fire on a token, so firing frequencies sum to at most $k$; and no
-# more than $k/\tau$ latents of an SAE can be fake.
+# If at most $k$ latents fire on a token, firing frequencies sum to at most $k$, and no more than
+# $k/\tau$ latents of an SAE can be fake. This holds for TopK. SAEs with a threshold have no such
+# limit.
 
 # %%
 total = latents.groupby(["corpus", "seed"]).frequency.sum()

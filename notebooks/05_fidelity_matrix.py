@@ -18,15 +18,15 @@
 #
 # Does the model still work when its activations are replaced by what the SAE makes of them? Each
 # SAE is evaluated on several corpora, its own and others (paper, section 4.3, Figure 5, Appendix
-# B). Rows of the matrices are what an SAE was trained on, columns what it is evaluated on; always
-# text that it was not trained on.
+# B). Rows of the matrices are what an SAE was trained on, columns what it is evaluated on. It is
+# always evaluated on text that it was not trained on.
 #
 # * **CE difference**: next-token cross-entropy with $\hat x$ in place of $x$, minus the model's
 #   own. Nats per token, lower is better.
 # * **L2**: mean of $(x-\hat x)^2$ over tokens and dimensions.
 # * **Explained variance**: $1 - \sum\lVert x-\hat x\rVert^2/\sum\lVert x-\bar x\rVert^2$. Other
-#   formulas go by the same name; the
-#   table carries them as `ev_authors` and `ev_legacy` (see `faithful_sae/faithfulness.py`).
+#   formulas go by the same name. The table carries them as `ev_authors` and `ev_legacy` (see
+#   `faithful_sae/metrics/fidelity.py`).
 #
 # **Claim to look at.** SAEs trained on faithful text carry over to other corpora better than
 # FineWeb's (section 5.5).
@@ -58,10 +58,13 @@ run.fidelity
 # %% [markdown]
 # ## Splicing
 #
-# For every corpus the model runs once as it is, and once per SAE from the hooked block on with
+# For every corpus the model runs once as it is, and once per SAE from the hooked block on, with
 # $\hat x$ instead of $x$. `include_bos` says whether the BOS position is replaced and measured too.
-# It is an outlier: an SAE that never trained on it reconstructs it badly, one that did gains
-# explained variance from it. The matrices below leave it out; the table has both.
+# It is an outlier: an SAE that never trained on it reconstructs it badly, and one that did gains
+# explained variance from it. The matrices below leave it out, and the table has both.
+#
+# `ce` is the model's own cross-entropy. `ce_zero` and `ce_mean` replace the activation by 0 and by
+# its mean: they say how much there is to lose.
 
 # %%
 rows = fidelity_matrix(run, saes, lm)
@@ -78,6 +81,9 @@ rows.groupby(["include_bos", "evaluated_on"], sort=False)[
 
 # %% [markdown]
 # ## CE difference
+#
+# What the model loses. The diagonal is an SAE on its own corpus. Look along a row: how much worse
+# does the SAE get on text of another kind?
 
 # %%
 title = f"{run.label}, seed {run.sae.seeds[0]}"
@@ -90,12 +96,18 @@ Image(
 
 # %% [markdown]
 # ## L2
+#
+# The size of the error itself, in squared units of the activations. Compare it within a model, not
+# between models.
 
 # %%
 Image(save_figure(run, "fidelity_l2", data, lambda d: matrix(d, "l2", f"L2, {title}")), retina=True)
 
 # %% [markdown]
 # ## Explained variance
+#
+# The same error, relative to how much the activations vary on the corpus of the column. Here higher
+# is better.
 
 # %%
 Image(
@@ -112,6 +124,9 @@ Image(
 
 # %% [markdown]
 # ## Everything measured
+#
+# All measures under all their names, with BOS and without, averaged over the evaluation corpora.
+# Rows with BOS show how much a single position can change explained variance.
 
 # %%
 save_table(run, "fidelity", rows)

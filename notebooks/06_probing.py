@@ -22,10 +22,10 @@
 #
 # * the activation $x$ (baseline),
 # * the latents $z$ (SAE),
-# * the reconstruction $\hat x$,
+# * the reconstruction $\hat x$.
 #
-# and a logistic regression is fitted on the training texts and scored on the test texts: accuracy,
-# and F1 averaged over labels.
+# A logistic regression is fitted on the training texts and scored on the test texts: accuracy, and
+# F1 averaged over labels.
 #
 # **Claim to look at.** Probes on the faithful SAE's reconstruction do best in most cells, and
 # always on CoLA (Table 6).
@@ -53,6 +53,9 @@ saes = load_saes(run, lm)
 
 # %% [markdown]
 # ## The tasks
+#
+# Three training texts of each task with their labels. Try to tell the label from the text yourself:
+# that is what the probe has to do.
 
 # %%
 examples = {name: labelled(run, name)[0] for name in run.probing.tasks}
@@ -65,11 +68,15 @@ for name, (texts, labels) in examples.items():
 # ## Probes
 #
 # One pass of the language model gives all representations of a text, those of every SAE included.
-# `majority` is what one gets by always naming the most frequent training label.
+# `majority` is the accuracy of always naming the most frequent training label.
 
 # %%
 rows = probe_tasks(run, saes, lm)
 rows.pivot_table(index=["task", "majority"], columns="representation", values="accuracy").round(3)
+
+# %% [markdown]
+# The accuracy on the reconstruction alone, by the corpus that the SAE was trained on, averaged over
+# seeds. This is what the claim is about: is `faithful` the largest of its row?
 
 # %%
 chosen = rows[rows.representation == "reconstruction"]

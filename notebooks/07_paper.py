@@ -16,17 +16,17 @@
 # %% [markdown]
 # # 07 · The paper's tables and figures
 #
-# Every row measured by notebooks 01 to 06, over all language models of a profile, in the form of
-# the paper's tables, with the paper's numbers beside them. `source` says which is which. Nothing is
-# left out because it disagrees: the last table goes through the paper's claims one by one.
+# Here is every row measured by notebooks 01 to 06, over all language models of a profile, in the
+# form of the paper's tables, with the paper's numbers beside them. `source` says which is which.
+# Nothing is left out because it disagrees: the table of claims goes through them one by one.
 #
-# Not everything need be there: a model that failed, or that nobody has run yet, is left out, and so
-# are rows of other parameters than the files now say. The paper's row then stands alone. What is
+# Not everything need be there. A model that failed, or that nobody has run yet, is left out. So are
+# rows made with other parameters than the files now say. The paper's row then stands alone. What is
 # missing is named first, with the command that makes it.
 #
 # **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of
-# software documentation, and each corpus plays the role of one of the paper's (first table). Their
-# numbers can agree with a claim or not; they cannot equal the paper's.
+# software documentation, and each corpus stands in for one of the paper's (first table). Their
+# numbers can agree with a claim or not. They cannot equal the paper's.
 
 # %%
 from IPython.display import Image, Markdown, display
@@ -46,8 +46,19 @@ from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import measured
 from faithful_sae.runs.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 
+# %% [markdown]
+# ## The profile
+#
+# A profile is a folder of parameter files, one per language model. The default is the small `smoke`
+# profile. Set `profile = "laptop"` to see the numbers of the front page, once `make paper` has made
+# them.
+
 # %% tags=["parameters"]
 profile = "smoke"  # a folder of parameter files, or the name of one in params/
+
+# %% [markdown]
+# The sentence below stands on every table and figure. It says which models were measured, so that
+# no number here is taken for one of the paper's.
 
 # %%
 runs = load_profile(profile)
@@ -56,7 +67,9 @@ Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for ru
 
 # %% [markdown]
 # ## What is missing
-# An empty table: nothing.
+#
+# Each row is a notebook of a model whose results are not there, or were made with other parameters.
+# `command` makes them. An empty table means that nothing is missing.
 
 # %%
 missing = save_table(runs, "missing", unmeasured(runs))
@@ -64,23 +77,38 @@ missing.style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]
 # ## The method
+#
+# The paper's Figure 1, redrawn. The language model writes text from BOS alone. SAEs that differ in
+# their seed are trained on its activations, on that text and on other corpora. The boxes on the
+# right are what is measured below: SFR needs both seeds, the others one SAE at a time.
 
 # %%
 Image(save_figure(runs, "method", tables.method_boxes(), plots.method), retina=True)
 
 # %% [markdown]
-# ## Who plays which role
+# ## Which corpus stands in for which
+#
+# On small profiles each corpus stands in for one of the paper's, and the tables below call it by
+# the paper's name (column `plays`). Look at what the text is, how many tokens there were to train
+# on, and in how many passes.
 
 # %%
 save_table(runs, "corpora", tables.corpora_table(trained), 2)
+
+# %% [markdown]
+# Language models that were trained on the spot are worth studying only if `ce`, their held-out
+# cross-entropy, lies below `ce_5gram`, that of a 5-gram model of the same tokens. For models that
+# come ready-made the columns are empty.
 
 # %%
 save_table(runs, "language_models", tables.language_models(runs), 3)
 
 # %% [markdown]
 # ## Table 1: what the faithful dataset covers
-# Percent of the vocabulary, overall and as first token; KL(model ‖ dataset) of the first token in
-# nats.
+#
+# Percent of the vocabulary, overall and as first token, and KL(model ‖ dataset) of the first token
+# in nats. The claims: over 90 % of the vocabulary for every model, and a KL below 2 for most
+# (section 5.4). Few tokens cover less of a vocabulary, so look at `tokens` and `vocab_size` too.
 
 # %%
 table1 = save_table(runs, "table1", tables.table1(runs))
@@ -88,10 +116,19 @@ table1.round(4)
 
 # %% [markdown]
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
+#
+# The claim: SFR is higher on faithful text than on each instruction corpus (section 4.1). Compare
+# `faithful` with the other corpora of its row. If their order changes in the columns `alive`, dead
+# latents decide it.
 
 # %%
 table2 = save_table(runs, "table2", tables.sfr_table(trained, "table2", tables.INSTRUCTION))
 table2.round(4)
+
+# %% [markdown]
+# The same numbers as bars: measured here on the left, the paper's hatched on the right. Look at the
+# order of the bars within a model. Their height differs between models with size, dictionary and
+# training.
 
 # %%
 Image(
@@ -101,16 +138,26 @@ Image(
 
 # %% [markdown]
 # ## Table 3: own text and the other model's
+#
+# The claim: SFR is higher on a model's own text than on text of another model (section 5.2). For
+# each `target`, compare the row whose text is its own with the row whose text is the other model's.
 
 # %%
 save_table(runs, "table3", tables.table3(trained)).round(4)
 
 # %% [markdown]
 # ## Table 4 and Figure 3: SFR, faithful against Web corpora
+#
+# The claim: on Web corpora SFR is at least that on faithful text, for most models (section 5.3).
+# Corpora that stand in for none of the paper's have columns of their own here.
 
 # %%
 table4 = save_table(runs, "table4", tables.sfr_table(trained, "table4", tables.WEB))
 table4.round(4)
+
+# %% [markdown]
+# The same numbers as bars. This is the figure of the front page: is the faithful bar the lowest of
+# its model, as the claim says for most?
 
 # %%
 shown = {*tables.WEB, *tables.columns_without_role(trained)}
@@ -118,18 +165,28 @@ Image(save_figure(runs, "sfr_web", tables.bars_data(table4, shown), plots.bars),
 
 # %% [markdown]
 # ## Table 5: training configurations
+#
+# What the SAEs were trained with, here and in the paper. Sizes, tokens and recipe are the first
+# place to look when a number above or below disagrees.
 
 # %%
 save_table(runs, "table5", tables.table5(trained))
 
 # %% [markdown]
 # ## Table 6 and Figure 6: probing
-# Accuracy on the reconstruction in the table; all three representations, accuracy and F1 in the
-# figure.
+#
+# Accuracy of probes on the reconstruction, mean over seeds. The claims: the faithful SAE reads best
+# in most cells, and on CoLA for every model (section 5.6). Compare the corpora within a row, which
+# is one task of one model.
 
 # %%
 table6 = save_table(runs, "table6", tables.table6(trained))
 table6.round(4)
+
+# %% [markdown]
+# All three representations, accuracy and F1. The dotted line is the probe on the activations
+# themselves. Look at how far the reconstruction falls below it: that is what the SAE has lost. The
+# axes do not start at 0.
 
 # %%
 data = tables.probing_figure_data(trained)
@@ -137,7 +194,10 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 
 # %% [markdown]
 # ## Table 7: fake feature ratio
-# In percent of the dictionary.
+#
+# In percent of the dictionary, mean over seeds. The claim: the faithful SAE has the lowest FFR, for
+# most models (section 5.7). One latent is 100 / `d_sae` percent, so on a small dictionary a
+# difference may be a single latent.
 
 # %%
 table7 = save_table(runs, "table7", tables.table7(trained))
@@ -145,7 +205,10 @@ table7.round(4)
 
 # %% [markdown]
 # ## Figure 5 and Appendix B: fidelity
-# Drawn by notebook 05, one set per language model.
+#
+# Drawn by notebook 05, one set per language model. The claim: of the Web SAEs (faithful, Pile,
+# FineWeb), FineWeb's has the highest CE difference on corpora that are none of the three's own
+# (section 5.5). Compare their rows in those columns.
 
 # %%
 for run in measured(trained, "fidelity"):
@@ -155,6 +218,11 @@ for run in measured(trained, "fidelity"):
 
 # %% [markdown]
 # ## The paper's claims
+#
+# Each claim, what was measured, and a verdict by one rule. Nothing is tuned until a claim holds.
+# Look at the numbers behind a verdict: a close call is easy to see. *Not testable* means that the
+# profile lacks what is compared. *So far* means that models which may change the verdict have not
+# been measured.
 
 # %%
 verdicts = save_table(runs, "claims", claims(runs))
@@ -164,9 +232,10 @@ verdicts.style.hide(axis="index").set_properties(
 
 # %% [markdown]
 # ## Features to look at
+#
 # Orphans (no match in the other seed) and fake features (that fire on random tokens) of every SAE
-# that notebook 09 made an index of, those that fire most first. `make explorer` writes the page
-# that the numbers link to.
+# that notebook 09 made an index of, those that fire most first. Do they look like mistakes?
+# `make explorer` writes the page that the numbers link to.
 
 # %%
 from faithful_sae.features.explorer.links import feature_links
@@ -175,9 +244,10 @@ feature_links(profile)
 
 # %% [markdown]
 # ## Check
-# Every exhibit of the paper exists, for this profile and each of its models (08 stands beside the
-# paper and has its own), but for notebooks that are named as missing; and a model that is measured
-# stands in the tables, one that is not does not.
+#
+# Every exhibit of the paper exists, for this profile and each of its models, except those of
+# notebooks that are named as missing. (08 stands beside the paper and has its own.) A model that is
+# measured stands in the tables, and one that is not does not.
 
 # %%
 unfinished = set(zip(missing.model, missing.notebook))

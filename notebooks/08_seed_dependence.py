@@ -19,24 +19,25 @@
 # Notebook 03 asks how much two seeds share *on which text*. Paulo and Belrose (2025), *Sparse
 # Autoencoders Trained on the Same Data Learn Different Features*, asked it of seeds alone: same
 # model, same text, same order, another initialisation. FaithfulSAE takes its measure from them.
-# Here their experiments are repeated on this run's language model, on one corpus, with more seeds,
-# and with one number changed at a time: latents, active latents, training tokens, layer.
+# Here their experiments are repeated on this run's language model, on one corpus, with more seeds.
+# Then one number is changed at a time: latents, active latents, training tokens, layer.
 #
-# Their criterion is stricter than SFR: decoder rows and encoder columns are matched apart, and a
-# latent is **shared** if
-# *both* matchings give it the same counterpart and *both* cosines reach the threshold. A latent
-# that is not is a *miss*.
+# Their criterion is stricter than SFR. Decoder rows and encoder columns are matched apart. A latent
+# is **shared** if *both* matchings give it the same counterpart and *both* cosines reach the
+# threshold. A latent that is not shared is a *miss*.
 #
-# **Claims to look at.** All that they report of TopK SAEs; the table at the end goes through them
+# **Claims to look at.** All that they report of TopK SAEs. The table at the end goes through them
 # one by one.
 #
 # **Exhibits.** `seed_cosines`, `seed_firing`, `seed_curve`, `seed_threshold`, `seed_max_cosine`,
 # `seed_sweeps`, `seed_mean_cosines`, `seed_findings`.
 #
-# **What differs from theirs.** They train on the output of an MLP, here it is the residual stream
-# that enters a block. They train on billions of tokens, here on as many as the parameters say.
-# Theirs are several architectures, here all SAEs are TopK. The learning rate is the same for all
-# SAEs, whatever else is changed.
+# **What differs from theirs.**
+#
+# - They train on the output of an MLP, here it is the residual stream that enters a block.
+# - They train on billions of tokens, here on as many as the parameters say.
+# - They compare several architectures, here all SAEs are TopK.
+# - The learning rate is the same for all SAEs here, whatever else is changed.
 
 # %%
 from IPython.display import Image
@@ -64,10 +65,10 @@ print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.l
 # %% [markdown]
 # ## Training the seeds
 #
-# All SAEs of a layer are trained side by side from one stream of activations, so that each of them
-# sees the same tokens in the same order, and an SAE with a smaller budget sees the first of them,
-# on a schedule of its own. Finished ones are reused. `fvu` is the unexplained share of the variance
-# at the end, `dead` counts latents that no longer fire: these can be shared only by chance.
+# All SAEs of a layer are trained side by side from one stream of activations, so each of them sees
+# the same tokens in the same order. An SAE with a smaller budget sees the first of them, on a
+# schedule of its own. Finished ones are reused. `fvu` is the unexplained share of the variance at
+# the end. `dead` counts latents that no longer fire, which can be shared only by chance.
 
 # %%
 saes, summary = train_seeds(run)
@@ -91,8 +92,9 @@ plain[shown].describe().loc[["mean", "std", "min", "max"]].round(3)
 # ## Hits and misses (their Figure 1)
 #
 # Each latent of the first SAE, matched with the second. If *shared* is a kind of latent and not a
-# cut through a cloud, there are two clouds: hits, similar on both sides and matched to the same
-# counterpart by both, and misses. Lines of equal density show them where points lie on each other.
+# cut through a cloud, there are two clouds. Hits are similar on both sides and matched to the same
+# counterpart by both. The others are misses. Lines of equal density show the clouds where points
+# lie on each other.
 
 # %%
 latents = rows["seed_latents"]
@@ -106,7 +108,7 @@ Image(
 # %% [markdown]
 # The eye is quick to see two clouds. Silverman's test asks how much a density of the mean of both
 # cosines must be smoothed until it has one mode, and how often samples from that one-mode density
-# need as much: a small `p` speaks for two.
+# need as much. A small `p` speaks for two.
 
 # %%
 rows["seed_modes"].round(3)
@@ -127,21 +129,23 @@ Image(save_figure(run, "seed_firing", frequency, seed_plots.firing), retina=True
 # ## Would more seeds find everything? (their Figure A1)
 #
 # A latent that no other seed shares is *only in the base*. With more seeds fewer are. If the share
-# falls as a power law $a n^{-b}$, enough seeds find every feature that any seed finds; with an
-# offset, $a n^{-b} + c$, a share $c$ is each seed's own for ever. Both are fitted. The points are
-# averages over the same SAEs, not independent measurements, so beside Akaike's criterion (`aicc`)
-# stands a test that does not need that: how well each law predicts a point that its fit has not
-# seen (`loo`).
+# falls as a power law $a n^{-b}$, enough seeds find every feature that any seed finds. With an
+# offset, $a n^{-b} + c$, a share $c$ is each seed's own for ever. Both laws are fitted below.
 
 # %%
 curves = fitted_curves(rows["seed_curve"], rows["seed_fits"])
 Image(save_figure(run, "seed_curve", curves, seed_plots.only_in_base), retina=True)
 
+# %% [markdown]
+# The points are averages over the same SAEs, not independent measurements. So beside Akaike's
+# criterion (`aicc`) stands a test that does not need independence: how well each law predicts a
+# point that its fit has not seen (`loo`). The smaller number is the better law.
+
 # %%
 rows["seed_fits"].round(4)
 
 # %% [markdown]
-# ## Does it hang on the threshold? (their Figure A2)
+# ## Does the result depend on the threshold? (their Figure A2)
 #
 # Where two kinds of latents exist, the share hardly depends on where between them one cuts: look
 # for a flat stretch around the dashed line. A slope means that another threshold gives another
@@ -152,9 +156,9 @@ cuts = rows["seed_threshold"].assign(chosen=threshold)
 Image(save_figure(run, "seed_threshold", cuts, seed_plots.thresholds), retina=True)
 
 # %% [markdown]
-# ## Does it hang on the matching? (their Figure A3)
+# ## Does the result depend on the matching? (their Figure A3)
 #
-# Earlier work took, for each latent, the largest cosine to any latent of the other SAE; its mean is
+# Earlier work took, for each latent, the largest cosine to any latent of the other SAE. Its mean is
 # MMCS. Several latents may then claim the same one. A latent above the diagonal has a neighbour
 # nearer than its match, taken by another latent.
 
@@ -173,12 +177,12 @@ Image(
 # ## What changes the overlap? (their Figures 4, 5 and A4)
 #
 # One number is changed, the others are those of the first pair (in bold). Each dot is a pair of
-# seeds: differences that are not larger than the scatter of the dots are none. Dead latents,
-# dotted, can hardly be shared and push the overlap down.
+# seeds. Ignore differences smaller than the scatter. Dead latents, dotted, can hardly be shared and
+# push the overlap down.
 #
 # Two things to keep in mind. If overlap still grows with training, a setting that learns more
 # slowly also shares less for that reason alone: the panels compare SAEs of one budget, not finished
-# ones. And the stream that enters layer 0 is the token embedding: it holds no more different
+# ones. And the stream that enters layer 0 is the token embedding, which holds no more different
 # vectors than the vocabulary has tokens.
 
 # %%
@@ -190,16 +194,21 @@ swept = swept.assign(
 )
 Image(save_figure(run, "seed_sweeps", swept, seed_plots.sweeps), retina=True)
 
+# %% [markdown]
+# The same changes, seen through the mean cosines instead of a threshold: of the matched latents,
+# and of the nearest ones (MMCS).
+
 # %%
 Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), retina=True)
 
 # %% [markdown]
 # ## Their findings, here
 #
-# Each verdict is computed from the rows above by one rule: a difference counts if it is above twice
-# its standard error (spread between pairs of seeds, at least that of so many independent latents; S
-# seeds count as S // 2 independent pairs). What is not, is *open*, and so is *no difference* where
-# half the size of what is compared could have gone unseen.
+# Each verdict is computed from the rows above by one rule. A difference counts if it is above twice
+# its standard error. That error is the spread between pairs of seeds, and at least that of so many
+# independent latents; S seeds count as S // 2 independent pairs. A difference that does not count
+# is *open*. *No difference* is open too, where half the size of what is compared could have gone
+# unseen.
 
 # %%
 verdicts = save_table(run, "seed_findings", findings(run, rows))
@@ -211,8 +220,8 @@ verdicts.style.hide(axis="index").set_properties(
 # ## Check
 #
 # A seed compared with itself shares everything, whatever the order of its latents. And two ends of
-# the curve can be had without combinations: with two seeds, what is not shared is only in the base;
-# with all seeds, what no other seed shares.
+# the curve can be had without combinations. With two seeds, what is not shared is only in the base.
+# With all seeds, it is what no other seed shares.
 
 # %%
 first = next(iter(saes.values()))

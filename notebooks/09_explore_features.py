@@ -51,11 +51,15 @@ run.features
 # %% [markdown]
 # ## An index
 #
-# One pass over the text keeps, of every latent, how often it fires (its activation is above 0), a
-# histogram of its activations, the contexts in which it is strongest, and a sample of all contexts,
-# some from each level of activation: a latent that looks clear at its top may be anything below. Of
-# each row of text only the strongest token of a latent counts as a context. Firing on random tokens
-# comes from notebook 04, the *twin*, the matched latent of the other seed, from 03.
+# One pass over the text keeps, of every latent:
+#
+# - how often it fires (its activation is above 0), and a histogram of its activations
+# - the contexts in which it is strongest
+# - a sample of all contexts, some from each level of activation, since a latent that looks clear at
+#   its top may be anything below.
+#
+# Of each row of text only the strongest token of a latent counts as a context. Firing on random
+# tokens comes from notebook 04. The *twin*, the matched latent of the other seed, comes from 03.
 
 # %%
 indexes = explore.index_features(run, saes, lm)
@@ -75,12 +79,15 @@ index.latents.groupby(["shared", "fake", "dead"]).agg(
 # %% [markdown]
 # ## The explorer
 #
-# Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin. `make
-# explorer` writes the same as a page to open without Jupyter. In code, `index.find` and
-# `index.page` give what the explorer shows.
+# Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin.
+# `make explorer` writes the same as a page to open without Jupyter.
 
 # %%
 Explorer(index, indexes.get(index.meta["other_seed"]), lm, sae)
+
+# %% [markdown]
+# In code, `index.find` and `index.page` give what the explorer shows. Here are the shared latents
+# with the strongest activations.
 
 # %%
 index.find(shared=True, dead=False, order="max", descending=True).drop(columns="histogram").head()
@@ -99,8 +106,7 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # | VocabProj | tokens it makes likelier | $\arg\max_w u_w \cdot \mathrm{norm}(d_f)$ | nostalgebraist 2020 |
 #
 # The first three read the input, the last reads the output. They need not agree: a latent may stand
-# for *what was just read* or for
-# *what comes next*.
+# for *what was just read* or for *what comes next*.
 
 # %%
 picked = explore.chosen(index.latents, run.features.per_group)
@@ -112,9 +118,9 @@ print(
 page["explanations"]
 
 # %% [markdown]
-# The same latents for everybody, good or bad to look at: those of a group that are alive are put in
-# order of how often they fire, cut into parts of one size, and the middle one of each part is
-# shown. The token where a context is strongest stands in brackets.
+# The table shows the same latents for everybody, good or bad to look at. The latents of a group
+# that are alive are put in order of how often they fire and cut into parts of one size. The middle
+# one of each part is shown. The token where a context is strongest stands in brackets.
 
 # %%
 save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(
@@ -139,8 +145,7 @@ Image(
 # ## Do input and output say the same?
 #
 # For each latent, the share of its MutInfo tokens that VocabProj lists too (blanks and capitals
-# apart). Dashed lines: the same with VocabProj of another latent, drawn at random, which is what
-# agreement means nothing at.
+# apart). Dashed: the chance level, using a randomly chosen latent's VocabProj tokens.
 
 # %%
 agreement = explore.agreement_rows(run, index)
@@ -164,8 +169,8 @@ response = explore.steer_features(run, sae, lm, picked)
 Image(save_figure(run, "feature_steering", response, feature_plots.steering), retina=True)
 
 # %% [markdown]
-# The text that follows, drawn with the same random numbers before and after. `way` can also be
-# `clamp` (set to an amount) or `ablate` (take away).
+# Here is the text that follows, drawn with the same random numbers before and after. `way` can also
+# be `clamp` (set to an amount) or `ablate` (take away).
 
 # %%
 text, latent = explore.example_text(run, lm), int(picked.latent[0])
@@ -187,9 +192,9 @@ fires.groupby("position").head(3).head(12).round(3)
 # %% [markdown]
 # ## Check
 #
-# A pass counts each activation once, in the histogram as in the frequency; TopK allows no more than
-# $k$ on a token. Both indexes must agree on who is whose twin, and the share of shared latents is
-# SFR of notebook 03. A dose of 0 changes nothing at all.
+# A pass counts each activation once, in the histogram as in the frequency. TopK allows no more than
+# $k$ active latents on a token. Both indexes must agree on who is whose twin, and the share of
+# shared latents is SFR of notebook 03. A dose of 0 changes nothing at all.
 
 # %%
 counted = index.latents.histogram.map(sum)
