@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,7 +31,7 @@ from faithful_sae.stages.model import unloaded_model
 from faithful_sae.text import hub
 
 PROBE_SHARE = 0.5  # of the free memory, that a model with random weights may take
-Show = Callable[[str], object]
+Show = Callable[[str], Any]
 
 
 def check(profile: str, probe: bool = True, show: Show = print) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faithful_sae.files import ROOT, file_hash, remove
+from faithful_sae.lm.architectures import sizes_of
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
@@ -16,13 +17,13 @@ from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import Corpus, Model, ParamsError, Run
 from faithful_sae.runs.stage import Stage
-from faithful_sae.stages.corpus import (
+from faithful_sae.stages.s02_train_sae import sae_settings
+from faithful_sae.stages.text import (
     documentation_path,
     hub_source_problems,
     source_problems,
     write_documentation,
 )
-from faithful_sae.stages.s02_train_sae import sae_settings, trained_file
 from faithful_sae.text import hub
 
 
@@ -139,8 +140,8 @@ def corpus_inputs(run: Run, name: str) -> list[str]:
 
 def _texts(run: Run, corpora: list[Corpus], own: bool = False) -> list[str]:
     """Rows that stand for the generated text that corpora are made of, of this run only if `own`."""
-    names = {corpus.faithful for corpus in corpora} - {None}
-    names = {run.name if name == "self" else name for name in names if own or name != "self"}
+    said = [corpus.faithful for corpus in corpora if corpus.faithful]
+    names = {run.name if name == "self" else name for name in said if own or name != "self"}
     return [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(names)]
 
 

@@ -43,7 +43,7 @@ class Estimate:
     how: str
 
 
-def estimate(run: Run, progress: Callable[[str], None] = lambda what: None) -> Estimate:
+def estimate(run: Run, progress: Callable[[str], Any] = lambda what: None) -> Estimate:
     """Measure, and count: for the run's `device`, which must be there, with room for the largest
     stage.
 
@@ -59,7 +59,7 @@ def estimate(run: Run, progress: Callable[[str], None] = lambda what: None) -> E
         torch.set_num_threads(threads)
 
 
-def _estimate(run: Run, progress: Callable[[str], None]) -> Estimate:
+def _estimate(run: Run, progress: Callable[[str], Any]) -> Estimate:
     progress("language model")
     lm, which = _language_model(run)
     rates = Rates(run, lm, progress)
@@ -95,7 +95,7 @@ class Rates:
     A stage that does a kind of work of its own measures it with `once` and `time_of`.
     """
 
-    def __init__(self, run: Run, lm: LanguageModel, progress: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, lm: LanguageModel, progress: Callable[[str], Any]) -> None:
         self.run = run
         self.lm = lm
         self.progress = progress

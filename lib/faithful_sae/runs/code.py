@@ -24,7 +24,7 @@ def lib_files(path: Path, but: tuple[str, ...] = ()) -> list[Path]:
     found: set[Path] = set()
     todo = [Path(path)]
     while todo:
-        places = [PACKAGE / name.replace(".", "/") for name in _imports(todo.pop())]
+        places = [PACKAGE / name.replace(".", "/") for name in imports(todo.pop())]
         files = {
             file
             for place in places
@@ -52,7 +52,7 @@ def code_hash(*modules: str) -> str:
     return digest(versions | trees)
 
 
-def _imports(file: Path) -> Iterator[str]:
+def imports(file: Path) -> Iterator[str]:
     """Names below faithful_sae that a file imports anywhere; some are of things, not of modules."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = []

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from faithful_sae.files import ROOT
 from faithful_sae.text.documentation import KINDS
-from faithful_sae.text.hub import PARQUET
+from faithful_sae.text.hub import PARQUET, Record
 
 ROLES = (
     "faithful",
@@ -58,8 +58,9 @@ def key(
             speed and room. Fingerprints leave out what changes no number (see keys.py).
         limits: pydantic's gt, ge, lt, le.
     """
-    about = {"unit": unit, "paper": paper, "changes": changes}
-    return Field(default, description=says, json_schema_extra=about, **limits)
+    about: dict[str, Any] = {"unit": unit, "paper": paper, "changes": changes}
+    field: Any = Field
+    return field(default, description=says, json_schema_extra=about, **limits)
 
 
 def _listed(value: Any) -> Any:
@@ -166,15 +167,15 @@ class Source(Section):
     text_key: TextKey | None = key("field that holds the text; several are joined", None)
     packages: Names = key("installed packages whose documentation is taken", ())
 
-    def check_at(self, run: "Run", need: Need, at: str) -> None:
-        """Note what is wrong with this source, whose key is `at`."""
+    def check_at(self, run: "Run", need: Need, at: str) -> bool:
+        """Note what is wrong with this source, whose key is `at`; False: it is not one."""
         if self.role is not None:
             need(self.role in self.roles, f"{at}.role", one_of(self.role, self.roles) + ", or null")
         given = [place for place in self.places if getattr(self, place) is not None]
         found = ", ".join(given) or "none"
         one = f"must have exactly one of {', '.join(self.places)}; it has {found}"
         if not need(len(given) == 1, at, one):
-            return
+            return False
         place = given[0]
         value = getattr(self, place)
         if place == "documentation":
@@ -195,6 +196,7 @@ class Source(Section):
             without_fields = str(value).removesuffix(".gz").endswith(".txt")
             why = "is missing: the field that holds the text"
             need(self.text_key or without_fields, f"{at}.text_key", why)
+        return True
 
 
 class Corpus(Source):
@@ -209,8 +211,9 @@ class Corpus(Source):
     split: str | None = key("split of the Hub dataset", None)
     max_characters: int | None = key("documentation to take", None, unit="characters", gt=0)
 
-    def check_at(self, run: "Run", need: Need, at: str) -> None:
-        super().check_at(run, need, at)
+    def check_at(self, run: "Run", need: Need, at: str) -> bool:
+        if not super().check_at(run, need, at):
+            return False
         if self.faithful not in (None, "self"):
             there = run.file.with_name(f"{self.faithful}.yaml").is_file()
             why = f"= {self.faithful!r}: no {self.faithful}.yaml in {run.file.parent}; "
@@ -219,6 +222,7 @@ class Corpus(Source):
             need(self.max_characters, f"{at}.max_characters", "is missing: how much text to take")
         if self.hub:
             need(self.split, f"{at}.split", "is missing: which split of the Hub dataset")
+        return True
 
 
 def check_name(need: Need, at: str, name: str) -> None:
@@ -312,6 +316,11 @@ class Run(Section):
     def published(self) -> dict[str, Any]:
         """The corpora whose SAEs are read instead of trained."""
         return (self.sae.published if self.sae else None) or {}
+
+    @property
+    def hub(self) -> Record:
+        """The commits of the Hub that all runs of the profile are held to."""
+        return Record(self.artifacts.parent / "hub.json")
 
     @property
     def job_gpus(self) -> int:

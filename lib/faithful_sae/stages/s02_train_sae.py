@@ -109,7 +109,8 @@ class SAE(Section):
             why = f"= {value} must be at least sae.batch_tokens = {self.batch_tokens}"
             need(value >= self.batch_tokens, f"sae.{name}", why)
         if check_corpora(run, need, "sae.train_on", self.train_on):
-            roles = [run.corpora[name].role for name in self.train_on if run.corpora[name].role]
+            played = [run.corpora[name].role for name in self.train_on]
+            roles = [role for role in played if role is not None]
             twice = (
                 f"has two corpora in one role ({', '.join(roles)}): the tables have one column each"
             )

@@ -44,8 +44,9 @@ class Task(Source):
     test_split: str | None = key("split of the Hub dataset to measure on", None)
     label_key: str | None = key("field that holds the label", None)
 
-    def check_at(self, run: Run, need: Need, at: str) -> None:
-        super().check_at(run, need, at)
+    def check_at(self, run: Run, need: Need, at: str) -> bool:
+        if not super().check_at(run, need, at):
+            return False
         if self.train:
             why = "is missing: the file to measure accuracy on"
             if need(self.test, f"{at}.test", why):
@@ -56,6 +57,7 @@ class Task(Source):
         if self.train or self.hub:
             why = "is missing: the field that holds the label"
             need(self.label_key, f"{at}.label_key", why)
+        return True
 
 
 class Probing(Section):
