@@ -53,7 +53,7 @@ publish: $(STAMP)  ## write what would go to the Hub and list it (PROFILE=, PARA
 	@cd $(ROOT) && $(PY) -m faithful_sae.paper.publish "$(CHOSEN)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
 explorer: $(STAMP)  ## write the features of a profile as a page to open in a browser (after notebook 09)
-	@$(PY) -m faithful_sae.features.explorer.page "$(CHOSEN)"
+	@$(PY) -m faithful_sae.engine.explorer "$(CHOSEN)"
 
 test: $(STAMP)  ## unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@cd $(ROOT) && $(PY) -m pytest tests

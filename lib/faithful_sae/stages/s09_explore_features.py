@@ -1,5 +1,7 @@
 """Indexes of the features of a run, and the few of them that tables and figures show."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -7,8 +9,10 @@ from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept
 from faithful_sae.features.explain import token_agreement, vocab_projection
 from faithful_sae.features.steering import dose_response
+from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import digest, file_hash
 from faithful_sae.runs.code import code_hash
+from faithful_sae.runs.provenance import provenance
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import plain
 from faithful_sae.sae.activations import as_ids
@@ -91,10 +95,12 @@ def index_features(run, saes, lm) -> dict:
             include_bos=run.sae.include_bos,
             key=key,
             **shown,
-            provenance={
-                "parameters": run.settings("features"),
-                "inputs": {"tokens": tokens.key, "model": model_key(run), "sae": weights},
-            },
+            record=partial(
+                provenance,
+                parameters=run.settings("features"),
+                inputs={"tokens": tokens.key, "model": model_key(run), "sae": weights},
+                device=lm.device,
+            ),
         )
         agreement = token_agreement(indexes[seed].explanations(), f.listed)
         tables.append(
@@ -170,19 +176,6 @@ def _marked(context, left=10, right=3):
     return visible(f"{before}[{tokens[p]}]{after}")
 
 
-def visible(text) -> str:
-    """Text on one line whose blanks at the ends can be seen."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    body = shown.strip(" ")
-    return (
-        shown.replace(" ", "␣")
-        if not body
-        else "␣" * (len(shown) - len(shown.lstrip(" ")))
-        + body
-        + "␣" * (len(shown) - len(shown.rstrip(" ")))
-    )
-
-
 def steer_features(run, sae, lm, latents) -> pd.DataFrame:
     """Dose and response of chosen latents on held-out text; writes rows `dose_response`.
 
@@ -216,7 +209,9 @@ def example_text(run, lm, words=24) -> str:
 
 
 def histogram_rows(index, latents) -> pd.DataFrame:
-    """Histograms of chosen latents, one row per latent and bin: group, latent, low, high, tokens."""
+    """Histograms of chosen latents, one row per latent and bin: group, latent, low, high,
+    tokens.
+    """
     edges = index.meta["histogram_edges"]
     return pd.concat(
         [
