@@ -238,9 +238,9 @@ verdicts.style.hide(axis="index").set_properties(
 # `make explorer` writes the page that the numbers link to.
 
 # %%
-from faithful_sae.features.explorer.links import feature_links
+from faithful_sae.paper.links import feature_links
 
-feature_links(profile)
+feature_links(runs)
 
 # %% [markdown]
 # ## Check

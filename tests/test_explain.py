@@ -67,10 +67,8 @@ def test_vocab_projection_by_hand(architecture, any_lm, sae):
     }.get(architecture, "lm_head")
     wanted = x @ getattr(any_lm.model, head).weight[:VOCABULARY].double().T
     found = explain.vocab_projection(any_lm, sae.W_dec)
-    assert found.shape == (
-        24,
-        VOCABULARY,
-    )  # without the 8 rows of Llama's embedding that no token uses
+    # without the 8 rows of Llama's embedding that no token uses
+    assert found.shape == (24, VOCABULARY)
     np.testing.assert_allclose(found.numpy(), wanted.detach().numpy(), rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(
         explain.vocab_projection(any_lm, 5 * sae.W_dec).numpy(), found.numpy(), rtol=1e-5, atol=1e-5
@@ -113,16 +111,11 @@ def test_vocab_proj_table(lm, sae):
     vocabulary = [f"<{i}>" for i in range(VOCABULARY)]
     table = explain.vocab_proj_table(lm, sae, vocabulary, 5)
     logits = explain.vocab_projection(lm, sae.W_dec).numpy()
-    for latent, part in table.groupby("latent"):
+    for latent in range(24):
+        part = table[table.latent == latent]
         order = np.argsort(-logits[latent])[:5]
         assert part.text.tolist() == [f"<{i}>" for i in order]
-        assert part["rank"].tolist() == [
-            0,
-            1,
-            2,
-            3,
-            4,
-        ]
+        assert part["rank"].tolist() == list(range(5))
         np.testing.assert_array_equal(part.value, logits[latent][order])
 
 
@@ -152,13 +145,12 @@ def test_mutual_information_is_scikit_learns(lm, sae, rows):
 
 
 def test_mutual_information_of_extremes():
-    assert explain.mutual_information(0, 0, 5, 10) == 0  # never fires
-    np.testing.assert_allclose(
-        explain.mutual_information(5, 5, 5, 10), np.log(2)
-    )  # fires on w and on nothing else
-    np.testing.assert_allclose(
-        explain.mutual_information(2, 4, 5, 10), 0, atol=1e-15
-    )  # independent
+    never_fires = explain.mutual_information(0, 0, 5, 10)
+    fires_on_w_alone = explain.mutual_information(5, 5, 5, 10)
+    independent = explain.mutual_information(2, 4, 5, 10)
+    assert never_fires == 0
+    np.testing.assert_allclose(fires_on_w_alone, np.log(2))
+    np.testing.assert_allclose(independent, 0, atol=1e-15)
 
 
 # --- MaxAct and PruningMaxAct ---------------------------------------------------------------------
@@ -177,15 +169,17 @@ def test_pruning_by_exhaustive_search(architecture, any_lm, sae):
         z = sae.pre_activations(any_lm.activations(torch.tensor([[BOS, *ids]]))[0, -1])
         return z[latent].item() if z[latent] >= z.topk(3).values[-1] and z[latent] > 0 else 0.0
 
-    strengths = np.float32(
+    factors = generator.uniform(1, 2.2, len(contexts))
+    strengths = np.array(
         [
             max(activation(c[-n:], f) for n in range(1, len(c) + 1)) * s
-            for c, f, s in zip(contexts, latents, generator.uniform(1, 2.2, len(contexts)))
-        ]
+            for c, f, s in zip(contexts, latents, factors, strict=True)
+        ],
+        np.float32,
     )
     lengths, values = explain.prune(any_lm, sae, latents, contexts, strengths, batch_rows=3)
     for context, latent, strength, length, value in zip(
-        contexts, latents, strengths, lengths, values
+        contexts, latents, strengths, lengths, values, strict=True
     ):
         enough = [
             n
@@ -219,11 +213,10 @@ def test_tables_of_contexts(lm, sae):
     said = explain.max_act_table(contexts, vocabulary, 1)
     assert said.values.tolist() == [[latent, "MaxAct", 0, "<7><9><11><4>", float(z[latent])]]
     pruned = explain.pruning_max_act_table(contexts, lm, sae, vocabulary, 2)
-    assert (
-        len(pruned) == 1
-        and "<7><9><11>".endswith(pruned.text[0])
-        and pruned.value[0] >= z[latent] / 2
-    )  # of the other nothing keeps half
+    # of the other nothing keeps half
+    assert len(pruned) == 1
+    assert "<7><9><11>".endswith(pruned.text[0])
+    assert pruned.value[0] >= z[latent] / 2
 
 
 def test_agreement_of_tokens():
@@ -237,10 +230,10 @@ def test_agreement_of_tokens():
         (2, "VocabProj", 0, "x", 1.0),
         (0, "MaxAct", 0, "b", 1.0),
     ]
-    said = pd.DataFrame(rows, columns=explain.COLUMNS)
+    said = pd.DataFrame(rows, columns=["latent", "method", "rank", "text", "value"])
     assert explain.token_agreement(said, 2).to_dict() == {0: 0.5, 1: 0.0}
     assert explain.token_agreement(said, 3).to_dict() == {0: 0.5, 1: 1.0}
-    assert explain.token_agreement(said[said.method == "VocabProj"], 3).to_dict() == {}
+    assert explain.token_agreement(said.loc[said.method == "VocabProj"], 3).empty
     with pytest.raises(FeatureError, match="n = 0"):
         explain.token_agreement(said, 0)
 
@@ -305,7 +298,7 @@ def test_steered_probabilities_by_a_hook_of_our_own(architecture, any_lm, sae, r
         handle = any_lm.blocks[1].register_forward_pre_hook(hook, with_kwargs=True)
         by_hand.append(torch.log_softmax(any_lm.model(input_ids=ids).logits[..., :VOCABULARY], -1))
         handle.remove()
-    for found, wanted in zip((plain, steered), by_hand):
+    for found, wanted in zip((plain, steered), by_hand, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert (plain - steered).abs().max() > 0.1
 
@@ -367,13 +360,13 @@ def test_a_steered_continuation_is_the_one_without_a_cache(architecture, any_lm,
 
 
 def test_continuations_share_their_random_numbers(lm, sae):
-    first = continuation(lm, sae, "w5 w9", 4, "add", 0.0, new_tokens=20, seed=3)
-    assert (
-        first[0]
-        == first[1]
-        == continuation(lm, sae, "w5 w9", 4, "add", 9.0, new_tokens=20, seed=3)[0]
-    )
-    assert first[0] != continuation(lm, sae, "w5 w9", 4, "add", 0.0, new_tokens=20, seed=4)[0]
+    def written(amount, seed):
+        return continuation(lm, sae, "w5 w9", 4, "add", amount, new_tokens=20, seed=seed)
+
+    before, after = written(0.0, 3)
+    assert before == after
+    assert before == written(9.0, 3)[0]
+    assert before != written(0.0, 4)[0]
 
 
 def test_bad_input(lm, sae, rows):

@@ -13,13 +13,13 @@ import pytest
 
 from faithful_sae.features.explorer import data
 from faithful_sae.features.explorer.fallback import feature_html, list_html
-from faithful_sae.features.explorer.links import feature_address, feature_links
 from faithful_sae.features.explorer.page import json_script, write_explorer
 from faithful_sae.features.explorer.widget import Explorer
-from faithful_sae.features.index import FeatureError, FeatureIndex
+from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
 from faithful_sae.features.text import features_of_text, text_ids
+from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import file_hash
-from faithful_sae.files.checkpoint import checksum
+from faithful_sae.paper.links import feature_address, feature_links
 from faithful_sae.runs import provenance
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
@@ -52,6 +52,7 @@ def read_script(path):
     match = re.fullmatch(
         r'explorerData\(("[^"]*"),(.*)\);\n', path.read_text(encoding="ascii"), re.S
     )
+    assert match
     return json.loads(match[1]), json.loads(match[2])
 
 
@@ -108,9 +109,9 @@ def test_rows_of_the_list_are_those_of_the_index(indices):
     counts = data.set_meta(index)["counts"]
     latents = index.latents
     assert counts == {
-        "f": (latents.fake == True).sum(),
-        "o": (latents.shared == False).sum(),
-        "s": (latents.shared == True).sum(),
+        "f": latents.fake.eq(True).sum(),
+        "o": latents.shared.eq(False).sum(),
+        "s": latents.shared.eq(True).sum(),
         "d": latents.dead.sum(),
         "n": (latents.frequency > 0.1).sum(),
     }
@@ -122,17 +123,16 @@ def test_rows_of_the_list_are_those_of_the_index(indices):
 def test_words_of_the_list(indices):
     words = data.set_rows(indices[0], 0)["words"][7].split("\n")
     page = indices[0].page(7)["explanations"]
-    assert words[:3] == [
-        "part7 word7",
-        " word7",
-        page["VocabProj"][0][0].replace("\n", "⏎"),
-    ]  # the first of each method
-    assert {text.replace("\n", "⏎") for text, _ in page["MutInfo"] + page["VocabProj"]} <= set(
-        words
-    )
-    assert (
-        words[-1] == page["MaxAct"][0][0] and page["MaxAct"][1][0] not in words
-    )  # one whole context, last
+
+    def shown(method):
+        return [visible(text, blanks=False) for text, _ in page[method]]
+
+    # the first of each method
+    assert words[:3] == ["part7 word7", " word7", shown("VocabProj")[0]]
+    assert set(shown("MutInfo") + shown("VocabProj")) <= set(words)
+    # one whole context, last
+    assert words[-1] == shown("MaxAct")[0]
+    assert shown("MaxAct")[1] not in words
     assert len(set(words)) == len(words)
 
 
@@ -143,7 +143,7 @@ def test_chunks_hold_the_pages_of_the_index(written, indices):
     assert read_script(written / "data" / "index.js")[1] == [
         data.set_name(index) for index in indices
     ]
-    for key, index in zip(KEYS, indices):
+    for key, index in zip(KEYS, indices, strict=True):
         folder = written / "data" / key
         name, meta = read_script(folder / "meta.js")
         assert name == f"{key}/meta"
@@ -179,13 +179,13 @@ def test_nothing_of_the_corpus_is_markup_or_leaves_its_string(written):
     html = (written / "index.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in html
     assert not re.search(r"<script>|\son\w+=|style=", html)
-    for source in data.STATIC.glob(
-        "*.js"
-    ):  # text becomes nodes in one way only, and no address leads out
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest",
-            source.read_text(encoding="utf-8"),
-        ), source
+    # text becomes nodes in one way only, and no address leads out
+    other_ways = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|"
+        "XMLHttpRequest"
+    )
+    for source in data.STATIC.glob("*.js"):
+        assert not re.search(other_ways, source.read_text(encoding="utf-8")), source
     outside = {
         address
         for path in written.rglob("*.*")
@@ -193,7 +193,8 @@ def test_nothing_of_the_corpus_is_markup_or_leaves_its_string(written):
             r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text(encoding="utf-8")
         )
     }
-    assert outside == {"http://www.w3.org"}  # the name of SVG's namespace
+    # the name of SVG's namespace
+    assert outside == {"http://www.w3.org"}
 
 
 def test_the_first_view_is_small(tmp_path):
@@ -227,22 +228,15 @@ def test_one_index_for_each_set(indices, tmp_path):
 
 
 def test_without_an_index_it_says_who_makes_one():
-    result = subprocess.run(
-        [sys.executable, "-m", "faithful_sae.features.explorer.page", "paper"],
-        capture_output=True,
-        text=True,
-    )
+    def run(profile):
+        command = [sys.executable, "-m", "faithful_sae.engine.explorer", profile]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    result = run("paper")
     assert result.returncode == 1
     assert "09_explore_features" in result.stderr
     assert "Traceback" not in result.stderr
-    assert (
-        "no such profile"
-        in subprocess.run(
-            [sys.executable, "-m", "faithful_sae.features.explorer.page", "nowhere"],
-            capture_output=True,
-            text=True,
-        ).stderr
-    )
+    assert "no such profile" in run("nowhere").stderr
 
 
 # --- static HTML ----------------------------------------------------------------------------------
@@ -270,7 +264,7 @@ def test_fallback_is_well_formed_and_shows_text_as_text(indices):
         for c in indices[0].page(5)["contexts"]
         if any("<script>" in token for token in c["tokens"])
     )
-    assert "".join(context["tokens"]).replace("\n", "⏎").replace("\t", "⇥") in shown.text
+    assert visible("".join(context["tokens"]), blanks=False) in shown.text
     listed = Parsed(list_html(indices[0]))
     assert listed.text.count("shared") + listed.text.count("orphan") == 20
     dead = Parsed(feature_html(indices[0].page(15)))
@@ -340,8 +334,7 @@ def test_the_first_view_needs_no_python(indices):
 
 def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
     sae = TopKSAE(d_model=lm.d_model, d_sae=150, k=4, seed=0)
-    weights = checksum({name: tensor.contiguous() for name, tensor in sae.weights.items()})
-    index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=weights))
+    index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=sae_checksum(sae)))
     widget = Explorer(index, indices[1], lm, sae)
     assert widget.answer(f"{KEYS[0]}/meta")["can_read"]
     assert not widget.answer(f"{KEYS[1]}/meta")["can_read"]
@@ -376,15 +369,16 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr("faithful_sae.runs.schema.ROOT", tmp_path)
     (run,) = load_profile("smoke")
-    monkeypatch.setattr("faithful_sae.features.explorer.links.load_profile", lambda _: [run])
+    features = run.features
+    assert features
     run = dataclasses.replace(
-        run, features=dataclasses.replace(run.features, corpus="faithful", seeds=(42,))
+        run, features=dataclasses.replace(features, corpus="faithful", seeds=(42,))
     )
-    assert "No index" in feature_links("smoke").to_html()
+    assert "No index" in feature_links([run]).to_html()
     index = FeatureIndex(write_index(run.artifacts.parent))
-    assert "No index" in feature_links("smoke").to_html(), "no rows of 09 say what it was made with"
+    assert "No index" in feature_links([run]).to_html(), "no rows of 09 say what it was made with"
     write_rows(run, "features", index.latents[["latent"]])
-    html = feature_links("smoke").to_html()
+    html = feature_links([run]).to_html()
     linked = [
         int(latent)
         for latent in re.findall(
@@ -392,16 +386,17 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
         )
     ]
     assert len(linked) == 16
-    assert all(index.latents.shared[i] == False for i in linked[:8])
+    assert not any(index.latents.shared[linked[:8]])
     assert all(index.latents.fake[linked[8:]])
     assert "(32)" in html
     assert "(12)" in html
     assert "make explorer" in html
     (index.folder / "latents.parquet").write_bytes(b"damaged")
-    assert "Left out" in feature_links("smoke").to_html()
-    assert "<a" not in feature_links("smoke").to_html()
-    run = dataclasses.replace(run, features=dataclasses.replace(run.features, corpus="library"))
-    assert "No index" in feature_links("smoke").to_html(), "of another corpus than the parameters'"
+    assert "Left out" in feature_links([run]).to_html()
+    assert "<a" not in feature_links([run]).to_html()
+    library = dataclasses.replace(features, corpus="library", seeds=(42,))
+    of_another_corpus = [dataclasses.replace(run, features=library)]
+    assert "No index" in feature_links(of_another_corpus).to_html()
     assert (
         feature_address(index.meta | {"corpus": "a b"}, 3)
         == "../explorer/index.html#/neox/a%20b/seed42/3"

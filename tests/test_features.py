@@ -17,10 +17,11 @@ from conftest import BOS, VOCABULARY
 from faithful_sae.features import collect as collecting
 from faithful_sae.features.build import build_index
 from faithful_sae.features.collect import Kept
-from faithful_sae.features.index import FeatureError, FeatureIndex
+from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
 from faithful_sae.features.text import features_of_text
-from faithful_sae.features.vocabulary import display_strings
-from faithful_sae.files.checkpoint import Checkpoint, checksum
+from faithful_sae.features.vocabulary import display_strings, visible
+from faithful_sae.files import is_current
+from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.kernels import latent_statistics
 from faithful_sae.sae.sae import TopKSAE
 
@@ -40,7 +41,8 @@ def many_rows():
 @pytest.fixture
 def sae():
     sae = TopKSAE(16, 24, 3, seed=3)
-    sae.b_enc[20:] = -1e4  # these never fire
+    # these never fire
+    sae.b_enc[20:] = -1e4
     return sae
 
 
@@ -89,7 +91,7 @@ def test_top_contexts(index, dense, many_rows):
         wanted = sorted(peaks(dense, latent), key=lambda peak: (-peak[0], peak[1]))[: KEPT.top]
         found = [c for c in index.page(latent)["contexts"] if c["kind"] == "top"]
         assert [c["rank"] for c in found] == list(range(len(wanted)))
-        for context, (value, row, position) in zip(found, wanted):
+        for context, (value, row, position) in zip(found, wanted, strict=True):
             window = slice(max(position - KEPT.left, 0), position + KEPT.right + 1)
             assert context["activation"] == value
             assert context["position"] == position - window.start
@@ -168,9 +170,8 @@ def test_token_counters_are_exact_where_they_suffice_and_bounded_where_not():
     M = 8
     ids = np.minimum(rng.zipf(1.3, (40, 50)), 99)
     state = latent_statistics.empty(2, top=1, strata=1, samples=1, window=1, tokens=M)
-    values = np.stack([np.ones(2000), ids.ravel() < 6], 1).astype(
-        np.float32
-    )  # latent 0 fires on all tokens, 1 on five of them
+    # latent 0 fires on all tokens, 1 on five of them
+    values = np.stack([np.ones(2000), ids.ravel() < 6], 1).astype(np.float32)
     for start in range(0, 40, 8):
         part = torch.from_numpy(values[start * 50 : (start + 8) * 50])
         latent_statistics.add_rows_of_tokens(
@@ -184,7 +185,8 @@ def test_token_counters_are_exact_where_they_suffice_and_bounded_where_not():
         )
     true = Counter(ids.ravel().tolist())
     found = [
-        dict(zip(state["token"][f].tolist(), state["token_count"][f].tolist())) for f in (0, 1)
+        dict(zip(state["token"][f].tolist(), state["token_count"][f].tolist(), strict=True))
+        for f in (0, 1)
     ]
     assert {t: n for t, n in found[1].items() if n} == {t: n for t, n in true.items() if t < 6}
     assert state["lost"][1] == 0
@@ -231,8 +233,27 @@ def test_an_index_is_reused_unless_something_changed(index, lm, sae, many_rows):
     assert stamp() > before
 
 
+def test_provenance_is_the_key_and_what_the_caller_says(tmp_path, index, lm, sae, many_rows):
+    own = json.loads((index.folder / "provenance.json").read_text())
+    assert set(own) == {"key", "content"}
+    assert own["key"] == index.meta["key"]
+    assert is_current(index.folder, own["key"])
+    folder = tmp_path / "with a record"
+
+    def record(seconds):
+        assert 0 < seconds < 600
+        assert not folder.exists()
+        return {"parameters": {"seed": 1}}
+
+    build_index(folder, lm, sae, many_rows, KEPT, key="k", record=record)
+    assert is_current(folder, "k")
+    said = json.loads((folder / "provenance.json").read_text())
+    assert said["parameters"] == {"seed": 1}
+
+
 def test_what_other_notebooks_know(tmp_path, lm, sae, many_rows):
-    random, cosine = np.linspace(0, 0.2, 24), np.linspace(0, 1, 24)
+    random = np.linspace(0, 0.2, 24)
+    cosine = np.linspace(0, 1, 24)
     index = build_index(
         tmp_path / "index",
         lm,
@@ -257,12 +278,8 @@ def test_what_other_notebooks_know(tmp_path, lm, sae, many_rows):
     assert json.loads(json.dumps(page)) == page
     assert index.find(shared=True, dead=False).latent.tolist() == [17, 18, 19]
     assert index.find(fake=True, order="twin").latent.tolist() == list(range(23, 11, -1))
-    assert index.find(frequency=(0, 0), order="latent", descending=True).latent.tolist() == [
-        23,
-        22,
-        21,
-        20,
-    ]
+    silent = index.find(frequency=(0, 0), order="latent", descending=True)
+    assert silent.latent.tolist() == [23, 22, 21, 20]
 
 
 def test_what_is_not_known_is_none(index):
@@ -273,7 +290,8 @@ def test_what_is_not_known_is_none(index):
     assert page["dead"]
     assert page["contexts"] == []
     assert set(page["explanations"]) == {"VocabProj"}
-    assert len(index.find(shared=False)) == len(index.find(fake=True)) == 0
+    assert index.find(shared=False).empty
+    assert index.find(fake=True).empty
 
 
 def test_without_pruning(tmp_path, lm, sae, many_rows):
@@ -295,8 +313,7 @@ def test_features_of_text(lm, sae, index):
     z = sae.encode(lm.activations(torch.tensor([[BOS, 5, 9, 33]]))[0, 1:]).numpy()
     assert found.token.unique().tolist() == ["w5", "w9", "w33"]
     assert len(found) == (z > 0).sum()
-    for row in found.itertuples():
-        assert row.activation == z[row.position, row.latent]
+    np.testing.assert_array_equal(found.activation, z[found.position, found.latent])
     assert all(part.activation.is_monotonic_decreasing for _, part in found.groupby("position"))
 
 
@@ -330,21 +347,22 @@ def test_bad_arguments(tmp_path, lm, sae, index, many_rows):
     ):
         with pytest.raises(FeatureError, match="width 20"):
             call()
-    for given, words in (
+    bad: list[tuple[dict, str]] = [
         ({"twin": np.zeros(24)}, "come together"),
         ({"random_frequency": np.zeros(24)}, "without ffr_frequency"),
         ({"twin": np.zeros(24), "twin_cosine": np.zeros(24)}, "without sfr_threshold"),
         ({"random_frequency": np.zeros(5), "ffr_frequency": 0.1}, r"shape \[5\]"),
-    ):
+    ]
+    for given, words in bad:
         with pytest.raises(FeatureError, match=words):
             build_index(tmp_path / "other", lm, sae, many_rows, **given)
     assert not (tmp_path / "other").exists()
 
 
 def test_an_index_of_another_sae(index, sae):
-    index.require(checksum(sae.weights))
+    index.require(sae_checksum(sae))
     with pytest.raises(FeatureError, match="an index of another SAE"):
-        index.require(checksum(TopKSAE(16, 24, 3, seed=4).weights))
+        index.require(sae_checksum(TopKSAE(16, 24, 3, seed=4)))
 
 
 def read_all(folder):
@@ -368,7 +386,8 @@ def test_missing_and_damaged_files_are_named(index, name):
     original = file.read_bytes()
     damaged = [original[: len(original) // 2], b"", b"[]" if name == "index.json" else b"nonsense"]
     if name.endswith("parquet"):
-        damaged.append(original[:20] + bytes(60) + original[80:])  # the footer is whole
+        # the footer is whole
+        damaged.append(original[:20] + bytes(60) + original[80:])
     for data in damaged:
         file.write_bytes(data)
         with pytest.raises(FeatureError, match=f"{name}: damaged"):
@@ -380,7 +399,7 @@ def test_missing_and_damaged_files_are_named(index, name):
 
 def test_columns_of_something_else_are_refused(index):
     pd.DataFrame({"latent": range(24)}).to_parquet(index.folder / "contexts.parquet")
-    with pytest.raises(FeatureError, match="contexts.parquet: damaged .other columns"):
+    with pytest.raises(FeatureError, match=r"contexts\.parquet: damaged .other columns"):
         read_all(index.folder)
 
 
@@ -391,10 +410,8 @@ def test_byte_level_pieces():
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     text = "a é€<b>\n\t"
-    pieces = sorted(alphabet) + [
-        "Ġthe",
-        byte_level.pre_tokenize_str("€")[0][0][:2],
-    ]  # two of its three bytes
+    # and two of the three bytes of a character
+    pieces = [*sorted(alphabet), "Ġthe", byte_level.pre_tokenize_str("€")[0][0][:2]]
     tokenizer = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = decoders.ByteLevel()
@@ -404,7 +421,8 @@ def test_byte_level_pieces():
     assert shown[256 + 1] == "<0xE2><0x82>"
     assert shown[-1] == "<|x|>"
     joined = "".join(shown[i] for i in fast(text).input_ids)
-    assert joined == "a <0xC3><0xA9><0xE2><0x82><0xAC><b>\n\t"  # one byte a piece here
+    # one byte a piece here
+    assert joined == "a <0xC3><0xA9><0xE2><0x82><0xAC><b>\n\t"
 
 
 def test_sentencepiece_pieces():
@@ -424,3 +442,10 @@ def test_sentencepiece_pieces():
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     assert display_strings(fast) == ["<unk>", "<s>", "</s>", "\n", "<0xE2>", " ", " the", "a"]
+
+
+def test_white_space_is_made_visible():
+    assert visible("\n a\tb \r\n") == "⏎ a⇥b ␍⏎"
+    assert visible("  a b ") == "␣␣a b␣"
+    assert visible("   ") == "␣␣␣"
+    assert visible(" a\n", blanks=False) == " a⏎"

@@ -27,12 +27,13 @@ FORMS = [
         marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"),
     ),
 ]
+# B, D, F, k
 SIZES = {
     "odd": (5, 7, 37, 4),
     "k = 1": (3, 40, 70, 1),
     "k = d_sae": (18, 9, 21, 21),
     "one token, one latent": (1, 1, 1, 1),
-}  # B, D, F, k
+}
 
 
 @pytest.fixture(params=FORMS)
@@ -42,9 +43,8 @@ def form(request, monkeypatch):
     """
     if request.param == "triton":
         monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
-        monkeypatch.setattr(
-            topk_encode, "LEAST_LATENTS", 48
-        )  # so that small cases are also cut into parts
+        # so that small cases are also cut into parts
+        monkeypatch.setattr(topk_encode, "LEAST_LATENTS", 48)
     torch.use_deterministic_algorithms(True)
     yield request.param
     torch.use_deterministic_algorithms(False)
@@ -65,7 +65,9 @@ def case(size, dtype=torch.float32):
     x = normal(n_tokens, d_model, seed=1)
     b_dec = 0.1 * normal(d_model, seed=4)
     if n_tokens > 2:
-        x[2], b_enc[:], weight[2] = b_dec, -b_enc.abs(), weight[1]
+        x[2] = b_dec
+        weight[2] = weight[1]
+        b_enc = -b_enc.abs()
         b_enc[2] = b_enc[1]
     return *(t.to(dtype) for t in (x, weight, b_enc, b_dec, w_dec)), k
 
@@ -90,23 +92,35 @@ def close(got, expected, tolerance=1e-6):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_encode_and_decode_with_gradients(form, size):
+    """The gradients are put together as the equations say, which is how training does it."""
     *tensors, k = case(size)
-    tensors = [t.requires_grad_() for t in tensors]
-    wide = [t.detach().double().requires_grad_() for t in tensors]
-    values, indices = topk_encode.topk_encode(*tensors[:4], k)
-    x_hat = sparse_decode.sparse_decode(values, indices, tensors[4])
-    z = dense(*wide[:4], k)
+    x, weight, b_enc, b_dec, w_dec = tensors
+    wide = [t.double().requires_grad_() for t in tensors]
+    values, indices = topk_encode.encode(x, weight, b_enc, b_dec, k)
+    x_hat = sparse_decode.decode(values, indices, w_dec)
+    z = dense(*wide[:4], k=k)
     expected = z @ wide[4]
-    close(scattered(values, indices, len(tensors[1])), z), close(x_hat, expected)
+    close(scattered(values, indices, len(weight)), z)
+    close(x_hat, expected)
     assert ((values > 0).sum(1) == (z > 0).sum(1)).all()
     assert not indices[values == 0].any()
     if len(values) > 2:
         assert not values[2].any()
         assert not x_hat[2].any()
     slope = normal(*x_hat.shape, seed=9)
-    (x_hat * slope).sum().backward(), (expected * slope).sum().backward()
-    for got, wanted in zip(tensors, wide):
-        close(got.grad, wanted.grad)
+    (expected * slope).sum().backward()
+    active = latent_sums.by_latent(values, indices, len(weight))
+    to_values = sparse_decode.values_gradient(slope, values, indices, w_dec)
+    to_b_enc = latent_sums.latent_sums(to_values, *active, torch.ones(len(x), 1)).squeeze(-1)
+    gradients = (
+        sparse_decode.decode(to_values, indices, weight),
+        latent_sums.latent_sums(to_values, *active, x - b_dec),
+        to_b_enc,
+        -(to_b_enc @ weight),
+        latent_sums.latent_sums(values, *active, slope),
+    )
+    for got, tensor in zip(gradients, wide, strict=True):
+        close(got, tensor.grad)
 
 
 @pytest.mark.parametrize("d_sae, k", [(70, 6), (200, 9)])
@@ -116,7 +130,7 @@ def test_encode_in_parts_that_are_no_whole_tiles(form, d_sae, k):
     weight = normal(d_sae, 9, seed=2)
     b_enc = normal(d_sae, seed=3)
     b_dec = normal(9, seed=4)
-    values, indices = topk_encode.topk_encode(x, weight, b_enc, b_dec, k)
+    values, indices = topk_encode.encode(x, weight, b_enc, b_dec, k)
     close(
         scattered(values, indices, d_sae),
         dense(x.double(), weight.double(), b_enc.double(), b_dec.double(), k),
@@ -127,7 +141,9 @@ COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from faithful_sae.kernels import cosine_tiles, firing_counts, latent_sums, one_token_attention, sparse_decode, topk_encode
+from faithful_sae.kernels import (
+    cosine_tiles, firing_counts, latent_sums, one_token_attention, sparse_decode, topk_encode,
+)
 
 class Driver:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", {capability}, 32))
@@ -140,21 +156,29 @@ def compile_only(self, *args, **kwargs):
     compiled.append(len(kernel.asm["cubin"]))
 
 triton.runtime.driver.set_active(Driver())
-JITFunction.run, torch.empty = compile_only, torch.zeros    # nothing is written to results
-x, weight, k = torch.zeros(4, 96, dtype=torch.{dtype}), torch.zeros(2048, 96, dtype=torch.{dtype}), 16
+JITFunction.run = compile_only
+torch.empty = torch.zeros    # nothing is written to results
+k = 16
+x = torch.zeros(4, 96, dtype=torch.{dtype})
+weight = torch.zeros(2048, 96, dtype=torch.{dtype})
 values, indices = topk_encode.by_triton(x, weight, weight[:, 0].contiguous(), x[0], k)
 sparse_decode.by_triton(values, indices, weight)
 sparse_decode.by_triton_values_gradient(x, values, indices, weight)
+active = latent_sums.by_latent(values.double(), indices, 2048)
 for rows in (x, x[:, :1].contiguous()):
-    latent_sums.by_triton(values, *latent_sums.by_latent(values.double(), indices, 2048), rows, weight[:, :rows.shape[1]].contiguous())
+    latent_sums.by_triton(values, *active, rows, weight[:, :rows.shape[1]].contiguous())
 firing_counts.by_triton(values, indices, 2048, 0.0)
 codes = torch.zeros(64, 96, dtype=torch.int8)
 for terms in (torch.zeros(3, 50), torch.zeros(4, 50)):
     list(cosine_tiles.by_triton(codes, codes, terms, terms, 7, lambda n: None))
-kept, of_row = torch.zeros(3, 2, 2, 80, 64, dtype=torch.{dtype}), torch.tensor([0, 2])
-query, new = torch.zeros(2, 6, 80, dtype=torch.{dtype}), torch.zeros(2, 2, 80, dtype=torch.{dtype})
+kept = torch.zeros(3, 2, 2, 80, 64, dtype=torch.{dtype})
+of_row = torch.tensor([0, 2])
+query = torch.zeros(2, 6, 80, dtype=torch.{dtype})
+new = torch.zeros(2, 2, 80, dtype=torch.{dtype})
 for softcap, window in ((None, None), (30.0, 7)):
-    one_token_attention.by_triton(query, new, new, kept, kept.clone(), of_row, of_row, 0.1, softcap, window)
+    one_token_attention.by_triton(
+        query, new, new, kept, kept.clone(), of_row, of_row, 0.1, softcap, window
+    )
 assert len(compiled) == 12 and min(compiled) > 0, compiled
 """
 
@@ -234,12 +258,13 @@ def adversary(kind):
         b_enc = torch.zeros(500)
     if kind == "below bfloat16's resolution":
         weight = weight[:1] + 1e-4 * weight
-    if (
-        kind == "outlying dimension"
-    ):  # as of residual streams: it decides the norms but not the order
-        x[:, 3], weight[:, 3] = 1000, 1e-3 * weight[:, 3]
+    if kind == "outlying dimension":
+        # as of residual streams: it decides the norms but not the order
+        x[:, 3] = 1000
+        weight[:, 3] *= 1e-3
     if kind == "cancelling bias":
-        x[:, 0], weight[:, 0] = 100, 10
+        x[:, 0] = 100
+        weight[:, 0] = 10
         b_enc -= 1000
     if kind == "norms apart":
         weight *= 10 ** (2 * normal(500, 1, seed=4))
@@ -269,25 +294,15 @@ def test_the_choice_is_that_of_float32(kind, bfloat16, monkeypatch):
     for k in (1, 7, 40, 499, 500):
         values, indices = topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), k)
         for row_values, row_indices, expected in zip(
-            values.tolist(), indices.tolist(), float32_choice(x, weight, b_enc, k)
+            values.tolist(), indices.tolist(), float32_choice(x, weight, b_enc, k), strict=True
         ):
-            chosen = {f: value for f, value in zip(row_indices, row_values) if value > 0}
-            assert chosen == expected
-    exact = torch.relu(
-        x.double() @ weight.double().T + b_enc.double()
-    )  # and float32 is what it should be
-    bound = (
-        48
-        * 2**-23
-        * (x.double().norm(dim=1) * weight.double().norm(dim=1).max() + b_enc.abs().max())
-    )
-    assert (
-        (exact.sort(descending=True).values - values.sort(descending=True).values.double())
-        .abs()
-        .max(1)
-        .values
-        <= bound
-    ).all()
+            pairs = zip(row_indices, row_values, strict=True)
+            assert {f: value for f, value in pairs if value > 0} == expected
+    # and float32 is what it should be
+    exact = torch.relu(x.double() @ weight.double().T + b_enc.double())
+    largest = x.double().norm(dim=1) * weight.double().norm(dim=1).max() + b_enc.abs().max()
+    error = exact.sort(descending=True).values - values.sort(descending=True).values.double()
+    assert (error.abs().max(1).values <= 48 * 2**-23 * largest).all()
 
 
 @pytest.mark.parametrize("lost", ["x", "weight", "product"])
@@ -300,15 +315,18 @@ def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
     weight = torch.zeros(100, 48)
     b_enc = torch.full((100,), -1.0)
     almost = 1 + 2.0**-8 - 2.0**-12  # becomes 1
-    weight[3, :32], weight[3, 40:], b_enc[3] = 1, -4, 0  # 32 - 32, where nothing is lost
-    weight[7:10, 35], b_enc[7:10] = 0.0625, 0
+    weight[3, :32], weight[3, 40:] = 1, -4  # 32 - 32, where nothing is lost
+    weight[7:10, 35] = 0.0625
+    b_enc[[3, 7, 8, 9]] = 0
     if lost == "x":
         x[:, :32] = almost
     if lost == "weight":
         weight[3, :32] = almost
     if lost == "product":  # 32.12 and 32.05 both become 32
-        weight[3], weight[3, :32], weight[3, 32], b_enc[3] = 0, 1, 0.12, 0.02
-        weight[7:10], weight[7:10, :32], weight[7:10, 32], b_enc[7:10] = 0, 1, 0.05, 0.05
+        weight[[3, 7, 8, 9]] = 0
+        weight[[3, 7, 8, 9], :32] = 1
+        weight[3, 32], weight[7:10, 32] = 0.12, 0.05
+        b_enc[3], b_enc[7:10] = 0.02, 0.05
     screened = (x.bfloat16() @ weight.bfloat16().T).float() + b_enc
     assert (screened[:, 3] < screened[:, 7]).all()
     assert topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), 1)[1].tolist() == [[3], [3]]
@@ -341,15 +359,15 @@ def test_bounds_hold():
     """The screen's error against float64 is below its bound, and the bound is not idle: some error
     comes near it.
     """
-    x = torch.full(
-        (2, 64), 1 + 2.0**-9
-    )  # bfloat16 rounds all of this down, so that the errors add up
+    # bfloat16 rounds all of this down, so that the errors add up
+    x = torch.full((2, 64), 1 + 2.0**-9)
     rounded, norm, error = (
         topk_encode._rounded(x)
         if topk_encode.bfloat16_is_fast()
         else (x.bfloat16(), x.norm(dim=1), (x - x.bfloat16()).norm(dim=1))
     )
-    close(norm, x.norm(dim=1)), close(error, (x - x.bfloat16().float()).norm(dim=1))
+    close(norm, x.norm(dim=1))
+    close(error, (x - x.bfloat16().float()).norm(dim=1))
     assert torch.equal(rounded, x.bfloat16())
     lost = (x.double() @ x.double().T - rounded.double() @ rounded.double().T).abs().max()
     bound = norm[0] * error[0] * 2
@@ -380,9 +398,8 @@ def test_without_triton_a_gpu_is_left_to_pytorch(monkeypatch):
 
 
 def some_latents(n_tokens=30, k=5, d_sae=17):
-    indices = torch.randint(
-        d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1)
-    )  # the last two never fire
+    # the last two never fire
+    indices = torch.randint(d_sae - 2, (n_tokens, k), generator=torch.Generator().manual_seed(1))
     return torch.relu(normal(n_tokens, k)), indices, d_sae
 
 
@@ -405,17 +422,17 @@ def test_firing_counts_and_pattern(form):
 @pytest.mark.parametrize("n_dims", [1, 13, 300])
 def test_latent_sums(form, n_dims):
     values, indices, d_sae = some_latents()
-    indices[:, 0], values[:, 0] = 3, values[:, 0] + 1  # latent 3 is active on every token
+    # latent 3 is active on every token
+    indices[:, 0] = 3
+    values[:, 0] += 1
     weights, rows = normal(30, 5, seed=7), normal(30, n_dims, seed=8)
     pattern = latent_sums.by_latent(values, indices, d_sae)
     expected = scattered(weights.double() * (values > 0), indices, d_sae).T @ rows.double()
     close(latent_sums.latent_sums(weights, *pattern, rows), expected)
     close(latent_sums.reference(weights, *pattern, rows), expected)
     written = torch.full((d_sae, n_dims), 7.0)
-    (
-        close(latent_sums.latent_sums(weights, *pattern, rows, written), expected),
-        close(written, expected),
-    )
+    close(latent_sums.latent_sums(weights, *pattern, rows, written), expected)
+    close(written, expected)
     assert not latent_sums.latent_sums(weights, *pattern, rows)[-2:].any()
 
 
@@ -439,27 +456,24 @@ def some_codes(n, m, n_dims, prices):
         torch.randint(-127, 128, (size + 3, n_dims), generator=g, dtype=torch.int8)
         for size in (n, m)
     )
-    a[0], b[0] = 127, -127
+    a[0] = 127
+    b[0] = -127
     terms = [torch.rand(4 if prices else 3, size, generator=g) for size in (n, m)]
     for t in terms:
         t[0] = 0.01 + 0.01 * t[0]
         t[1] *= n_dims**0.5
         t[3:] = (t[3:] - 0.3) * n_dims**0.5
     if n > 8:
-        exact = (
-            np.float32(int(a[5].int() @ b[9].int()))
-            * terms[1][0, 9].numpy()
-            * terms[0][0, 5].numpy()
-        )
-        terms[0][1, 5] = terms[1][1, 9] = float(exact)
+
+        def product(i):
+            p = np.float32(int(a[i].int() @ b[9].int()))
+            return float(p * terms[1][0, 9].numpy() * terms[0][0, i].numpy())
+
+        terms[0][1, 5] = terms[1][1, 9] = product(5)
         terms[0][1, 7] = float("inf")
         if prices:
-            exact = (
-                np.float32(int(a[6].int() @ b[9].int()))
-                * terms[1][0, 9].numpy()
-                * terms[0][0, 6].numpy()
-            )
-            terms[0][3, 6], terms[1][3, 9] = float(exact), 0
+            terms[0][3, 6] = product(6)
+            terms[1][3, 9] = 0
     return a, b, *terms
 
 
@@ -475,11 +489,11 @@ def pairs_by_hand(a, b, rows, columns, cap):
         for j in range(columns.shape[1]):
             p = np.float32((a[i] * b[j]).sum()) * columns[0, j] * rows[0, i]
             likely = p > min(rows[1, i], columns[1, j])
-            if (
-                likely
-                if len(rows) == 3
-                else p > rows[3, i] + columns[3, j] and (not likely or rows[1, i] == np.inf)
-            ):
+            passes = likely
+            if len(rows) == 4:
+                unknown = not likely or rows[1, i] == np.inf
+                passes = unknown and p > rows[3, i] + columns[3, j]
+            if passes:
                 found[-1].append((j, p + rows[2, i] + columns[2, j]))
     given = [pair for row in found for pair in row[:cap]]
     return [j for j, _ in given], [u for _, u in given], [len(row) for row in found]
@@ -495,14 +509,18 @@ def test_cosine_tiles(form, n, m, n_dims, cap, prices, monkeypatch):
     monkeypatch.setattr(cosine_tiles, "TILE", 32)
     codes = some_codes(n, m, n_dims, prices)
     reported = []
-    bands = list(cosine_tiles.cosine_tiles(*codes, cap, reported.append))
-    expected = pairs_by_hand(*codes, cap)
+    bands = list(cosine_tiles.cosine_tiles(*codes, cap=cap, report=reported.append))
+    expected = pairs_by_hand(*codes, cap=cap)
     assert sum(reported) == n * m
     assert len(bands) == -(-n // 32)
     assert n < 70 or min(cap, 9) < max(expected[2]) <= m
     dtypes = np.int32, np.float32, np.int64
     for got, reference, wanted, dtype in zip(
-        zip(*bands), cosine_tiles.reference(*codes, cap), expected, dtypes
+        zip(*bands, strict=True),
+        cosine_tiles.reference(*codes, cap=cap),
+        expected,
+        dtypes,
+        strict=True,
     ):
         got = np.concatenate(got)
         assert got.dtype == dtype
@@ -538,4 +556,4 @@ def test_threads_change_nothing(monkeypatch):
 
     alone = run()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert all(torch.equal(a, b) for a, b in zip(alone, run()))
+    assert all(torch.equal(a, b) for a, b in zip(alone, run(), strict=True))

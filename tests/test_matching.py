@@ -68,9 +68,8 @@ def test_a_shuffle_is_recovered_whatever_the_lengths_of_rows():
     found = match_features(A, (A * rng.uniform(0.1, 9, (200, 1)))[shuffle])
     assert np.array_equal(shuffle[found.permutation], np.arange(200))
     assert found.cosine.min() > 1 - 1e-6
-    assert (
-        match_features(A, -A).cosine.max() < 0.95
-    )  # a direction and its opposite are different features
+    # a direction and its opposite are different features
+    assert match_features(A, -A).cosine.max() < 0.95
 
 
 def test_swapping_the_two_gives_the_inverse():

@@ -23,7 +23,8 @@ FORMS = [
         marks=pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform"),
     ),
 ]
-LENGTHS = [0, 1, 63, 64, 65, 150]  # before the new token; 64 to a tile
+# before the new token; 64 to a tile
+LENGTHS = [0, 1, 63, 64, 65, 150]
 
 
 @pytest.fixture(params=FORMS)
@@ -49,11 +50,10 @@ def case(heads, groups, width, spread=1.0):
 
 
 def by_hand(query, k, v, keys, values, slots, lengths, scale, softcap=None, window=None):
-    keys, values = (
-        t.permute(0, 1, 4, 2, 3).flatten(1, 2).double().numpy() for t in (keys, values)
-    )  # [rows, tokens, G, d]
+    # [rows, tokens, G, d]
+    keys, values = (t.permute(0, 1, 4, 2, 3).flatten(1, 2).double().numpy() for t in (keys, values))
     out = np.empty(query.shape)
-    for b, (slot, n) in enumerate(zip(slots, lengths)):
+    for b, (slot, n) in enumerate(zip(slots, lengths, strict=True)):
         for h in range(query.shape[1]):
             g = h * k.shape[1] // query.shape[1]
             past = keys[slot, :n, g]
@@ -76,9 +76,10 @@ def test_equals_the_equation(attend, heads, groups, width, softcap, window):
     got = attend(*arguments, max(LENGTHS), 0.3, softcap, window)
     assert got.dtype == torch.float32
     assert (got - expected).abs().max() < 2e-6
-    query, k, v, *kept, slots, lengths = arguments
-    for old, now, new in zip(before, kept, (k, v)):  # the new tokens are written, and nothing else
-        for b, (slot, n) in enumerate(zip(slots, lengths)):
+    _, k, v, *kept, slots, lengths = arguments
+    # the new tokens are written, and nothing else
+    for old, now, new in zip(before, kept, (k, v), strict=True):
+        for b, (slot, n) in enumerate(zip(slots, lengths, strict=True)):
             old[slot, n // TILE, :, :, n % TILE] = new[b]
         assert torch.equal(old, now)
 
@@ -98,7 +99,7 @@ def test_memory_without_meaning_is_not_read(attend):
     query, k, v, keys, values, slots, lengths = case(4, 2, 8)
     other = [t.clone() for t in (keys, values)]
     for t in other:
-        for slot, n in zip(slots, lengths):
+        for slot, n in zip(slots, lengths, strict=True):
             for token in range(int(n), 3 * TILE):
                 t[slot, token // TILE, :, :, token % TILE] = 1e6
     first = attend(query, k, v, keys, values, slots, lengths, max(LENGTHS), 0.3)
@@ -109,10 +110,11 @@ def test_memory_without_meaning_is_not_read(attend):
 def test_bfloat16_on_triton(monkeypatch):
     monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
     *tensors, slots, lengths = case(4, 2, 8)
-    tensors = [t.bfloat16() for t in tensors]
-    got = one_token_attention(*tensors, slots, lengths, max(LENGTHS), 0.3)
+    query, k, v, keys, values = (t.bfloat16() for t in tensors)
+    got = one_token_attention(query, k, v, keys, values, slots, lengths, max(LENGTHS), 0.3)
     assert got.dtype == torch.bfloat16
-    assert (got.double() - by_hand(*tensors, slots, lengths, 0.3)).abs().max() < 0.02
+    expected = by_hand(query, k, v, keys, values, slots, lengths, 0.3)
+    assert (got.double() - expected).abs().max() < 0.02
 
 
 def test_power_of_2():

@@ -27,7 +27,11 @@ from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.activations import rows_in_batches
 from faithful_sae.sae.sae import TopKSAE
 
-VOCABULARY, LENGTH, BLOCKS, K, BATCH_ROWS = 20_000, 128, 8, 48, 32
+VOCABULARY = 20_000
+LENGTH = 128
+BLOCKS = 8
+K = 48
+BATCH_ROWS = 32
 
 
 def random_lm(d_model):
@@ -54,14 +58,18 @@ def forward(lm, sae, rows):
         sae.encode_topk(lm.activations(ids).flatten(0, 1))
 
 
-def seconds(function):
+def seconds(function, *args):
     start = time.process_time()
-    function()
+    function(*args)
     return time.process_time() - start
 
 
+def one_pass(lm, sae, rows):
+    collect(lm, sae, rows, Kept(), batch_rows=BATCH_ROWS)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="An index of features against forward passes")
     for name, default in (("tokens", 100_000), ("d-model", 256), ("d-sae", 12288)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
@@ -73,40 +81,31 @@ def main():
         np.random.default_rng(0).zipf(1.2, (args.tokens // LENGTH, LENGTH)) % (VOCABULARY - 1) + 1
     )
     rows[:, 0] = 0
-    collect(lm, sae, rows[:2], Kept(), batch_rows=BATCH_ROWS)  # compiles
-    parts = np.array_split(rows, 4)
-    alone, one_pass = (
-        np.array(
-            [
-                [
-                    seconds(lambda: forward(lm, sae, part)),
-                    seconds(lambda: collect(lm, sae, part, Kept(), batch_rows=BATCH_ROWS)),
-                ]
-                for part in parts
-            ]
-        ).sum(0)
-        * 1e6
-        / rows.size
-    )
+    one_pass(lm, sae, rows[:2])  # compiles
+    times = [
+        [seconds(work, lm, sae, part) for work in (forward, one_pass)]
+        for part in np.array_split(rows, 4)
+    ]
+    alone, indexing = np.array(times).sum(0) * 1e6 / rows.size
     print(f"d_model {args.d_model}, d_sae {args.d_sae:,}, k {K}; seconds per million tokens")
     print(
-        f"forward passes alone {alone:.0f}, one pass of an index {one_pass:.0f} "
-        f"({one_pass / alone:.2f}x)",
+        f"forward passes alone {alone:.0f}, one pass of an index {indexing:.0f} "
+        f"({indexing / alone:.2f}x)",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
         few = rows[:64]
         start = time.process_time()
         index = build_index(Path(folder) / "index", lm, sae, few, batch_rows=BATCH_ROWS, pruned=0)
-        rest = time.process_time() - start - one_pass * few.size / 1e6
+        rest = time.process_time() - start - indexing * few.size / 1e6
         index.page(0)
         pages = [
-            seconds(lambda: index.page(int(latent)))
+            seconds(index.page, int(latent))
             for latent in np.random.default_rng(1).integers(0, args.d_sae, 200)
         ]
     print(
         f"besides, whatever the tokens, {rest:.0f} s: an index of a million tokens takes "
-        f"{(one_pass + rest) / alone:.2f}x"
+        f"{(indexing + rest) / alone:.2f}x"
     )
     print(f"a page: {1e3 * np.median(pages):.1f} ms, the slowest of 200 {1e3 * max(pages):.1f} ms")
 

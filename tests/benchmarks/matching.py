@@ -1,16 +1,17 @@
 """Time and memory of match_features against dense solvers, on the same matrices, one after the
 other, three times each.
 
-    python tests/benchmarks/matching.py   the table at n = 12,288 (about 20 minutes)
-    python tests/benchmarks/matching.py --n 32768 --repeats 1  larger ones; dense solvers only up to
-                                                               --dense-to rows
-    python tests/benchmarks/matching.py --sae A B              decoders of two SAE folders instead
+    python tests/benchmarks/matching.py
+
+The table is at n = 12,288 (about 20 minutes). `--n 32768 --repeats 1`: larger ones; dense solvers
+only up to --dense-to rows. `--sae A B`: decoders of two SAE folders instead.
 
 A dense solver's time includes the product that makes its matrix, in float32; ours includes
 everything from the two matrices on.
 """
 
 import argparse
+import importlib.util
 import itertools
 import threading
 import time
@@ -68,9 +69,8 @@ def trained(n, d, steps=300, k=48, batch=2048):
 
         def batches():
             for _ in range(steps):
-                active = (
-                    torch.rand(batch, 32, generator=g) ** 2 * len(directions)
-                ).long()  # some far more often than others
+                # some far more often than others
+                active = (torch.rand(batch, 32, generator=g) ** 2 * len(directions)).long()
                 yield torch.nn.functional.embedding_bag(
                     active,
                     directions,
@@ -97,9 +97,7 @@ def scipy(A, B):
 
 
 def lapx(A, B):
-    from lap import lapjv
-
-    return lapjv(-(A.numpy() @ B.numpy().T))[1], {}
+    return importlib.import_module("lap").lapjv(-(A.numpy() @ B.numpy().T))[1], {}
 
 
 def measured(solver, A, B):
@@ -148,30 +146,21 @@ def main():
     rows = []
     if args.n <= args.dense_to:
         solvers.append(scipy)
-        try:
-            import lap  # noqa: F401
-
+        if importlib.util.find_spec("lap"):
             solvers.append(lapx)
-        except ImportError:
+        else:
             print("lapx is not installed: left out\n")
     for kind in ["folders"] if args.sae else args.kinds:
-        A, B = (
-            [load_sae(folder).W_dec for folder in args.sae]
-            if args.sae
-            else trained(args.n, args.d)
-            if kind == "trained"
-            else dictionaries(kind, args.n, args.d)
-        )
+        if args.sae:
+            A, B = (load_sae(folder).W_dec for folder in args.sae)
+        elif kind == "trained":
+            A, B = trained(args.n, args.d)
+        else:
+            A, B = dictionaries(kind, args.n, args.d)
         for _, solver in itertools.product(range(args.repeats), solvers):
             seconds, memory, permutation, more = measured(solver, A, B)
-            value = (
-                (
-                    unit(A.double())
-                    * unit(B.double())[torch.from_numpy(np.asarray(permutation, dtype=np.int64))]
-                )
-                .sum()
-                .item()
-            )
+            matched = torch.from_numpy(np.asarray(permutation, dtype=np.int64))
+            value = (unit(A.double()) * unit(B.double())[matched]).sum().item()
             rows.append(
                 {
                     "data": kind,

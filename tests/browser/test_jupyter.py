@@ -29,7 +29,8 @@ from faithful_sae import load_model, load_sae
 from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.index import FeatureIndex
 
-Explorer(FeatureIndex("seed42"), FeatureIndex("seed49"), load_model("lm", 1, "cpu", "float32"), load_sae("sae42"))"""
+lm = load_model("lm", 1, "cpu", "float32")
+Explorer(FeatureIndex("seed42"), FeatureIndex("seed49"), lm, load_sae("sae42"))"""
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,8 @@ def run_all(page, address, name, seconds):
     page.goto(f"{address}lab/tree/{name}?reset", wait_until="domcontentloaded")
     page.get_by_role("tab", name=name).wait_for(timeout=60_000)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    page.get_by_text("(ipykernel) | Idle").wait_for(
-        timeout=60_000
-    )  # what is asked of a kernel before that is forgotten
+    # what is asked of a kernel before that is forgotten
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     explorer = page.locator(".fx-widget")
@@ -197,9 +197,8 @@ def test_a_small_notebook(browser, lab, folder):
         assert (
             page.evaluate("getComputedStyle(document.querySelector('.fx')).colorScheme") == "dark"
         )
-        page.get_by_role(
-            "tab", name="File Browser"
-        ).click()  # JupyterLab's sidebar takes most of a narrow window
+        # JupyterLab's sidebar takes most of a narrow window
+        page.get_by_role("tab", name="File Browser").click()
         page.set_viewport_size(NARROW)
         page.wait_for_function("() => document.querySelector('.fx').clientWidth > 250")
         assert page.evaluate(

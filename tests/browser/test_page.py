@@ -200,9 +200,10 @@ def test_deep_links(browser, folder):
         assert page.locator(".fx-row[aria-selected=true] .fx-latent").text_content() == "177"
         page.evaluate("location.hash = '#/neox/faithful/seed49/12'")
         heading(page, "Feature 12 seed 49")
+        # asked twice, shown
         page.evaluate(
             "location.hash = '#/neox/faithful/seed49/200'; dispatchEvent(new Event('hashchange'))"
-        )  # asked twice, shown
+        )
         heading(page, "Feature 200 ")
         for wrong in ("#/neox/faithful/seed49/9999", "#/neox/nothing/seed1/0"):
             page.evaluate("hash => { location.hash = hash }", wrong)
@@ -252,17 +253,29 @@ def test_nothing_is_clipped_and_text_has_contrast(browser, folder, scheme):
 
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const rgba = (colour) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; };
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const d = canvas.getImageData(0, 0, 1, 1).data;
+    return [d[0], d[1], d[2], d[3] / 255];
+  };
   const over = (top, back) => top.slice(0, 3).map((c, i) => c * top[3] + back[i] * (1 - top[3]));
-  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const linear = (c) => c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
   const failed = [];
   for (const node of document.querySelectorAll(".fx *")) {
-    if (![...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !node.offsetParent) continue;
+    const hasText = [...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!hasText || !node.offsetParent) continue;
     const behind = [];
-    for (let n = node; n; n = n.parentElement) behind.unshift(rgba(getComputedStyle(n).backgroundColor));
+    for (let n = node; n; n = n.parentElement)
+      behind.unshift(rgba(getComputedStyle(n).backgroundColor));
     const back = behind.reduce((under, colour) => over(colour, under), [255, 255, 255]);
-    const [a, b] = [light(over(rgba(getComputedStyle(node).color), back)), light(back)].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) failed.push(`${node.className} ${node.textContent.slice(0, 20)} ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+    const text = over(rgba(getComputedStyle(node).color), back);
+    const [a, b] = [light(text), light(back)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5)
+      failed.push(`${node.className} ${node.textContent.slice(0, 20)} ${ratio.toFixed(2)}`);
   }
   return failed;
 }"""

@@ -5,6 +5,8 @@ what they hold.
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,91 +21,102 @@ from faithful_sae.features.index import (
     META,
     FeatureError,
     FeatureIndex,
+    sae_checksum,
     write_grouped,
     write_latents,
 )
 from faithful_sae.features.vocabulary import display_strings
-from faithful_sae.files import atomic_path, digest, is_current, remove_others
-from faithful_sae.files.checkpoint import Checkpoint, checksum
+from faithful_sae.files import atomic_path, digest, is_current, remove_others, seal
+from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.kernels.latent_statistics import EDGES, NO_KEY
-from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.sae.sae import TopKSAE
 
 METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "MutInfo")
-LATENTS_PER_GROUP = 32  # of the parquet files: what is read for one page
+# of the parquet files: what is read for one page
+LATENTS_PER_GROUP = 32
+# bytes of the histogram and the token counters of one latent in a pass
+LATENT_COUNTS = 1_700
 
 
 def build_index(
-    folder,
-    lm,
-    sae,
-    rows,
-    kept=Kept(),
+    folder: str | Path,
+    lm: LanguageModel,
+    sae: TopKSAE,
+    rows: np.ndarray,
+    kept: Kept | None = None,
     *,
-    about=None,
-    random_frequency=None,
-    ffr_frequency=None,
-    twin=None,
-    twin_cosine=None,
-    sfr_threshold=None,
-    listed=10,
-    shown=3,
-    pruned=1,
-    include_bos=False,
-    batch_rows=32,
-    key=None,
-    provenance=None,
-):
+    about: Mapping[str, object] | None = None,
+    random_frequency: np.ndarray | None = None,
+    ffr_frequency: float | None = None,
+    twin: np.ndarray | None = None,
+    twin_cosine: np.ndarray | None = None,
+    sfr_threshold: float | None = None,
+    listed: int = 10,
+    shown: int = 3,
+    pruned: int = 1,
+    include_bos: bool = False,
+    batch_rows: int = 32,
+    key: str | None = None,
+    record: Callable[..., Mapping[str, object]] | None = None,
+) -> FeatureIndex:
     """Make (or reuse, or finish) the index of an SAE's latents on a corpus.
 
     Args:
-        folder: where it goes. rows: int [R, T] token rows, each starting with BOS. kept: Kept,
-            which contexts.
+        folder: where it goes.
+        rows: int [R, T] token rows, each starting with BOS.
+        kept: which contexts; None: as Kept has it.
         about: {name: value} for index.json: label, run, profile, corpus, seed, other_seed, ...;
             what is missing is None there.
         random_frequency: float [F] or None, share of random tokens on which each fires
-            (ffr.firing_frequency); above ffr_frequency it is fake.
-        twin, twin_cosine: int and float [F] or None, the matched latent of another SAE (-1: none)
-            and its cosine, for instance `permutation` and `cosine` of match_features; at
-            sfr_threshold or above it is shared.
-        listed: tokens of VocabProj and MutInfo. shown: contexts of MaxAct. pruned: contexts that
-            PruningMaxAct shortens: it runs the model again, at least one pass of two tokens for
-            each (0: none).
-        include_bos, batch_rows: as collect. key: of all the index depends on; by default of the
-            arguments.
-        provenance: {parameters, inputs} of write_provenance.
-
-    Returns:
-        FeatureIndex.
+            (ffr.firing_frequency).
+        ffr_frequency: a latent whose random_frequency is above it is fake.
+        twin: int [F] or None, the matched latent of another SAE (-1: none), for instance
+            `permutation` of match_features.
+        twin_cosine: float [F] or None, for instance `cosine` of match_features.
+        sfr_threshold: a latent whose twin_cosine is at least that is shared.
+        listed: tokens of VocabProj and MutInfo.
+        shown: contexts of MaxAct.
+        pruned: contexts that PruningMaxAct shortens: it runs the model again, at least one pass of
+            two tokens for each (0: none).
+        include_bos, batch_rows: as collect.
+        key: of all the index depends on; by default of the arguments.
+        record: called as record(seconds=...) when the index is made; what it returns goes into
+            provenance.json.
 
     Raises:
         FeatureError: as collect; arrays that are not one value per latent; random_frequency without
             ffr_frequency, or twin without twin_cosine or sfr_threshold.
     """
     folder = Path(folder)
+    kept = kept or Kept()
     start = time.time()
-    weights = checksum({n: t.detach().cpu().contiguous() for n, t in sae.weights.items()})
-    _check(
-        sae,
-        {"random_frequency": random_frequency, "twin": twin, "twin_cosine": twin_cosine},
-        {
-            "random_frequency": ("ffr_frequency", ffr_frequency),
-            "twin": ("sfr_threshold", sfr_threshold),
-        },
-    )
+    weights = sae_checksum(sae)
+    arrays = {"random_frequency": random_frequency, "twin": twin, "twin_cosine": twin_cosine}
+    for name, array in arrays.items():
+        if array is not None and np.shape(array) != (sae.d_sae,):
+            raise FeatureError(
+                f"{name} has shape {list(np.shape(array))}, but the SAE has {sae.d_sae} latents: "
+                "one value for each"
+            )
+    if (twin is None) != (twin_cosine is None):
+        raise FeatureError(
+            "twin and twin_cosine come together: which latent is matched, and how close it is"
+        )
+    if random_frequency is not None and ffr_frequency is None:
+        raise FeatureError("random_frequency is given without ffr_frequency, by which it is judged")
+    if twin is not None and sfr_threshold is None:
+        raise FeatureError("twin is given without sfr_threshold, by which it is judged")
     if key is None:
-        given = [
-            None if a is None else np.asarray(a).tolist()
-            for a in (random_frequency, twin, twin_cosine)
-        ]
         key = digest(
             [
                 weights,
-                hashlib.sha256(np.ascontiguousarray(rows)).hexdigest(),
+                hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest(),
                 lm.model.name_or_path,
                 lm.layer,
                 vars(kept),
                 about,
-                given,
+                [None if a is None else np.asarray(a).tolist() for a in arrays.values()],
                 ffr_frequency,
                 sfr_threshold,
                 listed,
@@ -120,18 +133,15 @@ def build_index(
     state, token_counts = collect(
         lm, sae, rows, kept, include_bos, batch_rows, checkpoint, f"features of {folder.name}"
     )
-    latents, edges = latent_table(state, int(token_counts.sum()))
+    tokens = int(token_counts.sum())
+    latents, edges = latent_table(state, tokens)
     latents = latents.assign(
         random_frequency=np.nan if random_frequency is None else random_frequency,
-        fake=None,
-        shared=None,
+        fake=None if random_frequency is None else np.asarray(random_frequency) > ffr_frequency,
+        shared=None if twin_cosine is None else np.asarray(twin_cosine) >= sfr_threshold,
         twin=-1 if twin is None else twin,
-        twin_cosine=np.nan if twin is None else twin_cosine,
+        twin_cosine=np.nan if twin_cosine is None else twin_cosine,
     )
-    if random_frequency is not None:
-        latents["fake"] = np.asarray(random_frequency) > ffr_frequency
-    if twin is not None:
-        latents["shared"] = np.asarray(twin_cosine) >= sfr_threshold
     vocabulary = display_strings(lm.tokenizer)
     contexts = context_table(state, rows, kept)
     explanations = pd.concat(
@@ -142,71 +152,54 @@ def build_index(
             explain.mut_info_table(state, token_counts, vocabulary, listed),
         ]
     )
-    explanations = explanations.iloc[
-        np.lexsort(
-            (explanations["rank"], explanations.method.map(METHODS.index), explanations.latent)
-        )
-    ]
-    meta = (
-        dict.fromkeys(META)
-        | {"layer": lm.layer, "k": sae.k, "seed": sae.metadata.get("seed")}
-        | (about or {})
-        | {
-            "d_sae": sae.d_sae,
-            "tokens": int(token_counts.sum()),
-            "histogram_edges": edges,
-            "sfr_threshold": sfr_threshold,
-            "ffr_frequency": ffr_frequency,
-            "key": key,
-            "sae": weights,
-        }
-    )
+    methods = explanations.method.map(METHODS.index)
+    order = np.lexsort((explanations["rank"], methods, explanations.latent))
+    meta = {
+        **dict.fromkeys(META),
+        "layer": lm.layer,
+        "k": sae.k,
+        "seed": sae.metadata.get("seed"),
+        **(about or {}),
+        "d_sae": sae.d_sae,
+        "tokens": tokens,
+        "histogram_edges": edges,
+        "sfr_threshold": sfr_threshold,
+        "ffr_frequency": ffr_frequency,
+        "key": key,
+        "sae": weights,
+    }
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)
         write_latents(tmp / "latents.parquet", latents)
-        write_grouped(tmp / "contexts.parquet", CONTEXTS, _groups(contexts, CONTEXTS))
-        write_grouped(
-            tmp / "explanations.parquet", EXPLANATIONS, _groups(explanations, EXPLANATIONS)
-        )
-        for name, record in (("index", meta), ("vocabulary", vocabulary)):
-            (tmp / f"{name}.json").write_text(
-                json.dumps(record, ensure_ascii=False), encoding="utf-8"
-            )
-        write_provenance(
-            tmp / "provenance.json",
-            key=key,
-            seconds=time.time() - start,
-            device=lm.device,
-            **(provenance or {}),
-        )
+        for name, schema, table in (
+            ("contexts", CONTEXTS, contexts),
+            ("explanations", EXPLANATIONS, explanations.iloc[order]),
+        ):
+            write_grouped(tmp / f"{name}.parquet", schema, _groups(table, schema))
+        for name, value in (("index", meta), ("vocabulary", vocabulary)):
+            text = json.dumps(value, ensure_ascii=False)
+            (tmp / f"{name}.json").write_text(text, encoding="utf-8")
+        seal(tmp, key, record(seconds=time.time() - start) if record else {})
     checkpoint.remove()
     return FeatureIndex(folder)
 
 
-def _check(sae, arrays, thresholds):
-    for name, array in arrays.items():
-        if array is not None and np.shape(array) != (sae.d_sae,):
-            raise FeatureError(
-                f"{name} has shape {list(np.shape(array))}, but the SAE has {sae.d_sae} latents: "
-                "one value for each"
-            )
-    if (arrays["twin"] is None) != (arrays["twin_cosine"] is None):
-        raise FeatureError(
-            "twin and twin_cosine come together: which latent is matched, and how close it is"
-        )
-    for name, (threshold, value) in thresholds.items():
-        if arrays[name] is not None and value is None:
-            raise FeatureError(f"{name} is given without {threshold}, by which it is judged")
+def index_bytes(kept: Kept, d_sae: int) -> int:
+    """Memory of what a pass keeps of all latents (kernels/latent_statistics.py): contexts with
+    their windows, histograms and token counters.
+    """
+    places = kept.top + kept.strata * kept.samples
+    return d_sae * (places * (4 * (kept.left + 1 + kept.right) + 24) + LATENT_COUNTS)
 
 
-def latent_table(state, tokens):
-    """(DataFrame of what a pass says of each latent, histogram edges): the bins in which any latent
+def latent_table(state: Mapping[str, np.ndarray], tokens: int) -> tuple[pd.DataFrame, list[float]]:
+    """What a pass says of each latent, and the histogram's edges: of the bins in which any latent
     has an activation.
     """
     used = np.flatnonzero(state["histogram"].any(0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
     fired = state["fired"]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "latent": np.arange(len(fired)),
             "frequency": fired / tokens,
@@ -215,11 +208,12 @@ def latent_table(state, tokens):
             "dead": fired == 0,
             "histogram": list(state["histogram"][:, low:high]),
         }
-    ), EDGES[low : high + 1]
+    )
+    return table, EDGES[low : high + 1]
 
 
-def context_table(state, rows, kept):
-    """DataFrame of contexts.parquet from the state of a pass and the rows it went through."""
+def context_table(state: Mapping[str, np.ndarray], rows: np.ndarray, kept: Kept) -> pd.DataFrame:
+    """Rows of contexts.parquet from the state of a pass and the token rows it went through."""
     top = state["top_value"].shape
     sample = state["sample_value"].shape
     # every place of both kinds, as columns; then those in use, in order
@@ -254,12 +248,10 @@ def context_table(state, rows, kept):
     order = order[(places["row"][order] >= 0) & (key[order] != NO_KEY)]
     latent = latent[order]
     stratum = stratum[order]
-    first = (
-        np.r_[True, (np.diff(latent) != 0) | (np.diff(stratum) != 0)]
-        if len(order)
-        else np.zeros(0, bool)
-    )
-    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    number = np.arange(len(order))
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(latent) != 0) | (np.diff(stratum) != 0)
+    rank = number - np.maximum.accumulate(np.where(first, number, 0))
     tokens = []
     activations = []
     positions = []
@@ -285,8 +277,8 @@ def context_table(state, rows, kept):
     )
 
 
-def _groups(table, schema):
+def _groups(table: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.Table]:
     """Arrow tables of a few latents each, of a DataFrame sorted by latent."""
     bounds = np.flatnonzero(np.diff(table.latent.to_numpy() // LATENTS_PER_GROUP)) + 1
-    for begin, end in zip([0, *bounds], [*bounds, len(table)]):
+    for begin, end in pairwise([0, *bounds, len(table)]):
         yield pa.Table.from_pandas(table.iloc[begin:end], schema, preserve_index=False)

@@ -13,18 +13,26 @@ import torch
 from tqdm import tqdm
 
 from faithful_sae.features.index import FeatureError
+from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.kernels import latent_statistics
+from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.activations import as_ids
+from faithful_sae.sae.sae import TopKSAE
 
-TOKEN_COUNTERS = 64  # M: a token's count is too low by at most 1/65 of the latent's firings
+# M: a token's count is too low by at most 1/65 of the latent's firings
+TOKEN_COUNTERS = 64
 
 
 @dataclass(frozen=True)
 class Kept:
     """What a pass keeps of each latent.
 
-    top: contexts with the largest activations. samples: contexts sampled from each of `strata`
-    levels of activation. left, right: tokens shown before and after the peak. seed: of the sample.
+    Attributes:
+        top: contexts with the largest activations.
+        samples: contexts sampled from each level of activation.
+        strata: levels of activation.
+        left, right: tokens shown before and after the peak.
+        seed: of the sample.
     """
 
     top: int = 16
@@ -36,14 +44,25 @@ class Kept:
 
 
 def collect(
-    lm, sae, rows, kept, include_bos=False, batch_rows=32, checkpoint=None, description="features"
-):
+    lm: LanguageModel,
+    sae: TopKSAE,
+    rows: np.ndarray,
+    kept: Kept,
+    include_bos: bool = False,
+    batch_rows: int = 32,
+    checkpoint: Checkpoint | None = None,
+    description: str = "features",
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Go through the rows once.
 
     Args:
-        rows: int [R, T] token rows, an array or memory map. include_bos: whether BOS positions are
-            counted as tokens; what latents do there is left out otherwise. checkpoint: Checkpoint,
-            or None: a killed pass starts again.
+        rows: int [R, T] token rows, an array or memory map.
+        kept: what is kept of each latent.
+        include_bos: whether BOS positions are counted as tokens; what latents do there is left out
+            otherwise.
+        batch_rows: in a forward pass.
+        checkpoint: None: a killed pass starts again.
+        description: of the bar.
 
     Returns:
         (state, token_counts): latent_statistics' state, and how often each token was counted, int64
@@ -67,10 +86,11 @@ def collect(
         window=kept.left + 1 + kept.right,
         tokens=TOKEN_COUNTERS,
     )
-    state["tokens"], begin = np.zeros(lm.model.config.vocab_size, np.int64), 0
+    state["tokens"] = np.zeros(lm.model.config.vocab_size, np.int64)
+    begin = 0
     if checkpoint and (saved := checkpoint.load()):
-        begin = saved[0]
-        state = {name: tensor.numpy() for name, tensor in saved[1].items()}
+        begin, tensors, _ = saved
+        state = {name: tensor.numpy() for name, tensor in tensors.items()}
     with tqdm(
         total=len(rows) * rows.shape[1],
         initial=begin * rows.shape[1],

@@ -1,22 +1,17 @@
 """Four explanations of a latent, after the survey of Shu et al. (2025), section 3. Two look at what
 goes in, two at tokens alone.
 
-    MaxAct   the contexts of a corpus in which its activation z_f is largest
-            Bricken et al. 2023; eq. 4
+    MaxAct         the contexts of a corpus in which its activation z_f is largest
+                   (Bricken et al. 2023; eq. 4)
                        argmax over contexts X of z_f(X)
-    PruningMaxAct  of such a context that ends at its peak, the shortest end that keeps half   Foote
-                                                                                               et
-                                                                                               al.
-                                                                                               2023,
-                                                                                               Gao
-                                                                                               et
-                                                                                               al.
-                                                                                               2025;
-                                                                                               eq. 5
+    PruningMaxAct  of such a context that ends at its peak, the shortest end that keeps half
+                   (Foote et al. 2023, Gao et al. 2025; eq. 5)
                        the shortest suffix P of X with z_f(BOS P) >= z_f(X) / 2
-    VocabProj   the tokens that its decoder row d_f makes likelier   nostalgebraist 2020; eq. 6
+    VocabProj      the tokens that its decoder row d_f makes likelier
+                   (nostalgebraist 2020; eq. 6)
                        argmax over tokens w of  u_w . (norm(sqrt(D) d_f) - norm(0))
-    MutInfo   the tokens that say most about whether it fires   after Wu et al. 2025; eq. 7
+    MutInfo        the tokens that say most about whether it fires
+                   (after Wu et al. 2025; eq. 7)
                        argmax over w of  I(token = w; z_f > 0), in nats
 
 MaxAct, PruningMaxAct and MutInfo read a latent by its input, VocabProj by its output.
@@ -33,18 +28,25 @@ w and whether the latent fires there. Listed are tokens on which it fires more o
 A count may be too low (see latent_statistics), which makes the information too low, never too high.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from faithful_sae.features.index import FeatureError
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.sae.sae import TopKSAE
 
-KEEP = 0.5  # of a context's activation, that a pruned one must keep
-PROJECTED_AT_ONCE = 2**26  # logits
-COLUMNS = ("latent", "method", "rank", "text", "value")
+# of a context's activation, that a pruned one must keep
+KEEP = 0.5
+# logits
+PROJECTED_AT_ONCE = 2**26
 
 
-def vocab_projection(lm, directions):
+def vocab_projection(lm: LanguageModel, directions: Tensor) -> Tensor:
     """Logits float32 [n, vocab_size] of directions [n, D], for instance rows of W_dec; see the
     module for the formula.
     """
@@ -54,22 +56,26 @@ def vocab_projection(lm, directions):
     )
     unembedding = lm.model.get_output_embeddings().weight[: lm.vocab_size].float()
     with torch.no_grad():
-        x = (
-            directions.float()
-            / directions.float().norm(dim=-1, keepdim=True).clamp(min=1e-30)
-            * lm.d_model**0.5
-        )
+        x = directions.float()
+        x = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-30) * lm.d_model**0.5
         x = torch.cat([x, torch.zeros_like(x[:1])]).to(lm.device, lm.model.dtype)
         x = norm(x).float()
         return (x[:-1] - x[-1]) @ unembedding.T
 
 
-def mutual_information(joint, fired, counts, total):
-    """I(token = w; fires) in nats, float64, of counts that may be arrays: both, latent fires, token
-    is w, all positions.
+def mutual_information(
+    joint: ArrayLike, fired: ArrayLike, counts: ArrayLike, total: int
+) -> np.ndarray:
+    """I(token = w; fires) in nats, float64, of counts that may be arrays.
+
+    Args:
+        joint: positions where the token is w and the latent fires.
+        fired: where the latent fires.
+        counts: where the token is w.
+        total: all positions.
     """
     joint, fired, counts = (np.asarray(a, np.float64) for a in (joint, fired, counts))
-    information = 0.0
+    information = np.zeros(())
     for both, a, b in (
         (joint, fired, counts),
         (fired - joint, fired, total - counts),
@@ -83,7 +89,14 @@ def mutual_information(joint, fired, counts, total):
     return information
 
 
-def prune(lm, sae, latents, contexts, activations, batch_rows=256):
+def prune(
+    lm: LanguageModel,
+    sae: TopKSAE,
+    latents: ArrayLike,
+    contexts: Sequence[np.ndarray],
+    activations: ArrayLike,
+    batch_rows: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
     """The shortest end of each context that, after BOS, still gives at least half of the activation
     (PruningMaxAct).
 
@@ -91,122 +104,121 @@ def prune(lm, sae, latents, contexts, activations, batch_rows=256):
     give more.
 
     Args:
-        latents: int [n]. contexts: n arrays of token ids, each ending at the peak. activations:
-            float [n], those to keep half of.
+        latents: int [n].
+        contexts: n arrays of token ids, each ending at the peak.
+        activations: float [n], those to keep half of.
+        batch_rows: in a forward pass.
 
     Returns:
         (lengths int [n], values float32 [n]): tokens of the end, 0 where not even the whole context
         keeps half, and its activation.
     """
-    latents, activations = np.asarray(latents), np.asarray(activations, np.float32)
+    latents = np.asarray(latents)
+    least = KEEP * np.asarray(activations, np.float32)
     lengths = np.zeros(len(latents), int)
     values = np.zeros(len(latents), np.float32)
     available = np.array([len(c) for c in contexts], int)
     for length in range(1, available.max(initial=0) + 1):
         pending = np.flatnonzero((lengths == 0) & (available >= length))
-        for chunk in (pending[i : i + batch_rows] for i in range(0, len(pending), batch_rows)):
+        for start in range(0, len(pending), batch_rows):
+            chunk = pending[start : start + batch_rows]
             ids = torch.tensor([[lm.bos_id, *contexts[i][-length:]] for i in chunk])
-            found = (
-                activation_of(
-                    sae, lm.activations(ids)[:, -1], torch.from_numpy(latents[chunk])[:, None]
-                )
-                .cpu()
-                .numpy()[:, 0]
-            )
-            kept = (found >= KEEP * activations[chunk]) & (found > 0)
-            lengths[chunk[kept]], values[chunk[kept]] = length, found[kept]
+            of_chunk = torch.from_numpy(latents[chunk])[:, None]
+            found = activation_of(sae, lm.activations(ids)[:, -1], of_chunk).cpu().numpy()[:, 0]
+            kept = (found >= least[chunk]) & (found > 0)
+            lengths[chunk[kept]] = length
+            values[chunk[kept]] = found[kept]
     return lengths, values
 
 
-def activation_of(sae, x, latents):
+def activation_of(sae: TopKSAE, x: Tensor, latents: Tensor) -> Tensor:
     """Activations [.., n] of some latents int64 [.., n] in x [.., D], 0 where they are not among
     those kept.
     """
     values, indices = sae.encode_topk(x)
-    return (
-        values[..., None, :] * (indices[..., None, :] == latents[..., None].to(indices.device))
-    ).sum(-1)
+    wanted = latents[..., None].to(indices.device)
+    return (values[..., None, :] * (indices[..., None, :] == wanted)).sum(-1)
 
 
-def max_act_table(contexts, vocabulary, n):
+def max_act_table(contexts: pd.DataFrame, vocabulary: Sequence[str], n: int) -> pd.DataFrame:
     """MaxAct: the text of the first n of each latent's strongest contexts, whose value is the
     activation at the peak.
 
     Args:
-        contexts: DataFrame with latent, kind, rank, activation, tokens. vocabulary: list of str.
+        contexts: latent, kind, rank, activation, tokens.
+        vocabulary: a string for every token id.
+        n: contexts of a latent.
     """
     top = contexts[(contexts.kind == "top") & (contexts["rank"] < n)]
-    return _table(
-        top.latent,
-        "MaxAct",
-        top["rank"],
-        [_text(ids, vocabulary) for ids in top.tokens],
-        top.activation,
-    )
+    texts = [_text(ids, vocabulary) for ids in top.tokens]
+    return _table(top.latent, "MaxAct", top["rank"], texts, top.activation)
 
 
-def pruning_max_act_table(contexts, lm, sae, vocabulary, n):
+def pruning_max_act_table(
+    contexts: pd.DataFrame, lm: LanguageModel, sae: TopKSAE, vocabulary: Sequence[str], n: int
+) -> pd.DataFrame:
     """PruningMaxAct of the first n of each latent's strongest contexts; those of which no end keeps
     half are left out.
     """
     top = contexts[(contexts.kind == "top") & (contexts["rank"] < n)]
-    ends = [ids[: position + 1] for ids, position in zip(top.tokens, top.position)]
+    ends = [ids[: peak + 1] for ids, peak in zip(top.tokens, top.position, strict=True)]
     lengths, values = prune(lm, sae, top.latent, ends, top.activation)
-    texts = [_text(ids[len(ids) - length :], vocabulary) for ids, length in zip(ends, lengths)]
+    texts = [
+        _text(ids[len(ids) - length :], vocabulary)
+        for ids, length in zip(ends, lengths, strict=True)
+    ]
     table = _table(top.latent, "PruningMaxAct", top["rank"], texts, values)
-    return table[lengths > 0]
+    return table.loc[lengths > 0]
 
 
-def vocab_proj_table(lm, sae, vocabulary, n):
+def vocab_proj_table(
+    lm: LanguageModel, sae: TopKSAE, vocabulary: Sequence[str], n: int
+) -> pd.DataFrame:
     """VocabProj: the n tokens with the largest logits for each latent."""
     parts = []
     for rows in sae.W_dec.split(max(PROJECTED_AT_ONCE // lm.vocab_size, 1)):
         best = vocab_projection(lm, rows).topk(min(n, lm.vocab_size))
         parts.append((best.values.cpu(), best.indices.cpu()))
-    values, tokens = (torch.cat(part).numpy() for part in zip(*parts))
+    values, tokens = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     latents, ranks = np.indices(values.shape)
-    return _table(
-        latents.ravel(),
-        "VocabProj",
-        ranks.ravel(),
-        [vocabulary[i] for i in tokens.ravel()],
-        values.ravel(),
-    )
+    texts = [vocabulary[i] for i in tokens.ravel()]
+    return _table(latents.ravel(), "VocabProj", ranks.ravel(), texts, values.ravel())
 
 
-def mut_info_table(state, token_counts, vocabulary, n):
+def mut_info_table(
+    state: Mapping[str, np.ndarray], token_counts: np.ndarray, vocabulary: Sequence[str], n: int
+) -> pd.DataFrame:
     """MutInfo: of the tokens each latent fired on, the n with the largest information, of those on
     which it fires above its average.
+
+    Args:
+        state, token_counts: from `collect`.
+        vocabulary: a string for every token id.
+        n: tokens of a latent.
     """
     total = token_counts.sum()
     fired = state["fired"][:, None]
     joint = state["token_count"]
     counts = np.where(joint > 0, token_counts[state["token"]], 1)
-    information = np.where(
-        (joint > 0) & (joint * total > fired * counts),
-        mutual_information(joint, fired, counts, total),
-        -1.0,
-    )
-    order = np.lexsort((state["token"], -information))[
-        :, :n
-    ]  # equal ones by id: counters have no order of their own
+    listed = (joint > 0) & (joint * total > fired * counts)
+    information = np.where(listed, mutual_information(joint, fired, counts, total), -1.0)
+    # equal ones by id: counters have no order of their own
+    order = np.lexsort((state["token"], -information))[:, :n]
     information, tokens = (np.take_along_axis(a, order, 1) for a in (information, state["token"]))
     latents, ranks = np.nonzero(information >= 0)
-    return _table(
-        latents,
-        "MutInfo",
-        ranks,
-        [vocabulary[i] for i in tokens[latents, ranks]],
-        information[latents, ranks],
-    )
+    texts = [vocabulary[i] for i in tokens[latents, ranks]]
+    return _table(latents, "MutInfo", ranks, texts, information[latents, ranks])
 
 
-def token_agreement(explanations, n):
+def token_agreement(explanations: pd.DataFrame, n: int) -> pd.Series:
     """How far input and output agree: share (0-1) of each latent's first n MutInfo tokens that are
     among its first n of VocabProj.
 
-    Tokens are compared without blanks and capitals. Args: explanations: DataFrame of
-    explanations.parquet.
+    Tokens are compared without blanks and capitals.
+
+    Args:
+        explanations: as in explanations.parquet.
+        n: tokens of each method.
 
     Returns:
         Series by latent; latents without MutInfo tokens are left out.
@@ -242,16 +254,11 @@ def _text(ids, vocabulary):
 
 def _table(latents, method, ranks, texts, values):
     return pd.DataFrame(
-        dict(
-            zip(
-                COLUMNS,
-                (
-                    np.asarray(latents),
-                    method,
-                    np.asarray(ranks),
-                    np.asarray(texts, object),
-                    np.asarray(values),
-                ),
-            )
-        )
+        {
+            "latent": np.asarray(latents),
+            "method": method,
+            "rank": np.asarray(ranks),
+            "text": np.asarray(texts, object),
+            "value": np.asarray(values),
+        }
     )

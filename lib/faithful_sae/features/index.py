@@ -1,26 +1,33 @@
 """The files of an index of features, and FeatureIndex, which reads them. Neither model nor SAE is
 needed to read.
 
-    index.json           what it is an index of; histogram edges
-    latents.parquet      one row per latent
-    contexts.parquet   where it fires: the strongest contexts and a sample of all; sorted by latent
-    explanations.parquet what the methods of explain.py say of it; sorted by latent
-    vocabulary.json      a string for every token id
+    index.json            what it is an index of; histogram edges
+    latents.parquet       one row per latent
+    contexts.parquet      where it fires: the strongest contexts and a sample of all
+    explanations.parquet  what the methods of explain.py say of it
+    vocabulary.json       a string for every token id
 
-Contexts and explanations are written in groups of a few latents, so that a page reads one group of
-each.
+Contexts and explanations are sorted by latent and written in groups of a few latents, so that a
+page reads one group of each.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from faithful_sae.sae.sae import TopKSAE
 
 LATENTS = pa.schema(
     [
@@ -75,49 +82,50 @@ META = (
     "key",
     "sae",
 )
-TOKEN_METHODS = ("VocabProj", "MutInfo")  # whose explanations are tokens
-FLAGS = ("dead", "fake", "shared")
+# whose explanations are tokens
+TOKEN_METHODS = ("VocabProj", "MutInfo")
 
 
 class FeatureError(ValueError):
-    """An index cannot be read or does not belong here; the message says which file and what to do."""
+    """An index cannot be read or does not belong here; the message says which and what to do."""
 
 
 class FeatureIndex:
     """Reads an index folder.
 
     Attributes:
-        meta: dict of index.json. label, run, profile, corpus (indexed text, and what the SAE was
-            trained on), seed, other_seed, layer, k, d_sae, tokens (counted), histogram_edges [bins
-            + 1], sfr_threshold, ffr_frequency, key (of the provenance), sae (checksum of the
-            weights). What is not known is None.
-        latents: DataFrame, row i is latent i. frequency: share of the tokens on which it fires
-            (activation above 0). mean, max: of its activations where it fires (0 if nowhere). dead:
-            fires on none of the tokens. random_frequency: share of uniformly random tokens (NaN:
-            not counted); fake: that is above ffr_frequency. twin: matched latent in the other seed
-            (-1: none), twin_cosine: of their decoder rows; shared: at least sfr_threshold; an
-            orphan is a latent with shared false. fake and shared are None where not known.
+        meta: index.json. label, run, profile, corpus (indexed text, and what the SAE was trained
+            on), seed, other_seed, layer, k, d_sae, tokens (counted), histogram_edges [bins + 1],
+            sfr_threshold, ffr_frequency, key (of the provenance), sae (checksum of the weights).
+            What is not known is None.
+        latents: row i is latent i.
+            frequency: share of the tokens on which it fires (activation above 0).
+            mean, max: of its activations where it fires (0 if nowhere).
+            dead: fires on none of the tokens.
+            random_frequency: share of uniformly random tokens (NaN: not counted).
+            fake: that is above ffr_frequency; None where not known.
+            twin: matched latent in the other seed (-1: none).
+            twin_cosine: of their decoder rows.
+            shared: that is at least sfr_threshold; None where not known. An orphan is a latent with
+            shared false.
             histogram: tokens by activation, between the histogram_edges; the first and last bin
             also hold what lies beyond.
-        vocabulary: list of str, one for each token id.
+        vocabulary: a string for each token id.
 
     Raises:
         FeatureError: no index in the folder, or a damaged file, named.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.meta = self._json("index.json")
-        missing = (
-            [name for name in META if name not in self.meta]
-            if isinstance(self.meta, dict)
-            else META
-        )
-        if missing:
-            raise self._damaged("index.json", f"{missing[0]} is missing")
+        present = self.meta if isinstance(self.meta, dict) else ()
+        for name in META:
+            if name not in present:
+                raise self._damaged("index.json", f"{name} is missing")
 
     @cached_property
-    def latents(self):
+    def latents(self) -> pd.DataFrame:
         latents = self._whole("latents.parquet", LATENTS)
         if not np.array_equal(latents.latent, np.arange(self.meta["d_sae"])):
             raise self._damaged(
@@ -126,21 +134,21 @@ class FeatureIndex:
         return latents
 
     @cached_property
-    def vocabulary(self):
+    def vocabulary(self) -> list[str]:
         return self._json("vocabulary.json")
 
-    def page(self, latent) -> dict:
+    def page(self, latent: int | np.integer) -> dict[str, Any]:
         """All that is known of one latent, as JSON can hold it (None for what is not known).
 
         Returns:
             {latent, frequency, mean, max, dead, random_frequency, fake, twin, twin_cosine, shared,
-            histogram: [int],
-            contexts: [{kind: "top" or "sample", rank, stratum, activation, position, tokens: [str],
-                activations: [float]}],
-            explanations: {method: [[text, value], ...]}}. A context's activation is that of
-                tokens[position], the strongest of its
-            row; stratum: 0 for the power of two in which the latent's largest activation lies, 1
-            for that below, and so on, and the last for all that is weaker; -1 for kind "top".
+             histogram: [int],
+             contexts: [{kind: "top" or "sample", rank, stratum, activation, position,
+                         tokens: [str], activations: [float]}],
+             explanations: {method: [[text, value], ...]}}.
+            A context's activation is that of tokens[position], the strongest of its row. stratum: 0
+            for the power of two in which the latent's largest activation lies, 1 for that below,
+            and so on, and the last for all that is weaker; -1 for kind "top".
 
         Raises:
             FeatureError: no such latent; a damaged file.
@@ -167,14 +175,14 @@ class FeatureIndex:
 
     def find(
         self,
-        token=None,
+        token: str | None = None,
         *,
-        dead=None,
-        fake=None,
-        shared=None,
-        frequency=(0.0, 1.0),
-        order="latent",
-        descending=False,
+        dead: bool | None = None,
+        fake: bool | None = None,
+        shared: bool | None = None,
+        frequency: tuple[float, float] = (0.0, 1.0),
+        order: str = "latent",
+        descending: bool = False,
     ) -> pd.DataFrame:
         """Rows of `latents` that fit all that is asked for.
 
@@ -185,28 +193,22 @@ class FeatureIndex:
                 fit.
             frequency: least and largest share of tokens on which they fire, both included.
             order: a column of `latents` to sort by, equal ones by latent.
+            descending: whether the largest come first.
 
         Raises:
             FeatureError: an unknown column.
         """
         found = self.latents
-        if order not in found.columns or order == "histogram":
-            raise FeatureError(
-                f"cannot order by {order!r}: "
-                f"{', '.join(c for c in found.columns if c != 'histogram')}"
-            )
+        columns = [name for name in found.columns if name != "histogram"]
+        if order not in columns:
+            raise FeatureError(f"cannot order by {order!r}: {', '.join(columns)}")
         keep = found.frequency.between(*frequency)
-        for name, wanted in zip(FLAGS, (dead, fake, shared)):
-            keep &= (
-                True
-                if wanted is None
-                else found[name]
-                .map(lambda value: value is not None and value == wanted)
-                .astype(bool)
-            )
+        for name, wanted in (("dead", dead), ("fake", fake), ("shared", shared)):
+            if wanted is not None:
+                keep &= found[name] == wanted
         if token is not None:
             keep &= found.latent.isin(self._by_token.get(token.strip().casefold(), ()))
-        return found[keep].sort_values(
+        return found.loc[keep].sort_values(
             [order, "latent"], ascending=[not descending, True], kind="stable"
         )
 
@@ -214,7 +216,7 @@ class FeatureIndex:
         """All of explanations.parquet: latent, method, rank, text, value."""
         return self._whole("explanations.parquet", EXPLANATIONS)
 
-    def require(self, sae_checksum):
+    def require(self, sae_checksum: str) -> None:
         """Refuse to go on with another SAE than the one indexed. FeatureError: it is another."""
         if self.meta["sae"] != sae_checksum:
             raise FeatureError(
@@ -235,7 +237,7 @@ class FeatureIndex:
 
     @cached_property
     def _by_token(self):
-        """{token, stripped and casefolded: latents it explains}."""
+        """{token, stripped and casefolded: latents that it explains}."""
         table = self.explanations()
         table = table[table.method.isin(TOKEN_METHODS)]
         return table.latent.groupby(table.text.str.strip().str.casefold()).unique().to_dict()
@@ -255,14 +257,16 @@ class FeatureIndex:
             np.array([s.max for s in statistics], int),
         )
 
-    def _rows(self, grouped, latent):
+    def _rows(self, grouped, latent) -> list[dict[str, Any]]:
         name, file, first, last = grouped
         groups = np.flatnonzero((first <= latent) & (latent <= last)).tolist()
         with self._blaming(name):
             table = file.read_row_groups(groups, use_threads=False)
-        return table.filter(pc.equal(table["latent"], latent)).drop_columns("latent").to_pylist()
+        # pyarrow makes its functions when it is imported
+        own = pc.equal(table["latent"], latent)  # pyright: ignore[reportAttributeAccessIssue]
+        return table.filter(own).drop_columns("latent").to_pylist()
 
-    def _whole(self, name, schema):
+    def _whole(self, name, schema) -> pd.DataFrame:
         with self._blaming(name):
             return self._file(name, schema).read().to_pandas()
 
@@ -274,7 +278,7 @@ class FeatureIndex:
             raise self._damaged(name, "other columns than an index has")
         return file
 
-    def _json(self, name):
+    def _json(self, name) -> Any:
         try:
             return json.loads(self._present(name).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -302,7 +306,15 @@ class FeatureIndex:
         )
 
 
-def _plain(value):
+def sae_checksum(sae: TopKSAE) -> str:
+    """SHA-256 of an SAE's weights, by which an index knows the SAE that it was made from."""
+    # torch comes with it, which reading an index does without
+    from faithful_sae.files.checkpoint import checksum
+
+    return checksum({n: t.detach().cpu().contiguous() for n, t in sae.weights.items()})
+
+
+def _plain(value) -> Any:
     """A cell of a DataFrame as JSON can hold it."""
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -313,17 +325,23 @@ def _plain(value):
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_grouped(path, schema, tables):
+def write_grouped(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write Arrow tables, each of a few latents in order, as one parquet file with one row group
     for each that has rows.
     """
-    with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["latent"]) as writer:
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        # a list of columns is right too, which pyarrow's own default hides
+        write_statistics=["latent"],  # pyright: ignore[reportArgumentType]
+    ) as writer:
         for table in tables:
             if table.num_rows:
                 writer.write_table(table, row_group_size=table.num_rows)
 
 
-def write_latents(path, latents):
+def write_latents(path: Path, latents: pd.DataFrame) -> None:
     """Write the DataFrame of FeatureIndex.latents."""
     pq.write_table(
         pa.Table.from_pandas(latents, LATENTS, preserve_index=False), path, compression="zstd"

@@ -1,5 +1,9 @@
 """The features of a text typed in."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import torch
@@ -7,8 +11,13 @@ import torch
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.vocabulary import display_strings
 
+# the explorer works without a model, and then need not wait for transformers
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
+    from faithful_sae.sae.sae import TopKSAE
 
-def text_ids(lm, text, room=0):
+
+def text_ids(lm: LanguageModel, text: str, room: int = 0) -> torch.Tensor:
     """int64 [1, T]: BOS and the ids of a text.
 
     Args:
@@ -21,21 +30,21 @@ def text_ids(lm, text, room=0):
     if not ids:
         raise FeatureError(f"the text {text!r} has no tokens: type at least one word")
     if 1 + len(ids) + room > lm.context:
+        more = f" and {room} more" if room else ""
         raise FeatureError(
-            f"the text has {len(ids)} tokens, and with BOS{f' and {room} more' if room else ''} "
-            "the model's context of "
+            f"the text has {len(ids)} tokens, and with BOS{more} the model's context of "
             f"{lm.context} is exceeded: shorten it"
         )
     return torch.tensor([[lm.bos_id, *ids]])
 
 
-def features_of_text(lm, sae, text) -> pd.DataFrame:
+def features_of_text(lm: LanguageModel, sae: TopKSAE, text: str) -> pd.DataFrame:
     """What fires where in a text: one row per token and active latent, the strongest of a token
     first.
 
     Returns:
-        DataFrame: position (0 is the first token after BOS, on which nothing is counted), token
-            (str), latent, activation.
+        position (0 is the first token after BOS, on which nothing is counted), token (str), latent,
+        activation.
 
     Raises:
         FeatureError: as text_ids; an SAE of another width than the model.

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 
-def display_strings(tokenizer, ids=None) -> list[str]:
+def display_strings(tokenizer: Any, ids: Sequence[int] | None = None) -> list[str]:
     """One string per id, of those given or of all, 0 to len(tokenizer) - 1.
 
     Byte-level pieces (GPT-2, GPT-NeoX, Llama 3) are decoded; where a token is only a part of a
@@ -16,14 +18,24 @@ def display_strings(tokenizer, ids=None) -> list[str]:
     kind = json.dumps(json.loads(decoder.__getstate__())) if decoder else ""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))) if ids is None else ids)
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    show = (
-        _from_bytes
-        if "ByteLevel" in kind
-        else _from_sentencepiece
-        if "ByteFallback" in kind or "\\u2581" in kind
-        else str
-    )
+    show = str
+    if "ByteLevel" in kind:
+        show = _from_bytes
+    elif "ByteFallback" in kind or "\\u2581" in kind:
+        show = _from_sentencepiece
     return ["" if piece is None else piece if piece in added else show(piece) for piece in pieces]
+
+
+def visible(text: str, blanks: bool = True) -> str:
+    """Text on one line: line breaks and tabs as signs, and blanks at both ends as well.
+
+    Args:
+        blanks: whether blanks at the ends are made visible; not where text goes on beside it.
+    """
+    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    if not blanks:
+        return shown
+    return re.sub("^ +| +$", lambda match: "␣" * len(match[0]), shown)
 
 
 def _from_bytes(piece):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -177,6 +177,18 @@ def file_hash(path) -> str:
         )
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+
+
+def seal(folder: str | Path, key: str, record: Mapping[str, object]) -> None:
+    """Write the provenance.json of a finished folder, which makes it an artefact that `is_current`.
+
+    Args:
+        folder: complete but for this file.
+        key: of all it depends on.
+        record: what else is said of how it was made, JSON-serialisable.
+    """
+    about = {"key": key, "content": file_hash(folder), **record}
+    write_json(Path(folder) / "provenance.json", about)
 
 
 def is_current(folder, key) -> bool:

@@ -7,36 +7,50 @@ alone, so that no result depends on the number of threads.
 """
 
 import hashlib
+import importlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numba import config, njit
+from torch import Tensor
 
 try:
-    import triton
     import triton.language as tl
 
-    jit = triton.jit
+    # Any: no type checker follows how Triton's functions are called
+    triton: Any = importlib.import_module("triton")
 except ImportError:  # not on every platform, and only a GPU needs it
     triton = None
     tl = type("tl", (), {"constexpr": None})
-    jit = lambda function: function
 
 FOLDER = Path(__file__).resolve().parent
-if not config.CACHE_DIR and os.access(FOLDER, os.W_OK):
-    # numba asks whether the file of a loop has changed, not those of the functions it calls: one
-    # cache for each state of all files
+# numba asks whether the file of a loop has changed, not those of the functions it calls: one cache
+# for each state of all files. Its settings are made at run time, where no type checker finds them.
+if not config.CACHE_DIR and os.access(FOLDER, os.W_OK):  # pyright: ignore[reportAttributeAccessIssue]
     state = hashlib.sha256(
         b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.py")))
     ).hexdigest()[:12]
-    config.CACHE_DIR = str(FOLDER / "__pycache__" / f"numba-{state}")
+    config.CACHE_DIR = str(FOLDER / "__pycache__" / f"numba-{state}")  # pyright: ignore
+
+
+def jit(function: Callable) -> Any:
+    """A Triton kernel; where there is no Triton, the function, which nobody calls."""
+    return triton.jit(function) if triton else function
+
 
 TRITON_DEVICES = {"cuda"}
-ROWS_PER_THREAD = 64  # fewer are not worth a thread
+# fewer are not worth a thread
+ROWS_PER_THREAD = 64
+
+# [n, D] and [D, m] int8 -> [n, m] int32; torch has no public name for it
+int8_product = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
 
 # Sums may be taken in vector registers: in another order than written, but in the same one every
 # time.
@@ -44,7 +58,7 @@ loop = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 @loop
-def dot(a, b):
+def dot(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Sum of a[i] b[i]."""
     total = np.float32(0)
     for i in range(len(a)):
@@ -53,7 +67,7 @@ def dot(a, b):
 
 
 @loop
-def add_rows(total, weights, rows, numbers):
+def add_rows(total: np.ndarray, weights: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
     """total += sum of weights[i] rows[numbers[i]]; four at a time, so that `total` is read and
     written a quarter as often.
     """
@@ -73,7 +87,7 @@ def add_rows(total, weights, rows, numbers):
             total[x] += a * p[x]
 
 
-def on_triton(tensor):
+def on_triton(tensor: Tensor) -> bool:
     """Whether the Triton kernels take tensors of this device: GPUs of compute capability 8.0 or
     more (NVIDIA's since 2020).
     """
@@ -84,31 +98,30 @@ def on_triton(tensor):
     )
 
 
-def compiled(*tensors):
+def compiled(*tensors: Tensor) -> bool:
     """Whether the numba loops take these tensors: float32 (or integers) on the CPU."""
     return not on_triton(tensors[0]) and all(
         t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64) for t in tensors
     )
 
 
-def over_rows(function, n_rows, *arguments):
+def over_rows(function: Callable[..., None], n_rows: int, *arguments: Any) -> None:
     """function(start, stop, *arguments) for ranges that make up n_rows, side by side; tensors are
     handed over as arrays.
     """
-    arguments = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
+    arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
     threads = max(min(torch.get_num_threads(), n_rows // ROWS_PER_THREAD), 1)
     if threads == 1:
-        return function(0, n_rows, *arguments)
+        return function(0, n_rows, *arrays)
     bounds = [n_rows * i // threads for i in range(threads + 1)]
-    for result in [
-        _pool(threads).submit(function, *pair, *arguments) for pair in zip(bounds, bounds[1:])
-    ]:
+    for result in [_pool(threads).submit(function, *pair, *arrays) for pair in pairwise(bounds)]:
         result.result()
 
 
 @cache
-def _pool(threads):
+def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # whose threads do not come along
+# threads do not come along into a child
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -6,8 +6,8 @@ perhaps a price v:
 
     p_ij = q_i . q_j s_j s_i        upper_ij = p_ij + e_i + e_j
 
-    { (i, j) : p_ij > min(h_i, h_j) }   without prices
-    { (i, j) : p_ij > v_i + v_j  and  (p_ij <= min(h_i, h_j)  or  h_i = infinity) }   with prices
+    without prices   { (i, j) : p_ij > min(h_i, h_j) }
+    with prices      { (i, j) : p_ij > v_i + v_j  and  (p_ij <= min(h_i, h_j)  or  h_i = infinity) }
 
 Codes are multiplied exactly, in integers. What follows is float32 arithmetic in the order written,
 no multiplication and addition made one: so the loop, the Triton kernels and the reference give the
@@ -17,21 +17,31 @@ A [n, D], B [m, D]. Of a row's pairs the first `cap` are given, in order of colu
 rows after another.
 """
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
-from faithful_sae.kernels.backend import jit, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.backend import int8_product, jit, on_triton, over_rows, tl, triton
 
-TILE = 2048  # of the loop, whose tile stays in the cache; the rows of a band
-ROOM = 2**22  # pairs of a band
-BLOCK, BLOCK_D = (
-    64,
-    64,
-)  # of the Triton kernels' tiles: what _write does with larger ones no longer fits in registers
+# of the loop, whose tile stays in the cache; the rows of a band
+TILE = 2048
+# pairs of a band
+ROOM = 2**22
+# of the Triton kernels' tiles: what _write does with larger ones no longer fits in registers
+BLOCK = 64
+BLOCK_D = 64
 
 
-def reference(a, b, row_terms, column_terms, cap):
+def reference(
+    a: Tensor,
+    b: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    cap: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     row = row_terms[:, :, None]
     column = column_terms
     product = a[: row.shape[1]].double() @ b[: column.shape[1]].double().T  # exact
@@ -85,14 +95,20 @@ def _collect(start, stop, product, row_terms, column_terms, first_column, counts
         counts[i] = count
 
 
-def by_loop(a, b, row_terms, column_terms, cap, report):
+def by_loop(
+    a: Tensor,
+    b: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    cap: int,
+    report: Callable[[int], object],
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     n = row_terms.shape[1]
     m = column_terms.shape[1]
     height = _height(cap)
     columns, upper = np.empty((height, cap), np.int32), np.empty((height, cap), np.float32)
-    workspace = torch.empty(
-        height * TILE, dtype=torch.int32
-    )  # one for all tiles: fresh pages cost more than the product
+    # one for all tiles: fresh pages cost more than the product
+    workspace = torch.empty(height * TILE, dtype=torch.int32)
     for start in range(0, n, height):
         own = a[start : start + height]
         mine = row_terms[:, start : start + height]
@@ -100,7 +116,7 @@ def by_loop(a, b, row_terms, column_terms, cap, report):
         for first in range(0, m, TILE):
             other = b[first : first + TILE]
             theirs = column_terms[:, first : first + TILE]
-            product = torch._int_mm(
+            product = int8_product(
                 own, other.T, out=workspace[: len(own) * len(other)].view(len(own), len(other))
             )
             over_rows(_collect, len(counts), product, mine, theirs, first, counts, columns, upper)
@@ -216,7 +232,14 @@ def _write(
     tl.store(upper + at, upper_bound, mask=given)
 
 
-def by_triton(a, b, row_terms, column_terms, cap, report):
+def by_triton(
+    a: Tensor,
+    b: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    cap: int,
+    report: Callable[[int], object],
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every product is made twice, first to count: so there is room for just what passes, each in
     its place whatever runs first.
     """
@@ -234,10 +257,8 @@ def by_triton(a, b, row_terms, column_terms, cap, report):
         _count[grid](*tiles, counts, *sizes, enable_fp_fusion=False)
         until = counts.cumsum(0, dtype=torch.int32)
         end = until[-1].clamp(max=cap).cumsum(0, dtype=torch.int32)
-        columns, upper = (
-            torch.empty(int(end[-1]), dtype=dtype, device=a.device)
-            for dtype in (torch.int32, torch.float32)
-        )
+        columns = torch.empty(int(end[-1]), dtype=torch.int32, device=a.device)
+        upper = torch.empty(int(end[-1]), dtype=torch.float32, device=a.device)
         _write[grid](
             *tiles,
             until - counts,
@@ -249,24 +270,32 @@ def by_triton(a, b, row_terms, column_terms, cap, report):
             enable_fp_fusion=False,
         )
         report(n * m)
-        yield tuple(x.cpu().numpy() for x in (columns, upper, until[-1].long()))
+        yield columns.cpu().numpy(), upper.cpu().numpy(), until[-1].long().cpu().numpy()
 
 
-def _height(cap):
+def _height(cap: int) -> int:
     """Rows of a band: a multiple of 32."""
     return max(32, min(TILE, ROOM // cap // 32 * 32))
 
 
-def cosine_tiles(a, b, row_terms, column_terms, cap, report):
+def cosine_tiles(
+    a: Tensor,
+    b: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    cap: int,
+    report: Callable[[int], object],
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The pairs of the equation above.
 
     Args:
-        a, b: int8 [n or more, D] and [m or more, D], contiguous, D a multiple of 32 up to 133,000;
-            rows from n and m on are ignored.
-        row_terms, column_terms: float32 [3, n] and [3, m], scale, threshold and error of every row,
-            or [4, .] with prices.
-        cap: how many pairs of one row are given, 1 to m. report: called with the number of products
-            that have been looked at since.
+        a: int8 [n or more, D], contiguous, D a multiple of 32 up to 133,000; rows from n on are
+            ignored.
+        b: int8 [m or more, D], likewise.
+        row_terms: float32 [3, n], scale, threshold and error of every row, or [4, n] with prices.
+        column_terms: float32 [3, m] or [4, m], likewise.
+        cap: how many pairs of one row are given, 1 to m.
+        report: called with the number of products that have been looked at since.
 
     Yields:
         (columns int32 [pairs], upper float32 [pairs], counts int64 [rows]) of one band of rows

@@ -7,11 +7,12 @@ matter.
 """
 
 import torch
+from torch import Tensor
 
 from faithful_sae.kernels.backend import jit, on_triton, tl, triton
 
 
-def reference(values, indices, d_sae, above):
+def reference(values: Tensor, indices: Tensor, d_sae: int, above: float) -> Tensor:
     return torch.bincount(indices[values > above], minlength=d_sae)
 
 
@@ -23,7 +24,7 @@ def _kernel(values, indices, counts, above, N, BLOCK: tl.constexpr):
     tl.atomic_add(counts + tl.load(indices + e, mask=e < N, other=0), 1, mask=active)
 
 
-def by_triton(values, indices, d_sae, above):
+def by_triton(values: Tensor, indices: Tensor, d_sae: int, above: float) -> Tensor:
     counts = torch.zeros(d_sae, dtype=torch.int32, device=values.device)
     _kernel[(triton.cdiv(values.numel(), 1024),)](
         values.contiguous(), indices.contiguous(), counts, above, values.numel(), 1024
@@ -31,6 +32,13 @@ def by_triton(values, indices, d_sae, above):
     return counts.long()
 
 
-def firing_counts(values, indices, d_sae, above=0.0):
-    """counts int64 [F] of values [B, K] and indices int64 [B, K]."""
+def firing_counts(values: Tensor, indices: Tensor, d_sae: int, above: float = 0.0) -> Tensor:
+    """counts int64 [F] of the equation above.
+
+    Args:
+        values: [B, K].
+        indices: int64 [B, K].
+        d_sae: F.
+        above: an activation counts if it is larger.
+    """
     return (by_triton if on_triton(values) else reference)(values, indices, d_sae, above)

@@ -7,15 +7,13 @@ place: the largest activation, the first among equal ones.
 
     top      the N largest peaks, the earlier row first among equal ones
     sample   m peaks of each stratum, a uniform sample without replacement: those with the smallest
-             of keys that are pseudo-random
-             in (seed, latent, row). Stratum s holds peaks whose power of two lies s below that of
-             the largest, the last all that are weaker. When a larger power of two comes, strata
-             move down; the smallest keys of two strata are the smallest keys of their union, so the
-             sample stays uniform.
+             of keys that are pseudo-random in (seed, latent, row). Stratum s holds peaks whose
+             power of two lies s below that of the largest, the last all that are weaker. When a
+             larger power of two comes, strata move down; the smallest keys of two strata are the
+             smallest keys of their union, so the sample stays uniform.
     tokens   M counters (Misra and Gries 1982): a token without a counter takes one from every
-             counter where none is free. So a
-             count is too low by at most `lost`, itself at most the number of firings / (M + 1), and
-             exact where that is 0.
+             counter where none is free. So a count is too low by at most `lost`, itself at most
+             the number of firings / (M + 1), and exact where that is 0.
 
 Histogram bins are the upper bits of a float32: four to each power of two from LOWEST on, BINS in
 all, the rest in the outermost.
@@ -25,6 +23,7 @@ positions, K latents per token, F latents.
 """
 
 import numpy as np
+from torch import Tensor
 
 from faithful_sae.kernels.backend import loop, over_rows
 from faithful_sae.kernels.latent_sums import by_latent
@@ -35,22 +34,33 @@ OCTAVES = 26
 BINS = 4 * OCTAVES
 EDGES = [(1 + i % 4 / 4) * 2.0 ** (LOWEST + i // 4) for i in range(BINS + 1)]
 NO_KEY = np.int64(2**63 - 1)
-NO_LEVEL = -1  # of a latent that has not fired; float exponents are 0 and more
+# of a latent that has not fired; float exponents are 0 and more
+NO_LEVEL = -1
 
 
-def empty(n_latents, *, top, strata, samples, window, tokens):
-    """The state before any row: {name: array}. window: positions kept around a peak. tokens: M."""
-    F = n_latents
+def empty(
+    n_latents: int, *, top: int, strata: int, samples: int, window: int, tokens: int
+) -> dict[str, np.ndarray]:
+    """The state before any row: {name: array}.
+
+    Args:
+        n_latents: F.
+        top: N.
+        strata: S.
+        samples: m.
+        window: positions kept around a peak.
+        tokens: M.
+    """
     places = {"top": (n_latents, top), "sample": (n_latents, strata, samples)}
     state = {
-        "fired": np.zeros(F, np.int64),
-        "total": np.zeros(F),
-        "largest": np.zeros(F, np.float32),
-        "histogram": np.zeros((F, BINS), np.int64),
-        "level": np.full(F, NO_LEVEL, np.int32),
-        "token": np.full((F, tokens), -1, np.int32),
-        "token_count": np.zeros((F, tokens), np.int64),
-        "lost": np.zeros(F, np.int64),
+        "fired": np.zeros(n_latents, np.int64),
+        "total": np.zeros(n_latents),
+        "largest": np.zeros(n_latents, np.float32),
+        "histogram": np.zeros((n_latents, BINS), np.int64),
+        "level": np.full(n_latents, NO_LEVEL, np.int32),
+        "token": np.full((n_latents, tokens), -1, np.int32),
+        "token_count": np.zeros((n_latents, tokens), np.int64),
+        "lost": np.zeros(n_latents, np.int64),
     }
     for name, shape in places.items():
         state |= {
@@ -62,14 +72,25 @@ def empty(n_latents, *, top, strata, samples, window, tokens):
     return state | {"sample_key": np.full(places["sample"], NO_KEY)}
 
 
-def add_rows_of_tokens(state, values, indices, ids, first_row, left, seed):
+def add_rows_of_tokens(
+    state: dict[str, np.ndarray],
+    values: Tensor,
+    indices: Tensor,
+    ids: np.ndarray,
+    first_row: int,
+    left: int,
+    seed: int,
+) -> None:
     """Add rows to the state, in place.
 
     Args:
-        values, indices: float32 and int64 [B T, K] tensors on the CPU; a value of 0 is not active.
-            ids: int64 [B, T].
-        first_row: number of ids[0] in the corpus; rows come in order. left: positions of a window
-            before its peak.
+        state: from `empty`.
+        values: float32 [B T, K] on the CPU; a value of 0 is not active.
+        indices: int64 [B T, K] on the CPU.
+        ids: int64 [B, T].
+        first_row: number of ids[0] in the corpus; rows come in order.
+        left: positions of a window before its peak.
+        seed: of the sample.
     """
     start, order = by_latent(values, indices, len(state["fired"]))
     s = state
@@ -205,7 +226,7 @@ def _bin(v):
 
 @loop
 def _random(seed, latent, row):
-    """63 bits that look random (splitmix64's mixing, Steele et al. 2014, once for each argument)."""
+    """63 bits that look random: splitmix64's mixing (Steele et al. 2014), once per argument."""
     z = np.uint64(0)
     for part in (seed, np.uint64(latent), np.uint64(row)):
         z += part + np.uint64(0x9E3779B97F4A7C15)
@@ -241,10 +262,8 @@ def _insert_top(value, row, position, window, top_value, top_row, top_position, 
     """
     worst = 0
     for j in range(1, len(top_value)):
-        if (
-            top_value[j] < top_value[worst]
-            or top_value[j] == top_value[worst]
-            and top_row[j] > top_row[worst]
+        if top_value[j] < top_value[worst] or (
+            top_value[j] == top_value[worst] and top_row[j] > top_row[worst]
         ):
             worst = j
     if value > top_value[worst]:

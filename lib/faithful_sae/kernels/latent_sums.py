@@ -13,6 +13,7 @@ B tokens, K latents per token, F latents, D model.
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from faithful_sae.kernels.backend import (
     add_rows,
@@ -27,11 +28,13 @@ from faithful_sae.kernels.backend import (
 from faithful_sae.kernels.firing_counts import firing_counts
 
 
-def by_latent(values, indices, d_sae):
+def by_latent(values: Tensor, indices: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
     """The active (token, slot) pairs in the order of their latents.
 
     Args:
-        values: [B, K]; a slot is active when its value is above 0. indices: int64 [B, K].
+        values: [B, K]; a slot is active when its value is above 0.
+        indices: int64 [B, K].
+        d_sae: F.
 
     Returns:
         (start int64 [F + 1], order int64 [active]): latent f owns order[start[f]:start[f + 1]],
@@ -63,7 +66,7 @@ def _by_latent(values, indices, d_sae):
     return start, order
 
 
-def reference(weights, start, order, rows):
+def reference(weights: Tensor, start: Tensor, order: Tensor, rows: Tensor) -> Tensor:
     latents = torch.repeat_interleave(
         torch.arange(len(start) - 1, device=start.device), start.diff()
     )
@@ -106,18 +109,32 @@ def _kernel(weights, start, order, rows, out, D, K, BLOCK_E: tl.constexpr, BLOCK
     tl.store(out + f * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
 
 
-def by_triton(weights, start, order, rows, out):
+def by_triton(
+    weights: Tensor,
+    start: Tensor,
+    order: Tensor,
+    rows: Tensor,
+    out: Tensor,
+) -> None:
     block = min(256, triton.next_power_of_2(rows.shape[1]))
     _kernel[(len(out), triton.cdiv(rows.shape[1], block))](
         weights, start, order, rows, out, rows.shape[1], weights.shape[1], 16, block
     )
 
 
-def latent_sums(weights, start, order, rows, out=None):
+def latent_sums(
+    weights: Tensor,
+    start: Tensor,
+    order: Tensor,
+    rows: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """out [F, D] of the equation above; a latent that is active nowhere gets a row of zeros.
 
     Args:
-        weights: [B, K]. start, order: from `by_latent`. rows: [B, D].
+        weights: [B, K].
+        start, order: from `by_latent`.
+        rows: [B, D].
         out: written to if given (a new array of this size costs as much as the sum).
     """
     out = rows.new_empty(len(start) - 1, rows.shape[1]) if out is None else out

@@ -1,8 +1,8 @@
 """Attention of one new token per row over the tokens before it, read where they were written.
 
-    K[n] = k, V[n] = v                                       the row's n tokens before, and this one
-    s[t] = scale q . K[t]   or cap tanh(scale q . K[t] / cap), Gemma 2
-    out = sum_t softmax(s)[t] V[t]   over the last `window` tokens where there is one
+    K[n] = k, V[n] = v               after the n tokens that the row has so far
+    s[t] = scale q . K[t]            or cap tanh(scale q . K[t] / cap), Gemma 2
+    out  = sum_t softmax(s)[t] V[t]  over the last `window` tokens where there is one
 
 Keys and values are kept in tiles of 64 tokens, [rows, tiles, G, d, 64]: a row is one stretch of
 memory, whatever its length, and the tokens of a tile lie side by side, as vector registers want
@@ -16,30 +16,48 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from faithful_sae.kernels.backend import compiled, jit, loop, on_triton, over_rows, tl, triton
 
-TILE = 64  # tokens
+# tokens
+TILE = 64
 LOG2_E = math.log2(math.e)
-LOWEST = np.float32(-1e9)  # a score
+# a score
+LOWEST = np.float32(-1e9)
 # what numba takes as an index without asking whether it is negative, which it could not do 16 at a
 # time
 U = np.uint64
 
 
 def one_token_attention(
-    query, k, v, keys, values, slots, lengths, longest, scale, softcap=None, window=None
-):
+    query: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    longest: int,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     """Append k and v to their rows, and attend to the whole of each row.
 
     Args:
-        query: [B, H, d]; k, v: [B, G, d], of the new tokens.
+        query: [B, H, d], of the new tokens.
+        k, v: [B, G, d], of the new tokens.
         keys, values: [rows, tiles, G, d, TILE], of zeros at first, written in place.
         slots: int64 [B], increasing: the row of each new token.
-        lengths: int64 [B], tokens already in it; `longest` is the largest of them.
-        scale, softcap, window: numbers; None where the model has none.
+        lengths: int64 [B], tokens already in it.
+        longest: the largest of `lengths`.
+        scale: of the scores, which may be as large as 1e9.
+        softcap: None where the model has none.
+        window: tokens; None where the model has none.
 
-    Returns [B, H, d]. Reads 2 G d numbers per token of a row once. Scores may be as large as 1e9.
+    Returns:
+        [B, H, d]. 2 G d numbers per token of a row are read, once.
     """
     if compiled(query, keys) and softcap is None and window is None and query.shape[2] % 4 == 0:
         out = query.new_empty(query.shape)
@@ -71,7 +89,19 @@ def one_token_attention(
     return reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap, window)
 
 
-def reference(query, k, v, keys, values, slots, lengths, longest, scale, softcap=None, window=None):
+def reference(
+    query: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    longest: int,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     keys[slots, lengths // TILE, :, :, lengths % TILE] = k
     values[slots, lengths // TILE, :, :, lengths % TILE] = v
     tiles = longest // TILE + 1
@@ -149,11 +179,9 @@ def _loop(
         n += U(1)
         tiles = (n + P - U(1)) // P
         padded = (n + U(15)) // U(16) * U(16)
-        near = np.float32(
-            0
-            # goes nowhere; but a plain sum brings the row into the cache at the speed of memory,
-            # which the rest does not
-        )
+        # goes nowhere; but a plain sum brings the row into the cache at the speed of memory, which
+        # the rest does not
+        near = np.float32(0)
         for i in range(row, row + tiles * G * D * P):
             near += keys[i] + values[i]
         out[b * H * D] = near
@@ -186,11 +214,9 @@ def _loop(
             s = h * room
             for c in range(n, padded):
                 scores[s + c] = LOWEST
-            top = np.int32(
-                LOWEST
-                # the largest score's whole part is as good as it, and integers are compared 16 at a
-                # time
-            )
+            # the largest score's whole part is as good as it, and integers are compared 16 at a
+            # time
+            top = np.int32(LOWEST)
             for c in range(padded):
                 top = max(top, np.int32(scores[s + c]))
             shift, total = np.float32(top), np.float32(0)
@@ -295,7 +321,18 @@ def _kernel(
     tl.store(out + heads, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
-def by_triton(query, k, v, keys, values, slots, lengths, scale, softcap=None, window=None):
+def by_triton(
+    query: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     _, tiles, groups, width, _ = keys.shape
     shared = query.shape[1] // groups
     out = torch.empty_like(query)

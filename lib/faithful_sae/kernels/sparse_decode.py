@@ -1,15 +1,16 @@
 """The decoder on the active latents alone, and its gradients.
 
-    x_hat[t] = sum_j values[t, j] W_dec[indices[t, j]]
-    dL/dvalues[t, j] = dL/dx_hat[t] . W_dec[indices[t, j]]
-            where values[t, j] > 0, else 0 (the ReLU before it)
-    dL/dW_dec = latent_sums(values, dL/dx_hat)
+    x_hat[t]          = sum_j values[t, j] W_dec[indices[t, j]]
+    dL/dvalues[t, j]  = dL/dx_hat[t] . W_dec[indices[t, j]]   where values[t, j] > 0,
+                        0                                     elsewhere (the ReLU before it)
+    dL/dW_dec         = latent_sums(values, dL/dx_hat)
 
 k rows of W_dec are read per token, instead of all F, and no dense latents [B, F] are made. B
 tokens, K latents per token.
 """
 
 import torch
+from torch import Tensor
 
 from faithful_sae.kernels.backend import (
     add_rows,
@@ -22,14 +23,15 @@ from faithful_sae.kernels.backend import (
     tl,
     triton,
 )
-from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 
 
-def reference(values, indices, w_dec):
+def reference(values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
     return (values[..., None] * w_dec[indices]).sum(1)
 
 
-def reference_values_gradient(to_x_hat, values, indices, w_dec):
+def reference_values_gradient(
+    to_x_hat: Tensor, values: Tensor, indices: Tensor, w_dec: Tensor
+) -> Tensor:
     return torch.where(values > 0, (to_x_hat[:, None] * w_dec[indices]).sum(-1), 0)
 
 
@@ -79,24 +81,35 @@ def _kernel_values_gradient(to_x_hat, values, indices, w_dec, out, D, K, BLOCK_D
         tl.store(out + t * K + j, product)
 
 
-def by_triton(values, indices, w_dec):
-    (n_tokens, k), n_dims = values.shape, w_dec.shape[1]
+def by_triton(values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
+    n_tokens, k = values.shape
+    n_dims = w_dec.shape[1]
     x_hat = w_dec.new_empty(n_tokens, n_dims)
     block = min(1024, triton.next_power_of_2(n_dims))
     _kernel[(n_tokens, triton.cdiv(n_dims, block))](values, indices, w_dec, x_hat, n_dims, k, block)
     return x_hat
 
 
-def by_triton_values_gradient(to_x_hat, values, indices, w_dec):
-    (n_tokens, k), n_dims, out = values.shape, w_dec.shape[1], torch.empty_like(values)
+def by_triton_values_gradient(
+    to_x_hat: Tensor, values: Tensor, indices: Tensor, w_dec: Tensor
+) -> Tensor:
+    n_tokens, k = values.shape
+    n_dims = w_dec.shape[1]
+    out = torch.empty_like(values)
     _kernel_values_gradient[(n_tokens,)](
         to_x_hat, values, indices, w_dec, out, n_dims, k, triton.next_power_of_2(n_dims)
     )
     return out
 
 
-def decode(values, indices, w_dec):
-    """x_hat without autograd, by whatever suits the device."""
+def decode(values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
+    """x_hat [B, D] of the equation above, by whatever suits the device; without autograd.
+
+    Args:
+        values: [B, K], at least 0, contiguous.
+        indices: int64 [B, K], contiguous; where the value is 0 any latent will do.
+        w_dec: [F, D], contiguous.
+    """
     if on_triton(values):
         return by_triton(values, indices, w_dec)
     if not compiled(values, indices, w_dec):
@@ -106,8 +119,8 @@ def decode(values, indices, w_dec):
     return x_hat
 
 
-def values_gradient(to_x_hat, values, indices, w_dec):
-    """dL/dvalues without autograd, by whatever suits the device."""
+def values_gradient(to_x_hat: Tensor, values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
+    """dL/dvalues [B, K] from dL/dx_hat [B, D] and what `decode` was given."""
     if on_triton(values):
         return by_triton_values_gradient(to_x_hat, values, indices, w_dec)
     if not compiled(to_x_hat, values, indices, w_dec):
@@ -115,34 +128,3 @@ def values_gradient(to_x_hat, values, indices, w_dec):
     out = torch.empty_like(values)
     over_rows(_loop_values_gradient, len(values), to_x_hat, values, indices, w_dec, out)
     return out
-
-
-class _SparseDecode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, indices, w_dec):
-        ctx.save_for_backward(values, indices, w_dec)
-        return decode(values, indices, w_dec)
-
-    @staticmethod
-    def backward(ctx, to_x_hat):
-        values, indices, w_dec = ctx.saved_tensors
-        to_x_hat = to_x_hat.contiguous()
-        to_w_dec = (
-            latent_sums(values, *by_latent(values, indices, len(w_dec)), to_x_hat)
-            if ctx.needs_input_grad[2]
-            else None
-        )
-        to_values = (
-            values_gradient(to_x_hat, values, indices, w_dec) if ctx.needs_input_grad[0] else None
-        )
-        return to_values, None, to_w_dec
-
-
-def sparse_decode(values, indices, w_dec):
-    """x_hat [B, D] of the equation above, with gradients for `values` and `w_dec`.
-
-    Args:
-        values: [B, K], at least 0. indices: int64 [B, K], of latents; where the value is 0 any
-            latent will do. w_dec: [F, D].
-    """
-    return _SparseDecode.apply(values.contiguous(), indices.contiguous(), w_dec.contiguous())

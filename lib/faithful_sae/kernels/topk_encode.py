@@ -1,9 +1,11 @@
 """The k largest latents of each token, without the others.
 
-    p = (x - b_dec) W_enc + b_enc
-            values, indices = the k largest of ReLU(p), the lower index first among equals
-    dL/dW_enc^T = latent_sums(dL/dvalues, x - b_dec)      dL/db_enc = its sum over tokens
-    dL/dx = sum_j dL/dvalues[t, j] W_enc^T[indices[t, j]]     dL/db_dec = -dL/db_enc W_enc^T
+    p                = (x - b_dec) W_enc + b_enc
+    values, indices  = the k largest of ReLU(p), the lower index first among equals
+    dL/dW_enc^T      = latent_sums(dL/dvalues, x - b_dec)
+    dL/db_enc        = latent_sums(dL/dvalues, 1)
+    dL/db_dec        = -dL/db_enc W_enc^T
+    dL/dx[t]         = sum_j dL/dvalues[t, j] W_enc^T[indices[t, j]]
 
 `weight` is W_enc^T, one latent per row. A slot whose value is 0 is (0, 0): no gradient passes it. B
 tokens, F latents, D model.
@@ -17,41 +19,43 @@ tenth of the time, otherwise in float32. Nothing has to fall back: loose bounds 
 to compute. Rows of x and W_enc^T may have norms of 1e-22 to 1e18, whose squares float32 holds. With
 x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
 
-    |p~ - p| <= |x - x~| |w| + |x~| |w - w~|  +  2^-8 |p~|  (p~ is rounded too)  +  D 2^-22 |x| |w|
-                                              (float32 sums, both products)
+    |p~ - p|  <=  |x - x~| |w| + |x~| |w - w~|     what goes in is rounded
+               +  2^-8 |p~|                        p~ is rounded too
+               +  D 2^-22 |x| |w|                  float32 sums, both products
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from numba import types
 from numba.extending import overload
+from torch import Tensor
 
 from faithful_sae.kernels.backend import compiled, dot, jit, loop, on_triton, over_rows, tl, triton
-from faithful_sae.kernels.latent_sums import by_latent, latent_sums
-from faithful_sae.kernels.sparse_decode import decode
 
 # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their
 # group
 GROUPS_PER_SLOT = 16
-TOKENS_PER_PROGRAM, PARTS, LEAST_LATENTS = (
-    16,
-    8,
-    1024,
-)  # of the Triton kernel: work is cut by tokens and latents
-MOST_SLOTS = 256  # that it sorts in registers: 512 do not fit, and take minutes to compile
-SCREEN_BYTES = (
-    2**24
-)  # screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
-SUM_ERROR = np.float32(
-    2**-22
-)  # float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
+# of the Triton kernel: work is cut by tokens and latents
+TOKENS_PER_PROGRAM = 16
+PARTS = 8
+LEAST_LATENTS = 1024
+# that it sorts in registers: 512 do not fit, and take minutes to compile
+MOST_SLOTS = 256
+# screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
+SCREEN_BYTES = 2**24
+# float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
+SUM_ERROR = np.float32(2**-22)
 BFLOAT16_ERROR = np.float32(2**-8)
-NORM_MARGIN = 1.001  # the norms are float32 themselves
+# the norms are float32 themselves
+NORM_MARGIN = 1.001
 
 
-def reference(x, weight, b_enc, b_dec, k):
+def reference(
+    x: Tensor, weight: Tensor, b_enc: Tensor, b_dec: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     values, indices = torch.relu((x - b_dec) @ weight.T + b_enc).sort(
         dim=-1, descending=True, stable=True
     )
@@ -60,7 +64,7 @@ def reference(x, weight, b_enc, b_dec, k):
     return values, torch.where(values > 0, indices, 0)
 
 
-def _as_float(element):
+def _as_float(element) -> Any:
     """A float32 from an element of the screen: float32, or the bits of a bfloat16."""
 
 
@@ -228,13 +232,13 @@ def _select_loop(
 
 
 @cache
-def bfloat16_is_fast():
+def bfloat16_is_fast() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 faster than of float32."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
-def _rounded(rows):
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(rows in bfloat16, norm of each row, norm of what rounding changed in it), or the rows as
     they are where that is not faster.
     """
@@ -255,13 +259,18 @@ def _rounded(rows):
     return rounded, norm, error
 
 
-def by_screening(x, weight, b_enc, b_dec, k):
+def by_screening(
+    x: Tensor, weight: Tensor, b_enc: Tensor, b_dec: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """The compiled way, on a CPU."""
     x = x - b_dec
     d_sae = len(weight)
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
-    (x_screen, x_norm, x_error), (w_screen, w_norm, w_error) = _rounded(x), _rounded(weight)
-    row_error = (x_error + x.shape[1] * SUM_ERROR * x_norm) * NORM_MARGIN
+    x_screen, x_norm, x_error = _rounded(x)
+    w_screen, w_norm, w_error = _rounded(weight)
+    # NumPy's stubs do not know that its numbers multiply tensors
+    error = x.shape[1] * SUM_ERROR * x_norm  # pyright: ignore[reportOperatorIssue]
+    row_error = (x_error + error) * NORM_MARGIN
     row_norm = (x_norm + x_error) * NORM_MARGIN
     w_norm = w_norm * NORM_MARGIN
     w_error = w_error * NORM_MARGIN
@@ -269,11 +278,10 @@ def by_screening(x, weight, b_enc, b_dec, k):
     for rows in torch.arange(len(x)).split(max(SCREEN_BYTES // (d_sae * x_screen.itemsize), 64)):
         part = slice(rows[0], rows[-1] + 1)
         screen = x_screen[part] @ w_screen.T
-        rounding, screen = (
-            (BFLOAT16_ERROR, screen.view(torch.uint16))
-            if screen.dtype == torch.bfloat16
-            else (SUM_ERROR, screen)
-        )
+        rounding = SUM_ERROR
+        if screen.dtype == torch.bfloat16:
+            rounding = BFLOAT16_ERROR
+            screen = screen.view(torch.uint16)
         over_rows(
             _select_loop,
             len(screen),
@@ -351,23 +359,22 @@ def _kernel(
     tl.store(keys + out, best, mask=t[:, None] < B)
 
 
-def by_triton(x, weight, b_enc, b_dec, k):
+def by_triton(
+    x: Tensor, weight: Tensor, b_enc: Tensor, b_dec: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """The kernel over pieces of TOKENS_PER_PROGRAM tokens and about d_sae / PARTS latents, then the
     k largest of all parts.
     """
-    (n_tokens, n_dims), d_sae = x.shape, len(weight)
+    n_tokens, n_dims = x.shape
+    d_sae = len(weight)
     n_slots = triton.next_power_of_2(max(k, 16))
     parts = min(PARTS, triton.cdiv(d_sae, LEAST_LATENTS))
     block_f = max(64, n_slots)
-    width = (
-        triton.cdiv(d_sae, parts * block_f) * block_f
-    )  # whole tiles: a latent belongs to one part
-    halves = (
-        {}
-        if triton.knobs.runtime.interpret
-        else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-    )  # it has no bfloat16
-    dot = halves.get(x.dtype, tl.float32)
+    # whole tiles: a latent belongs to one part
+    width = triton.cdiv(d_sae, parts * block_f) * block_f
+    halves = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    # the interpreter has no bfloat16
+    dot = tl.float32 if triton.knobs.runtime.interpret else halves.get(x.dtype, tl.float32)
     keys = torch.empty(n_tokens, parts, n_slots, dtype=torch.int64, device=x.device)
     _kernel[(triton.cdiv(n_tokens, TOKENS_PER_PROGRAM), parts)](
         x,
@@ -391,47 +398,24 @@ def by_triton(x, weight, b_enc, b_dec, k):
     return values.to(x.dtype), torch.where(values > 0, 0x7FFFFFFF - (keys & 0x7FFFFFFF), 0)
 
 
-def encode(x, weight, b_enc, b_dec, k):
-    """(values, indices) without autograd, by whatever suits the device."""
-    if on_triton(x) and k <= MOST_SLOTS:
-        return by_triton(x, weight, b_enc, b_dec, k)
-    return (by_screening if compiled(x, weight, b_enc, b_dec) else reference)(
-        x, weight, b_enc, b_dec, k
-    )
-
-
-class _TopKEncode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, b_enc, b_dec, k):
-        values, indices = encode(x, weight, b_enc, b_dec, k)
-        ctx.save_for_backward(x, weight, b_dec, values, indices)
-        ctx.mark_non_differentiable(indices)
-        return values, indices
-
-    @staticmethod
-    def backward(ctx, to_values, _):
-        x, weight, b_dec, values, indices = ctx.saved_tensors
-        to_values = torch.where(values > 0, to_values, 0)
-        start, order = by_latent(values, indices, len(weight))
-        to_b_enc = latent_sums(to_values, start, order, torch.ones_like(x[:, :1])).squeeze(-1)
-        to_x = decode(to_values, indices, weight) if ctx.needs_input_grad[0] else None
-        return (
-            to_x,
-            latent_sums(to_values, start, order, x - b_dec),
-            to_b_enc,
-            -(to_b_enc @ weight),
-            None,
-        )
-
-
-def topk_encode(x, weight, b_enc, b_dec, k):
-    """The k largest latents of each token, with gradients for all but k.
+def encode(
+    x: Tensor, weight: Tensor, b_enc: Tensor, b_dec: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest latents of each token, by whatever suits the device; without autograd.
 
     Args:
-        x: [B, D]. weight: W_enc^T [F, D]. b_enc: [F]. b_dec: [D]. k: 1 to F.
+        x: [B, D], contiguous.
+        weight: W_enc^T [F, D], contiguous.
+        b_enc: [F].
+        b_dec: [D].
+        k: 1 to F.
 
     Returns:
         (values [B, k], indices int64 [B, k]), in no particular order; (0, 0) fills up tokens with
         fewer than k positive latents.
     """
-    return _TopKEncode.apply(x.contiguous(), weight.contiguous(), b_enc, b_dec, k)
+    if on_triton(x) and k <= MOST_SLOTS:
+        return by_triton(x, weight, b_enc, b_dec, k)
+    return (by_screening if compiled(x, weight, b_enc, b_dec) else reference)(
+        x, weight, b_enc, b_dec, k
+    )

@@ -1,40 +1,43 @@
 """The rows of a dictionary: normalised exactly, and as 8-bit codes whose error is known.
 
     t_ij = (x_i - mean x) . (y_j - mean y)  =  s_ij - a_i - c_j
-            s_ij = cosine, a_i = x_i . mean y, c_j = (y_j - mean y) . mean x
+    s_ij = cosine,   a_i = x_i . mean y,   c_j = (y_j - mean y) . mean x
 
 Leaving out the means changes every row and column of s by a constant, hence no matching's rank, and
 leaves smaller numbers to quantise. A centred row z_i is coded as q_i = round(z_i / scale_i), 8
 bits, with scale_i = max |z_i| / `levels()`. By Cauchy-Schwarz
 
     |t_ij - scale_i scale_j q_i . q_j|  <=  e_i |z_j|  +  (|z_i| + e_i) e_j
-            e_i = |z_i - scale_i q_i|, measured
+    e_i = |z_i - scale_i q_i|, measured
 
 The product of codes is exact in 32-bit integers up to 133,000 dimensions.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
-from faithful_sae.kernels.backend import on_triton, over_rows
+from faithful_sae.kernels.backend import int8_product, on_triton, over_rows
 
-BLOCK = 8192  # rows of a memory map that are held at once
+# rows of a memory map that are held at once
+BLOCK = 8192
 # float32 arithmetic on scaled codes and thresholds, all of size 4 at most; prices, which may be
 # larger, pay for theirs
 SLOP = 2e-6
 
 
 @cache
-def levels():
+def levels() -> int:
     """The largest code: 127, or 63 where 127 x 127 overflows. x86 CPUs without VNNI add pairs of
     products in 16 bits, and saturate.
     """
     extreme = torch.full((64, 256), 127, dtype=torch.int8)
     exact = all(
-        (torch._int_mm(sign * extreme, extreme.T) == sign * 256 * 127**2).all() for sign in (1, -1)
+        (int8_product(sign * extreme, extreme.T) == sign * 256 * 127**2).all() for sign in (1, -1)
     )
     return 127 if exact else 63
 
@@ -50,19 +53,18 @@ class Rows:
         name: for error messages.
 
     Attributes:
-        n, d: shape. inverse_norm: float64 [n], 0 for a row of zeros, which thus has cosine 0 with
-            everything.
+        n, d: shape.
+        device: where products are computed.
+        inverse_norm: float64 [n], 0 for a row of zeros, which thus has cosine 0 with everything.
 
     Raises:
         ValueError: not a matrix, no row, NaN or infinity (naming the row).
     """
 
-    def __init__(self, matrix, name="matrix"):
-        self.device = (
-            matrix.device
-            if isinstance(matrix, torch.Tensor) and on_triton(matrix)
-            else torch.device("cpu")
-        )
+    def __init__(self, matrix: Tensor | np.ndarray, name: str = "matrix"):
+        self.device = torch.device("cpu")
+        if isinstance(matrix, Tensor) and on_triton(matrix):
+            self.device = matrix.device
         self.source = matrix if isinstance(matrix, np.memmap) else _on_host(matrix)
         if self.source.ndim != 2 or not self.source.size:
             raise ValueError(
@@ -82,7 +84,7 @@ class Rows:
                 1, norm, out=np.zeros_like(norm), where=norm > 0
             )
 
-    def block(self, start):
+    def block(self, start: int) -> np.ndarray:
         """Rows start to start + BLOCK of a memory map, or all rows of an array: float32 or float64
         [<= BLOCK, d].
         """
@@ -94,16 +96,16 @@ class Rows:
         return self._cache[1]
 
     @property
-    def starts(self):
+    def starts(self) -> Sequence[int]:
         """First row of every block."""
         return range(0, self.n, BLOCK) if isinstance(self.source, np.memmap) else (0,)
 
-    def blocks(self):
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of every block."""
         return ((start, self.block(start)) for start in self.starts)
 
     @cached_property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """float64 [d], of the unit rows."""
         return (
             sum(
@@ -115,9 +117,9 @@ class Rows:
         )
 
     @cached_property
-    def codes(self):
-        """(q int8 [n, d] padded with zeros to multiples of 32, on the tensor's device; scale,
-        error, size: float64 [n]).
+    def codes(self) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+        """(q int8 [n, d] padded with zeros to multiples of 32, on `device`; scale, error, size:
+        float64 [n]).
         """
         padded = np.zeros((-(-self.n // 32) * 32, -(-self.d // 32) * 32), np.int8)
         scale, error, size = np.empty((3, self.n))
@@ -137,7 +139,7 @@ class Rows:
             )
         return torch.from_numpy(padded).to(self.device), scale, error, size
 
-    def times(self, vector):
+    def times(self, vector: np.ndarray) -> np.ndarray:
         """Unit rows times a vector: float64 [n]."""
         return (
             np.concatenate(
@@ -155,11 +157,12 @@ def _slices(n, size=4096):
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _on_host(matrix):
+def _on_host(matrix: Tensor | np.ndarray) -> np.ndarray:
     """float32 or float64 [.., ..] in C order, writable, without a copy where it is that already."""
-    if isinstance(matrix, torch.Tensor):
+    if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu()
-        matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+        if matrix.dtype in (torch.float16, torch.bfloat16):
+            matrix = matrix.float()
     matrix = np.asarray(matrix)
     return _tame(np.require(matrix, _precision(matrix.dtype), ["C", "W"]))
 
@@ -184,7 +187,7 @@ def _tame(rows):
     return rows
 
 
-def cosines(A, B, rows, columns):
+def cosines(A: Rows, B: Rows, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """float64 cosines of row rows[e] of A with row columns[e] of B, in float64 arithmetic; reads
     each pair of blocks once.
     """

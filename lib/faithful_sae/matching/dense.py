@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from faithful_sae.matching.codes import Rows
 
 
-def dense_start(A: Rows, B: Rows):
+def dense_start(A: Rows, B: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(upper bounds float32 [n_A, n_B] of the cosines, prices float64 [n_A], [n_B] of their optimal
     assignment), A.n <= B.n.
 
@@ -24,7 +24,7 @@ def dense_start(A: Rows, B: Rows):
     return cosine, paired, prices
 
 
-def _unit_rows(rows):
+def _unit_rows(rows: Rows) -> np.ndarray:
     out = np.empty((rows.n, rows.d), np.float32)
     for start, block in rows.blocks():
         _scale(block, rows.inverse_norm[start:], out[start:])

@@ -6,26 +6,36 @@ against dual prices finds those not kept that could still beat them, t~_ij > row
 2 n_A n_B d integer operations and a look at each of the n_A n_B results.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from faithful_sae.kernels.backend import int8_product
 from faithful_sae.kernels.cosine_tiles import cosine_tiles
-from faithful_sae.matching.codes import SLOP
+from faithful_sae.matching.codes import SLOP, Rows
 
-SAMPLED = 2048  # rows whose threshold is sampled at once
+# rows whose threshold is sampled at once
+SAMPLED = 2048
+
+# one number for each row and each column
+Terms = tuple[np.ndarray, np.ndarray]
 
 
 class Codes:
-    """The codes of some rows of a dictionary, and the scales that turn their products into t~."""
+    """The codes of some rows of a dictionary, and the scales that turn their products into t~.
 
-    def __init__(self, rows, chosen=None):
+    Args:
+        rows: the dictionary.
+        chosen: int64, the numbers of the rows; None: all.
+    """
+
+    def __init__(self, rows: Rows, chosen: np.ndarray | None = None):
         codes, scale, _, _ = rows.codes
         if chosen is not None:
-            padded = np.concatenate(
-                [chosen, np.full(-len(chosen) % 32, chosen[0])]
-            )  # any rows: nobody looks at these products
+            # padded with any rows: nobody looks at these products
+            padded = np.concatenate([chosen, np.full(-len(chosen) % 32, chosen[0])])
             codes = codes[torch.from_numpy(padded).to(codes.device)]
             scale = scale[chosen]
         self.index = np.arange(rows.n) if chosen is None else chosen
@@ -33,16 +43,16 @@ class Codes:
         self.scale = scale.astype(np.float32)
 
 
-def error_terms(A, B):
-    """(row, column) float64 terms whose sum bounds |t_ij - t~_ij|: rows.py's bound, with e_j in its
-    last product at its largest.
+def error_terms(A: Rows, B: Rows) -> Terms:
+    """(row, column) float64 terms whose sum bounds |t_ij - t~_ij|: codes.py's bound, with e_j in
+    its last product at its largest.
     """
     _, _, error_a, size_a = A.codes
     _, _, error_b, size_b = B.codes
     return error_a * (size_b.max() + error_b.max()) + SLOP, error_b * size_a.max() + SLOP
 
 
-def sampled_thresholds(A, B, keep, rng):
+def sampled_thresholds(A: Rows, B: Rows, keep: int, rng: np.random.Generator) -> np.ndarray:
     """A threshold for each row of A that about `keep` rows of B exceed: the 4th largest product
     with 4 n / keep random rows of B.
 
@@ -55,7 +65,7 @@ def sampled_thresholds(A, B, keep, rng):
     scale_b = torch.from_numpy(b.scale).to(A.device)
     for start in range(0, A.n, SAMPLED):
         stop = min(start + SAMPLED, A.n)
-        product = torch._int_mm(a.codes[start : start + SAMPLED], b.codes.T)
+        product = int8_product(a.codes[start : start + SAMPLED], b.codes.T)
         product = product[: stop - start, : len(chosen)] * scale_b
         out[start:stop] = (
             product.topk(min(4, len(chosen))).values[:, -1].cpu().numpy() * a.scale[start:stop]
@@ -76,17 +86,25 @@ class Kept:
     column: np.ndarray
 
 
-def scan(A, B, kept, errors, report, cap, above=None):
+def scan(
+    A: Codes,
+    B: Codes,
+    kept: Kept,
+    errors: Terms,
+    report: Callable[[int], object],
+    cap: int,
+    above: Terms | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Find pairs of rows of two `Codes`: those to keep or, with `above`, those not kept whose
     product exceeds a sum.
 
     Args:
-        kept: thresholds of the first pass. above: float (row [n_A], column [n_B]) terms of that
-            sum.
+        kept: thresholds of the first pass.
         errors: float (row [n_A], column [n_B]) terms, added to a product to make an upper bound of
             t.
-        report: called with the number of products after each tile. cap: how many pairs of one row
-            are given at most.
+        report: called with the number of products after each tile.
+        cap: how many pairs of one row are given at most.
+        above: float (row [n_A], column [n_B]) terms of that sum.
 
     Yields:
         (rows, columns, upper float32, counts) of one band of rows after another, pairs in order of

@@ -7,42 +7,54 @@ the proof. On the graph alone equality proves nothing, so each pair outside it i
 three ways:
 
     1. it was kept by the first pass, with an upper bound of its t: compared with the prices each
-    round, exactly where that is close; 2. it was not kept, so t_ij <= min(row_i, column_j) + its
-    error bound: compared with the prices for all pairs at once by sorting; 3. what remains (rows x
-    columns, some percent) is scanned again, against prices U0, V0 that are remembered: a pair not
-    found has
-       t_ij <= U0_i + V0_j - MARGIN, so only rows and columns whose price has fallen since need
-       another scan.
+       round, exactly where that is close;
+    2. it was not kept, so t_ij <= min(row_i, column_j) + its error bound: compared with the prices
+       for all pairs at once by sorting;
+    3. what remains (rows x columns, some percent) is scanned again, against prices U0, V0 that are
+       remembered: a pair not found has t_ij <= U0_i + V0_j - MARGIN, so only rows and columns
+       whose price has fallen since need another scan.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from tqdm import tqdm
 
 from faithful_sae.kernels.backend import over_rows
-from faithful_sae.matching.codes import cosines
+from faithful_sae.matching.codes import Rows, cosines
 from faithful_sae.matching.dense import dense_start
 from faithful_sae.matching.scan import Codes, Kept, error_terms, sampled_thresholds, scan
-from faithful_sae.matching.sparse import INCREMENTS, Exhausted, Graph, by_column, centre, solve
-
-TOLERANCE = 2e-10  # a pair may exceed its prices by this, and n of it is added to the bound
-MARGIN = 1.5e-3  # pairs this close to their prices join the graph before they are violated
-KEEP, DEGREE = (
-    128,
-    28,
-    # pairs of a row that the first pass keeps, and of these the graph's; fewer leave clusters
-    # without a matching
+from faithful_sae.matching.sparse import (
+    INCREMENTS,
+    Exhausted,
+    Graph,
+    Solution,
+    by_column,
+    centre,
+    solve,
 )
+
+# a pair may exceed its prices by this, and n of it is added to the bound
+TOLERANCE = 2e-10
+# pairs this close to their prices join the graph before they are violated
+MARGIN = 1.5e-3
+# pairs of a row that the first pass keeps, and of these the graph's; fewer leave clusters without a
+# matching
+KEEP = 128
+DEGREE = 28
 
 
 @dataclass(frozen=True)
 class Certified:
-    """match int64 [n_A]; bound: least dual bound found on the sum of cosines, infinite if not all
-    pairs could be covered.
+    """What a search found.
 
-    rounds: of column generation. scanned: products looked at after the first pass, in units of n_A
-    n_B.
+    Attributes:
+        match: int64 [n_A].
+        bound: least dual bound found on the sum of cosines, infinite if not all pairs could be
+            covered.
+        rounds: of column generation.
+        scanned: products looked at after the first pass, in units of n_A n_B.
     """
 
     match: np.ndarray
@@ -55,14 +67,27 @@ class Search:
     """One problem: maximise the sum of cosines between rows of A and rows of B, A.n <= B.n, every
     row of A matched.
 
-    bar: tqdm of pairs. keep, degree, cap: pairs of a row that the first pass is to keep, that join
-    the graph, that are kept at most; they decide the time, not the result. limit: in units of n_A
-    n_B, on the edges that a solution may look at, and of 256 n_A on the pairs close to their
-    prices: beyond it, the dense solver is faster.
+    Args:
+        bar: of pairs.
+        dense: whether all cosines are held at once, and scipy's answer is where it starts.
+        keep, degree, cap: pairs of a row that the first pass is to keep, that join the graph, that
+            are kept at most; they decide the time, not the result.
+        limit: in units of n_A n_B, on the edges that a solution may look at, and of 256 n_A on the
+            pairs close to their prices: beyond it, the dense solver is faster.
+        seed: of the rows by which thresholds are sampled.
     """
 
     def __init__(
-        self, A, B, bar, dense=False, keep=KEEP, degree=DEGREE, cap=16 * KEEP, limit=np.inf, seed=0
+        self,
+        A: Rows,
+        B: Rows,
+        bar: tqdm,
+        dense: bool = False,
+        keep: int = KEEP,
+        degree: int = DEGREE,
+        cap: int = 16 * KEEP,
+        limit: float = np.inf,
+        seed: int = 0,
     ):
         self.A = A
         self.B = B
@@ -71,20 +96,18 @@ class Search:
         self.dense = dense
         self.fixed = A.n < B.n
         self.limit = limit
-        self.again = (
-            2 * KEEP
-        )  # pairs of a row that a later scan looks at; doubled when that hides something
-        self.offset_a, self.offset_b = np.zeros(A.n), np.zeros(B.n)
+        # pairs of a row that a later scan looks at; doubled when that hides something
+        self.again = 2 * KEEP
+        self.offset_a = np.zeros(A.n)
+        self.offset_b = np.zeros(B.n)
         if not dense:
             self.offset_a = A.times(B.mean)
             self.offset_b = B.times(A.mean) - A.mean @ B.mean
-        self.floor = (
-            -self.offset_b if self.fixed else np.full(B.n, -np.inf)
-        )  # a free column costs nothing
-        self.reference_u, self.reference_v = (
-            np.full(A.n, np.inf),
-            np.full(B.n, np.inf),
-        )  # infinite: not scanned again so far
+        # a free column costs nothing
+        self.floor = -self.offset_b if self.fixed else np.full(B.n, -np.inf)
+        # infinite: not scanned again so far
+        self.reference_u = np.full(A.n, np.inf)
+        self.reference_v = np.full(B.n, np.inf)
         self.extra = np.empty(0, np.int64), np.empty(0)
         if dense:
             self._keep_all()
@@ -92,7 +115,7 @@ class Search:
             self._keep_likely(keep, cap, np.random.default_rng(seed))
             self._first_graph(np.flatnonzero(self._largest(degree)))
 
-    def weights(self, rows, columns):
+    def weights(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """t_ij = s_ij - a_i - c_j in float64."""
         return cosines(self.A, self.B, rows, columns) - self.offset_a[rows] - self.offset_b[columns]
 
@@ -101,14 +124,10 @@ class Search:
         scipy's assignment.
         """
         upper, U, self.prices = dense_start(self.A, self.B)
-        self.kept, self.errors = (
-            Kept(np.full(self.A.n, -np.inf), np.full(self.B.n, -np.inf)),
-            (np.zeros(self.A.n), np.zeros(self.B.n)),
-        )
-        self.start, self.column = (
-            np.arange(self.A.n + 1) * self.B.n,
-            np.tile(np.arange(self.B.n, dtype=np.int32), self.A.n),
-        )
+        self.kept = Kept(np.full(self.A.n, -np.inf), np.full(self.B.n, -np.inf))
+        self.errors = np.zeros(self.A.n), np.zeros(self.B.n)
+        self.start = np.arange(self.A.n + 1) * self.B.n
+        self.column = np.tile(np.arange(self.B.n, dtype=np.int32), self.A.n)
         self.upper = upper.ravel()
         self.increments = ()
         self.first = U, self.prices
@@ -116,17 +135,15 @@ class Search:
 
     def _keep_likely(self, keep, cap, rng):
         """For large ones: pairs above a threshold of their row or column."""
-        self.errors, self.prices, self.increments = (
-            error_terms(self.A, self.B),
-            np.zeros(self.B.n),
-            INCREMENTS,
-        )
+        self.errors = error_terms(self.A, self.B)
+        self.prices = np.zeros(self.B.n)
+        self.increments = INCREMENTS
         kept = Kept(
             sampled_thresholds(self.A, self.B, keep, rng),
             sampled_thresholds(self.B, self.A, keep, rng),
         )
         parts = list(scan(Codes(self.A), Codes(self.B), kept, self.errors, self.bar.update, cap))
-        _, self.column, self.upper, counts = (np.concatenate(part) for part in zip(*parts))
+        _, self.column, self.upper, counts = map(np.concatenate, zip(*parts, strict=True))
         kept.row[counts > cap] = np.inf
         self.kept = kept
         self.start = np.concatenate([[0], np.cumsum(np.minimum(counts, cap))])
@@ -145,14 +162,14 @@ class Search:
         self.upper[place] = -np.inf  # in the graph: nothing more to ask about them
         self.graph = Graph(_starts(rows, self.A.n), columns, self.weights(rows, columns), self.B.n)
 
-    def run(self, rounds) -> Certified:
+    def run(self, rounds: int) -> Certified:
         """Solve and search until nothing is found, or for a number of rounds, or until the limit is
         reached.
         """
         prices = self.prices
         increments = self.increments
         bound = np.inf
-        match = None
+        match = np.empty(0, np.int64)
         done = 0
         try:
             for done in range(1, rounds + 1):
@@ -166,16 +183,13 @@ class Search:
                 if violated == 0:
                     bound = self._bound(solution)
                     break
-                increments = (
-                    (2e-3, 4e-4, 8e-5, 1.6e-5, 1e-6)
-                    if violated > 0.002 * self.A.n and not self.dense
-                    else ()
-                )
+                many = violated > 0.002 * self.A.n and not self.dense
+                increments = (2e-3, 4e-4, 8e-5, 1.6e-5, 1e-6) if many else ()
         except Exhausted:
             pass
         return Certified(match, bound, done, self.scanned / (self.A.n * self.B.n))
 
-    def _solve(self, prices, increments):
+    def _solve(self, prices: np.ndarray, increments: tuple[float, ...]) -> Solution:
         """An optimum of the graph; pairs of free rows with free columns are added until there is a
         perfect matching.
         """
@@ -244,14 +258,11 @@ class Search:
 
     def _kept_pairs(self, solution):
         """Coverage 1: number of violated pairs among those the first pass kept."""
-        if (
-            self.dense
-            and sum(
-                (before - now).max() for before, now in zip(self.first, (solution.U, solution.V))
-            )
-            < MARGIN
-        ):
-            return 0  # pairs outside the graph were MARGIN below the first prices
+        if self.dense:
+            U, V = self.first
+            # pairs outside the graph were MARGIN below the first prices
+            if (U - solution.U).max() + (V - solution.V).max() < MARGIN:
+                return 0
         place, counts = self._close(solution.U, solution.V)
         rows = np.repeat(np.arange(self.A.n), counts)
         columns = self.column[place]
@@ -287,14 +298,12 @@ class Search:
             ]
         )
         violated = self._judge_extra(solution)
-        if (
-            len(crowded) and not violated
-        ):  # nothing wrong with what was looked at: look at all of it
+        if len(crowded) and not violated:
+            # nothing wrong with what was looked at: look at all of it
             self._scan_again(crowded, np.flatnonzero(all_columns), self.B.n)
             return self._judge_extra(solution)
-        self.reference_u[crowded] = (
-            np.inf
-        )  # to be scanned again, at prices that make them less attractive
+        # to be scanned again, at prices that make them less attractive
+        self.reference_u[crowded] = np.inf
         self.again *= 2 if len(crowded) else 1
         return violated
 
@@ -318,9 +327,8 @@ class Search:
             price[np.isfinite(price)]
             for price in (self.reference_u[rows], self.reference_v[columns])
         ]
-        rounding = 2.0**-22 * (
-            4 + sum(np.abs(price).max() for price in finite)
-        )  # of sums of prices in float32
+        # of sums of prices in float32
+        rounding = 2.0**-22 * (4 + sum(np.abs(price).max() for price in finite))
         above = (
             self.reference_u - self.errors[0] - MARGIN - rounding,
             self.reference_v - self.errors[1],

@@ -1,8 +1,8 @@
 """Assignment on a sparse graph: rows i, columns j, edges with weights w_ij, in compressed sparse
 row form.
 
-    maximise sum_i w_i,match(i)   dual prices: U_i + V_j >= w_ij on all edges, equality on matched
-                                  ones
+    maximise     sum_i w_i,match(i)
+    dual prices  U_i + V_j >= w_ij on all edges, equality on matched ones
 
 Three steps: an auction with falling bid increments (Bertsekas 1988) finds nearly optimal prices;
 exact shortest augmenting paths (Jonker and Volgenant 1987) finish from there; then the prices are
@@ -13,13 +13,14 @@ Where there are fewer rows than columns, a column that stays free must keep its 
 (complementary slackness), so prices start there and the auction, which forgets that, is left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
 TIGHT = 1e-12
-INCREMENTS = tuple(0.05 / 5**i for i in range(7)) + (1e-6,)
+INCREMENTS = (*(0.05 / 5**i for i in range(7)), 1e-6)
 
 
 @dataclass
@@ -34,11 +35,11 @@ class Graph:
     n_columns: int
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         return len(self.start) - 1
 
     @property
-    def rows(self):
+    def rows(self) -> np.ndarray:
         """int32 [E], the row of each edge."""
         return np.repeat(np.arange(self.n_rows, dtype=np.int32), np.diff(self.start))
 
@@ -59,12 +60,18 @@ class Exhausted(Exception):
     """More work than was allowed."""
 
 
-def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> Solution:
+def solve(
+    graph: Graph,
+    prices: np.ndarray,
+    increments: Sequence[float] = INCREMENTS,
+    fixed: bool = False,
+    limit: float = np.inf,
+) -> Solution:
     """Optimal assignment on the graph, from the given prices of the columns.
 
     Args:
-        prices: float64 [n_columns] to start from. increments: of the auction's rounds; none: no
-            auction.
+        prices: float64 [n_columns] to start from.
+        increments: of the auction's rounds; none: no auction.
         fixed: `prices` are what a column costs that stays free. With as many rows as columns none
             does, and they are a mere start.
         limit: on the number of edges looked at.
@@ -104,11 +111,13 @@ def solve(graph, prices, increments=INCREMENTS, fixed=False, limit=np.inf) -> So
     return Solution(U, V, match, owner)
 
 
-def centre(graph, solution, floor, sweeps=6):
+def centre(graph: Graph, solution: Solution, floor: np.ndarray, sweeps: int = 6) -> None:
     """Move the prices of matched pairs to the middle of what optimality allows, in place.
 
-    floor: float64 [n_columns], the lowest price a column may have: -inf, or the price of a free
-    one.
+    Args:
+        floor: float64 [n_columns], the lowest price a column may have: -inf, or the price of a free
+            one.
+        sweeps: over all pairs.
     """
     start, rows, edge = by_column(graph.start, graph.column, graph.n_columns)
     for _ in range(sweeps):
@@ -127,7 +136,7 @@ def centre(graph, solution, floor, sweeps=6):
         )
 
 
-def _workspace(graph):
+def _workspace(graph: Graph) -> tuple[np.ndarray, ...]:
     n = graph.n_columns
     m = len(graph.column) + graph.n_columns
     return (
@@ -337,8 +346,10 @@ def _pop(key, value, size):
 
 
 @njit(cache=True)
-def by_column(start, column, n_columns):
-    """The transposed graph: (start [n_columns + 1], row of each edge, its place in the original)."""
+def by_column(
+    start: np.ndarray, column: np.ndarray, n_columns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The transposed graph: (start [n_columns + 1], row of each edge, its place before)."""
     column_start = np.zeros(n_columns + 1, np.int64)
     for j in column:
         column_start[j + 1] += 1

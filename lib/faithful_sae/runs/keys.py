@@ -19,6 +19,7 @@ from faithful_sae.files import digest
 from faithful_sae.runs import registry
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.params import load_params
+from faithful_sae.runs.provenance import provenance
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
 
@@ -98,3 +99,11 @@ class Fingerprint:
     def key(self) -> str:
         """The hash of all three; what is_current compares."""
         return digest([self.parameters, self.inputs, code_hash(*self.code)])
+
+    def record(self, **made: Any) -> dict[str, Any]:
+        """The provenance of an artefact with this fingerprint.
+
+        Args:
+            made: seconds and device, as provenance.
+        """
+        return provenance(parameters=self.parameters, inputs=self.inputs, **made)

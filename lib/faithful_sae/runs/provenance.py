@@ -3,9 +3,11 @@
 import importlib.metadata
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from faithful_sae.files import ROOT, digest, file_hash, write_json
+from faithful_sae.files import ROOT, digest, seal, write_json
 
 STARTED = time.time()
 PACKAGES = (
@@ -23,49 +25,60 @@ PACKAGES = (
 )
 
 
-def write_provenance(
-    path, *, key=None, parameters=None, inputs=None, seconds=None, device="auto", missing=None
-):
-    """Write what made a result: parameters and their hash, input hashes, versions, device, commit,
-    wall time.
+def provenance(
+    *,
+    parameters: Mapping | None = None,
+    inputs: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+    device: object = "auto",
+    missing: object = None,
+) -> dict[str, object]:
+    """What made a result: parameters and their hash, input hashes, versions, device, commit, wall
+    time.
 
     Args:
-        path: the `provenance.json` (or `<exhibit>.provenance.json`) to write.
-        key: an artefact's; its folder, complete but for this file, is then hashed as well.
         parameters: the resolved parameters (seeds among them), JSON-serialisable. They never hold a
             token: tokens for the Hub are read by its own library from its own place.
         inputs: {name: hash} of what was read.
-        seconds: wall time; by default that of this process so far. device: "auto" is the GPU if
-            there is one.
+        seconds: wall time; by default that of this process so far.
+        device: "auto" is the GPU if there is one.
         missing: of a profile's exhibit, what had not been measured when it was made
             (exhibits.unmeasured).
     """
     import torch
 
     parameters = parameters or {}
-    write_json(
-        path,
-        {
-            "key": key,
-            "content": file_hash(Path(path).parent) if key else None,
-            "parameters": parameters,
-            "parameters_hash": digest(parameters),
-            "inputs": inputs or {},
-            **({} if missing is None else {"missing": missing}),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "device": "cpu"
-            if str(device) == "cpu" or not torch.cuda.is_available()
-            else torch.cuda.get_device_name(),
-            "threads": torch.get_num_threads(),
-            "git_commit": git_commit(),
-            "wall_seconds": round(time.time() - STARTED if seconds is None else seconds, 1),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
+    on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
+    return {
+        "parameters": parameters,
+        "parameters_hash": digest(parameters),
+        "inputs": inputs or {},
+        **({} if missing is None else {"missing": missing}),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "wall_seconds": round(time.time() - STARTED if seconds is None else seconds, 1),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_provenance(path: str | Path, *, key: str | None = None, **made: Any) -> None:
+    """Write the `provenance` of a result.
+
+    Args:
+        path: the `provenance.json` (or `<exhibit>.provenance.json`) to write.
+        key: an artefact's; its folder, complete but for this file, is then hashed as well.
+        made: as provenance.
+    """
+    if key:
+        seal(Path(path).parent, key, provenance(**made))
+    else:
+        write_json(path, {"key": None, "content": None, **provenance(**made)})
 
 
 def git_commit() -> str | None:
-    """The commit of this repository, with `+` when tracked files differ from it; None outside git."""
+    """The commit of this repository, with `+` when tracked files differ; None outside git."""
 
     def git(*words):
         return subprocess.run(

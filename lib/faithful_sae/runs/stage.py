@@ -15,6 +15,8 @@ from faithful_sae.runs.schema import Run, Section
 if TYPE_CHECKING:
     from faithful_sae.lm.architectures import Shape
 
+# the SAEs of a run, {(corpus, seed): SAE}
+SAEs = dict[tuple[str, int], Any]
 # the keys that determine a language model
 MODEL = ("model", "revision", "dtype", "device", "threads", "embedded")
 # the keys that determine the token rows of a corpus, beside its own

@@ -6,7 +6,7 @@ import pandas as pd
 
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Run, Section, key
-from faithful_sae.runs.stage import Memory, Stage
+from faithful_sae.runs.stage import Memory, SAEs, Stage
 from faithful_sae.stages.budget import saes_bytes
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class SharedFeatureRatio(Stage):
         return Memory(0, saes_bytes(run, shape) + matching, weights=False)
 
 
-def seed_comparison(
-    run: Run, saes: dict[tuple[str, int], Any]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def seed_comparison(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Match the seeds of every corpus; writes rows `sfr` (one per corpus and pair) and `matching`
     (one per latent), and returns both.
     """

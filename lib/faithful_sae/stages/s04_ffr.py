@@ -6,7 +6,7 @@ import pandas as pd
 
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, Memory, Stage
+from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class FakeFeatureRatio(Stage):
         return run.ffr.tokens * per_token
 
 
-def fake_features(
-    run: Run, saes: dict[tuple[str, int], Any], lm: Any
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def fake_features(run: Run, saes: SAEs, lm: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Firing on random tokens of every SAE; writes rows `ffr` (one per SAE) and `firing` (one per
     latent), and returns both.
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Names, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Stage
+from faithful_sae.runs.stage import MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora
 
@@ -82,7 +82,7 @@ def _passes(run: Run, rates: Any) -> tuple[float, float]:
     return max(two - one, one / 10), one
 
 
-def fidelity_matrix(run: Run, saes: dict[tuple[str, int], Any], lm: Any) -> pd.DataFrame:
+def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
     """Fidelity of every SAE on fidelity.corpora, with and without BOS; writes rows `fidelity`.
 
     Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those

@@ -21,7 +21,7 @@ from faithful_sae.runs.schema import (
     check_name,
     key,
 )
-from faithful_sae.runs.stage import MODEL, Memory, Stage
+from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 from faithful_sae.text.documentation import TASKS
 
@@ -124,7 +124,7 @@ class LinearProbes(Stage):
         return self.tokens(run) * per_token
 
 
-def probe_tasks(run: Run, saes: dict[tuple[str, int], Any], lm: Any) -> pd.DataFrame:
+def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
     """Probe every task; writes rows `probing`: task, corpus, seed, representation, accuracy, F1,
     majority-class accuracy.
     """

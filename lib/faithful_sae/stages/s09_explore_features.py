@@ -3,15 +3,16 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
 from faithful_sae.files import digest, file_hash
-from faithful_sae.runs.code import code_hash
-from faithful_sae.runs.keys import settings
+from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key, plain
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.runs.stage import Artefact, MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
 from faithful_sae.stages.budget import reading_bytes, saes_bytes, train_tokens
 from faithful_sae.stages.s05_fidelity import LOGIT
 
@@ -73,7 +74,7 @@ class ExploreFeatures(Stage):
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         folder = run.artifacts / "features" / run.features.corpus
-        made_with = settings(run, ("features",))
+        made_with = settings(run, INDEXED)
         for seed in run.features.seeds:
             rows = run.artifacts / "rows" / "features.csv"
             yield Artefact(folder / f"seed{seed}", made_with, rows)
@@ -108,7 +109,14 @@ class ExploreFeatures(Stage):
         return self.tokens(run) * per_token
 
 
-def index_features(run, saes, lm) -> dict:
+# what an index of features depends on beside its inputs
+INDEXED = (
+    *("layer", "threads", "device", "sae.include_bos", "sfr.threshold", "ffr", "features"),
+    *("-features.seeds", "-features.per_group", "-features.doses", "-features.steered_rows"),
+)
+
+
+def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     """{seed: FeatureIndex} of the SAEs of features.corpus, made or reused; writes rows `features`,
     one per seed and latent.
 
@@ -122,87 +130,63 @@ def index_features(run, saes, lm) -> dict:
     from faithful_sae.stages.model import model_key
 
     f = run.features
-    tokens = corpus(run, run.features.corpus, lm)
+    tokens = corpus(run, f.corpus, lm)
     rows = tokens.train[: f.tokens // run.sequence_length]
-    if len(rows) * run.sequence_length <= f.tokens - run.sequence_length:
+    there = len(rows) * run.sequence_length
+    if there <= f.tokens - run.sequence_length:
         print(
-            f"note: {f.corpus}: {len(rows) * run.sequence_length:,} tokens, fewer than the "
-            f"{f.tokens:,} asked for: all are used"
+            f"note: {f.corpus}: {there:,} tokens, fewer than the {f.tokens:,} asked for: all are "
+            "used"
         )
-    firing, matching = read_rows(run, "firing", "04_ffr"), read_rows(run, "matching", "03_sfr")
+    firing = read_rows(run, "firing")
+    matching = read_rows(run, "matching")
+    kept = {name: getattr(f, name) for name in Kept._fields}
     indexes = {}
     tables = []
     for seed in f.seeds:
         other = run.sae.seeds[(run.sae.seeds.index(seed) + 1) % len(run.sae.seeds)]
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
         twin, cosine = twins(matching[matching.corpus == f.corpus], seed, other)
-        weights = file_hash(
-            run.artifacts / "saes" / f.corpus / f"seed{seed}"
-        )  # and its configuration
-        kept = {
-            name: getattr(f, name) for name in ("top", "samples", "strata", "left", "right", "seed")
+        about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
+        about |= {"label": run.label, "run": run.name, "profile": run.profile}
+        inputs = {
+            "tokens": tokens.key,
+            "rows": len(rows),
+            "model": model_key(run),
+            # and its configuration
+            "sae": file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}"),
+            "others": digest([random.tolist(), twin.tolist(), cosine.tolist()]),
+            "about": digest(about),
         }
-        shown = {name: getattr(f, name) for name in ("listed", "pruned", "batch_rows")}
-        key = digest(
-            [
-                tokens.key,
-                len(rows),
-                model_key(run),
-                weights,
-                run.layer,
-                run.threads,
-                run.device,
-                run.sae.include_bos,
-                kept,
-                shown,
-                other,
-                run.label,
-                random.tolist(),
-                twin.tolist(),
-                cosine.tolist(),
-                plain(run.ffr),
-                run.sfr.threshold,
-                code_hash("features/build", "lm/model", "sae/sae"),
-            ]
-        )
+        code = ("features/build", "lm/model", "sae/sae")
+        made = Fingerprint(settings(run, INDEXED), inputs, code)
         indexes[seed] = build_index(
             run.artifacts / "features" / f.corpus / f"seed{seed}",
             lm,
             saes[f.corpus, seed],
             rows,
             Kept(**kept),
-            about={
-                "label": run.label,
-                "run": run.name,
-                "profile": run.profile,
-                "corpus": f.corpus,
-                "seed": seed,
-                "other_seed": other,
-            },
+            about=about,
             random_frequency=random,
             ffr_frequency=run.ffr.frequency,
             twin=twin,
             twin_cosine=cosine,
             sfr_threshold=run.sfr.threshold,
             include_bos=run.sae.include_bos,
-            key=key,
-            **shown,
-            provenance={
-                "parameters": run.settings("features"),
-                "inputs": {"tokens": tokens.key, "model": model_key(run), "sae": weights},
-            },
+            listed=f.listed,
+            pruned=f.pruned,
+            batch_rows=f.batch_rows,
+            key=made.key,
+            record=partial(made.record, device=lm.device),
         )
         agreement = token_agreement(indexes[seed].explanations(), f.listed)
-        tables.append(
-            indexes[seed]
-            .latents.drop(columns="histogram")
-            .assign(seed=seed, agreement=lambda t: t.latent.map(agreement))
-        )
+        table = indexes[seed].latents.drop(columns="histogram").assign(seed=seed)
+        tables.append(table.assign(agreement=table.latent.map(agreement)))
     write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
 
 
-def twins(matching, seed, other):
+def twins(matching: pd.DataFrame, seed: int, other: int) -> tuple[np.ndarray, np.ndarray]:
     """(latent of `other` matched with each latent of `seed`, cosine of their decoder rows) from
     03's rows of one corpus.
     """
@@ -213,7 +197,7 @@ def twins(matching, seed, other):
     return part.latent.to_numpy(), part.decoder_cosine.to_numpy()
 
 
-def chosen(latents, n) -> pd.DataFrame:
+def chosen(latents: pd.DataFrame, n: int) -> pd.DataFrame:
     """Up to n latents of each of GROUPS, with a column `group`, by a rule that does not look at
     what they mean.
 
@@ -231,10 +215,12 @@ def chosen(latents, n) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def describe(index, latents) -> pd.DataFrame:
+def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
     """One row per chosen latent, for a table: how often it fires, its twin, and what each method
     says.
     """
+    from faithful_sae.features.vocabulary import visible
+
     rows = []
     for latent in latents.itertuples():
         page = index.page(latent.latent)
@@ -261,25 +247,14 @@ def describe(index, latents) -> pd.DataFrame:
 
 def _marked(context, left=10, right=3):
     """The text around the peak, which stands in brackets."""
+    from faithful_sae.features.vocabulary import visible
+
     tokens, p = context["tokens"], context["position"]
     before, after = "".join(tokens[max(p - left, 0) : p]), "".join(tokens[p + 1 : p + 1 + right])
     return visible(f"{before}[{tokens[p]}]{after}")
 
 
-def visible(text) -> str:
-    """Text on one line whose blanks at the ends can be seen."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    body = shown.strip(" ")
-    return (
-        shown.replace(" ", "␣")
-        if not body
-        else "␣" * (len(shown) - len(shown.lstrip(" ")))
-        + body
-        + "␣" * (len(shown) - len(shown.rstrip(" ")))
-    )
-
-
-def steer_features(run, sae, lm, latents) -> pd.DataFrame:
+def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.DataFrame:
     """Dose and response of chosen latents on held-out text; writes rows `dose_response`.
 
     A dose of 1 adds the latent's largest activation. `probability` is that of the tokens VocabProj
@@ -308,7 +283,7 @@ def steer_features(run, sae, lm, latents) -> pd.DataFrame:
     return table
 
 
-def example_text(run, lm, words=24) -> str:
+def example_text(run: Run, lm: Any, words: int = 24) -> str:
     """The beginning of the held-out text, for the cell that waits for one's own."""
     from faithful_sae.sae.activations import as_ids
     from faithful_sae.stages.corpus import corpus
@@ -318,8 +293,10 @@ def example_text(run, lm, words=24) -> str:
     return lm.tokenizer.decode(ids[ids != lm.bos_id][:words])
 
 
-def histogram_rows(index, latents) -> pd.DataFrame:
-    """Histograms of chosen latents, one row per latent and bin: group, latent, low, high, tokens."""
+def histogram_rows(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
+    """Histograms of chosen latents, one row per latent and bin: group, latent, low, high,
+    tokens.
+    """
     edges = index.meta["histogram_edges"]
     return pd.concat(
         [
@@ -338,7 +315,7 @@ def histogram_rows(index, latents) -> pd.DataFrame:
     )
 
 
-def agreement_rows(run, index) -> pd.DataFrame:
+def agreement_rows(run: Run, index: Any) -> pd.DataFrame:
     """One row per latent that has MutInfo tokens: group, latent, agreement, and by_chance, with
     VocabProj of a latent drawn at random.
     """
@@ -362,11 +339,11 @@ def agreement_rows(run, index) -> pd.DataFrame:
     return rows.assign(group=np.where(fake, "fake", np.where(shared, "shared", "orphan")))
 
 
-def twins_agree(indexes, run) -> bool:
+def twins_agree(indexes: dict[int, Any], run: Run) -> bool:
     """Whether what the indexes say of twins is one matching, seen from both sides where both seeds
     are indexed, with 03's SFR.
     """
-    sfr = read_rows(run, "sfr", "03_sfr").query("corpus == @run.features.corpus")
+    sfr = read_rows(run, "sfr").query("corpus == @run.features.corpus")
     for seed, index in indexes.items():
         other = indexes.get(index.meta["other_seed"])
         mine = index.latents

@@ -6,33 +6,39 @@ Numbers have four significant digits: what is shown has three, and the page is r
 import functools
 import itertools
 import math
-import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-ROWS = 128  # features of the list read at a time
-DENSE = 0.1  # fires on more than this share of the corpus' tokens
-METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")  # in the order the list shows them
-FLAGS = "fosdn"  # fake, orphan, shared, dead, dense
+from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.vocabulary import visible
+
+# features of the list read at a time
+ROWS = 128
+# fires on more than this share of the corpus' tokens
+DENSE = 0.1
+# in the order the list shows them
+METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")
+# fake, orphan, shared, dead, dense
+FLAGS = "fosdn"
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = (
-    "dom.js",
-    "list.js",
-    "feature.js",
-    "reader.js",
-    "app.js",
-)  # the explorer itself, in this order; then its host's
+# the explorer itself, in this order; then its host's
+SCRIPTS = ("dom.js", "list.js", "feature.js", "reader.js", "app.js")
 
 
-def script(host) -> str:
+def script(host: str) -> str:
     """The JavaScript for a host, page.js or widget.js."""
     return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in (*SCRIPTS, host))
 
 
-def set_key(meta, seed="seed") -> str:
-    """Where a feature set is, in the page's address too: <run>/<corpus>/seed<seed>. `seed`: the key
-    of meta that has it.
+def set_key(meta: Mapping[str, Any], seed: str = "seed") -> str:
+    """Where a feature set is, in the page's address too: <run>/<corpus>/seed<seed>.
+
+    Args:
+        meta: FeatureIndex.meta.
+        seed: the key of meta that has it.
     """
     run, corpus, number = (
         "-" if meta[name] is None else meta[name] for name in ("run", "corpus", seed)
@@ -40,34 +46,22 @@ def set_key(meta, seed="seed") -> str:
     return f"{run}/{corpus}/seed{number}"
 
 
-def set_name(index) -> dict:
+def set_name(index: FeatureIndex) -> dict[str, Any]:
     """What the choice of model, corpus and seed needs: {key, run, label, corpus, seed}."""
     return {"key": set_key(index.meta)} | {
         name: index.meta[name] for name in ("run", "label", "corpus", "seed")
     }
 
 
-def set_meta(index) -> dict:
+def set_meta(index: FeatureIndex) -> dict[str, Any]:
     """What is said of a whole set: index.json's entries that are shown, and how many latents have
     each flag.
 
     `twin_set` is the key of the set that `twin` is a latent of; `can_read`: whether text can be
     typed in.
     """
-    meta = {
-        name: index.meta[name]
-        for name in (
-            "run",
-            "label",
-            "corpus",
-            "seed",
-            "other_seed",
-            "layer",
-            "k",
-            "d_sae",
-            "tokens",
-        )
-    }
+    shown = ("run", "label", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens")
+    meta = {name: index.meta[name] for name in shown}
     flags = "".join(all_flags(index))
     return {
         "key": set_key(meta),
@@ -81,7 +75,7 @@ def set_meta(index) -> dict:
     }
 
 
-def set_rows(index, chunk) -> dict:
+def set_rows(index: FeatureIndex, chunk: int) -> dict[str, list]:
     """The list's columns for latents chunk * ROWS up to the next chunk's.
 
     Raises:
@@ -102,12 +96,12 @@ def set_rows(index, chunk) -> dict:
     }
 
 
-def set_page(index, latent) -> dict:
+def set_page(index: FeatureIndex, latent: int) -> dict[str, Any]:
     """index.page(latent), its numbers shortened."""
     return shorten(index.page(latent))
 
 
-def flags(row) -> str:
+def flags(row: Mapping[str, Any]) -> str:
     """The letters of FLAGS that hold for a row of `latents`; of what is not known, none."""
     holds = (
         row["fake"] is True,
@@ -119,13 +113,13 @@ def flags(row) -> str:
     return "".join(itertools.compress(FLAGS, holds))
 
 
-def all_flags(index) -> list[str]:
+def all_flags(index: FeatureIndex) -> list[str]:
     """flags of every latent."""
-    columns = index.latents[["fake", "shared", "dead", "frequency"]]
-    return [flags(dict(zip(columns.columns, row))) for row in columns.itertuples(index=False)]
+    columns = index.latents.loc[:, ["fake", "shared", "dead", "frequency"]]
+    return [flags(row) for row in columns.to_dict("records")]
 
 
-def shorten(value):
+def shorten(value: Any) -> Any:
     """A JSON-able value with every float to four significant digits, and None for one that is not
     finite.
     """
@@ -141,10 +135,9 @@ def shorten(value):
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # an index and its other seed; reading the file for every chunk takes longer than reading it once
-def _words(index) -> list[str]:
+# an index and its other seed; reading the file for every chunk takes longer than reading it once
+@functools.lru_cache(maxsize=2)
+def _words(index: FeatureIndex) -> list[str]:
     """For each latent its different readings, a line each: the first of every method before the
     second of any, whole contexts last.
     """
@@ -152,11 +145,11 @@ def _words(index) -> list[str]:
     table = table[(table.method != "MaxAct") | (table["rank"] == 0)]
     place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
     order = np.lexsort((place, table["rank"], table.method == "MaxAct", table.latent))
-    words = [{} for _ in range(index.meta["d_sae"])]  # in the order of their first time
-    for latent, text in zip(
-        table.latent.to_numpy()[order].tolist(), table.text.to_numpy()[order].tolist()
-    ):
-        words[latent][re.sub(r"[\r\n]", "⏎", text)] = None
+    table = table.iloc[order]
+    # in the order of their first time
+    words = [{} for _ in range(index.meta["d_sae"])]
+    for latent, text in zip(table.latent, table.text, strict=True):
+        words[latent][visible(text, blanks=False)] = None
     return ["\n".join(texts) for texts in words]
 
 

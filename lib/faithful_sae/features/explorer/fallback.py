@@ -5,30 +5,34 @@ Sanitisers take away styles and scripts, so nothing here depends on them: the st
 bold, and values are titles.
 """
 
+from collections.abc import Mapping
 from html import escape
+from typing import Any
 
-from faithful_sae.features.explorer.data import flags, set_key
+from faithful_sae.features.explorer.data import DENSE, flags, set_key
+from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.vocabulary import visible
 
 NAMES = {"f": "fake", "o": "orphan", "s": "shared", "d": "dead", "n": "dense"}
-CONTEXTS = 8  # of a feature
-LISTED = 20  # features of a list
+# of a feature
+CONTEXTS = 8
+# features of a list
+LISTED = 20
 
 
-def feature_html(page, meta=None) -> str:
+def feature_html(page: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> str:
     """One feature as HTML.
 
     Args:
-        page: FeatureIndex.page(latent). meta: FeatureIndex.meta, to say which set it is of; None:
-            not said.
+        page: FeatureIndex.page(latent).
+        meta: FeatureIndex.meta, to say which set it is of; None: not said.
     """
     of = f" of {escape(set_key(meta))}" if meta else ""
-    kinds = ", ".join(NAMES[flag] for flag in flags(page))
-    twin = (
-        ""
-        if page["twin"] is None
-        else f"; best match in the other seed: {page['twin']}, cosine "
-        f"{_number(page['twin_cosine'])}"
-    )
+    kinds = f" ({', '.join(_kinds(page))})" if flags(page) else ""
+    twin = ""
+    if page["twin"] is not None:
+        cosine = _number(page["twin_cosine"])
+        twin = f"; best match in the other seed: {page['twin']}, cosine {cosine}"
     rows = "".join(
         f"<tr><th>{escape(method)}</th><td>{_words(words)}</td></tr>"
         for method, words in page["explanations"].items()
@@ -38,7 +42,7 @@ def feature_html(page, meta=None) -> str:
         for context in page["contexts"][:CONTEXTS]
     )
     return (
-        f"<div><h4>Feature {page['latent']}{of}{f' ({kinds})' if kinds else ''}</h4>"
+        f"<div><h4>Feature {page['latent']}{of}{kinds}</h4>"
         f"<p>fires on {_percent(page['frequency'])} of tokens, "
         f"{_percent(page['random_frequency'])} of random tokens; mean "
         f"{_number(page['mean'])}, max {_number(page['max'])}{twin}</p>"
@@ -46,41 +50,42 @@ def feature_html(page, meta=None) -> str:
     )
 
 
-def list_html(index) -> str:
+def list_html(index: FeatureIndex) -> str:
     """The features that fire most, apart from dense ones, as an HTML table."""
     latents = index.latents
-    top = (
-        latents[latents.frequency <= 0.1]
-        .nlargest(LISTED, "frequency", keep="first")
-        .latent.tolist()
-    )
+    top = latents.loc[latents.frequency <= DENSE].nlargest(LISTED, "frequency", keep="first").latent
     rows = "".join(_row(index.page(latent)) for latent in top)
     return (
         f"<div><p>{escape(set_key(index.meta))}: {len(latents)} features; the {len(top)} that "
-        "fire most often (run the notebook to browse "
-        "all of them)</p><table><tr><th>feature</th><th>fires "
-        f"on</th><th></th><th>readings</th></tr>{rows}</table></div>"
+        "fire most often (run the notebook to browse all of them)</p>"
+        "<table><tr><th>feature</th><th>fires on</th><th></th><th>readings</th></tr>"
+        f"{rows}</table></div>"
     )
 
 
 def _row(page):
     words = [word for words in page["explanations"].values() for word in words[:2]]
     return (
-        f"<tr><td>{page['latent']}</td><td>{_percent(page['frequency'])}</td><td>{' '.join(NAMES[flag] for flag in flags(page))}</td>"
-        f"<td>{_words(words)}</td></tr>"
+        f"<tr><td>{page['latent']}</td><td>{_percent(page['frequency'])}</td>"
+        f"<td>{' '.join(_kinds(page))}</td><td>{_words(words)}</td></tr>"
     )
+
+
+def _kinds(page):
+    return [NAMES[flag] for flag in flags(page)]
 
 
 def _words(words):
     return " ".join(
-        f'<code title="{_number(value)}">{_visible(text)}</code>' for text, value in words
+        f'<code title="{_number(value)}">{_escaped(text)}</code>' for text, value in words
     )
 
 
 def _tokens(context, strongest):
     shown = []
-    for place, (token, value) in enumerate(zip(context["tokens"], context["activations"])):
-        text = _visible(token)
+    pairs = zip(context["tokens"], context["activations"], strict=True)
+    for place, (token, value) in enumerate(pairs):
+        text = _escaped(token)
         if value > 0:
             heat = min(value / strongest, 1) if strongest else 1
             text = (
@@ -91,8 +96,8 @@ def _tokens(context, strongest):
     return "".join(shown)
 
 
-def _visible(text):
-    return escape(text.replace("\n", "⏎").replace("\t", "⇥"))
+def _escaped(text):
+    return escape(visible(text, blanks=False))
 
 
 def _number(value):

@@ -1,36 +1,37 @@
-"""The explorer as a folder of files: `python -m faithful_sae.features.explorer.page PROFILE`, or `make
-explorer`.
+"""The explorer as a folder of files, to open in a browser.
 
     index.html explorer.js explorer.css
-    data/index.js                                   every set there is
-    data/<run>/<corpus>/seed<seed>/meta.js          what the set is
-    data/<run>/<corpus>/seed<seed>/rows/<n>.js      the list, ROWS features a file
-    data/<run>/<corpus>/seed<seed>/pages/<n>.js   the features' pages, as many a file as make about
-                                                  CHUNK bytes
+    data/index.js                                every set there is
+    data/<run>/<corpus>/seed<seed>/meta.js       what the set is
+    data/<run>/<corpus>/seed<seed>/rows/<n>.js   the list, ROWS features a file
+    data/<run>/<corpus>/seed<seed>/pages/<n>.js  the features' pages, as many a file as make about
+                                                 CHUNK bytes
 
 Data are scripts, explorerData(name, value), because a page opened from disk may load nothing else.
 It needs no network, and the same index gives the same bytes.
 """
 
-import argparse
 import json
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from faithful_sae.features.explorer import data
+from faithful_sae.features.index import FeatureIndex
 from faithful_sae.files import atomic_path
-from faithful_sae.runs.rows import lacking
 
-CHUNK = 40_000  # bytes of pages read to show one
-SAMPLE = 32  # pages that say how large they are
+# bytes of pages read to show one
+CHUNK = 40_000
+# pages that say how large they are
+SAMPLE = 32
 
 
-def write_explorer(folder, indices):
-    """Write the page for some indices (FeatureIndex), in their order. In memory: the list of one
-    set, and one page.
+def write_explorer(folder: str | Path, indices: Sequence[FeatureIndex]) -> None:
+    """Write the page for some indices, in their order. In memory: the list of one set, and one
+    page.
 
     Raises:
         ValueError: no index, or two of one run, corpus and seed.
@@ -45,11 +46,11 @@ def write_explorer(folder, indices):
             shutil.copyfile(data.STATIC / name, tmp / name)
         (tmp / "explorer.js").write_text(data.script("page.js"), encoding="utf-8")
         _write(tmp, "index", json_script(sets))
-        for index, key in zip(indices, keys):
+        for index, key in zip(indices, keys, strict=True):
             _write_set(tmp, index, key)
 
 
-def _write_set(folder, index, key):
+def _write_set(folder: Path, index: FeatureIndex, key: str) -> None:
     d_sae = index.meta["d_sae"]
     largest = max(
         len(json_script(data.set_page(index, latent)))
@@ -67,7 +68,7 @@ def _write_set(folder, index, key):
         _write(folder, f"{key}/pages/{start // size}", f"[{pages}]")
 
 
-def json_script(value) -> str:
+def json_script(value: Any) -> str:
     """JSON that can stand in a script wherever that stands: ASCII, and neither < > nor & (so no
     </script> and no comment).
     """
@@ -79,44 +80,3 @@ def _write(folder, name, text):
     path = folder / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"explorerData({json_script(name)},{text});\n", encoding="ascii")
-
-
-def index_folders(runs) -> list[Path]:
-    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the
-    parameters as they are now.
-    """
-    return [
-        run.artifacts / "features" / run.features.corpus / f"seed{seed}"
-        for run in runs
-        if run.sae and run.features and not lacking(run, "features")
-        for seed in run.features.seeds
-    ]
-
-
-def main():
-    from faithful_sae.features.index import FeatureError, FeatureIndex
-    from faithful_sae.runs.params import load_profile
-    from faithful_sae.runs.schema import ParamsError
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "profile", help="a folder of parameter files, or the name of one in params/"
-    )
-    try:
-        runs = load_profile(parser.parse_args().profile)
-        artifacts = runs[0].artifacts.parent
-        folders = index_folders(runs)
-        if not folders:
-            raise FeatureError(
-                f"{artifacts}: no index of features yet: run notebooks/09_explore_features on "
-                "this profile first "
-                f"(make paper PROFILE={artifacts.name})"
-            )
-        write_explorer(artifacts / "explorer", [FeatureIndex(folder) for folder in folders])
-    except (ParamsError, FeatureError) as error:
-        sys.exit(f"\n  {error}\n")
-    print(f"written: {artifacts / 'explorer' / 'index.html'} ({len(folders)} sets of features)")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,14 +2,22 @@
 Colab).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import anywidget
 import traitlets
 
 from faithful_sae.features.explorer import data
 from faithful_sae.features.explorer.fallback import feature_html, list_html
-from faithful_sae.features.index import FeatureError
+from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
 from faithful_sae.features.text import features_of_text, text_ids
-from faithful_sae.files.checkpoint import checksum
+
+# the explorer works without a model, and then need not wait for transformers
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
+    from faithful_sae.sae.sae import TopKSAE
 
 
 class Explorer(anywidget.AnyWidget):
@@ -21,8 +29,8 @@ class Explorer(anywidget.AnyWidget):
     opened again), the first features can still be read.
 
     Args:
-        index: FeatureIndex.
-        other: FeatureIndex of the seed it was matched with, to show each twin; None: not shown.
+        index: what is shown.
+        other: of the seed it was matched with, to show each twin; None: not shown.
         lm, sae: the model (load_model) and SAE of `index`, to read text typed in; None: no text.
         latent: the feature shown first.
 
@@ -37,22 +45,21 @@ class Explorer(anywidget.AnyWidget):
     first = traitlets.Dict().tag(sync=True)
     latent = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, index, other=None, lm=None, sae=None, latent=0):
+    def __init__(
+        self,
+        index: FeatureIndex,
+        other: FeatureIndex | None = None,
+        lm: LanguageModel | None = None,
+        sae: TopKSAE | None = None,
+        latent: int = 0,
+    ):
         if (lm is None) != (sae is None):
             raise FeatureError(
                 "Explorer: text is read with a language model and its SAE: give lm and sae, or "
                 "neither"
             )
-        if sae is not None:
-            sae = sae.to(lm.device)
-            index.require(
-                checksum(
-                    {
-                        name: tensor.detach().cpu().contiguous()
-                        for name, tensor in sae.weights.items()
-                    }
-                )
-            )
+        if lm and sae:
+            index.require(sae_checksum(sae.to(lm.device)))
         given = [i for i in (index, other) if i is not None]
         self._indices = {data.set_key(i.meta): i for i in given}
         if len(self._indices) < len(given):
@@ -72,74 +79,69 @@ class Explorer(anywidget.AnyWidget):
         )
         self.on_msg(self._hear)
 
-    def answer(self, path, text=None) -> dict:
-        """What the browser asks for: <run>/<corpus>/seed<seed>/ and then `meta`, `rows/<chunk>`,
-        `page/<latent>` or `text`.
+    def answer(self, path: str, text: str | None = None) -> dict[str, Any]:
+        """What the browser asks for.
+
+        Args:
+            path: <run>/<corpus>/seed<seed>/ and then `meta`, `rows/<chunk>`, `page/<latent>` or
+                `text`.
+            text: that was typed in.
 
         Returns:
             set_meta, set_rows or set_page of data.py; for text {tokens: [{token, features:
             [[latent, activation], ...]}]}.
 
         Raises:
-            KeyError: no such set here. ValueError: no such path. IndexError, FeatureError: no such
-                chunk, latent; a text that is empty,
-            too long, or for which there is no model.
+            KeyError: no such set here.
+            ValueError: no such path.
+            IndexError: no such chunk.
+            FeatureError: no such latent; a text that is empty, too long, or for which there is no
+                model.
         """
         run, corpus, seed, what, *which = path.split("/")
         index = self._indices[f"{run}/{corpus}/{seed}"]
         if what == "text":
             return self._read(index, text)
         if what == "meta":
-            others = [key for key, one in self._indices.items() if one is not index]
-            return (
-                data.set_meta(index)
-                | {"can_read": self._reads(index)}
-                | {"twin_set": key for key in others}
-            )
-        if what in ("rows", "page"):
-            return (data.set_rows if what == "rows" else data.set_page)(index, int(which[0]))
+            meta = data.set_meta(index)
+            meta["can_read"] = self._lm is not None and index is self._index
+            for key, one in self._indices.items():
+                if one is not index:
+                    meta["twin_set"] = key
+            return meta
+        if what == "rows":
+            return data.set_rows(index, int(which[0]))
+        if what == "page":
+            return data.set_page(index, int(which[0]))
         raise ValueError(f"nothing is at {path}")
 
-    def _reads(self, index):
-        return self._lm is not None and index is self._index
-
     def _read(self, index, text):
-        if not self._reads(index):
+        if self._lm is None or self._sae is None or index is not self._index:
             raise FeatureError(
-                "no language model and SAE were given to read text with: Explorer(index, other, "
-                "lm, sae)"
+                "no language model and SAE were given to read text with: "
+                "Explorer(index, other, lm, sae)"
             )
         ids = text_ids(self._lm, text)[0, 1:].tolist()
         tokens = [{"token": index.vocabulary[i], "features": []} for i in ids]
-        for row in features_of_text(self._lm, self._sae, text).itertuples():
-            tokens[row.position]["features"].append(
-                [row.latent, data.shorten(float(row.activation))]
-            )
+        for row in features_of_text(self._lm, self._sae, text).to_dict("records"):
+            feature = [row["latent"], data.shorten(row["activation"])]
+            tokens[row["position"]]["features"].append(feature)
         return {"tokens": tokens}
 
     def _hear(self, _, message, buffers):
         if not isinstance(message, dict) or not {"id", "path"} <= set(message):
             return  # not ours
         try:
-            self.send(
-                {"id": message["id"], "result": self.answer(message["path"], message.get("text"))}
-            )
-        except (
-            Exception
-        ) as error:  # shown in the cell: an exception in a message handler is seen nowhere
-            self.send(
-                {
-                    "id": message["id"],
-                    "error": str(error)
-                    if isinstance(error, FeatureError)
-                    else f"{type(error).__name__}: {error}",
-                }
-            )
+            answer = {"result": self.answer(message["path"], message.get("text"))}
+        except FeatureError as error:
+            answer = {"error": str(error)}
+        except Exception as error:
+            # shown in the cell: an exception in a message handler is seen nowhere
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        self.send({"id": message["id"], **answer})
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         content, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return content | {
-            "text/html": list_html(self._index)
-            + feature_html(self._index.page(self.latent), self._index.meta)
-        }, metadata
+        first = feature_html(self._index.page(self.latent), self._index.meta)
+        return {**(content or {}), "text/html": list_html(self._index) + first}, metadata

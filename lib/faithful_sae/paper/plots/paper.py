@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from faithful_sae.features.vocabulary import visible
+
 WIDTH = 6.8  # inches, a page's text width
 STYLE = {
     "font.size": 7.5,
@@ -174,7 +176,9 @@ def first_token(data):
         top = data.nlargest(10, name, keep="first")
         ax = axes[column]
         ax.bar(range(len(top)), top[name], color=colour, width=0.75)
-        ax.set_xticks(range(len(top)), [_visible(t) for t in top.token], rotation=0)
+        # a dollar sign would begin a formula
+        names = [visible(str(token)).replace("$", r"\$") for token in top.token]
+        ax.set_xticks(range(len(top)), names, rotation=0)
         ax.set(
             title=f"Top 10 first tokens: {title}",
             ylabel="probability" if name == "model" else "frequency",
@@ -192,12 +196,6 @@ def first_token(data):
     for ax in axes[2:]:
         ax.set(ylim=(lowest / 2, 1), xlim=(0, len(data)))
     return figure
-
-
-def _visible(token):
-    """A token as one sees it: white space spelt out, and no mathtext."""
-    shown = str(token).replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
-    return "␣" * (len(shown) - len(shown.lstrip(" "))) + shown.lstrip(" ")
 
 
 @_styled

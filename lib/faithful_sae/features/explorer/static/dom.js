@@ -27,9 +27,10 @@ function number(value) {
 const percent = (share) => (share == null ? "–" : `${number(share * 100)} %`);
 const count = (value) => value.toLocaleString("en-US");
 
-// white space as one sees it; `spaced`: a leading blank too, where no neighbour shows that it is there
+// white space as one sees it: the twin of visible() in features/vocabulary.py. `spaced`: blanks at the
+// ends too, where no neighbour shows that they are there
 function visible(token, spaced = false) {
-  const shown = token.replace(/\r\n|\r|\n/g, "⏎").replace(/\t/g, "⇥");
+  const shown = token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
   return spaced ? shown.replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length)) : shown;
 }
 

@@ -3,31 +3,43 @@ page.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from faithful_sae.features.explorer.data import set_key
-from faithful_sae.features.explorer.page import index_folders
 from faithful_sae.features.index import FeatureError, FeatureIndex
-from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.rows import lacking
+from faithful_sae.runs.schema import Run
 
-SHOWN = 8  # features of a kind, in each set
+# features of a kind, in each set
+SHOWN = 8
 
 
-def feature_links(profile):
+def index_folders(runs: Sequence[Run]) -> list[Path]:
+    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the
+    parameters as they are now.
+    """
+    return [
+        run.artifacts / "features" / run.features.corpus / f"seed{seed}"
+        for run in runs
+        if run.sae and run.features and not lacking(run, "features")
+        for seed in run.features.seeds
+    ]
+
+
+def feature_links(runs: Sequence[Run]) -> Styler:
     """The orphan and the fake features that fire most, for each model, corpus and seed with an
     index, as a table for display.
 
     A number is a link to ../explorer/index.html, which `make explorer` writes beside the folder of
     the executed notebooks. A profile without an index gives a table without rows, and a damaged
     index is left out and named.
-
-    Args:
-        profile: as for load_profile. Returns: pandas Styler.
     """
-    runs = load_profile(profile)
     rows = []
     notes = [
         "Features that fire most; in brackets, how many there are. `make explorer` writes the "
@@ -45,7 +57,7 @@ def feature_links(profile):
     return table.style.hide(axis="index").set_caption(escape(caption))
 
 
-def _row(index):
+def _row(index: FeatureIndex) -> list[str]:
     latents = index.latents
     meta = index.meta
     found = [
@@ -63,6 +75,6 @@ def _links(meta, latents):
     )
 
 
-def feature_address(meta, latent) -> str:
+def feature_address(meta: Mapping, latent: int) -> str:
     """A feature's page, as seen from the folder of the executed notebooks of the profile."""
     return os.path.join("..", "explorer", f"index.html#/{quote(set_key(meta))}/{latent}")

@@ -1,0 +1,50 @@
+"""The features of a profile as a page to open in a browser: `make explorer`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from faithful_sae.features.explorer.page import write_explorer
+from faithful_sae.features.index import FeatureError, FeatureIndex
+from faithful_sae.paper.links import index_folders
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.schema import ParamsError
+
+
+def write(profile: str) -> Path:
+    """Write the page of all indices of a profile, beside its artefacts; its index.html.
+
+    Args:
+        profile: a folder of parameter files, or the name of one in params/.
+
+    Raises:
+        ParamsError: as load_profile.
+        FeatureError: no index yet, or a damaged one.
+    """
+    runs = load_profile(profile)
+    artifacts = runs[0].artifacts.parent
+    folders = index_folders(runs)
+    if not folders:
+        raise FeatureError(
+            f"{artifacts}: no index of features yet: run notebooks/09_explore_features on this "
+            f"profile first (make paper PROFILE={artifacts.name})"
+        )
+    write_explorer(artifacts / "explorer", [FeatureIndex(folder) for folder in folders])
+    page = artifacts / "explorer" / "index.html"
+    print(f"written: {page} ({len(folders)} sets of features)")
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The features of a profile as a page.")
+    parser.add_argument(
+        "profile", help="a folder of parameter files, or the name of one in params/"
+    )
+    try:
+        write(parser.parse_args().profile)
+    except (ParamsError, FeatureError) as error:
+        sys.exit(f"\n  {error}\n")
+
+
+if __name__ == "__main__":
+    main()
