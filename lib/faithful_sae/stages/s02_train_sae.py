@@ -18,7 +18,7 @@ from faithful_sae.runs.schema import (
     Seed,
     key,
 )
-from faithful_sae.runs.stage import Artefact, MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
 
 if TYPE_CHECKING:
     from faithful_sae.lm.architectures import Shape

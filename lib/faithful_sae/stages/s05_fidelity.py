@@ -7,7 +7,7 @@ import pandas as pd
 
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Names, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora
 

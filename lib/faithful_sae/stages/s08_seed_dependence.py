@@ -13,7 +13,7 @@ from faithful_sae.files import file_hash
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
-from faithful_sae.runs.stage import Artefact, MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,

@@ -1,9 +1,8 @@
 """09: indexes of the features of a run, and the few of them that tables and figures show."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from faithful_sae.files import digest, file_hash
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key, plain
-from faithful_sae.runs.stage import Artefact, MODEL, Memory, ROWS_OF_TEXT, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
 from faithful_sae.stages.budget import reading_bytes, saes_bytes, train_tokens
 from faithful_sae.stages.s05_fidelity import LOGIT
 
@@ -140,7 +139,7 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         )
     firing = read_rows(run, "firing")
     matching = read_rows(run, "matching")
-    kept = {name: getattr(f, name) for name in Kept._fields}
+    kept = {name: getattr(f, name) for name in Kept.__dataclass_fields__}
     indexes = {}
     tables = []
     for seed in f.seeds:
