@@ -178,7 +178,7 @@ sequence_length: 12
 corpus_tokens: 600
 heldout: 0.2
 embedded: null
-generate: {tokens: 300, max_new_tokens: 10, batch_rows: 6, temperature: 1.0, top_p: 1.0, first_token: bos, backend: transformers,
+generate: {tokens: 300, max_new_tokens: 10, batch_rows: 6, temperature: 1.0, top_p: 1.0, first_token: bos,
            shard_tokens: 90, seed: 5}
 corpora:
   faithful: {role: faithful, faithful: self}

@@ -10,15 +10,10 @@ import pandas as pd
 import pytest
 
 from conftest import BOS
-from faithful_sae.text.read import (
-    CorpusError,
-    corpus_rows,
-    labelled,
-    pack,
-    read_records,
-    source_problems,
-    tokenize,
-)
+from faithful_sae.stages.corpus import corpus_rows
+from faithful_sae.stages.text import labelled, source_problems
+from faithful_sae.text.packing import is_content, pack, tokenize
+from faithful_sae.text.read import CorpusError, read_records
 
 TEXTS = ['w3 w4, "quoted"', "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
 RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
@@ -36,6 +31,15 @@ def test_pack_by_hand():
         [99, 1, 2, 3],
         [99, 99, 4, 99],
     ]  # 5 6 fill no row
+
+
+def test_content_is_all_but_bos():
+    rows = pack([[1, 2, 3], [4], [5, 6, 7, 8]], 99, 4, 1000)
+    assert is_content(rows, 99).tolist() == [
+        [False, True, True, True],
+        [False, False, True, False],
+        [False, True, True, True],
+    ]
 
 
 @pytest.mark.parametrize("max_tokens, rows", [(3, 0), (4, 1), (7, 1), (8, 2), (12, 3), (1000, 4)])

@@ -21,10 +21,10 @@ from faithful_sae.engine.plan import hub_problems, refuse
 from faithful_sae.files import ROOT, remove
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs.schema import ParamsError
-from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.corpus import corpus_rows, make_faithful
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.text import documents, hub_of, labelled, text_hash
 from faithful_sae.text import hub, read
-from faithful_sae.text.read import corpus_rows, documents, labelled
 from fake_hub import TOKEN, Repository, serve
 
 OLD = "a" * 40
@@ -137,7 +137,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     (moved / "refs" / "main").write_text(NEW)
     assert open_model(run).revision == OLD
     assert torch.equal(open_model(run).activations(ids), local.activations(ids))
-    assert hub.moved(run) == [
+    assert hub_of(run).moved() == [
         f"note: main of tiny/{architecture} has moved from {OLD} to {NEW}; "
         f"{run.artifacts.parent / 'hub.json'} holds this "
         "profile to the former: `make clean` to start again with the latter"
@@ -193,12 +193,12 @@ def test_a_task_of_the_hub(make_run, cache):
 
 def test_a_newer_commit_is_other_text(make_run, cache, lm):
     run = hub_run(make_run)
-    before = read.text_hash(run, "web")
+    before = text_hash(run, "web")
     remove(run.artifacts.parent / "hub.json")
     folder = cache / "datasets--web--text"
     (folder / "snapshots" / OLD).rename(folder / "snapshots" / NEW)
     (folder / "refs" / hub.PARQUET).write_text(NEW)
-    assert read.text_hash(run, "web") != before
+    assert text_hash(run, "web") != before
 
 
 class Killed(BaseException):
@@ -208,7 +208,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("killed_after", [1, 4, 5, 9])
 def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch, killed_after):
     run = hub_run(make_run, corpus_tokens=1200)
-    read = []
+    batches = []
     whole = corpus_rows(run, "web", lm)
     expected = np.concatenate([whole.train, whole.heldout])
     remove(run.artifacts / "corpora")
@@ -216,8 +216,8 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     original = read.tokenize
 
     def tokenize(texts, tokenizer):
-        read.append(texts := list(texts))
-        if len(read) == killed_after:
+        batches.append(texts := list(texts))
+        if len(batches) == killed_after:
             raise Killed
         return original(texts, tokenizer)
 
@@ -237,7 +237,8 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     assert np.array_equal(np.concatenate([again.train, again.heldout]), expected)
     done = 3 * (killed_after - 1)
     assert (
-        sum(read[: killed_after - 1] + read[killed_after:], []) == TEXTS[: 3 * (len(read) - 1)]
+        sum(batches[: killed_after - 1] + batches[killed_after:], [])
+        == TEXTS[: 3 * (len(batches) - 1)]
     )  # nothing twice, nothing left out
     assert opened[0] == (("0000.parquet", done) if done < 14 else ("0001.parquet", done - 14))
 
@@ -378,7 +379,7 @@ CHECK = """
 import sys
 from faithful_sae.runs.params import load_params
 from faithful_sae.engine.plan import hub_problems, refuse
-from faithful_sae.text import hub
+from faithful_sae.stages.text import hub_of
 from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT
@@ -386,7 +387,7 @@ for file in FILES:
     try:
         run = load_params(file)
         refuse(hub_problems([run]))
-        for note in hub.moved(run):
+        for note in hub_of(run).moved():
             print(note)
         print("ok")
     except schema.ParamsError as error:

@@ -8,7 +8,6 @@ one.
 """
 
 import argparse
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -21,13 +20,15 @@ from transformers.utils import logging
 from faithful_sae.engine import plan
 from faithful_sae.engine.timing import estimate, on_this_machine
 from faithful_sae.files import ROOT, is_current
+from faithful_sae.lm.architectures import Shape, shape_of, weights
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import ModelError
-from faithful_sae.runs.needs import Shape, needs, shape_of, weights
+from faithful_sae.runs.needs import needs
 from faithful_sae.runs.params import read_profile
 from faithful_sae.runs.schema import ParamsError, model_stages
 from faithful_sae.stages.corpus import faithful_key
-from faithful_sae.stages.model import model_key, unloaded_model
+from faithful_sae.stages.model import model_commit, model_key, unloaded_model
+from faithful_sae.stages.text import hub_of
 from faithful_sae.stages.training import corpus_is_trained
 from faithful_sae.text import hub
 
@@ -61,7 +62,7 @@ def check(profile, probe=True, show=print) -> list[str]:
     if runs:
         show(f"{len(runs)} language models: texts, models and datasets ...")
         problems += [*plan.problems(runs), *plan.hub_problems(runs)]
-        for note in hub.moved(runs[0]):
+        for note in hub_of(runs[0]).moved():
             show(note)
     hours = []
     disk = {}
@@ -118,11 +119,7 @@ def _check_run(run, probe, show):
         )
     show(f"  time: {how}")
     total = {ROOT: sum(disk.values())}
-    if (
-        not run.embedded
-        and not run.model_folder
-        and not hub.has_weights(run.model, hub.commit(run, "model", run.model, run.revision))
-    ):
+    if (at := model_commit(run)) and not hub.has_weights(run.model, at):
         total[Path(constants.HF_HUB_CACHE)] = weights(shape)
     return problems, sum(seconds.values()) if seconds else None, total
 
@@ -131,14 +128,8 @@ def _sizes(run) -> tuple[Shape, list[str]]:
     with torch.device("meta"):
         model = unloaded_model(run)
     problems = []
-    if run.generate.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        problems.append(
-            f"{run.file}: generate.backend = 'vllm', which is not installed: install it, or write "
-            "transformers"
-        )
     try:
-        if run.generate.backend == "transformers":
-            Decoder(model, 1, 1)
+        Decoder(model, 1, 1)
     except ModelError as error:
         problems.append(f"{run.file}: model: {error}")
     return shape_of(model), problems
@@ -252,7 +243,8 @@ def _disk_problems(disk, show):
 
 def _show_pins(runs, show):
     pins = [
-        name.split(" ", 2) + [at] for name, at in (hub.commits(runs[0]) if runs else {}).items()
+        name.split(" ", 2) + [at]
+        for name, at in (hub_of(runs[0]).commits() if runs else {}).items()
     ]
     for kind, repository, revision, at in pins:
         if revision != at:

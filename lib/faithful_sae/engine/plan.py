@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from faithful_sae.files import ROOT, file_hash, remove
+from faithful_sae.lm.architectures import sizes_of
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs.params import made_with
 from faithful_sae.runs.schema import (
@@ -20,13 +21,15 @@ from faithful_sae.runs.schema import (
     stage_corpora,
     stage_settings,
 )
-from faithful_sae.text import hub
-from faithful_sae.text.read import (
+from faithful_sae.stages.text import (
+    context_problems,
     documentation_path,
+    hub_of,
     hub_source_problems,
     source_problems,
     write_documentation,
 )
+from faithful_sae.text import hub
 
 
 def rows_file(run, name) -> str:
@@ -292,7 +295,7 @@ def hub_problems(runs):
         config = run.model_folder and run.model_folder / "config.json"
         if elsewhere := not run.embedded and not run.model_folder:
             try:
-                at = hub.commit(run, "model", run.model, run.revision)
+                at = hub_of(run).commit("model", run.model, run.revision)
                 config = hub.fetch("model", run.model, at, "config.json")
                 yield from _model_problems(
                     run, hub.repository_files("model", run.model, at), config, f"its files at {at}"
@@ -339,9 +342,7 @@ def _published_problems(run, config, chosen):
         config = json.loads(config.read_text(encoding="utf-8")) if config else {}
     except (OSError, ValueError):
         return  # said of the model
-    width = (
-        run.embedded.d_model if run.embedded else config.get("hidden_size", config.get("n_embd"))
-    )
+    width = run.embedded.d_model if run.embedded else sizes_of(config).d_model
     for name in [name for name, entry in run.published.items() if chosen(entry)]:
         from faithful_sae.sae.published import (
             SAEError,
@@ -376,8 +377,8 @@ def _model_problems(run, files, config, where):
         f"= {run.model!r}: no tokenizer in {where}: copy tokenizer.json and tokenizer_config.json "
         "beside config.json",
     )
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
-    context = config.get("max_position_embeddings", config.get("n_positions"))
+    sizes = sizes_of(config)
+    layers = sizes.layers
     need(
         layers is None or run.layer < layers,
         "layer",
@@ -389,23 +390,8 @@ def _model_problems(run, files, config, where):
         "seed_dependence.layers",
         f"holds {swept}: {run.model} has blocks 0 to {(layers or 0) - 1}",
     )
-    need(
-        context is None or run.sequence_length <= context,
-        "sequence_length",
-        f"= {run.sequence_length} exceeds the context of {run.model}, {context} tokens",
-    )
-    need(
-        context is None or run.generate.max_new_tokens < context,
-        "generate.max_new_tokens",
-        f"= {run.generate.max_new_tokens} must be below the context of {run.model}, {context} "
-        "tokens: BOS takes one position",
-    )
-    need(
-        context is None or not run.probing or run.probing.max_tokens <= context,
-        "probing.max_tokens",
-        f"= {run.probing and run.probing.max_tokens} exceeds the context of {run.model}, "
-        f"{context} tokens",
-    )
+    if sizes.context is not None:
+        found += [f"{run.file}: {why}" for why in context_problems(run, sizes.context)]
     return found
 
 

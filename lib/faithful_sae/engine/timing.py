@@ -26,7 +26,7 @@ from faithful_sae.runs.schema import model_stages
 from faithful_sae.sae.activations import token_activations
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import train_saes
-from faithful_sae.stages.model import open_model, unloaded_model
+from faithful_sae.stages.model import model_commit, open_model, unloaded_model
 from faithful_sae.text import hub
 
 SECONDS, STEPS = 2.0, 3  # a kind of work is timed for so long, and for so many steps at least
@@ -76,12 +76,8 @@ def _language_model(run):
     length is asked for.
     """
     device = torch.device("cuda" if run.device == "cuda" else "cpu")
-    at = (
-        None
-        if run.embedded or run.model_folder
-        else hub.commit(run, "model", run.model, run.revision)
-    )
-    if run.model_folder or at and hub.has_weights(run.model, at):
+    at = model_commit(run)
+    if run.model_folder or (at and hub.has_weights(run.model, at)):
         return open_model(run), "the model itself"
     with device, torch.random.fork_rng():
         model = unloaded_model(run)
@@ -278,13 +274,13 @@ class _Rates:
 
         def measure():
             model = embedded.initialise(e, 0).train()
-            optimisers = embedded._optimisers(model, e)
+            optimisers = embedded.optimisers(model, e)
             rows = torch.randint(
                 e.vocab_size, (e.batch_rows, e.context), generator=torch.Generator().manual_seed(0)
             )
 
             def step():
-                embedded._cross_entropy(model, rows).backward()
+                embedded.cross_entropy(model, rows).backward()
                 for optimiser in optimisers:
                     optimiser.step()
                     optimiser.zero_grad()

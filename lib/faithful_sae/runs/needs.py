@@ -32,24 +32,6 @@ DENSE_ROWS = 12_288  # up to so many rows, scipy's three float64 matrices may be
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a language model. `parameters`: tied ones once. `bytes_per_weight`: of its dtype,
-    and of its activations'.
-    """
-
-    layers: int
-    d_model: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    d_mlp: int
-    vocab_size: int
-    parameters: int
-    context: int
-    bytes_per_weight: int
-
-
-@dataclass(frozen=True)
 class Needs:
     """Of one stage, in bytes at its peak; `tokens`: those the language model reads or writes, each
     counted once per pass over it.
@@ -62,26 +44,6 @@ class Needs:
     memory: int
     disk: int
     tokens: int
-
-
-def shape_of(model) -> Shape:
-    """The sizes of a transformers model, whatever its configuration calls them."""
-    config = model.config
-    heads = model.config.num_attention_heads
-    return Shape(
-        config.num_hidden_layers,
-        config.hidden_size,
-        heads,
-        getattr(config, "num_key_value_heads", None) or heads,
-        getattr(config, "head_dim", None) or config.hidden_size // heads,
-        getattr(config, "intermediate_size", None)
-        or getattr(config, "n_inner", None)
-        or 4 * config.hidden_size,
-        config.vocab_size,
-        model.num_parameters(),
-        config.max_position_embeddings,
-        model.dtype.itemsize,
-    )
 
 
 def needs(run, shape, stage) -> Needs:
@@ -212,10 +174,6 @@ def _memory(run, shape, stage):
         g = run.generate
         trained = language_model_training_bytes(run.embedded, shape) if run.embedded else 0
         rows = math.ceil(sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE)
-        if (
-            g.backend == "vllm"
-        ):  # which has a copy of the model, and makes do with what is left for rows
-            rows = weights(shape)
         return max(weights(shape) + rows, trained), 8 * g.shard_tokens
     if stage == "02_train_sae":
         training = training_bytes(

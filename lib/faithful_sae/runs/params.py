@@ -385,11 +385,6 @@ def _check(run):
         f"= {run.gpus} needs device: cuda; write `gpus: 1` with device: {run.device}",
     )
     need(
-        run.gpus == 1 or g.backend == "transformers",
-        "generate.backend",
-        f"= {g.backend!r} samples on one GPU: not with gpus = {run.gpus}",
-    )
-    need(
         0 < g.top_p <= 1,
         "generate.top_p",
         f"= {g.top_p} must be above 0 and at most 1 (1 = the paper's plain sampling)",

@@ -77,7 +77,6 @@ class Generate:
     temperature: float
     top_p: float
     first_token: typing.Literal["bos", "flat"]
-    backend: typing.Literal["transformers", "vllm"]
     shard_tokens: int
     seed: int
 
@@ -471,7 +470,7 @@ def wanted_saes(run, layer, cap) -> list[dict]:
     return list(found.values())
 
 
-def plain(value):
+def plain(value) -> typing.Any:
     """A parameter value as JSON-serialisable data."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

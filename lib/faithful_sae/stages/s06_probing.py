@@ -4,7 +4,7 @@ import pandas as pd
 
 from faithful_sae.metrics.probing import pooled_representations, probe_all
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.text import read
+from faithful_sae.stages.text import labelled
 
 
 def probe_tasks(run, saes, lm):
@@ -14,7 +14,7 @@ def probe_tasks(run, saes, lm):
     p = run.probing
     records = []
     for name in p.tasks:
-        (train_texts, train_labels), (test_texts, test_labels), _ = read.labelled(run, name)
+        (train_texts, train_labels), (test_texts, test_labels), _ = labelled(run, name)
         pooled = [
             pooled_representations(
                 saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{name}: {part}"
