@@ -129,6 +129,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     local = load_model(folders["model", f"tiny/{architecture}"][OLD], 1, "cpu", "float32")
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
     assert lm.revision == OLD
+    assert load_model(f"tiny/{architecture}", 1, "cpu", "float32").revision == OLD
     assert torch.equal(lm.activations(ids), local.activations(ids))
     record = json.loads((make_faithful(run, lm) / "provenance.json").read_text())
     assert record["inputs"]["commit"] == OLD
@@ -236,10 +237,9 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     again = corpus_rows(run, "web", lm)
     assert np.array_equal(np.concatenate([again.train, again.heldout]), expected)
     done = 3 * (killed_after - 1)
-    assert (
-        sum(batches[: killed_after - 1] + batches[killed_after:], [])
-        == TEXTS[: 3 * (len(batches) - 1)]
-    )  # nothing twice, nothing left out
+    # nothing twice, nothing left out
+    finished = batches[: killed_after - 1] + batches[killed_after:]
+    assert [text for batch in finished for text in batch] == TEXTS[: 3 * (len(batches) - 1)]
     assert opened[0] == (("0000.parquet", done) if done < 14 else ("0001.parquet", done - 14))
 
 
@@ -477,6 +477,21 @@ def test_errors_of_the_hub_are_one_line_each(make_run, server, tmp_path, root):
     assert check(files[:1], server, root, tmp_path / "elsewhere")[0].startswith(
         "model: tiny/llama: the Hub cannot be reached"
     )
+
+
+def test_loading_a_model_of_the_hub_says_in_one_line_what_is_wrong(server, tmp_path):
+    commits = server.repositories["model", "tiny/gpt2"].commits
+    server.repositories["model", "shut/model"] = Repository(commits, {"main": OLD}, gated=True)
+    code = "from faithful_sae import load_model; print(load_model({!r}, 0, 'cpu').revision)"
+    home = tmp_path / "home"
+    printed, said = online(code.format("shut/model"), server, home)
+    assert not printed
+    assert said == (
+        "faithful_sae.lm.model.ModelError: shut/model: a gated model: accept its licence on its "
+        "Hub page, then `hf auth login` (and there is no such folder)"
+    )
+    assert online(code.format("shut/model"), server, home, HF_TOKEN=TOKEN)[0].strip() == OLD
+    assert "no such model on the Hub" in online(code.format("tiny/none"), server, home)[1]
 
 
 def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, server, tmp_path):

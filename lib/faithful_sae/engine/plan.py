@@ -27,9 +27,8 @@ from faithful_sae.stages.text import (
     hub_of,
     hub_source_problems,
     source_problems,
-    write_documentation,
 )
-from faithful_sae.text import hub
+from faithful_sae.text import documentation, hub
 
 
 def rows_file(run, name) -> str:
@@ -228,7 +227,7 @@ def settings(run, stage) -> str:
 
 
 def documentation_files(runs) -> dict[str, list]:
-    """{file: [kind, packages, size, is a task]} of all that has to be extracted from installed
+    """{file: [kind, packages, size]} of all that has to be extracted from installed
     packages.
     """
     sources = [
@@ -238,18 +237,16 @@ def documentation_files(runs) -> dict[str, list]:
 
 
 def _sources(run, corpora, tasks):
-    return [
-        [c.documentation, c.packages, c.max_characters, False] for c in corpora if c.documentation
-    ] + [
-        [t.documentation, t.packages, run.probing.max_train + run.probing.max_test, True]
+    return [[c.documentation, c.packages, c.max_characters] for c in corpora if c.documentation] + [
+        [t.documentation, t.packages, run.probing.max_train + run.probing.max_test]
         for t in tasks
         if t.documentation
     ]
 
 
-def make_documentation(kind, packages, size, task, path):
+def make_documentation(kind, packages, size, path):
     """Extract one corpus or labelled task; the notebooks of several models read the same file."""
-    write_documentation(path, kind, packages, size, task)
+    documentation.write(kind, packages, size, Path(path))
     print(
         f"  ✓ {kind} of {', '.join(packages) or 'the language reference'}, "
         f"{Path(path).stat().st_size / 1e6:.1f} MB",
@@ -433,9 +430,7 @@ def main():
     parser = argparse.ArgumentParser(
         description="Extract one corpus or task from the documentation of installed packages."
     )
-    parser.add_argument(
-        "source", help="JSON list: kind, packages, size, whether it is a labelled task"
-    )
+    parser.add_argument("source", help="JSON list: kind, packages, size")
     parser.add_argument("output")
     args = parser.parse_args()
     make_documentation(*json.loads(args.source), args.output)

@@ -24,7 +24,7 @@ def sample_text(run, worker, of):
     """
     train_embedded_model(run)
     if not is_current(run.artifacts / "faithful", faithful_key(run)):
-        sample_share(run, open_model(run), faithful_key(run), worker, of)
+        sample_share(run, open_model(run), worker, of)
 
 
 def keep_activations(run, name, worker, of):

@@ -55,14 +55,6 @@ def faithful_key(run: Run) -> str:
 
 
 def make_faithful(run: Run, lm: LanguageModel) -> Path:
-    """Make (or finish, or reuse) the faithful dataset; returns its folder. Raises as
-    generate_dataset.
-    """
-    inputs = {"model": model_key(run), "commit": lm.revision}
-    return generate_dataset(run, lm, faithful_key(run), inputs)
-
-
-def generate_dataset(run: Run, lm: LanguageModel, key: str, inputs: dict | None = None) -> Path:
     """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
     run goes on where it was.
 
@@ -73,13 +65,15 @@ def generate_dataset(run: Run, lm: LanguageModel, key: str, inputs: dict | None 
     Args:
         run: whose section `generate` is followed.
         lm: its language model.
-        key: of the dataset.
-        inputs: {name: hash} for its provenance.
+
+    Returns:
+        its folder.
 
     Raises:
         DiskFullError: before any work, if the tokens would not fit.
         MemoryError: before any work, if batch_rows rows would not fit in memory.
     """
+    key = faithful_key(run)
     folder = run.artifacts / "faithful"
     with locked(run.artifacts / ".faithful.lock"):
         if is_current(folder, key):
@@ -95,7 +89,7 @@ def generate_dataset(run: Run, lm: LanguageModel, key: str, inputs: dict | None 
             shards / "provenance.json",
             key=key,
             parameters=run.settings("generate"),
-            inputs=inputs,
+            inputs={"model": model_key(run), "commit": lm.revision},
             seconds=time.time() - start,
             device=lm.device,
         )
@@ -104,10 +98,11 @@ def generate_dataset(run: Run, lm: LanguageModel, key: str, inputs: dict | None 
     return folder
 
 
-def sample_share(run: Run, lm: LanguageModel, key: str, worker: int, of: int) -> None:
+def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
     """Sample every `of`-th shard of the dataset from number `worker` on, beside other processes
-    that do; generate_dataset joins them, and raises the same.
+    that do; make_faithful joins them, and raises the same.
     """
+    key = faithful_key(run)
     folder = run.artifacts / "faithful"
     with locked(run.artifacts / ".faithful.lock", shared=True):
         if not is_current(folder, key):

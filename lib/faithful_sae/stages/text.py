@@ -27,25 +27,22 @@ def hub_of(run: Run) -> hub.Record:
 # --- documentation --------------------------------------------------------------------------------
 
 
-def documentation_path(
-    run: Run, kind: str, packages: Sequence[str], size: int, task: bool = False
-) -> Path:
+def documentation_path(run: Run, kind: str, packages: Sequence[str], size: int) -> Path:
     """Where the text made from installed packages is kept; the name changes with whatever it
     depends on.
 
     Args:
         run: any of the profile.
-        kind: of documentation, or of task.
+        kind: of documentation, or a task.
         packages: import names.
         size: characters, or examples of a task.
-        task: whether the text is labelled.
     """
     key = digest(
         [
             kind,
             list(packages),
             size,
-            task,
+            kind in documentation.TASKS,
             code_hash("text/documentation"),
             documentation.versions(packages),
         ]
@@ -53,21 +50,11 @@ def documentation_path(
     return ROOT / "artifacts" / run.profile / "documentation" / f"{kind}-{key}.jsonl"
 
 
-def write_documentation(
-    path: str | Path, kind: str, packages: Sequence[str], size: int, task: bool
-) -> None:
-    """Make such a file."""
-    write = documentation.write_task if task else documentation.write_corpus
-    write(kind, packages, size, Path(path))
-
-
-def documentation_file(
-    run: Run, kind: str, packages: Sequence[str], size: int, task: bool = False
-) -> Path:
+def documentation_file(run: Run, kind: str, packages: Sequence[str], size: int) -> Path:
     """The same file, made when it is missing."""
-    path = documentation_path(run, kind, packages, size, task)
+    path = documentation_path(run, kind, packages, size)
     if not path.exists():
-        write_documentation(path, kind, packages, size, task)
+        documentation.write(kind, packages, size, path)
     return path
 
 
@@ -142,7 +129,7 @@ def labelled(
     rng = np.random.default_rng(probing.seed)
     limits = (probing.max_train, probing.max_test)
     if task.documentation:
-        path = documentation_file(run, task.documentation, task.packages, sum(limits), task=True)
+        path = documentation_file(run, task.documentation, task.packages, sum(limits))
         records = list(read_records(path, keys(task)))
         inputs = {"file": file_hash(path)}
         records = [records[i] for i in rng.permutation(len(records))]

@@ -191,18 +191,23 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return {package: importlib.metadata.version(distributions[package][0]) for package in packages}
 
 
-def write_corpus(kind: str, packages: Sequence[str], max_characters: int, path: Path) -> None:
-    """`extract` into a jsonl file with the key `text`, written atomically."""
-    _write_jsonl(({"text": text} for text in extract(kind, packages, max_characters)), path)
+def write(kind: str, packages: Sequence[str], size: int, path: Path) -> None:
+    """Write a jsonl file with the key `text`, or `text` and `label` (int), atomically.
 
+    Args:
+        kind: as of `extract`, or a task as of `labelled`.
+        packages: import names.
+        size: characters at most, or examples at most of a task (drawn with seed 0).
+        path: of the file.
 
-def write_task(task: str, packages: Sequence[str], max_examples: int, path: Path) -> None:
-    """`labelled` into a jsonl file with the keys `text` and `label` (int), written atomically."""
-    examples = labelled(task, packages, max_examples, seed=0)
-    _write_jsonl(({"text": text, "label": label} for text, label in examples), path)
-
-
-def _write_jsonl(rows: Iterable[dict], path: Path) -> None:
+    Raises:
+        ValueError: as they do.
+    """
+    if kind in TASKS:
+        examples = labelled(kind, packages, size, seed=0)
+        rows = [{"text": text, "label": label} for text, label in examples]
+    else:
+        rows = [{"text": text} for text in extract(kind, packages, size)]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
