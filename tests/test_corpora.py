@@ -10,15 +10,10 @@ import pandas as pd
 import pytest
 
 from conftest import BOS
-from faithful_sae.text.read import (
-    CorpusError,
-    corpus_rows,
-    labelled,
-    pack,
-    read_records,
-    source_problems,
-    tokenize,
-)
+from faithful_sae.stages.corpus import corpus_rows
+from faithful_sae.stages.text import labelled, source_problems
+from faithful_sae.text.packing import is_content, pack, tokenize
+from faithful_sae.text.read import CorpusError, read_records
 
 TEXTS = ['w3 w4, "quoted"', "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
 RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
@@ -28,7 +23,9 @@ RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
 
 
 def test_pack_by_hand():
-    """Stream 1 2 3 | B 4 | B 5 6 7 8 | B 9, cut into threes, BOS in front of each; 9 fills no row."""
+    """Stream 1 2 3 | B 4 | B 5 6 7 8 | B 9, cut into threes, BOS in front of each; 9 fills no
+    row.
+    """
     rows = pack([[1, 2, 3], [4], [5, 6, 7, 8], [9]], 99, 4, 1000)
     assert rows.tolist() == [[99, 1, 2, 3], [99, 99, 4, 99], [99, 5, 6, 7], [99, 8, 99, 9]]
     assert rows.dtype == np.int32
@@ -36,6 +33,15 @@ def test_pack_by_hand():
         [99, 1, 2, 3],
         [99, 99, 4, 99],
     ]  # 5 6 fill no row
+
+
+def test_content_is_all_but_bos():
+    rows = pack([[1, 2, 3], [4], [5, 6, 7, 8]], 99, 4, 1000)
+    assert is_content(rows, 99).tolist() == [
+        [False, True, True, True],
+        [False, False, True, False],
+        [False, True, True, True],
+    ]
 
 
 @pytest.mark.parametrize("max_tokens, rows", [(3, 0), (4, 1), (7, 1), (8, 2), (12, 3), (1000, 4)])
@@ -258,7 +264,7 @@ def test_generated_ids_are_used_as_sampled_unless_the_tokenizer_differs(
 
 
 def test_a_corpus_too_small(make_run, lm):
-    with pytest.raises(CorpusError, match="corpora.text: only 2 rows of 12"):
+    with pytest.raises(CorpusError, match=r"corpora.text: only 2 rows of 12"):
         corpus_rows(make_run({"corpus_tokens": 24}), "text", lm)
 
 
@@ -292,7 +298,7 @@ def test_labels_that_cannot_be_probed(make_run):
     run = make_run()
     (run.file.parent / "test.jsonl").write_text('{"text": "a", "label": "never seen"}\n')
     with pytest.raises(
-        CorpusError, match="parity: test labels .*never seen.* never occur in training"
+        CorpusError, match=r"parity: test labels .*never seen.* never occur in training"
     ):
         labelled(run, "parity")
     (run.file.parent / "train.jsonl").write_text(

@@ -35,7 +35,7 @@ class Thing:
     def inner(self):
         """Inner. {THIRD}
 
-        >>> 1 + 1  # a sum that is long enough to be kept, because documents have at least eighty characters
+        >>> 1 + 1  # a sum that is long enough to be kept: documents have eighty characters or more
         2
 
         Prose in between.
@@ -208,10 +208,10 @@ def test_parameter_types_are_the_declared_ones(package):
 
 
 def test_files_are_jsonl(package, tmp_path):
-    documentation.write_corpus("docstrings", [package], 10**6, tmp_path / "corpus.jsonl")
+    documentation.write("docstrings", [package], 10**6, tmp_path / "corpus.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == extract("docstrings", [package], 10**6)
-    documentation.write_task("prose_or_code", ["numpy"], 50, tmp_path / "task.jsonl")
+    documentation.write("prose_or_code", ["numpy"], 50, tmp_path / "task.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "task.jsonl").read_text().splitlines()]
     assert [(row["text"], row["label"]) for row in rows] == labelled(
         "prose_or_code", ["numpy"], 50, 0

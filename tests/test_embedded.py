@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.lm import embedded
 from faithful_sae.lm.embedded import evaluate, initialise, train_language_model, train_tokenizer
 from faithful_sae.runs.schema import Embedded
@@ -79,7 +80,7 @@ def test_tokenizer_round_trips_and_reloads(tmp_path, tokenizer):
 def test_learns_and_saves_what_it_measured(tmp_path, tokenizer, rows, architecture):
     c = config(architecture=architecture, steps=60)
     log = train_language_model(
-        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False
+        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, "key", progress=False
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
     assert model.config.model_type == architecture
@@ -103,8 +104,8 @@ def test_learns_and_saves_what_it_measured(tmp_path, tokenizer, rows, architectu
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, architecture, monkeypatch):
     arguments = config(architecture=architecture), rows[:32], rows[32:], tokenizer
-    train_language_model(*arguments, tmp_path / "whole", 0, progress=False)
-    loss = embedded._cross_entropy
+    train_language_model(*arguments, tmp_path / "whole", 0, "key", progress=False)
+    loss = embedded.cross_entropy
     calls = []
 
     def killed(*args):
@@ -113,12 +114,12 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, archite
             raise KeyboardInterrupt
         return loss(*args)
 
-    monkeypatch.setattr(embedded, "_cross_entropy", killed)
+    monkeypatch.setattr(embedded, "cross_entropy", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
+        train_language_model(*arguments, tmp_path / "resumed", 0, "key", progress=False)
     assert (tmp_path / "resumed.partial").exists()
     assert not (tmp_path / "resumed").exists()
-    train_language_model(*arguments, tmp_path / "resumed", 0, progress=False)
+    train_language_model(*arguments, tmp_path / "resumed", 0, "key", progress=False)
     assert (
         len(calls) < 30 + 30
     )  # it did not start again: 30 steps and 10 evaluation batches make 40
@@ -136,10 +137,12 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer, rows, archite
 
 def test_checkpoint_of_another_run_is_not_resumed(tmp_path, tokenizer, rows):
     c = config()
-    optimisers = embedded._optimisers(model := initialise(c, 0), c)
-    embedded._checkpoint(tmp_path / "lm.partial", "another", 29, [], [], model, optimisers)
+    model = initialise(c, 0)
+    state = embedded._state(model, embedded.optimisers(model, c))
+    numbers = {"log": [], "losses": []}
+    Checkpoint(tmp_path / "lm.partial", "another").save(29, state, numbers)
     log = train_language_model(
-        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, progress=False
+        c, rows[:32], rows[32:], tokenizer, tmp_path / "lm", 0, "key", progress=False
     )
     assert log.step.iloc[0] == 1
 
@@ -195,15 +198,15 @@ def test_muon_step_is_that_of_torch():
     "change, message",
     [
         (
-            lambda c, r: train_language_model(c, r[:0], r, None, "lm", 0),
+            lambda c, r: train_language_model(c, r[:0], r, None, "lm", 0, "key"),
             r"rows must have shape.*\[0, 16\]",
         ),
         (
-            lambda c, r: train_language_model(c, r, np.tile(r, 2), None, "lm", 0),
+            lambda c, r: train_language_model(c, r, np.tile(r, 2), None, "lm", 0, "key"),
             "heldout_rows must have shape",
         ),
         (
-            lambda c, r: train_language_model(c, r + 250, r, None, "lm", 0),
+            lambda c, r: train_language_model(c, r + 250, r, None, "lm", 0, "key"),
             "rows must hold ids in 0..259",
         ),
         (lambda c, r: initialise(config(architecture="gpt2"), 0), "gpt_neox or llama.*gpt2"),

@@ -6,7 +6,6 @@ import copy
 import json
 import multiprocessing
 import signal
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +26,8 @@ from faithful_sae.files import DiskFullError, MissingInputError, is_current
 from faithful_sae.lm import sampling
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import LanguageModel, ModelError
+from faithful_sae.stages.corpus import faithful_key, make_faithful, read_shards
+from faithful_sae.stages.model import model_key, open_model
 
 V, DRAWS = 12, 20_000
 
@@ -59,7 +60,9 @@ def first_counts(lm, **options):
 
 
 def fits(counts, p):
-    """Chi-square p-value of counts under p; impossible tokens must not occur, rare ones are pooled."""
+    """Chi-square p-value of counts under p; impossible tokens must not occur, rare ones are
+    pooled.
+    """
     assert len(counts) == V
     assert not counts[p == 0].any()
     common = p * DRAWS >= 5
@@ -204,7 +207,7 @@ def test_a_model_whose_attention_is_not_known(small):
     model.config.model_type = "gpt_oss"
     with pytest.raises(
         ModelError,
-        match="cannot sample from a model of type 'gpt_oss', only from gpt2.*backend: vllm",
+        match=r"cannot sample from a model of type 'gpt_oss', only from gpt2.*: take one of these",
     ):
         Decoder(model, 2, 5)
 
@@ -314,10 +317,10 @@ def finished(make_run, lm):
     four shards).
     """
     run = make_run()
-    folder = sampling.generate_dataset(run, lm, "key", {"model": "m"})
+    folder = make_faithful(run, lm)
     files = content(folder)
     assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)]
-    assert is_current(folder, "key")
+    assert is_current(folder, faithful_key(run))
     return run, files
 
 
@@ -330,7 +333,7 @@ def test_documents_come_back_as_sampled(finished, lm):
         expected += sampling.sample(
             lm, g.batch_rows, g.max_new_tokens, torch.Generator().manual_seed(seed), tokens=wanted
         )
-    got = list(sampling.read_shards(run))
+    got = list(read_shards(run))
     assert [d.tolist() for d in got] == [d.tolist() for d in expected]
     assert sum(map(len, got)) >= g.tokens
 
@@ -353,10 +356,10 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
 
     monkeypatch.setattr(sampling, "sample", dies)
     with pytest.raises(KeyboardInterrupt):
-        sampling.generate_dataset(run, lm, "key")
+        make_faithful(run, lm)
     assert not folder.exists()
     monkeypatch.setattr(sampling, "sample", sample)
-    assert content(sampling.generate_dataset(run, lm, "key")) == files
+    assert content(make_faithful(run, lm)) == files
     assert sorted(p.name for p in run.artifacts.iterdir()) == [
         ".faithful.lock",
         "faithful",
@@ -366,14 +369,12 @@ def test_killed_in_the_middle(finished, lm, root, monkeypatch, calls):
 def test_killed_at_random_moments(make_run, lm):
     """SIGKILL, so that no handler can tidy up, while some twenty shards are sampled and written."""
     whole = make_run({"generate.tokens": 2000}, "whole")
-    files = content(sampling.generate_dataset(whole, lm, "key"))
+    files = content(make_faithful(whole, lm))
     run = make_run({"generate.tokens": 2000}, "killed")
     rng = np.random.default_rng(0)
     left = []
-    while not is_current(run.artifacts / "faithful", "key"):
-        process = multiprocessing.get_context("fork").Process(
-            target=sampling.generate_dataset, args=(run, lm, "key")
-        )
+    while not is_current(run.artifacts / "faithful", faithful_key(run)):
+        process = multiprocessing.get_context("fork").Process(target=make_faithful, args=(run, lm))
         process.start()
         process.join(rng.uniform(0.02, 0.15))
         process.kill()
@@ -391,58 +392,58 @@ def test_killed_at_random_moments(make_run, lm):
 def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     run, files = finished
     folder = run.artifacts / "faithful"
-    partial = folder.rename(folder.with_name("faithful-key.partial"))
+    partial = folder.rename(folder.with_name(f"faithful-{faithful_key(run)}.partial"))
     (partial / "provenance.json").unlink()
     (partial / "shard_00002.safetensors").unlink()
     calls = []
     sample = sampling.sample
     monkeypatch.setattr(sampling, "sample", lambda *a, **o: calls.append(1) or sample(*a, **o))
-    assert content(sampling.generate_dataset(run, lm, "key")) == files
+    assert content(make_faithful(run, lm)) == files
     assert len(calls) == 1
 
 
 def test_a_finished_dataset_is_not_made_again(finished, lm, monkeypatch):
     run, files = finished
     monkeypatch.setattr(sampling, "sample", lambda *a, **o: pytest.fail("sampled again"))
-    assert content(sampling.generate_dataset(run, lm, "key")) == files
+    assert content(make_faithful(run, lm)) == files
 
 
-def test_another_key_or_a_damaged_shard_makes_it_again(finished, lm):
+def test_another_key_or_a_damaged_shard_makes_it_again(make_run, finished, lm):
     run, files = finished
     shard = run.artifacts / "faithful" / "shard_00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    assert not is_current(shard.parent, "key")
-    assert content(sampling.generate_dataset(run, lm, "key")) == files
-    other = copy.copy(run)
-    object.__setattr__(other, "generate", type(run.generate)(**vars(run.generate) | {"seed": 6}))
-    assert content(sampling.generate_dataset(other, lm, "other key")) != files
+    assert not is_current(shard.parent, faithful_key(run))
+    assert content(make_faithful(run, lm)) == files
+    other = make_run({"generate.seed": 6})
+    assert other.artifacts == run.artifacts
+    assert content(make_faithful(other, lm)) != files
 
 
 def test_provenance_says_how(finished):
     run, _ = finished
     record = json.loads((run.artifacts / "faithful" / "provenance.json").read_text())
-    assert record["key"] == "key"
+    assert record["key"] == faithful_key(run)
     assert record["parameters"]["generate"]["seed"] == 5
-    assert record["inputs"] == {"model": "m"}
+    assert record["inputs"] == {"model": model_key(run), "commit": None}
 
 
 def test_missing_dataset_names_the_notebook(make_run):
     with pytest.raises(MissingInputError, match="01_generate_faithful for handmade/tiny"):
-        next(sampling.read_shards(make_run()))
+        next(read_shards(make_run()))
 
 
-def test_context_leaves_room_for_bos(make_run, lm):
+def test_context_leaves_room_for_bos(make_run):
     with pytest.raises(
-        ValueError,
-        match=f"max_new_tokens = {CONTEXT} must be below the model's context of {CONTEXT}",
+        ModelError, match=f"max_new_tokens = {CONTEXT} must be below the context of .* {CONTEXT}"
     ):
-        sampling.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT}), lm, "key")
-    sampling.generate_dataset(make_run({"generate.max_new_tokens": CONTEXT - 1}), lm, "key")
+        open_model(make_run({"generate.max_new_tokens": CONTEXT}))
+    run = make_run({"generate.max_new_tokens": CONTEXT - 1})
+    make_faithful(run, open_model(run))
 
 
 def test_no_room_on_the_disk(make_run, lm):
     with pytest.raises(DiskFullError, match="faithful dataset needs about"):
-        sampling.generate_dataset(make_run({"generate.tokens": 10**17}), lm, "key")
+        make_faithful(make_run({"generate.tokens": 10**17}), lm)
 
 
 def test_no_room_in_memory(make_run, lm, monkeypatch):
@@ -454,74 +455,8 @@ def test_no_room_in_memory(make_run, lm, monkeypatch):
     monkeypatch.setattr(
         sampling.psutil, "virtual_memory", lambda: SimpleNamespace(available=99 * per_row / 0.9 + 1)
     )
-    with pytest.raises(MemoryError, match="generate.batch_rows = 100 needs .* at most 99 rows fit"):
-        sampling.generate_dataset(run, lm, "key")
-    assert not list(run.artifacts.glob("faithful*/shard*"))
-
-
-# --- vLLM, of which only the calls can be tested without it ---------------------------------------
-
-
-class FakeEngine:
-    """Answers as vllm.LLM does: the ids after the prompt, with the one that ended them."""
-
-    def __init__(self, **options):
-        self.options = options
-        self.asked = []
-        FakeEngine.last = self
-
-    def generate(self, prompts, options, use_tqdm):
-        self.asked += zip(prompts, options)
-        return [
-            SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6, EOS][: o["max_tokens"]])])
-            for o in options
-        ]
-
-
-@pytest.mark.parametrize("first_token", ["bos", "flat"])
-def test_vllm_is_asked_for_the_same(make_run, lm, monkeypatch, first_token):
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeEngine, SamplingParams=dict))
-    run = make_run(
-        {
-            "generate.backend": "vllm",
-            "generate.first_token": first_token,
-            "generate.temperature": 1.5,
-        }
-    )
-    sampling.generate_dataset(run, lm, "key")
-    documents = list(sampling.read_shards(run))
-    engine = FakeEngine.last
-    assert engine.options == {
-        "model": lm.model.name_or_path,
-        "revision": None,
-        "dtype": "float32",
-        "max_model_len": 11,
-        "generation_config": "vllm",
-        "gpu_memory_utilization": 0.9,
-    }
-    assert sum(map(len, documents)) >= 300
-    assert len({o["seed"] for _, o in engine.asked}) == len(engine.asked)
-    for prompt, options in engine.asked:
-        assert prompt["prompt_token_ids"][0] == BOS
-        assert len(prompt["prompt_token_ids"]) == (1 if first_token == "bos" else 2)
-        assert options["temperature"] == 1.5
-        assert options["top_p"] == 1
-        assert options["stop_token_ids"] == sorted([BOS, EOS])
-        assert options["ignore_eos"]
-        assert options["allowed_token_ids"] == list(
-            range(lm.vocab_size)
-        )  # Llama's embedding has rows that no token uses
-    if first_token == "bos":
-        assert all(d.tolist() == [5, 6, EOS] for d in documents)
-    else:
-        assert {len(d) for d in documents} == {1, 4}
-        assert all((len(d) == 1) == (d[0] in (BOS, EOS)) for d in documents)
-
-
-def test_vllm_is_not_installed(make_run, lm, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(
-        ImportError,
-        match="generate.backend: vllm, and vLLM is not installed: .*backend: transformers",
+        MemoryError, match=r"generate.batch_rows = 100 needs .* at most 99 rows fit"
     ):
-        sampling.generate_dataset(make_run({"generate.backend": "vllm"}), lm, "key")
+        make_faithful(run, lm)
+    assert not list(run.artifacts.glob("faithful*/shard*"))

@@ -21,10 +21,10 @@ from faithful_sae.engine.plan import hub_problems, refuse
 from faithful_sae.files import ROOT, remove
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs.schema import ParamsError
-from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.corpus import corpus_rows, make_faithful
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.text import documents, hub_of, labelled, text_hash
 from faithful_sae.text import hub, read
-from faithful_sae.text.read import corpus_rows, documents, labelled
 from fake_hub import TOKEN, Repository, serve
 
 OLD = "a" * 40
@@ -129,6 +129,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     local = load_model(folders["model", f"tiny/{architecture}"][OLD], 1, "cpu", "float32")
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
     assert lm.revision == OLD
+    assert load_model(f"tiny/{architecture}", 1, "cpu", "float32").revision == OLD
     assert torch.equal(lm.activations(ids), local.activations(ids))
     record = json.loads((make_faithful(run, lm) / "provenance.json").read_text())
     assert record["inputs"]["commit"] == OLD
@@ -137,7 +138,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     (moved / "refs" / "main").write_text(NEW)
     assert open_model(run).revision == OLD
     assert torch.equal(open_model(run).activations(ids), local.activations(ids))
-    assert hub.moved(run) == [
+    assert hub_of(run).moved() == [
         f"note: main of tiny/{architecture} has moved from {OLD} to {NEW}; "
         f"{run.artifacts.parent / 'hub.json'} holds this "
         "profile to the former: `make clean` to start again with the latter"
@@ -193,12 +194,12 @@ def test_a_task_of_the_hub(make_run, cache):
 
 def test_a_newer_commit_is_other_text(make_run, cache, lm):
     run = hub_run(make_run)
-    before = read.text_hash(run, "web")
+    before = text_hash(run, "web")
     remove(run.artifacts.parent / "hub.json")
     folder = cache / "datasets--web--text"
     (folder / "snapshots" / OLD).rename(folder / "snapshots" / NEW)
     (folder / "refs" / hub.PARQUET).write_text(NEW)
-    assert read.text_hash(run, "web") != before
+    assert text_hash(run, "web") != before
 
 
 class Killed(BaseException):
@@ -208,7 +209,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("killed_after", [1, 4, 5, 9])
 def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch, killed_after):
     run = hub_run(make_run, corpus_tokens=1200)
-    read = []
+    batches = []
     whole = corpus_rows(run, "web", lm)
     expected = np.concatenate([whole.train, whole.heldout])
     remove(run.artifacts / "corpora")
@@ -216,8 +217,8 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     original = read.tokenize
 
     def tokenize(texts, tokenizer):
-        read.append(texts := list(texts))
-        if len(read) == killed_after:
+        batches.append(texts := list(texts))
+        if len(batches) == killed_after:
             raise Killed
         return original(texts, tokenizer)
 
@@ -236,9 +237,9 @@ def test_a_killed_reading_goes_on_where_it_was(make_run, cache, lm, monkeypatch,
     again = corpus_rows(run, "web", lm)
     assert np.array_equal(np.concatenate([again.train, again.heldout]), expected)
     done = 3 * (killed_after - 1)
-    assert (
-        sum(read[: killed_after - 1] + read[killed_after:], []) == TEXTS[: 3 * (len(read) - 1)]
-    )  # nothing twice, nothing left out
+    # nothing twice, nothing left out
+    finished = batches[: killed_after - 1] + batches[killed_after:]
+    assert [text for batch in finished for text in batch] == TEXTS[: 3 * (len(batches) - 1)]
     assert opened[0] == (("0000.parquet", done) if done < 14 else ("0001.parquet", done - 14))
 
 
@@ -378,7 +379,7 @@ CHECK = """
 import sys
 from faithful_sae.runs.params import load_params
 from faithful_sae.engine.plan import hub_problems, refuse
-from faithful_sae.text import hub
+from faithful_sae.stages.text import hub_of
 from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT
@@ -386,7 +387,7 @@ for file in FILES:
     try:
         run = load_params(file)
         refuse(hub_problems([run]))
-        for note in hub.moved(run):
+        for note in hub_of(run).moved():
             print(note)
         print("ok")
     except schema.ParamsError as error:
@@ -476,6 +477,21 @@ def test_errors_of_the_hub_are_one_line_each(make_run, server, tmp_path, root):
     assert check(files[:1], server, root, tmp_path / "elsewhere")[0].startswith(
         "model: tiny/llama: the Hub cannot be reached"
     )
+
+
+def test_loading_a_model_of_the_hub_says_in_one_line_what_is_wrong(server, tmp_path):
+    commits = server.repositories["model", "tiny/gpt2"].commits
+    server.repositories["model", "shut/model"] = Repository(commits, {"main": OLD}, gated=True)
+    code = "from faithful_sae import load_model; print(load_model({!r}, 0, 'cpu').revision)"
+    home = tmp_path / "home"
+    printed, said = online(code.format("shut/model"), server, home)
+    assert not printed
+    assert said == (
+        "faithful_sae.lm.model.ModelError: shut/model: a gated model: accept its licence on its "
+        "Hub page, then `hf auth login` (and there is no such folder)"
+    )
+    assert online(code.format("shut/model"), server, home, HF_TOKEN=TOKEN)[0].strip() == OLD
+    assert "no such model on the Hub" in online(code.format("tiny/none"), server, home)[1]
 
 
 def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, server, tmp_path):

@@ -296,7 +296,7 @@ def test_a_spread_model_computes_the_same_bytes(model_folders, architecture, dev
     for a, b in (
         (x, parts.activations(ids)),
         (whole.activations(ids, mask), parts.activations(ids, mask)),
-        *zip(whole.logits(ids), parts.logits(ids)),
+        *zip(whole.logits(ids), parts.logits(ids), strict=True),
         (whole.spliced_logits(ids, x / 2), parts.spliced_logits(ids, x / 2)),
         (whole.bos_distribution(), parts.bos_distribution()),
     ):

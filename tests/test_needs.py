@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 
 from conftest import ARCHITECTURES, make_model
+from faithful_sae.lm.architectures import Shape
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.runs import needs
-from faithful_sae.runs.needs import Shape
 from faithful_sae.runs.schema import model_stages, wanted_saes
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.stages.corpus import make_faithful

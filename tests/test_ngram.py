@@ -116,7 +116,7 @@ def test_histories_do_not_cross_rows():
     ],
 )
 def test_bad_rows(rows):
-    with pytest.raises(ValueError, match="rows must|token ids"):
+    with pytest.raises(ValueError, match=r"rows must|token ids"):
         NGram(3, 7).fit(rows)
 
 

@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from faithful_sae.engine.plan import profile_outputs, rows_file, stage_inputs
 from faithful_sae.files import ROOT
+from faithful_sae.lm.architectures import Shape
 from faithful_sae.lm.model import device_map
 from faithful_sae.runs.catalogue import exhibits
-from faithful_sae.runs.needs import Shape, needs
+from faithful_sae.runs.needs import needs
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.schema import SAE_SECTIONS, model_stages
 

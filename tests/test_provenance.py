@@ -330,15 +330,14 @@ def test_record(artefact):
 
 def test_no_token_in_any_file(make_run, lm, root, monkeypatch):
     """A secret in the environment must not be found in anything that a run writes."""
-    from faithful_sae.lm import sampling
-    from faithful_sae.text import read
+    from faithful_sae.stages.corpus import corpus_rows, make_faithful
 
     secret = "hf_" + "Zq9" * 11
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN"):
         monkeypatch.setenv(name, secret)
     run = make_run()
-    sampling.generate_dataset(run, lm, "key")
-    read.corpus_rows(run, "text", lm)
+    make_faithful(run, lm)
+    corpus_rows(run, "text", lm)
     files = [f for f in root.rglob("*") if f.is_file()]
     assert len([f for f in files if f.name == "provenance.json"]) == 2
     assert not [f for f in files if secret.encode() in f.read_bytes()]

@@ -40,7 +40,7 @@ from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all
-from faithful_sae.text import hub
+from faithful_sae.stages.text import hub_of
 from fake_hub import Repository, serve
 from test_hub import OLD, check
 
@@ -526,7 +526,7 @@ def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, 
     assert summary.source.tolist() == [
         f"pub/saes/runs/layers.0/seed{seed} at {OLD}" for seed in (42, 49)
     ]
-    assert hub.commits(run) == {"model pub/saes main": OLD}
+    assert hub_of(run).commits() == {"model pub/saes main": OLD}
     for (_, seed), sae in load_saes(run, lm).items():
         folder = load_sae(repository / "runs" / "layers.0" / f"seed{seed}")
         assert all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights)

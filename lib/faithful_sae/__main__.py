@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("output", type=Path, help="an empty file that is written at the end")
 
     command = add(documentation, "extract one corpus or task from installed packages")
-    command.add_argument("source", help="JSON list: kind, packages, size, whether it is a task")
+    command.add_argument("source", help="JSON list: kind, packages, size")
     command.add_argument("output", type=Path)
 
     command = add(with_gpus, "run a command with GPUs of its own")

@@ -70,16 +70,15 @@ if __name__ == "__main__":
             start = time.perf_counter()
             everything, documents = by_generate(lm, tokens, seed)
             seconds = time.perf_counter() - start
-            (
-                rates[names[0]].append(everything / seconds),
-                rates[names[1]].append(documents / seconds),
-            )
-            for name, rows in zip(names[2:], arguments.rows):
+            rates[names[0]].append(everything / seconds)
+            rates[names[1]].append(documents / seconds)
+            for name, rows in zip(names[2:], arguments.rows, strict=True):
                 start = time.perf_counter()
                 n = by_us(lm, tokens, rows, seed)
                 rates[name].append(n / (time.perf_counter() - start))
+        # the first round warms up
         print(
             f"| {tokens} | "
             + " | ".join(f"{statistics.median(rate[1:]):,.0f}" for rate in rates.values())
             + " |"
-        )  # the first warms up
+        )

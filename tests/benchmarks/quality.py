@@ -32,6 +32,7 @@ from faithful_sae.runs.params import load_params
 from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.train import RECIPES
 from faithful_sae.stages.model import open_model, train_embedded_model
+from faithful_sae.stages.text import documents
 from faithful_sae.text import read
 from faithful_sae.text.packing import pack, tokenize
 
@@ -90,7 +91,7 @@ def language_model(model, text, layer):
         load_params("params/laptop/neox.yaml"), file=ROOT / "params" / "benchmarks" / "neox.yaml"
     )
     train_embedded_model(run)
-    return open_model(run), read.documents(run, run.embedded.corpus)
+    return open_model(run), documents(run, run.embedded.corpus)
 
 
 def stream(lm, rows, n_tokens, batch_tokens):

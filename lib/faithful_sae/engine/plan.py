@@ -22,9 +22,8 @@ from faithful_sae.stages.text import (
     documentation_path,
     hub_source_problems,
     source_problems,
-    write_documentation,
 )
-from faithful_sae.text import hub
+from faithful_sae.text import documentation, hub
 
 
 def stages(runs: list[Run]) -> list[Stage]:
@@ -185,7 +184,7 @@ def share_settings(run: Run, corpus: str | None = None) -> str:
 
 
 def documentation_files(runs: list[Run]) -> dict[str, list]:
-    """{file: [kind, packages, size, is a task]} of all that is extracted from installed packages."""
+    """{file: [kind, packages, size]} of all that is extracted from installed packages."""
     found = {}
     for run in runs:
         corpora = filter(_is_documentation, run.corpora.values())
@@ -200,7 +199,7 @@ def _is_documentation(corpus: Corpus) -> bool:
 
 
 def _documentation(corpus: Corpus) -> tuple:
-    return corpus.documentation, corpus.packages, corpus.max_characters, False
+    return corpus.documentation, corpus.packages, corpus.max_characters
 
 
 def make_documentation(source: str, path: str) -> None:
@@ -209,8 +208,8 @@ def make_documentation(source: str, path: str) -> None:
     Args:
         source: JSON list as in documentation_files.
     """
-    kind, packages, size, task = json.loads(source)
-    write_documentation(path, kind, packages, size, task)
+    kind, packages, size = json.loads(source)
+    documentation.write(kind, packages, size, Path(path))
     megabytes = Path(path).stat().st_size / 1e6
     named = ", ".join(packages) or "the language reference"
     print(f"  ✓ {kind} of {named}, {megabytes:.1f} MB", flush=True)

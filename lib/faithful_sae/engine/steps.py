@@ -18,8 +18,7 @@ from faithful_sae.engine.notebook import Progress
 from faithful_sae.files import atomic_path, locked
 from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.corpus import corpus
-from faithful_sae.stages.faithful import sample_text
+from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
 from faithful_sae.stages.training import activation_stream, corpus_is_trained, corpus_saes
 
@@ -78,7 +77,7 @@ def compute_share(what: str, params: Path, worker: int, of: int, output: Path) -
         run = open_run(params)
         if what == "text":  # an embedded model is trained first, by one of the workers
             train_embedded_model(run)
-            sample_text(run, open_model(run), worker, of)
+            sample_share(run, open_model(run), worker, of)
         else:
             keep_activations(run, what.partition(":")[2], worker, of)
     output.touch()

@@ -184,7 +184,7 @@ def _write(
             return None
         return torch.where(new[..., None] == lm.bos_id, x, changed).to(at)
 
-    with lm._at_layer(at_hook):
+    with lm.at_layer(at_hook):
         while len(written) < new_tokens:
             out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)
             cache = out.past_key_values

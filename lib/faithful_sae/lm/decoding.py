@@ -5,59 +5,61 @@ The model's forward pass is transformers'; only what its attention calls is ours
 name for as long as a Decoder is open.
 """
 
+from typing import Any, Self
+
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from faithful_sae.kernels.one_token_attention import TILE, one_token_attention
+from faithful_sae.lm.architectures import MODELS
 from faithful_sae.lm.model import ModelError
 
 NAME = "one_token"
-MODELS = (
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "gemma2",
-    "mistral",
-    "qwen2",
-    "qwen3",
-)  # whose attention has nothing that ours lacks
 
 
 class Decoder:
-    """`rows` documents side by side, each up to `length` tokens long; a context manager, in which
-    the model's attention is ours.
+    """Documents side by side; a context manager, in which the model's attention is ours.
 
-    Memory is `needs.cache_bytes`, on a CPU taken as the rows grow.
+    Args:
+        model: a causal LM of transformers.
+        rows: documents.
+        length: tokens in each, at most.
+
+    Memory is `architectures.cache_bytes`, on a CPU taken as the rows grow.
 
     Raises:
         ModelError: a model whose attention is not known to be the one computed here.
     """
 
-    def __init__(self, model, rows, length):
+    def __init__(self, model: PreTrainedModel, rows: int, length: int):
         if model.config.model_type not in MODELS:
             raise ModelError(
                 f"{model.name_or_path}: cannot sample from a model of type "
-                f"{model.config.model_type!r}, only from "
-                f"{', '.join(MODELS)}: set generate.backend: vllm"
+                f"{model.config.model_type!r}, only from {', '.join(MODELS)}: take one of these"
             )
         self.model = model
         self.shape = (rows, -(-length // TILE))
-        self.layers = {}
+        self.layers: dict[int, list[torch.Tensor]] = {}
         self.lengths = torch.zeros(rows, dtype=torch.long)
 
-    def __enter__(self):
-        self.own = self.model.config._attn_implementation
+    def __enter__(self) -> Self:
+        self.own: Any = self.model.config._attn_implementation
         self.model.set_attn_implementation(NAME)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.model.set_attn_implementation(self.own)
 
-    def step(self, ids, slots):
-        """Append one token to each of some rows: ids and slots int64 [B] on the CPU, slots
-        increasing. Returns logits [B, V].
+    def step(self, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Append one token to each of some rows. A row starts anew when `lengths[slot]` is set to
+        0.
 
-        A row starts anew when `lengths[slot]` is set to 0.
+        Args:
+            ids: int64 [B] on the CPU.
+            slots: the rows, int64 [B] on the CPU, increasing.
+
+        Returns:
+            logits [B, V].
         """
         device = self.model.device
         lengths = self.lengths[slots]
@@ -73,15 +75,39 @@ class Decoder:
         self.lengths[slots] += 1
         return logits[:, -1]
 
-    def attend(self, layer, query, k, v, scale, softcap, window):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Keep the new token's key and value and attend to all of its row; as
+        kernels.one_token_attention. Called by the model's attention.
+
+        Args:
+            layer: number of the block.
+            query: [B, H, d].
+            k: [B, G, d].
+            v: [B, G, d].
+            scale: of the scores.
+            softcap: bound of the scores, if there is one.
+            window: how many tokens are attended to, if not all.
+
+        Returns:
+            [B, H, d].
+        """
         if layer not in self.layers:
-            self.layers[layer] = [
-                t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)
-            ]  # on the layer's device
+            # on the layer's device
+            self.layers[layer] = [t.new_zeros(*self.shape, *t.shape[1:], TILE) for t in (k, v)]
+        keys, values = self.layers[layer]
         slots = self.slots.to(k.device)
         before = self.before.to(k.device)
         return one_token_attention(
-            query, k, v, *self.layers[layer], slots, before, self.longest, scale, softcap, window
+            query, k, v, keys, values, slots, before, self.longest, scale, softcap, window
         )
 
 

@@ -7,9 +7,10 @@ decides how much is learned: hidden matrices are trained with Muon, whose orthog
 about half of AdamW's tokens at this size, everything else with AdamW.
 """
 
-import hashlib
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,34 +23,76 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from faithful_sae.files import atomic_path, digest, remove
-from faithful_sae.runs.code import code_hash
-from faithful_sae.runs.schema import plain
+from faithful_sae.files import atomic_path
+from faithful_sae.files.checkpoint import Checkpoint
+from faithful_sae.lm.architectures import Shape
 
 BOS = "<|endoftext|>"  # begins and ends a document, as in GPT-2 and Pythia
 INITIALIZER_RANGE = 0.02
-LOGS, EVALUATIONS = (
-    100,
-    5,
-)  # rows of the training log, and how many of them have a held-out cross-entropy
+# rows of the training log, and how many of them have a held-out cross-entropy
+LOGS = 100
+EVALUATIONS = 5
 CHECKPOINTS = 10
 ADAMW_LR = 0.5  # times Muon's learning rate
 
 
-def train_tokenizer(texts, vocab_size):
+class EmbeddedConfig(Protocol):
+    """What is asked for: `gpt_neox` or `llama`, its sizes, and how it is trained."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def d_mlp(self) -> int: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def train_tokens(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def batch_rows(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, GPT-2's kind; the same texts give the same tokenizer.
 
     Args:
-        texts: iterable of str.
+        texts: to count pairs in.
         vocab_size: 257 or more: all bytes and the special token, the rest are merges. Texts without
             enough distinct pairs give fewer tokens.
 
     Returns:
-        PreTrainedTokenizerFast, any text round-trips; `<|endoftext|>` (id 0) is BOS and EOS and is
-        not added by itself.
+        any text round-trips; `<|endoftext|>` (id 0) is BOS and EOS and is not added by itself.
 
     Raises:
         ValueError: a vocabulary that does not hold the bytes.
@@ -76,13 +119,13 @@ def train_tokenizer(texts, vocab_size):
     )
 
 
-def initialise(config, seed):
-    """A causal LM with random weights, float32 (config: `schema.Embedded`).
+def initialise(config: EmbeddedConfig, seed: int) -> PreTrainedModel:
+    """A causal LM with random weights, float32.
 
     Raises:
         ValueError: an architecture other than "gpt_neox" and "llama".
     """
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.d_mlp,
@@ -104,7 +147,16 @@ def initialise(config, seed):
     raise ValueError(f"architecture must be gpt_neox or llama, got {config.architecture!r}")
 
 
-def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, progress=True):
+def train_language_model(
+    config: EmbeddedConfig,
+    rows: Any,
+    heldout_rows: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    out_dir: str | Path,
+    seed: int,
+    key: str,
+    progress: bool = True,
+) -> pd.DataFrame:
     """Train a language model from scratch on packed rows and save it as a Hugging Face folder.
 
     Rows are drawn epoch by epoch without replacement; the learning rate rises linearly over
@@ -113,20 +165,19 @@ def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, p
     of threads).
 
     Args:
-        config: `schema.Embedded`: architecture, sizes, steps, batch_rows, lr, warmup_steps,
-            weight_decay.
+        config: architecture, sizes, steps, batch_rows, lr, warmup_steps, weight_decay.
         rows: int [R, T], each row starting with BOS; T <= config.context.
         heldout_rows: int [H, T], never trained on.
-        tokenizer: PreTrainedTokenizerFast of at most config.vocab_size tokens.
+        tokenizer: of at most config.vocab_size tokens.
         out_dir: the folder, which appears when training is complete.
         seed: of the initial weights and the order of the rows.
+        key: hash of all that the training depends on; a checkpoint of another key is not used.
         progress: show a bar with tokens per second and the cross-entropy of the last batch.
 
     Returns:
-        DataFrame, also saved as training.csv: step; tokens seen; train_ce, the mean over the steps
-            since the row before; and
-        heldout_ce, NaN where it was not measured. Nats per token, over every token but the first of
-        each row.
+        also saved as training.csv: step; tokens seen; train_ce, the mean over the steps since the
+        row before; and heldout_ce, NaN where it was not measured. Nats per token, over every token
+        but the first of each row.
 
     Raises:
         ValueError: rows that are empty, too long, or hold ids outside the vocabulary.
@@ -134,19 +185,10 @@ def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, p
     rows = _as_rows(rows, config, "rows")
     heldout_rows = _as_rows(heldout_rows, config, "heldout_rows")
     model = initialise(config, seed).train()
-    optimisers = _optimisers(model, config)
+    both = optimisers(model, config)
     order = _order(len(rows), config, seed)
-    key = digest(
-        [
-            plain(config),
-            seed,
-            torch.get_num_threads(),
-            code_hash("lm/embedded"),
-            *(hashlib.sha256(x.numpy()).hexdigest() for x in (rows, heldout_rows)),
-        ]
-    )
-    partial = Path(f"{out_dir}.partial")
-    step, log, losses = _resume(partial, key, model, optimisers)
+    checkpoint = Checkpoint(Path(f"{out_dir}.partial"), key)
+    step, log, losses = _resume(checkpoint, model, both)
     log_every, evaluate_every, save_every = (
         max(config.steps // n, 1) for n in (LOGS, EVALUATIONS, CHECKPOINTS)
     )
@@ -166,47 +208,45 @@ def train_language_model(config, rows, heldout_rows, tokenizer, out_dir, seed, p
                 (config.steps - step) / (config.steps - config.warmup_steps),
                 1,
             )
-            loss = _cross_entropy(model, rows[order[step]])
-            loss.backward()
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = group["initial_lr"] * fraction
-                optimiser.step()
-                optimiser.zero_grad()
+            losses.append(_step(model, both, rows[order[step]], fraction))
             step += 1
-            losses.append(loss.item())
             bar.update(tokens)
             bar.set_postfix(ce=f"{losses[-1]:.2f}", refresh=False)
             last = step == config.steps
             evaluated = last or step % evaluate_every == 0
             if evaluated or step % log_every == 0:
-                heldout = (
-                    evaluate(model, heldout_rows, config.batch_rows) if evaluated else math.nan
-                )
+                heldout = math.nan
+                if evaluated:
+                    heldout = evaluate(model, heldout_rows, config.batch_rows)
                 log.append([step, step * tokens, float(np.mean(losses)), heldout])
                 losses = []
             if not last and step % save_every == 0:
-                _checkpoint(partial, key, step, log, losses, model, optimisers)
+                checkpoint.save(step, _state(model, both), {"log": log, "losses": losses})
     log = pd.DataFrame(log, columns=["step", "tokens", "train_ce", "heldout_ce"])
     with atomic_path(out_dir) as folder:
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         log.to_csv(folder / "training.csv", index=False, lineterminator="\n")
-    remove(partial)
+    checkpoint.remove()
     return log
 
 
 @torch.no_grad()
-def evaluate(model, rows, batch_rows):
-    """Mean cross-entropy in nats per token of every token but the first of each row (int64 tensor
-    [R, T]).
+def evaluate(model: PreTrainedModel, rows: torch.Tensor, batch_rows: int) -> float:
+    """Mean cross-entropy in nats per token of every token but the first of each row.
+
+    Args:
+        model: a causal LM.
+        rows: int64 [R, T].
+        batch_rows: in a forward pass.
     """
     return sum(
-        _cross_entropy(model, batch).item() * len(batch) for batch in rows.split(batch_rows)
+        cross_entropy(model, batch).item() * len(batch) for batch in rows.split(batch_rows)
     ) / len(rows)
 
 
-def _cross_entropy(model, rows):
+def cross_entropy(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """Mean over every token but the first of each row of a batch, int64 [B, T]; with gradient."""
     # a label for the last position too, which is ignored: slicing the logits would copy them
     # forward and backward
     labels = F.pad(rows[:, 1:], (0, 1), value=-100)
@@ -217,7 +257,31 @@ def _cross_entropy(model, rows):
     )
 
 
-def _as_rows(rows, config, name):
+def language_model_training_bytes(config: EmbeddedConfig, shape: Shape) -> int:
+    """Memory of the training: weights, gradients, two moments and what Muon computes of them; of
+    each token in a batch the activations of all layers (16 D + 4 d_mlp numbers each) and five times
+    its logits; the corpus as text, and counts of five-grams (250 bytes a token).
+    """
+    tokens = config.batch_rows * config.context
+    activations = (
+        tokens * 4 * (shape.layers * (16 * shape.d_model + 4 * shape.d_mlp) + 5 * shape.vocab_size)
+    )
+    return 6 * 4 * shape.parameters + activations + 250 * config.train_tokens
+
+
+def _step(model, both, batch, fraction):
+    """One optimiser step at a fraction of the learning rates; returns the loss before it."""
+    loss = cross_entropy(model, batch)
+    loss.backward()
+    for optimiser in both:
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * fraction
+        optimiser.step()
+        optimiser.zero_grad()
+    return loss.item()
+
+
+def _as_rows(rows: Any, config: EmbeddedConfig, name: str) -> torch.Tensor:
     rows = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
     if rows.ndim != 2 or len(rows) == 0 or not 2 <= rows.shape[1] <= config.context:
         raise ValueError(
@@ -231,7 +295,7 @@ def _as_rows(rows, config, name):
     return rows
 
 
-def _order(n_rows, config, seed):
+def _order(n_rows: int, config: EmbeddedConfig, seed: int) -> torch.Tensor:
     """The rows of every step, int64 [steps, batch_rows]: fixed beforehand, so that a resumed run
     needs no random state.
     """
@@ -254,11 +318,18 @@ class Muon(torch.optim.Optimizer):
     are orthogonalised together.
     """
 
-    def __init__(self, parameters, lr, weight_decay, momentum=0.95):
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ):
         super().__init__(parameters, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move every matrix along its orthogonalised momentum."""
         for group in self.param_groups:
             shapes = {}
             for weight in group["params"]:
@@ -276,9 +347,9 @@ class Muon(torch.optim.Optimizer):
                     )
 
 
-def orthogonalise(x):
-    """Move the singular values of each matrix to about 1 with five Newton-Schulz steps (Jordan et
-    al. 2024). x: [N, m, n].
+def orthogonalise(x: torch.Tensor) -> torch.Tensor:
+    """Move the singular values of each matrix in [N, m, n] to about 1 with five Newton-Schulz steps
+    (Jordan et al. 2024).
     """
     wide = x.mT if x.shape[1] > x.shape[2] else x
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -288,49 +359,53 @@ def orthogonalise(x):
     return wide.mT if x.shape[1] > x.shape[2] else wide
 
 
-def _optimisers(model, config):
+def optimisers(model: Any, config: EmbeddedConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else. Each group keeps its largest
+    learning rate as `initial_lr`.
+    """
     hidden = [weight for weight in model.base_model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in hidden}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    optimisers = [
+    both = [
         Muon(hidden, config.lr, config.weight_decay),
         torch.optim.AdamW(
             others, config.lr * ADAMW_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         ),
     ]
-    for optimiser in optimisers:
+    for optimiser in both:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
-    return optimisers
+    return both
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def _checkpoint(path, key, step, log, losses, model, optimisers):
-    with atomic_path(path) as temporary:
-        torch.save(
-            {
-                "key": key,
-                "step": step,
-                "log": log,
-                "losses": losses,
-                "model": model.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            },
-            temporary,
-        )
+def _state(model, both):
+    """All tensors of a training, by name; learning rates follow from the step."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, optimiser in enumerate(both):
+        for weight, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"{number}.{weight}.{name}": tensor for name, tensor in state.items()}
+    return tensors
 
 
-def _resume(path, key, model, optimisers):
-    """Load a checkpoint of the same training, if there is one; (step, log, losses since the last
-    log row).
-    """
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        if saved["key"] == key:
-            model.load_state_dict(saved["model"])
-            for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-                optimiser.load_state_dict(state)
-            return saved["step"], saved["log"], saved["losses"]
-    return 0, [], []
+def _resume(checkpoint, model, both):
+    """Go on from a checkpoint, if there is one; (step, log, losses since the last log row)."""
+    saved = checkpoint.load()
+    if saved is None:
+        return 0, [], []
+    step, tensors, numbers = saved
+    weights = {}
+    states = [{}, {}]
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            weights[rest] = tensor
+        else:
+            weight, _, name = rest.partition(".")
+            states[int(part)].setdefault(int(weight), {})[name] = tensor
+    model.load_state_dict(weights)
+    for optimiser, state in zip(both, states, strict=True):
+        optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    return step, numbers["log"], numbers["losses"]

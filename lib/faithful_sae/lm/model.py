@@ -12,17 +12,18 @@ other, so more GPUs make room, not speed, and change no number.
 
 import contextlib
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from faithful_sae.runs.needs import Shape, shape_of
-
-BLOCKS = ("layers", "h")  # where Llama, Gemma and GPT-NeoX, and where GPT-2 keep their blocks
+from faithful_sae.lm.architectures import BLOCKS, Shape, shape_of
+from faithful_sae.text import hub
 
 
 class ModelError(ValueError):
@@ -41,36 +42,40 @@ class LanguageModel:
     mask is given.
     """
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     layer: int
     bos_id: int
-    revision: str | None = None  # the resolved commit of a Hub model
+    # the commit of a Hub model
+    revision: str | None = None
 
     def __post_init__(self):
         self.blocks = _blocks(self.model)
         self.device = self.model.get_output_embeddings().weight.device
         homes = [next(block.parameters()).device for block in self.blocks]
-        self.shares = {
-            device: homes.count(device) / len(homes) for device in {*homes, self.device}
-        }  # of the blocks, by device
+        # of the blocks, by device
+        self.shares = {device: homes.count(device) / len(homes) for device in {*homes, self.device}}
         self.d_model = self.model.config.hidden_size
         self.context = self.model.config.max_position_embeddings
-        self.vocab_size = len(
-            self.tokenizer
-        )  # without the rows some models pad their embedding with
+        # without the rows some models pad their embedding with
+        self.vocab_size = len(self.tokenizer)
 
     @property
     def shape(self) -> Shape:
+        """Its sizes."""
         return shape_of(self.model)
 
     @contextlib.contextmanager
-    def _at_layer(self, function, skip=False):
-        """Within the context, `function(x)` is called with the hooked tensor and may return a
-        replacement.
+    def at_layer(
+        self, function: Callable[[torch.Tensor], torch.Tensor | None], skip: bool = False
+    ) -> Iterator[None]:
+        """Within the context, `function` sees every tensor that enters block `layer`.
 
-        `skip`: the blocks before the hook do nothing; their work would be thrown away by the
-        replacement.
+        Args:
+            function: given the hooked tensor [B, T, D]; what it returns, if anything, takes its
+                place.
+            skip: the blocks before the hook do nothing; their work would be thrown away by the
+                replacement.
         """
 
         def hook(_, args, kwargs):
@@ -92,15 +97,21 @@ class LanguageModel:
                 del block.forward
 
     @torch.no_grad()
-    def activations(self, ids, attention_mask=None):
+    def activations(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Residual stream entering block `layer`: float32 [B, T, D]. The forward pass stops there:
         no later block, no head.
+
+        Args:
+            ids: int64 [B, T].
+            attention_mask: [B, T], 0 where `ids` is padding.
         """
 
         def stop(x):
             raise _Stop(x)
 
-        with self._at_layer(stop):
+        with self.at_layer(stop):
             try:
                 self.model.base_model(
                     input_ids=ids.to(self.model.device),
@@ -109,27 +120,32 @@ class LanguageModel:
                 )
             except _Stop as stopped:
                 return stopped.args[0].to(self.device).float()
+        raise AssertionError(f"block {self.layer} did not run")
 
     @torch.no_grad()
-    def logits(self, ids):
+    def logits(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits float32 [B, T, V] and the hooked activations float32 [B, T, D], in one
-        pass.
+        pass. ids: int64 [B, T].
         """
         kept = []
-        with self._at_layer(lambda x: kept.append(x.to(self.device).float())):
+        with self.at_layer(lambda x: kept.append(x.to(self.device).float())):
             logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
         return logits, kept[0]
 
     @torch.no_grad()
-    def spliced_logits(self, ids, x):
-        """Logits float32 [B, T, V] when `x` [B, T, D] stands in for the hooked tensor. Blocks
-        before the hook do not run.
+    def spliced_logits(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [B, T, V] when `x` stands in for the hooked tensor. Blocks before the hook
+        do not run.
+
+        Args:
+            ids: int64 [B, T].
+            x: [B, T, D].
         """
-        with self._at_layer(lambda hidden: x.to(hidden), skip=True):
+        with self.at_layer(lambda hidden: x.to(hidden), skip=True):
             return self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
 
     @torch.no_grad()
-    def bos_distribution(self):
+    def bos_distribution(self) -> torch.Tensor:
         """The model's distribution of the first token, given BOS alone: float64 [vocab_size], sums
         to 1.
         """
@@ -140,7 +156,12 @@ class LanguageModel:
 
 
 def load_model(
-    id_or_path, layer, device="auto", dtype="auto", revision=None, gpus=1
+    id_or_path: str | Path,
+    layer: int,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    gpus: int = 1,
 ) -> LanguageModel:
     """Load a causal LM from a Hub id or a folder.
 
@@ -171,41 +192,54 @@ def load_model(
             f"gpus: {gpus} were asked for, and there are {torch.cuda.device_count()} here: give "
             f"{name} more, or lower gpus"
         )
+    folder, at = _located(name, revision)
     with explained(name, "model"):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(folder)
     if not 0 <= layer < config.num_hidden_layers:
         raise ModelError(
             f"{name}: layer {layer} is out of range: it has blocks 0 to "
             f"{config.num_hidden_layers - 1}"
         )
     with explained(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    if not set(tokenizer.get_vocab()) - set(
-        tokenizer.all_special_tokens
-    ):  # transformers makes up an empty one
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    # transformers makes up an empty one
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ModelError(
             f"{name}: no tokenizer in it: copy the model's tokenizer.json and "
             "tokenizer_config.json beside config.json"
         )
     bos_id = beginning_of_sequence(tokenizer, name)
     with explained(name, "model"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
         )
+    model, loaded = found
     if loaded["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(
             f"{name}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}: is every "
             "*.safetensors file there?"
         )
+    model.name_or_path = name
     spread(model.eval(), [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device])
-    return LanguageModel(model, tokenizer, layer, bos_id, getattr(config, "_commit_hash", None))
+    return LanguageModel(model, tokenizer, layer, bos_id, at)
 
 
-def spread(model, devices):
+def _located(name, revision):
+    """(folder of a model, its commit if it is one of the Hub)."""
+    if Path(name).is_dir():
+        return Path(name), None
+    try:
+        is_commit = revision and hub.COMMIT.fullmatch(revision)
+        at = revision if is_commit else hub.resolve("model", name, revision or "main")
+        return hub.fetch_model(name, at), at
+    except hub.HubError as error:
+        raise ModelError(f"{error} (and there is no such folder)") from error
+
+
+def spread(model: Any, devices: Sequence[str]) -> None:
     """Put a model on one device or, in contiguous runs of blocks of about equal size, on several;
     changes it in place.
     """
@@ -219,12 +253,11 @@ def spread(model, devices):
     for part, number in device_map(model, len(devices)).items():
         part.to(devices[number])
         part.register_forward_pre_hook(_fetch(devices[number]), with_kwargs=True)
-    model.base_model.register_forward_pre_hook(
-        _fetch(devices[0]), with_kwargs=True
-    )  # positions and masks are made where ids are
+    # positions and masks are made where ids are
+    model.base_model.register_forward_pre_hook(_fetch(devices[0]), with_kwargs=True)
 
 
-def device_map(model, n) -> dict:
+def device_map(model: Any, n: int) -> dict[torch.nn.Module, int]:
     """{module: number of its device, 0 to n - 1}, of all modules in the order in which they run.
 
     A block goes where its middle falls when all weights, laid end to end, are cut into n equal
@@ -234,9 +267,8 @@ def device_map(model, n) -> dict:
     blocks = _blocks(model)
     at = parts.index(blocks)
     behind = [part for part in parts[at + 1 :] if _bytes(part)]
-    before = [
-        part for part in parts if part is not blocks and part not in behind
-    ]  # rotary embeddings, too, serve from the first
+    # rotary embeddings, too, serve from the first
+    before = [part for part in parts if part is not blocks and part not in behind]
     behind.append(model.get_output_embeddings())
     done = sum(map(_bytes, before))
     total = done + _bytes(blocks) + sum(map(_bytes, behind))
@@ -244,7 +276,11 @@ def device_map(model, n) -> dict:
     for block in blocks:
         places.append(min(int(n * (done + _bytes(block) / 2) / total), n - 1))
         done += _bytes(block)
-    return dict.fromkeys(before, 0) | dict(zip(blocks, places)) | dict.fromkeys(behind, n - 1)
+    return (
+        dict.fromkeys(before, 0)
+        | dict(zip(blocks, places, strict=True))
+        | dict.fromkeys(behind, n - 1)
+    )
 
 
 def _bytes(module):
@@ -266,7 +302,7 @@ def _fetch(device):
     return hook
 
 
-def beginning_of_sequence(tokenizer, name) -> int:
+def beginning_of_sequence(tokenizer: Any, name: str) -> int:
     """The id generation starts from: BOS, or, said out loud, EOS where a tokenizer has no BOS.
 
     Raises:
@@ -280,39 +316,34 @@ def beginning_of_sequence(tokenizer, name) -> int:
         )
     warnings.warn(
         f"note: {name}: its tokenizer has no BOS; EOS {tokenizer.eos_token!r} (id "
-        f"{tokenizer.eos_token_id}) takes its place"
+        f"{tokenizer.eos_token_id}) takes its place",
+        stacklevel=2,
     )
     return tokenizer.eos_token_id
 
 
 @contextlib.contextmanager
-def explained(name, what):
-    """Turn the many ways in which loading fails into one line that says what to do."""
+def explained(name: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which a model folder fails to load into one line that says what to do.
+
+    Args:
+        name: of the model.
+        what: of it is loaded: model or tokenizer.
+
+    Raises:
+        ModelError: instead of what was raised.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
-        kind = type(error).__name__ + text
-        if Path(name).is_dir():
-            if "safetensor" in kind.lower() and "pickle" not in text and what == "model":
-                raise ModelError(
-                    f"{name}: cannot read its weights ({text[:160]}): a folder needs whole "
-                    "*.safetensors files"
-                ) from error
+        kind = (type(error).__name__ + text).lower()
+        if "safetensor" in kind and "pickle" not in text and what == "model":
             raise ModelError(
-                f"{name}: cannot load its {what} ({text[:160]}): a model folder needs config.json, "
-                "*.safetensors, tokenizer.json and tokenizer_config.json"
-            ) from error
-        if "gated" in kind.lower() or "401" in kind or "403" in kind:
-            raise ModelError(
-                f"{name}: a gated or private model: accept its licence on its Hub page, then `hf "
-                "auth login`"
-            ) from error
-        if "offline" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
-            raise ModelError(
-                f"{name}: no such folder, and the Hub cannot be reached: give a folder, or run "
-                "once online"
+                f"{name}: cannot read its weights ({text[:160]}): a folder needs whole "
+                "*.safetensors files"
             ) from error
         raise ModelError(
-            f"{name}: no such folder, and no such {what} on the Hub ({text[:160]})"
+            f"{name}: cannot load its {what} ({text[:160]}): a model folder needs config.json, "
+            "*.safetensors, tokenizer.json and tokenizer_config.json"
         ) from error

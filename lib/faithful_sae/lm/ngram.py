@@ -6,14 +6,19 @@ section 3), the strongest of the count-based models, fitted on the tokens that t
 trained on and scored on the same held-out positions.
 
     p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + gamma(h) p_{n-1}(w | h')
-            h' is h without its first token
-    gamma(h)   = (D_1 N_1(h) + D_2 N_2(h) + D_3 N_3+(h)) / c(h)   N_r(h): number of w with c(hw) = r
+    gamma(h)   = (D_1 N_1(h) + D_2 N_2(h) + D_3 N_3+(h)) / c(h)
+
+    h'         h without its first token
+    N_r(h)     number of w with c(hw) = r
 
 At the highest order c counts occurrences, below it the distinct tokens that precede the n-gram; p_0
 is uniform. A history that was never seen leaves the prediction to the next lower order.
 """
 
+from typing import Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class NGram:
@@ -30,7 +35,7 @@ class NGram:
         ValueError: an n-gram does not fit a 64-bit key, i.e. (vocab_size + 1) ** order >= 2 ** 63.
     """
 
-    def __init__(self, order, vocab_size):
+    def __init__(self, order: int, vocab_size: int):
         if order < 1 or (vocab_size + 1) ** order >= 2**63:
             raise ValueError(
                 f"order {order} over {vocab_size} tokens does not fit a 64-bit key: take a lower "
@@ -40,20 +45,17 @@ class NGram:
         self.order = order
         self.base = vocab_size + 1
 
-    def fit(self, rows):
-        """Count the n-grams that end at every token but the first of each row.
+    def fit(self, rows: np.ndarray) -> Self:
+        """Count the n-grams that end at every token but the first of each row; returns itself.
 
         Args:
             rows: int [R, T], ids in 0..vocab_size-1, T >= 2.
-
-        Returns:
-            self.
 
         Raises:
             ValueError: no rows, rows too short, ids out of range.
         """
         keys, counts = np.unique(self._ngrams(rows) @ self._powers(self.order), return_counts=True)
-        self.levels = []  # from the highest order to the lowest
+        self.levels: list[_Level] = []  # from the highest order to the lowest
         for n in range(self.order, 0, -1):
             self.levels.append(_Level(keys, counts, self.base))
             # an n-gram without its first token is preceded by as many distinct tokens as there are
@@ -61,7 +63,7 @@ class NGram:
             keys, counts = np.unique(keys % self.base ** (n - 1), return_counts=True)
         return self
 
-    def probability(self, ngrams):
+    def probability(self, ngrams: ArrayLike) -> np.ndarray:
         """p(last token | the tokens before it).
 
         Args:
@@ -76,9 +78,11 @@ class NGram:
             p = level.interpolate(keys % self.base**n, p)
         return p
 
-    def cross_entropy(self, rows):
-        """Mean negative log-likelihood in nats per token of every token but the first of each row
-        (int [R, T]).
+    def cross_entropy(self, rows: np.ndarray) -> float:
+        """Mean negative log-likelihood in nats per token of every token but the first of each row.
+
+        Args:
+            rows: as of fit.
         """
         return float(-np.log(self.probability(self._ngrams(rows))).mean())
 
@@ -101,7 +105,8 @@ class NGram:
             ((0, 0), (max(self.order - 2, 0), 0)),
             constant_values=self.vocab_size,
         )
-        padded = padded[:, 1:] if self.order == 1 else padded
+        if self.order == 1:
+            padded = padded[:, 1:]
         return np.lib.stride_tricks.sliding_window_view(padded, self.order, axis=1).reshape(
             -1, self.order
         )
@@ -125,9 +130,8 @@ class _Level:
         """p_n from the keys of n-grams (int64 [N]) and p_{n-1} (float64 [N])."""
         at, seen = _find(self.histories, keys // self.base)
         key_at, key_seen = _find(self.keys, keys)
-        p = (np.where(key_seen, self.discounted[key_at], 0) + self.left[at] * lower) / self.totals[
-            at
-        ]
+        counted = np.where(key_seen, self.discounted[key_at], 0)
+        p = (counted + self.left[at] * lower) / self.totals[at]
         return np.where(seen, p, lower)
 
 

@@ -7,8 +7,9 @@ re-tokenise, which changes them.
 """
 
 import math
-import os
-import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,33 +17,28 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from faithful_sae import vllm_backend
-from faithful_sae.files import (
-    MissingInputError,
-    atomic_path,
-    is_current,
-    locked,
-    remove,
-    remove_others,
-    require_space,
-)
+from faithful_sae.files import atomic_path, locked
+from faithful_sae.lm.architectures import cache_bytes, sampling_bytes
 from faithful_sae.lm.decoding import Decoder
-from faithful_sae.runs import needs
-from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.text.packing import joined, separate
+
+# of the free memory may go to rows: the rest is for what a step computes
+SAMPLING_SHARE = 0.9
 
 
 @torch.inference_mode()
 def sample(
-    lm,
-    batch_rows,
-    max_new_tokens,
-    generator,
-    temperature=1.0,
-    top_p=1.0,
-    first_token="bos",
-    tokens=0,
-    progress=lambda n: None,
-):
+    lm: LanguageModel,
+    batch_rows: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    first_token: str = "bos",
+    tokens: int = 0,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> list[np.ndarray]:
     """Sample documents from BOS alone, `batch_rows` side by side; where one ends the next begins,
     until there are `tokens` tokens.
 
@@ -50,7 +46,7 @@ def sample(
     begun is finished: none is kept or left out for its length.
 
     Args:
-        lm: LanguageModel.
+        lm: to sample from.
         batch_rows: rows B, for which `require_memory` asks. At least so many documents are sampled.
         max_new_tokens: a document ends here, or where the model samples EOS or BOS (kept as its
             last id).
@@ -64,7 +60,7 @@ def sample(
         progress: called with the number of tokens sampled in each step.
 
     Returns:
-        list of int32 arrays, the ids after BOS, in the order in which the documents were begun.
+        int32 arrays, the ids after BOS, in the order in which the documents were begun.
     """
     ends = [i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None]
     text = np.empty((batch_rows, max_new_tokens), np.int32)
@@ -92,41 +88,50 @@ def sample(
                 documents[number[slots[i]]] = text[slots[i], : places[i] + 1].copy()
             if sampled < tokens:
                 again = slots[ended]
-                number[again], begun = np.arange(begun, begun + len(again)), begun + len(again)
-                decoder.lengths[again], ids[ended] = 0, lm.bos_id
+                number[again] = np.arange(begun, begun + len(again))
+                begun += len(again)
+                decoder.lengths[again] = 0
+                ids[ended] = lm.bos_id
             else:
                 slots = slots[~ended]
                 ids = ids[~ended]
     return [documents[i] for i in range(begun)]
 
 
-def require_memory(run, lm):
+def require_memory(lm: LanguageModel, batch_rows: int, max_new_tokens: int) -> None:
     """Stop before sampling that would run out of memory: keys and values of all rows, and logits
     with what is computed of them.
+
+    Args:
+        lm: to sample from.
+        batch_rows: documents side by side.
+        max_new_tokens: in a document.
 
     Raises:
         MemoryError: with the number of rows that would fit.
     """
-    g = run.generate
-    cache = needs.cache_bytes(lm.shape, 1, g.max_new_tokens)
-    logits = needs.sampling_bytes(lm.shape, 1, g.max_new_tokens) - cache
+    cache = cache_bytes(lm.shape, 1, max_new_tokens)
+    logits = sampling_bytes(lm.shape, 1, max_new_tokens) - cache
     for device, share in lm.shares.items():  # of the blocks; logits come out on the last
         per_row = share * cache + logits * (device == lm.device)
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            if device.type == "cuda"
-            else psutil.virtual_memory().available
-        )
-        fit = int(needs.SAMPLING_SHARE * free / per_row)
-        if g.batch_rows > fit:
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        else:
+            free = psutil.virtual_memory().available
+        fit = int(SAMPLING_SHARE * free / per_row)
+        if batch_rows > fit:
             raise MemoryError(
-                f"{run.file}: generate.batch_rows = {g.batch_rows} needs "
-                f"{g.batch_rows * per_row / 1e9:,.1f} GB for keys, values "
-                f"and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit"
+                f"batch_rows = {batch_rows} needs {batch_rows * per_row / 1e9:,.1f} GB for keys, "
+                f"values and logits, and {free / 1e9:,.1f} GB are free: at most {fit} rows fit"
             )
 
 
-def next_token_probabilities(logits, temperature, top_p):
+def next_token_probabilities(
+    logits: torch.Tensor, temperature: float, top_p: float
+) -> torch.Tensor:
+    """What `sample` draws a token from, [B, V], from float logits [B, V]; with top_p below 1 the
+    rows do not sum to 1.
+    """
     p = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     if top_p < 1:
         ordered, index = p.sort(-1, descending=True)
@@ -135,9 +140,16 @@ def next_token_probabilities(logits, temperature, top_p):
     return p
 
 
-def draw_tokens(p, generator):
+def draw_tokens(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per
     row, where torch.multinomial takes one per token of the vocabulary.
+
+    Args:
+        p: [B, V], 0 or more; rows need not sum to 1.
+        generator: on the device of `p`.
+
+    Raises:
+        FloatingPointError: a row that is not finite.
     """
     cdf = p.cumsum(-1, dtype=torch.float64)
     if not cdf[:, -1].isfinite().all():
@@ -152,128 +164,64 @@ def draw_tokens(p, generator):
     return torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[-1] - 1)
 
 
-def generate_dataset(run, lm, key, inputs=None):
-    """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
-    run goes on where it was.
+# --- shards ---------------------------------------------------------------------------------------
 
-    Each shard has its own generator, seeded by (seed, shard): the same tokens whether or not the
-    run was interrupted, and however many processes sample_share's shards beforehand. While one of
-    them still runs, this waits.
 
-    Raises:
-        DiskFullError: before any work, if the tokens would not fit.
-        MemoryError: before any work, if batch_rows rows would not fit in memory.
-        ValueError: max_new_tokens beyond the model's context.
+def write_shards(
+    folder: Path,
+    lm: LanguageModel,
+    *,
+    tokens: int,
+    shard_tokens: int,
+    seed: int,
+    batch_rows: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    first_token: str,
+    worker: int = 0,
+    of: int = 1,
+    title: str = "faithful text",
+) -> None:
+    """Sample the shards of a dataset that are not in its folder. A worker leaves one that another
+    process is at to it; who is alone waits.
+
+    Args:
+        folder: of the shards.
+        lm: to sample from; the other arguments that are not here are those of `sample`.
+        tokens: of the whole dataset, at least.
+        shard_tokens: of a shard, at least; the last one has what remains.
+        seed: each shard has its own generator, seeded by (seed, shard).
+        worker: number of the first shard written here.
+        of: every so many shards one is written here.
+        title: of the progress bar.
     """
-    folder = run.artifacts / "faithful"
-    with locked(run.artifacts / ".faithful.lock"):
-        if is_current(folder, key):
-            return folder
-        start = time.time()
-        shards = folder.with_name(f"faithful-{key}.partial")
-        remove_others(shards)
-        _sample_shards(run, lm, shards)
-        for unfinished in shards.glob(".*"):  # of a process killed while it wrote, and locks
-            remove(unfinished)
-        write_provenance(
-            shards / "provenance.json",
-            key=key,
-            parameters=run.settings("generate"),
-            inputs=inputs,
-            seconds=time.time() - start,
-            device=lm.device,
-        )
-        remove(folder)
-        os.replace(shards, folder)
-    return folder
-
-
-def sample_share(run, lm, key, worker, of):
-    """Sample every `of`-th shard of the dataset from number `worker` on, beside other processes
-    that do; generate_dataset joins them.
-
-    Raises as generate_dataset.
-    """
-    folder = run.artifacts / "faithful"
-    with locked(run.artifacts / ".faithful.lock", shared=True):
-        if not is_current(folder, key):
-            _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
-
-
-def _sample_shards(run, lm, shards, worker=0, of=1):
-    """Write the shards that are not there. A worker leaves one that a worker of a killed run is
-    still at to it; who is alone waits.
-    """
-    g = run.generate
-    numbers = range(worker, math.ceil(run.generate.tokens / run.generate.shard_tokens), of)
-    if g.max_new_tokens >= lm.context:
-        raise ValueError(
-            f"{run.file}: generate.max_new_tokens = {g.max_new_tokens} must be below the model's "
-            "context of "
-            f"{lm.context} tokens: BOS takes one position"
-        )
-    require_space(shards, needs.text_disk(g) // of, "the faithful dataset")
-    draw = vllm_backend.sampler(run, lm) if g.backend == "vllm" else _sampler(run, lm)
-    with tqdm(
-        total=g.tokens // of, unit="token", unit_scale=True, desc=f"{run.name}: faithful text"
-    ) as bar:
-        for shard in numbers:
-            path = shards / f"shard_{shard:05d}.safetensors"
-            with locked(shards / f".{path.stem}.lock", wait=of == 1) as free:
-                if free and not path.exists():
-                    _write_shard(path, run, draw, shard, bar)
-                elif free:
+    with tqdm(total=tokens // of, unit="token", unit_scale=True, desc=title) as bar:
+        for shard in range(worker, math.ceil(tokens / shard_tokens), of):
+            path = folder / f"shard_{shard:05d}.safetensors"
+            with locked(folder / f".{path.stem}.lock", wait=of == 1) as free:
+                if not free:
+                    continue
+                if path.exists():
                     bar.update(len(load_file(path)["ids"]))
+                    continue
+                state = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)
+                documents = sample(
+                    lm,
+                    batch_rows,
+                    max_new_tokens,
+                    torch.Generator(lm.device).manual_seed(int(state[0] >> 1)),
+                    temperature,
+                    top_p,
+                    first_token,
+                    min(shard_tokens, tokens - shard * shard_tokens),
+                    bar.update,
+                )
+                with atomic_path(path) as tmp:
+                    save_file(joined(documents), tmp)
 
 
-def _sampler(run, lm):
-    """A function (seed, tokens, progress) that samples documents as the run asks."""
-    require_memory(run, lm)
-    g = run.generate
-
-    def draw(seed, tokens, progress):
-        generator = torch.Generator(lm.device).manual_seed(seed)
-        return sample(
-            lm,
-            g.batch_rows,
-            g.max_new_tokens,
-            generator,
-            g.temperature,
-            g.top_p,
-            g.first_token,
-            tokens,
-            progress,
-        )
-
-    return draw
-
-
-def _write_shard(path, run, draw, shard, bar):
-    g = run.generate
-    seed = int(np.random.SeedSequence([g.seed, shard]).generate_state(1, np.uint64)[0] >> 1)
-    documents = draw(seed, min(g.shard_tokens, g.tokens - shard * g.shard_tokens), bar.update)
-    with atomic_path(path) as tmp:
-        save_file(
-            {
-                "ids": np.concatenate(documents),
-                "lengths": np.array([len(d) for d in documents], np.int32),
-            },
-            tmp,
-        )
-
-
-def read_shards(run):
-    """Yield the documents (int32 ids without BOS) of a run's faithful dataset.
-
-    Raises:
-        MissingInputError: notebook 01 has not made it.
-    """
-    folder = run.artifacts / "faithful"
-    if not (folder / "provenance.json").exists():
-        raise MissingInputError(
-            f"{folder} is missing: run notebooks/01_generate_faithful for "
-            f"{run.profile}/{run.name} first"
-        )
+def read_shards(folder: Path) -> Iterator[np.ndarray]:
+    """Yield the documents of a dataset (int32 ids without BOS) in order."""
     for path in sorted(folder.glob("shard_*.safetensors")):
-        shard = load_file(path)
-        yield from np.split(shard["ids"], np.cumsum(shard["lengths"])[:-1])
+        yield from separate(load_file(path))

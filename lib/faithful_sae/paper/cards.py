@@ -14,7 +14,6 @@ from faithful_sae.paper.tables import heading
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import LISTED
 from faithful_sae.runs.rows import read_rows
-from faithful_sae.text import hub
 
 PAPER = (
     'Cho et al. (2025), "FaithfulSAE: Towards Capturing Faithful Features with Sparse '
@@ -227,7 +226,7 @@ def _corpora(run, names):
             {
                 "corpus": name,
                 "text": text,
-                "commit": hub.commits(run).get(f"dataset {c.hub} {c.revision}", ""),
+                "commit": run.hub.commits().get(f"dataset {c.hub} {c.revision}", ""),
                 "licence": licences.get(c.hub, ""),
                 "activations": f"{int(trained.tokens[name]):,}",
                 "passes": round(float(trained.passes[name]), 2),

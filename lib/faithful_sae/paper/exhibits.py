@@ -15,7 +15,6 @@ from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import EMBEDDED_ROWS, OPTIONAL, PAPER_STAGES, ROWS, model_stages
-from faithful_sae.text import hub
 
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:
@@ -202,7 +201,7 @@ def _provenance(exhibit, runs, stem):
         inputs={
             f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths
         }
-        | hub.commits(runs[0]),
+        | runs[0].hub.commits(),
         device=runs[0].device,
         missing=unmeasured(runs).to_dict("records") if exhibit.scope == "profile" else None,
     )

@@ -43,6 +43,7 @@ from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import SAEError
 from faithful_sae.stages.corpus import faithful_key
+from faithful_sae.stages.model import model_commit
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.text import hub
 
@@ -238,7 +239,7 @@ def prepare_dataset(run, namespace) -> Repository | None:
 
 def _tokenizer(run):
     folder = run.artifacts / "lm" if run.embedded else run.model_folder
-    at = None if folder else hub.commit(run, "model", run.model, run.revision)
+    at = model_commit(run)
     return AutoTokenizer.from_pretrained(str(folder or run.model), revision=at)
 
 

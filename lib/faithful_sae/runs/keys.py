@@ -100,10 +100,12 @@ class Fingerprint:
         """The hash of all three; what is_current compares."""
         return digest([self.parameters, self.inputs, code_hash(*self.code)])
 
-    def record(self, **made: Any) -> dict[str, Any]:
+    def record(self, commit: str | None = None, **made: Any) -> dict[str, Any]:
         """The provenance of an artefact with this fingerprint.
 
         Args:
+            commit: of what was read from the Hub; the key knows it already.
             made: seconds and device, as provenance.
         """
-        return provenance(parameters=self.parameters, inputs=self.inputs, **made)
+        inputs = self.inputs | ({"commit": commit} if commit else {})
+        return provenance(parameters=self.parameters, inputs=inputs, **made)

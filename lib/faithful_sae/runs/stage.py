@@ -8,12 +8,10 @@ file `stages/sNN_name.py` with a `STAGE`, and nothing in this room.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from faithful_sae.lm.architectures import Shape
 from faithful_sae.runs.schema import Run, Section
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 # the SAEs of a run, {(corpus, seed): SAE}
 SAEs = dict[tuple[str, int], Any]
@@ -95,8 +93,8 @@ class Stage:
         return ()
 
     def documentation(self, run: Run) -> Iterable[tuple]:
-        """(kind, packages, size, whether it is a task) of text it reads that is made from installed
-        packages, beside its corpora's.
+        """(kind, packages, size) of text it reads that is made from installed packages, beside its
+        corpora's.
         """
         return ()
 
@@ -104,11 +102,11 @@ class Stage:
         """The folders it makes and keeps."""
         return ()
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
+    def memory(self, run: Run, shape: Shape) -> Memory:
         """What it takes at its peak."""
         return Memory(0, 0, weights=False)
 
-    def disk(self, run: Run, shape: "Shape") -> int:
+    def disk(self, run: Run, shape: Shape) -> int:
         """Bytes of its artefacts while it runs, at their largest, beside token rows."""
         return 0
 

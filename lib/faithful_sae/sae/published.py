@@ -36,7 +36,7 @@ def locate(run, name, seed):
     entry = run.published[name].of(seed)
     if entry.path:
         return run.resolve(entry.path), entry.path
-    at = hub.commit(run, "model", entry.hub, entry.revision)
+    at = hub.Record(run.artifacts.parent / "hub.json").commit("model", entry.hub, entry.revision)
     folder = hub.fetch_folder("model", entry.hub, at, entry.folder, FILES)
     return folder, f"{entry.hub}{'/' + entry.folder if entry.folder else ''} at {at}"
 

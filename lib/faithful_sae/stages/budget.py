@@ -3,12 +3,8 @@
 Each formula of a stage's `needs` that another stage has as well stands here, once.
 """
 
-from typing import TYPE_CHECKING
-
+from faithful_sae.lm.architectures import Shape, forward_bytes
 from faithful_sae.runs.schema import Run
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 
 def train_tokens(run: Run) -> int:
@@ -29,7 +25,7 @@ def tokens_read(run: Run, tokens: int) -> int:
     return min(wanted, train_tokens(run)) if run.sae.cache_activations else wanted
 
 
-def kept_bytes(run: Run, shape: "Shape") -> int:
+def kept_bytes(run: Run, shape: Shape) -> int:
     """Disk for the activations of a corpus that are kept (sae.cache_activations)."""
     from faithful_sae.sae.activation_cache import activations_disk
 
@@ -38,9 +34,8 @@ def kept_bytes(run: Run, shape: "Shape") -> int:
     return activations_disk(train_tokens(run), shape.d_model, shape.bytes_per_weight)
 
 
-def group_bytes(run: Run, shape: "Shape") -> int:
+def group_bytes(run: Run, shape: Shape) -> int:
     """A forward pass of the activation stream, float32 results included."""
-    from faithful_sae.lm.architectures import forward_bytes
 
     s = run.sae
     most = max(s.buffer_tokens, run.sequence_length)
@@ -48,7 +43,7 @@ def group_bytes(run: Run, shape: "Shape") -> int:
     return forward_bytes(shape, tokens) + 4 * tokens * shape.d_model
 
 
-def saes_bytes(run: Run, shape: "Shape") -> int:
+def saes_bytes(run: Run, shape: Shape) -> int:
     """All SAEs of a run."""
     from faithful_sae.sae.sae import sae_bytes
 

@@ -1,58 +1,217 @@
 """The faithful dataset of a run, and its corpora (generated or not) as packed token rows."""
 
-from faithful_sae.files import MissingInputError, digest, is_current, locked
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faithful_sae.files import (
+    MissingInputError,
+    atomic_path,
+    digest,
+    file_hash,
+    is_current,
+    locked,
+    remove,
+    remove_others,
+    require_space,
+    seal,
+)
 from faithful_sae.lm import sampling
-from faithful_sae.runs.code import code_hash
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import load_params
-from faithful_sae.runs.schema import plain
+from faithful_sae.runs.rows import run_first
+from faithful_sae.runs.schema import Run, plain
 from faithful_sae.stages.model import model_key, open_model
-from faithful_sae.text import read
+from faithful_sae.stages.s01_generate_faithful import TEXT, text_disk
+from faithful_sae.stages.text import commit, files, keys, text_hash
+from faithful_sae.text.packing import (
+    Ids,
+    TokenRows,
+    pack,
+    rows_disk,
+    tokenize,
+    without_end,
+)
+from faithful_sae.text.read import CorpusError, read_ids
+
+# --- the faithful dataset -------------------------------------------------------------------------
 
 
-def faithful_key(run) -> str:
-    """What determines a run's faithful dataset."""
-    return digest(
-        [
-            model_key(run),
-            plain(run.generate),
-            run.threads,
-            run.device,
-            code_hash("lm/sampling", "lm/decoding", "lm/model"),
-        ]
-    )
+def faithful_fingerprint(run: Run) -> Fingerprint:
+    """What a run's faithful dataset depends on."""
+    code = ("lm/sampling", "lm/decoding", "lm/model")
+    return Fingerprint(settings(run, TEXT), {"model": model_key(run)}, code)
 
 
-def make_faithful(run, lm):
-    """Make (or finish, or reuse) the faithful dataset; returns its folder."""
-    return sampling.generate_dataset(
-        run, lm, faithful_key(run), {"model": model_key(run), "commit": lm.revision}
-    )
+def make_faithful(run: Run, lm: LanguageModel) -> Path:
+    """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
+    run goes on where it was.
 
+    Each shard has its own generator, seeded by (seed, shard): the same tokens whether or not the
+    run was interrupted, and however many processes sample_share's shards beforehand. While one of
+    them still runs, this waits.
 
-def corpus(run, name, lm):
-    """A corpus of the run as TokenRows; MissingInputError if it is generated text that 01 has not
-    made, or made otherwise.
+    Args:
+        run: whose section `generate` is followed.
+        lm: its language model.
+
+    Returns:
+        its folder.
+
+    Raises:
+        DiskFullError: before any work, if the tokens would not fit.
+        MemoryError: before any work, if batch_rows rows would not fit in memory.
     """
-    with locked(
-        run.artifacts / f".corpus-{name}.lock"
-    ):  # notebooks, trainings and workers may come for it together
+    made = faithful_fingerprint(run)
+    folder = run.artifacts / "faithful"
+    with locked(run.artifacts / ".faithful.lock"):
+        if is_current(folder, made.key):
+            return folder
+        start = time.time()
+        shards = folder.with_name(f"faithful-{made.key}.partial")
+        remove_others(shards)
+        _sample_shards(run, lm, shards)
+        # of a process killed while it wrote, and locks
+        for unfinished in shards.glob(".*"):
+            remove(unfinished)
+        seconds = time.time() - start
+        seal(shards, made.key, made.record(lm.revision, seconds=seconds, device=lm.device))
+        remove(folder)
+        os.replace(shards, folder)
+    return folder
+
+
+def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
+    """Sample every `of`-th shard of the dataset from number `worker` on, beside other processes
+    that do; make_faithful joins them, and raises the same.
+    """
+    key = faithful_fingerprint(run).key
+    folder = run.artifacts / "faithful"
+    with locked(run.artifacts / ".faithful.lock", shared=True):
+        if not is_current(folder, key):
+            _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
+
+
+def _sample_shards(run: Run, lm: LanguageModel, shards: Path, worker: int = 0, of: int = 1) -> None:
+    g = run.generate
+    require_space(shards, text_disk(g) // of, "the faithful dataset")
+    try:
+        sampling.require_memory(lm, g.batch_rows, g.max_new_tokens)
+    except MemoryError as error:
+        raise MemoryError(f"{run.file}: generate.{error}") from None
+    title = f"{run.name}: faithful text"
+    sampling.write_shards(shards, lm, **plain(g), worker=worker, of=of, title=title)
+
+
+def read_shards(run: Run) -> Iterator[np.ndarray]:
+    """Yield the documents (int32 ids without BOS) of a run's faithful dataset.
+
+    Raises:
+        MissingInputError: notebook 01 has not made it.
+    """
+    folder = run.artifacts / "faithful"
+    if not (folder / "provenance.json").exists():
+        raise MissingInputError(f"{folder} is missing: {run_first(run, '01_generate_faithful')}")
+    yield from sampling.read_shards(folder)
+
+
+# --- token rows -----------------------------------------------------------------------------------
+
+
+def corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
+    """A corpus of the run as token rows.
+
+    Raises:
+        MissingInputError: generated text that 01 has not made, or made with other parameters.
+        CorpusError: as corpus_rows.
+    """
+    # notebooks, trainings and workers may come for it together
+    with locked(run.artifacts / f".corpus-{name}.lock"):
         return _corpus(run, name, lm)
 
 
-def _corpus(run, name, lm):
+def _corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
     source_name = run.corpora[name].faithful
     if source_name is None:
-        return read.corpus_rows(run, name, lm)
-    source = (
-        run if source_name == "self" else load_params(run.file.with_name(f"{source_name}.yaml"))
-    )
+        return corpus_rows(run, name, lm)
+    source = run
+    if source_name != "self":
+        source = load_params(run.file.with_name(f"{source_name}.yaml"))
     folder = source.artifacts / "faithful"
-    key = faithful_key(source)
+    key = faithful_fingerprint(source).key
     if not is_current(folder, key):
-        raise MissingInputError(
-            f"{folder} is missing or was made with other parameters: run "
-            "notebooks/01_generate_faithful for "
-            f"{source.profile}/{source.name} first"
-        )
+        why = "is missing or was made with other parameters"
+        raise MissingInputError(f"{folder} {why}: {run_first(source, '01_generate_faithful')}")
     tokenizer = lm.tokenizer if source is run else open_model(source).tokenizer
-    return read.corpus_rows(run, name, lm, (key, sampling.read_shards(source), tokenizer))
+    return corpus_rows(run, name, lm, (key, read_shards(source), tokenizer))
+
+
+def corpus_rows(
+    run: Run,
+    name: str,
+    lm: LanguageModel,
+    faithful: tuple[str, Iterable[np.ndarray], Any] | None = None,
+) -> TokenRows:
+    """A corpus as token rows, at most `corpus_tokens` of it; packed once and kept under the run's
+    artifacts.
+
+    Args:
+        run: that reads the corpus.
+        name: of the corpus.
+        lm: the run's language model.
+        faithful: (key, ids of each document, tokenizer) of a generated corpus. Ids of a model with
+            another tokenizer are decoded and tokenised anew; ids of the same one are used as
+            sampled.
+
+    Raises:
+        CorpusError: unreadable or empty corpus; one too small for a training and a held-out row.
+    """
+    corpus = run.corpora[name]
+    vocabulary = digest(lm.tokenizer.get_vocab())
+    source = {"faithful": faithful[0]} if faithful else {"text": text_hash(run, name)}
+    parameters = settings(run, ("sequence_length", "corpus_tokens", f"corpora.{name}"))
+    inputs = {**source, "bos_id": lm.bos_id, "vocabulary": vocabulary}
+    made = Fingerprint(parameters, inputs, ("text/packing", "text/read"))
+    folder = run.artifacts / "corpora" / name
+    if not is_current(folder, made.key):
+        require_space(folder, rows_disk(run.corpus_tokens), f"reading {name}")
+        parts = folder.with_name(f"{name}-{made.key}.partial")
+        remove_others(parts)
+        if faithful is None:
+            ids = read_ids(files(run, corpus, corpus.split), keys(corpus), lm.tokenizer, parts)
+        else:
+            ids = _faithful_ids(faithful[1], faithful[2], lm, vocabulary)
+        rows = pack(ids, lm.bos_id, run.sequence_length, run.corpus_tokens)
+        with atomic_path(folder) as tmp:
+            tmp.mkdir(parents=True)
+            np.save(tmp / "rows.npy", rows)
+            seal(tmp, made.key, made.record(commit(run, corpus) if corpus.hub else None))
+        remove(parts)
+    rows = np.load(folder / "rows.npy", mmap_mode="r")
+    heldout = round(len(rows) * run.heldout)
+    if not 0 < heldout < len(rows):
+        raise CorpusError(
+            f"{run.file}: corpora.{name}: only {len(rows)} rows of {run.sequence_length} tokens, "
+            f"too few for training and held-out rows (heldout = {run.heldout}): give more text or "
+            "a shorter sequence_length"
+        )
+    return TokenRows(name, rows[:-heldout], rows[-heldout:], rows_key(run, folder))
+
+
+def rows_key(run: Run, folder: Path) -> str:
+    """`TokenRows.key` of a folder of packed rows."""
+    return digest([file_hash(folder), run.heldout])
+
+
+def _faithful_ids(
+    documents: Iterable[np.ndarray], tokenizer: Any, lm: LanguageModel, vocabulary: str
+) -> Iterator[Ids]:
+    if digest(tokenizer.get_vocab()) == vocabulary:
+        return without_end(documents, {lm.bos_id, lm.tokenizer.eos_token_id})
+    texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in documents)
+    return tokenize(texts, lm.tokenizer)

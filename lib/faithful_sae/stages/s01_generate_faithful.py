@@ -3,14 +3,12 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from faithful_sae.lm.architectures import Shape, sampling_bytes, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import Count, Model, Need, Positive, Run, Section, Seed, key
 from faithful_sae.runs.stage import MODEL, Artefact, Memory, Stage
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 SAMPLING_SHARE = 0.9  # of the free memory may go to rows: the rest is for what a step computes
 
@@ -94,8 +92,7 @@ class GenerateFaithful(Stage):
         if run.embedded:
             yield Artefact(run.artifacts / "lm", settings(run, LANGUAGE_MODEL), dataset)
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import sampling_bytes, weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.lm.embedded import language_model_training_bytes
 
         g = run.generate
@@ -103,8 +100,7 @@ class GenerateFaithful(Stage):
         rows = sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE
         return Memory(max(weights(shape) + math.ceil(rows), trained), 8 * g.shard_tokens)
 
-    def disk(self, run: Run, shape: "Shape") -> int:
-        from faithful_sae.lm.architectures import weights
+    def disk(self, run: Run, shape: Shape) -> int:
 
         # itself, and a checkpoint with three numbers a weight
         model = 4 * weights(shape) if run.embedded else 0

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import (
     ByName,
@@ -18,10 +19,7 @@ from faithful_sae.runs.schema import (
     Seed,
     key,
 )
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
 
 
 class Published(Section):
@@ -181,8 +179,7 @@ class TrainSAE(Stage):
             # of 02 too: Snakemake does not make again what lies between things that are there
             yield Artefact(folder, sae_settings(run, name), run.artifacts / "rows" / "saes.csv")
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
         from faithful_sae.stages.budget import group_bytes, reading_bytes, saving_bytes
@@ -198,7 +195,7 @@ class TrainSAE(Stage):
         device = weights(shape) + group_bytes(run, shape) + work
         return Memory(device, reading_bytes(run) + saving_bytes(run, saved))
 
-    def disk(self, run: Run, shape: "Shape") -> int:
+    def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
         from faithful_sae.stages.budget import kept_bytes

@@ -1,16 +1,12 @@
 """03: the shared feature ratio of every corpus."""
 
-from typing import TYPE_CHECKING, Any
-
 import pandas as pd
 
+from faithful_sae.lm.architectures import Shape
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Run, Section, key
 from faithful_sae.runs.stage import Memory, SAEs, Stage
 from faithful_sae.stages.budget import saes_bytes
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 
 class SFR(Section):
@@ -33,7 +29,7 @@ class SharedFeatureRatio(Stage):
     parameters = ("threads",)
     lower = "sae.d_sae"
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.matching import matching_bytes
 
         matching = matching_bytes(shape.d_model, run.sae.d_sae, len(run.sae.seeds))

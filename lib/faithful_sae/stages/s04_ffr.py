@@ -1,16 +1,14 @@
 """04: the fake feature ratio of every SAE."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Run, Section, Seed, key
 from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 
 class FFR(Section):
@@ -30,8 +28,7 @@ class FakeFeatureRatio(Stage):
     parameters = (*MODEL, "layer", "sequence_length")
     lower = "sae.d_sae"
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import forward_bytes, weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.metrics.ffr import BATCH_ROWS
 
         batch = BATCH_ROWS * run.sequence_length

@@ -1,18 +1,16 @@
 """05: fidelity of every SAE on every evaluation corpus."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Names, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 # bytes per logit: logits, log p, log q, three terms of KL, float32, and one in the model's own dtype
 LOGIT = 26
@@ -44,8 +42,7 @@ class FidelityMatrix(Stage):
     def corpora(self, run: Run) -> tuple[str, ...]:
         return run.fidelity.corpora if run.fidelity else ()
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import forward_bytes, weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
 
         batch = run.fidelity.batch_rows * run.sequence_length
         logits = batch * shape.vocab_size * LOGIT

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pandas as pd
 
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import (
     ByName,
@@ -24,9 +25,6 @@ from faithful_sae.runs.schema import (
 from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 from faithful_sae.text.documentation import TASKS
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 ROLES = ("sst2", "cola", "yelp", "agnews")
 
@@ -99,10 +97,9 @@ class LinearProbes(Stage):
         p = run.probing
         for task in run.tasks.values():
             if task.documentation:
-                yield task.documentation, task.packages, p.max_train + p.max_test, True
+                yield task.documentation, task.packages, p.max_train + p.max_test
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import forward_bytes, weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
 
         p = run.probing
         n = count_saes(run)
@@ -129,7 +126,7 @@ def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
     majority-class accuracy.
     """
     from faithful_sae.metrics.probing import pooled_representations, probe_all
-    from faithful_sae.stages.corpus import labelled
+    from faithful_sae.stages.text import labelled
 
     p = run.probing
     records = []

@@ -4,16 +4,17 @@ Belrose 2025).
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from faithful_sae.files import file_hash
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,
@@ -23,9 +24,6 @@ from faithful_sae.stages.budget import (
     tokens_read,
 )
 from faithful_sae.stages.s02_train_sae import TRAINED
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 THRESHOLDS = np.linspace(0, 1, 51).round(2)
 
@@ -112,8 +110,7 @@ class SeedStudy(Stage):
             folder = run.artifacts / "seed_saes" / f"layer{layer}"
             yield Artefact(folder, settings(run.changed(layer=layer), STUDIED), rows)
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
-        from faithful_sae.lm.architectures import weights
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.matching import matching_bytes
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
@@ -132,7 +129,7 @@ class SeedStudy(Stage):
         saved = saving_bytes(run, 3 * max(saes))
         return Memory(device, reading_bytes(run) + saved + sum(saes) + matching)
 
-    def disk(self, run: Run, shape: "Shape") -> int:
+    def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
 

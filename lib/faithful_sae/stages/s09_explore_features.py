@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from faithful_sae.files import digest, file_hash
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
-from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key, plain
+from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
 from faithful_sae.stages.budget import reading_bytes, saes_bytes, train_tokens
 from faithful_sae.stages.s05_fidelity import LOGIT
-
-if TYPE_CHECKING:
-    from faithful_sae.lm.architectures import Shape
 
 GROUPS = ("shared", "orphan", "fake")
 
@@ -78,9 +76,8 @@ class ExploreFeatures(Stage):
             rows = run.artifacts / "rows" / "features.csv"
             yield Artefact(folder / f"seed{seed}", made_with, rows)
 
-    def memory(self, run: Run, shape: "Shape") -> Memory:
+    def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.features.build import index_bytes
-        from faithful_sae.lm.architectures import forward_bytes, weights
 
         length = run.sequence_length
         batch = run.features.batch_rows * length
@@ -91,7 +88,7 @@ class ExploreFeatures(Stage):
         # the state, as it is saved, and as it is written
         return Memory(device, reading_bytes(run) + 3 * index_bytes(run.features, d_sae))
 
-    def disk(self, run: Run, shape: "Shape") -> int:
+    def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.features.build import index_bytes
 
         # tokens beside activations, before they are compressed

@@ -20,11 +20,10 @@ from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae import activations, train
 from faithful_sae.sae.activation_cache import ActivationCache
-from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.corpus import corpus, rows_key
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.published import published_corpus
 from faithful_sae.stages.saes import sae_settings
-from faithful_sae.text.read import rows_key
 
 
 def train_corpus(run, name, lm):

@@ -21,7 +21,9 @@ import platform
 import re
 import textwrap
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,23 +31,28 @@ from faithful_sae.files import atomic_path
 
 KINDS = ("docstrings", "doctests", "source", "headers", "topics")
 TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
-SHORTEST = 80  # characters: of a document, and of a paragraph that can be a near-copy
+# characters: of a document, and of a paragraph that can be a near-copy
+SHORTEST = 80
 NOT_INSTALLED = "package {!r} is not installed: install it, or leave it out of the packages"
-LONGEST = 4_000  # characters: longer classes are split into methods, longer headers at blank lines
+# characters: longer classes are split into methods, longer headers at blank lines
+LONGEST = 4_000
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
-SHINGLE = 5  # words in the sequences by which near-copies are recognised
+# words in the sequences by which near-copies are recognised
+SHINGLE = 5
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TEST = re.compile(r"(^|/)(_?tests?|testing)(/|$)|(^|/)(test_[^/]*|[^/]*_tests?|conftest)\.py$")
 
 # What would give the library away: package names, the aliases of their documentation, and their
 # signature classes.
 LIBRARY_NAMES = re.compile(
-    r"\b(num_?py|np|sci-?py|sp|scikit[- ]learn|scikit|sklearn|pandas|pd|matplotlib|mpl|pyplot|plt|pylab|py_?torch|torch|"
+    r"\b(num_?py|np|sci-?py|sp|scikit[- ]learn|scikit|sklearn|pandas|pd|matplotlib|mpl|pyplot|plt|"
+    r"pylab|py_?torch|torch|"
     r"transformers|hugging ?face|hf|datasets|pyarrow|pa|nd-?arrays?|data ?frames?|tensors?)\b",
     re.IGNORECASE,
 )
 TYPES = {
-    "array": r"(\{?array[-_]like(, sparse matrix\})?|(np\.|numpy )?ndarrays?)( of (ints?|floats?|shape.*))?",
+    "array": r"(\{?array[-_]like(, sparse matrix\})?|(np\.|numpy )?ndarrays?)"
+    r"( of (ints?|floats?|shape.*))?",
     "bool": r"bool(ean)?",
     "float": r"floats?",
     "int": r"int(eger)?s?",
@@ -53,7 +60,7 @@ TYPES = {
 }
 
 
-def extract(kind, packages, max_characters):
+def extract(kind: str, packages: Sequence[str], max_characters: int) -> list[str]:
     """Documents of one kind from installed packages (ours).
 
     Args:
@@ -67,7 +74,7 @@ def extract(kind, packages, max_characters):
             this.
 
     Returns:
-        list of str, each at least 80 characters, no two equal. As corpora usually are (Lee et al.
+        Documents, each at least 80 characters, no two equal. As corpora usually are (Lee et al.
         2022), docstrings, headers and topics are also rid of near-copies: of a paragraph of 80
         characters or more, half of whose five-word sequences stood earlier in the corpus. Fewer
         characters than `max_characters` if the packages have no more.
@@ -89,8 +96,7 @@ def extract(kind, packages, max_characters):
         if (
             len(document) < SHORTEST
             or document in documents
-            or kind == "headers"
-            and len(document) > LONGEST + 2
+            or (kind == "headers" and len(document) > LONGEST + 2)
         ):
             continue
         if total + len(document) > max_characters:
@@ -105,7 +111,9 @@ def extract(kind, packages, max_characters):
     return list(documents)
 
 
-def labelled(task, packages, max_examples, seed):
+def labelled(
+    task: str, packages: Sequence[str], max_examples: int, seed: int
+) -> list[tuple[str, int]]:
     """Texts with a label that comes from the documentation itself (ours).
 
     Args:
@@ -121,8 +129,8 @@ def labelled(task, packages, max_examples, seed):
         seed: of the order, and of the corruption.
 
     Returns:
-        list of (text, label), shuffled, no two texts equal, 20 to 400 characters each. label: int
-        into `label_names`.
+        (text, label), shuffled, no two texts equal, 20 to 400 characters each. A label is a place
+        in `label_names`.
 
     Raises:
         ValueError: an unknown task, a package that is not installed, or a class without an example.
@@ -153,25 +161,27 @@ def labelled(task, packages, max_examples, seed):
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
-def label_names(task, packages):
-    """What the integer labels of a task mean, in order: list of str. Raises ValueError for an
-    unknown task.
+def label_names(task: str, packages: Sequence[str]) -> list[str]:
+    """What the integer labels of a task mean, in order.
+
+    Raises:
+        ValueError: an unknown task.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: one of {', '.join(TASKS)}")
-    return list(
-        {
-            "library": packages,
-            "prose_or_code": ("prose", "code"),
-            "corrupted": ("corrupted", "intact"),
-            "parameter_type": TYPES,
-        }[task]
-    )
+    return {
+        "library": list(packages),
+        "prose_or_code": ["prose", "code"],
+        "corrupted": ["corrupted", "intact"],
+        "parameter_type": list(TYPES),
+    }[task]
 
 
-def versions(packages):
-    """Installed version of every package, by import name; of Python if there are none. ValueError:
-    one is not installed.
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed version of every package, by import name; of Python if there are none.
+
+    Raises:
+        ValueError: one is not installed.
     """
     if not packages:
         return {"python": platform.python_version()}
@@ -181,28 +191,30 @@ def versions(packages):
     return {package: importlib.metadata.version(distributions[package][0]) for package in packages}
 
 
-def write_corpus(kind, packages, max_characters, path):
-    """`extract` into a jsonl file with the key `text`, written atomically."""
-    _write_jsonl(({"text": text} for text in extract(kind, packages, max_characters)), path)
+def write(kind: str, packages: Sequence[str], size: int, path: Path) -> None:
+    """Write a jsonl file with the key `text`, or `text` and `label` (int), atomically.
 
+    Args:
+        kind: as of `extract`, or a task as of `labelled`.
+        packages: import names.
+        size: characters at most, or examples at most of a task (drawn with seed 0).
+        path: of the file.
 
-def write_task(task, packages, max_examples, path, seed=0):
-    """`labelled` into a jsonl file with the keys `text` and `label` (int), written atomically."""
-    _write_jsonl(
-        (
-            {"text": text, "label": label}
-            for text, label in labelled(task, packages, max_examples, seed)
-        ),
-        path,
-    )
-
-
-def _write_jsonl(rows, path):
+    Raises:
+        ValueError: as they do.
+    """
+    if kind in TASKS:
+        examples = labelled(kind, packages, size, seed=0)
+        rows = [{"text": text, "label": label} for text, label in examples]
+    else:
+        rows = [{"text": text} for text in extract(kind, packages, size)]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _stream(kind, packages, backwards=False):
+def _stream(
+    kind: str, packages: Sequence[str], backwards: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield (package, document), file after file in the order of the hash, parsing no more than is
     taken.
     """
@@ -212,7 +224,8 @@ def _stream(kind, packages, backwards=False):
                 "topics are in the standard library and take no packages, got "
                 f"{', '.join(packages)}"
             )
-        from pydoc_data.topics import topics  # a large dictionary, read only if asked for
+        # a large dictionary, read only if asked for
+        from pydoc_data.topics import topics
 
         yield from (("python", topics[name]) for name in sorted(topics, key=_hash))
         return
@@ -238,10 +251,10 @@ def _folder(package):
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(NOT_INSTALLED.format(package))
-    return Path(list(spec.submodule_search_locations)[0])
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _documents(kind, path):
+def _documents(kind: str, path: Path) -> Iterable[str]:
     """Every document of one kind in one file, in the order of the file."""
     text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
     if kind == "headers":
@@ -254,14 +267,12 @@ def _documents(kind, path):
     if kind == "source":
         return _source(tree, text.split("\n"))
     docstrings = [inspect.cleandoc(node.value.value) for node in _docstring_nodes(tree)]
-    return (
-        ["\n\n".join(_sessions(docstring)) for docstring in docstrings]
-        if kind == "doctests"
-        else docstrings
-    )
+    if kind == "doctests":
+        return ["\n\n".join(_sessions(docstring)) for docstring in docstrings]
+    return docstrings
 
 
-def _docstring_nodes(tree):
+def _docstring_nodes(tree: Any) -> Iterator[Any]:
     """The expression statements that are docstrings. Only bodies are walked: expressions are most
     of a tree's nodes.
     """
@@ -272,7 +283,7 @@ def _docstring_nodes(tree):
             yield from _docstring_nodes(node)
 
 
-def _without_repeats(document, seen):
+def _without_repeats(document: str, seen: set[tuple[str, ...]]) -> str:
     """Drop paragraphs that repeat what is in `seen`, half of their sequences of words or more, and
     add the others to it.
     """
@@ -339,11 +350,9 @@ def _examples(task, package, docstring, names):
         for declared, description in re.findall(
             r"^\w+ ?: ([^\n]+)\n((?:[ \t]+\S[^\n]*\n)+)", docstring + "\n", re.MULTILINE
         ):
-            declared = re.split(r",? *(?:\(?optional|\(?default|=)", declared.strip().strip("`"))[
-                0
-            ].strip(" ,`")
+            parts = re.split(r",? *(?:\(?optional|\(?default|=)", declared.strip().strip("`"))
             for label, name in enumerate(names):
-                if re.fullmatch(TYPES[name], declared, re.IGNORECASE):
+                if re.fullmatch(TYPES[name], parts[0].strip(" ,`"), re.IGNORECASE):
                     yield " ".join(description.split()), label
         return
     for paragraph in BLANK_LINES.split(docstring):

@@ -1,19 +1,20 @@
 """Models and datasets of the Hub: one commit of each for all notebooks of a profile, and their
 files from the Hub's own cache.
 
-What is looked up first is written to `artifacts/<profile>/hub.json` (commits, and the files of a
-dataset's split) and read from there ever after: a branch that moves while a profile is being made
-changes nothing, and `moved` tells. Looking up needs the network, or a cache that was filled before
-(`hf download`, then HF_HUB_OFFLINE=1). Tokens are huggingface_hub's business: none is read or
-written here.
+What is looked up first is written to a record (commits, and the files of a dataset's split) and
+read from there ever after: a branch that moves while a profile is being made changes nothing, and
+`moved` tells. Looking up needs the network, or a cache that was filled before (`hf download`, then
+HF_HUB_OFFLINE=1). Tokens are huggingface_hub's business: none is read or written here.
 """
 
 import contextlib
-import fcntl
+import fnmatch
 import json
 import posixpath
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx2
 from huggingface_hub import (
@@ -36,73 +37,146 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from faithful_sae.files import write_json
+from faithful_sae.files import locked, write_json
 
 # the revision under which the Hub keeps every dataset as parquet, whatever its authors gave it
 PARQUET = "refs/convert/parquet"
 UNREACHABLE = (OfflineModeIsEnabled, httpx2.TransportError)
+# the weights that transformers loads; publishers put other copies of them beside these
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+TOKENIZER_AND_CONFIG = ("*.json", "*.txt", "*.model", "*.jinja")
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Kind = Literal["model", "dataset"]
 
 
 class HubError(ValueError):
     """A model or dataset of the Hub cannot be used; the message says which, why and what to do."""
 
 
-def commit(run, kind, repository, revision) -> str:
-    """The commit of a "model" or "dataset" that all notebooks of the run's profile read; recorded
-    when it is first asked for.
+# --- the record -----------------------------------------------------------------------------------
+
+
+class Record:
+    """What was found on the Hub when it was first looked up, kept in a JSON file.
 
     Args:
-        revision: branch, tag or commit; None is main.
+        path: the file, e.g. artifacts/<profile>/hub.json; it need not be there.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def commit(self, kind: Kind, repository: str, revision: str | None) -> str:
+        """The commit of a model or dataset that all readers of this record read; recorded when it
+        is first asked for.
+
+        Args:
+            kind: of the repository.
+            repository: its id, owner/name.
+            revision: branch, tag or commit; None is main.
+
+        Raises:
+            HubError: as resolve.
+        """
+        revision = revision or "main"
+        return self._recorded(
+            f"{kind} {repository} {revision}", lambda: resolve(kind, repository, revision)
+        )
+
+    def commits(self) -> dict[str, str]:
+        """Every commit recorded, by "<kind> <id> <revision>"."""
+        return {name: value for name, value in self._read().items() if isinstance(value, str)}
+
+    def split_files(self, dataset: str, revision: str | None, config: str, split: str) -> list[str]:
+        """The parquet files of a split, in order: `<config>/<split>/0000.parquet` as the Hub's own
+        parquet form has them (`partial-<split>` where only the first 5 GB were converted), or
+        `<config>/<split>-00000-of-00002.parquet`.
+
+        Raises:
+            HubError: the dataset has no such files.
+        """
+        at = self.commit("dataset", dataset, revision)
+
+        def find() -> list[str]:
+            files = repository_files("dataset", dataset, at, config)
+            wanted = re.compile(
+                rf"{re.escape(config)}/(partial-)?{re.escape(split)}(/|-\d).*\.parquet"
+            )
+            if chosen := sorted(file for file in files if wanted.fullmatch(file)):
+                return chosen
+            files = files or repository_files("dataset", dataset, at)
+            there = sorted({"/".join(file.split("/")[:2]) for file in files})
+            raise HubError(
+                f"{dataset}: no parquet files of configuration {config!r}, split {split!r} at "
+                f"revision {revision}; it has {', '.join(there[:10]) or 'nothing'}: check config "
+                f"and split, or read it at revision {PARQUET}"
+            )
+
+        return self._recorded(f"dataset {dataset} {at} {config}/{split}", find)
+
+    def moved(self) -> list[str]:
+        """A sentence for each recorded branch that now stands for another commit; nothing where the
+        Hub cannot be asked.
+        """
+        notes = []
+        for name, at in self.commits().items():
+            kind, repository, revision = name.split(" ", 2)
+            if revision == at:
+                continue
+            with contextlib.suppress(HubError):
+                if (now := resolve(kind, repository, revision)) != at:
+                    notes.append(
+                        f"note: {revision} of {repository} has moved from {at} to {now}; "
+                        f"{self.path} holds this profile to the former: `make clean` to start "
+                        "again with the latter"
+                    )
+        return notes
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def _recorded(self, name: str, find: Callable[[], Any]) -> Any:
+        """The value under a name; if there is none, what `find()` returns, from now on. Of two
+        processes one looks.
+        """
+        if name in (record := self._read()):
+            return record[name]
+        with locked(self.path.with_suffix(".lock")):
+            if name not in (record := self._read()):
+                record[name] = find()
+                write_json(self.path, record)
+        return record[name]
+
+
+# --- the Hub --------------------------------------------------------------------------------------
+
+
+def resolve(kind: str, repository: str, revision: str) -> str:
+    """The commit that a branch, tag or commit stands for now; the cache's if there is no network.
 
     Raises:
         HubError: no such repository or revision, a repository that has been renamed, or no way to
             look.
     """
-    revision = revision or "main"
-    return _recorded(
-        run, f"{kind} {repository} {revision}", lambda: _commit_now(kind, repository, revision)
-    )
+    api = HfApi()
+    with _explained(kind, repository, revision):
+        at = api.resolve_revision(repository, repo_type=kind, revision=revision).resolved
+        with contextlib.suppress(*UNREACHABLE):
+            name = api.repo_info(repository, repo_type=kind, revision=at, expand="sha").id
+            # the Hub redirects
+            if name != repository:
+                raise HubError(f"{repository}: this {kind} is now called {name}: write that")
+        return at
 
 
-def commits(run) -> dict[str, str]:
-    """Every commit recorded for the run's profile, by "<kind> <id> <revision>"."""
-    return {name: value for name, value in _read(run).items() if isinstance(value, str)}
-
-
-def split_files(run, dataset, revision, config, split) -> list[str]:
-    """The parquet files of a split, in order: `<config>/<split>/0000.parquet` as the Hub's own
-    parquet form has them (`partial-<split>` where only the first 5 GB were converted), or
-    `<config>/<split>-00000-of-00002.parquet`.
-
-    Raises:
-        HubError: the dataset has no such files.
-    """
-    at = commit(run, "dataset", dataset, revision)
-
-    def find():
-        files = repository_files("dataset", dataset, at, config)
-        wanted = re.compile(rf"{re.escape(config)}/(partial-)?{re.escape(split)}(/|-\d).*\.parquet")
-        if chosen := sorted(file for file in files if wanted.fullmatch(file)):
-            return chosen
-        there = sorted(
-            {
-                "/".join(file.split("/")[:2])
-                for file in files or repository_files("dataset", dataset, at)
-            }
-        )
-        raise HubError(
-            f"{dataset}: no parquet files of configuration {config!r}, split {split!r} at "
-            f"revision {revision}; it has "
-            f"{', '.join(there[:10]) or 'nothing'}: check config and split, or read it at "
-            f"revision {PARQUET}"
-        )
-
-    return _recorded(run, f"dataset {dataset} {at} {config}/{split}", find)
-
-
-def repository_files(kind, repository, at, folder=None) -> list[str]:
+def repository_files(kind: Kind, repository: str, at: str, folder: str | None = None) -> list[str]:
     """Names in a folder of a repository at a commit, with those of its subfolders (at the top:
     without).
+
+    Raises:
+        HubError: as fetch.
     """
     with _explained(kind, repository, at):
         try:
@@ -111,11 +185,8 @@ def repository_files(kind, repository, at, folder=None) -> list[str]:
             )
             return [entry.path for entry in tree]
         except UNREACHABLE:
-            return [
-                file
-                for file in _cached_files(kind, repository, at)
-                if file.startswith(f"{folder}/" if folder else "")
-            ]
+            below = f"{folder}/" if folder else ""
+            return [file for file in _cached_files(kind, repository, at) if file.startswith(below)]
         except EntryNotFoundError:
             return []
 
@@ -130,7 +201,7 @@ def _cached_files(kind, repository, at):
         return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
-def fetch(kind, repository, at, file) -> Path:
+def fetch(kind: Kind, repository: str, at: str, file: str) -> Path:
     """A file of a repository at a commit, from the cache, where it is put if it is not there.
 
     Raises:
@@ -140,23 +211,27 @@ def fetch(kind, repository, at, file) -> Path:
         return Path(hf_hub_download(repository, file, repo_type=kind, revision=at))
 
 
-def fetch_folder(kind, repository, at, folder, names) -> Path:
-    """A folder of a repository at a commit (None: its top), with those of the named files that it
-    has; a name may lead up (`../`).
+def fetch_folder(
+    kind: Kind, repository: str, at: str, folder: str | None, names: Sequence[str]
+) -> Path:
+    """A folder of a repository at a commit, with some of its files.
+
+    Args:
+        kind: of the repository.
+        repository: its id, owner/name.
+        at: commit.
+        folder: None is the top.
+        names: files to fetch, where the folder has them; a name may lead up (`../`).
 
     Raises:
         HubError: it has none of them, or as `fetch`.
     """
     folder = (folder or "").strip("/")
-    there = {
-        *repository_files(kind, repository, at),
-        *(repository_files(kind, repository, at, folder.split("/")[0]) if folder else ()),
-    }
-    files = [
-        file
-        for name in names
-        if (file := posixpath.normpath(posixpath.join(folder, name))) in there
-    ]
+    there = set(repository_files(kind, repository, at))
+    if folder:
+        there |= set(repository_files(kind, repository, at, folder.split("/")[0]))
+    paths = [posixpath.normpath(posixpath.join(folder, name)) for name in names]
+    files = [file for file in paths if file in there]
     found = [
         fetch(kind, repository, at, file) for file in files if posixpath.dirname(file) == folder
     ]
@@ -170,11 +245,31 @@ def fetch_folder(kind, repository, at, folder, names) -> Path:
     return found[0].parent
 
 
-def has_weights(model, at) -> bool:
+def fetch_model(model: str, at: str) -> Path:
+    """The folder of a model at a commit: configuration, weights and tokenizer.
+
+    Raises:
+        HubError: as `fetch`.
+    """
+    with _explained("model", model, at):
+        return Path(
+            snapshot_download(
+                model,
+                revision=at,
+                allow_patterns=[*WEIGHTS, *TOKENIZER_AND_CONFIG],
+                # other forms of the same model
+                ignore_patterns=["*/*"],
+            )
+        )
+
+
+def has_weights(model: str, at: str) -> bool:
     """Whether all weights of a model at a commit are in the cache."""
     with contextlib.suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
         wanted = [
-            file for file in _cached_files("model", model, at) if file.endswith(".safetensors")
+            file
+            for file in _cached_files("model", model, at)
+            if any(fnmatch.fnmatch(file, pattern) for pattern in WEIGHTS)
         ]
         return bool(wanted) and all(
             isinstance(try_to_load_from_cache(model, file, revision=at), str) for file in wanted
@@ -182,68 +277,8 @@ def has_weights(model, at) -> bool:
     return False
 
 
-def moved(run) -> list[str]:
-    """A sentence for each recorded branch that now stands for another commit; nothing where the Hub
-    cannot be asked.
-    """
-    notes = []
-    for name, at in commits(run).items():
-        kind, repository, revision = name.split(" ", 2)
-        if revision != at:
-            with contextlib.suppress(HubError):
-                if (now := _commit_now(kind, repository, revision)) != at:
-                    notes.append(
-                        f"note: {revision} of {repository} has moved from {at} to {now}; "
-                        f"{_file(run)} holds this profile to the "
-                        "former: `make clean` to start again with the latter"
-                    )
-    return notes
-
-
-# --- the record -----------------------------------------------------------------------------------
-
-
-def _file(run):
-    return run.artifacts.parent / "hub.json"
-
-
-def _read(run):
-    return json.loads(_file(run).read_text(encoding="utf-8")) if _file(run).exists() else {}
-
-
-def _recorded(run, name, find):
-    """The value recorded under a name; if there is none, what `find()` returns, from now on. Of two
-    processes one looks.
-    """
-    if name in (record := _read(run)):
-        return record[name]
-    _file(run).parent.mkdir(parents=True, exist_ok=True)
-    with open(_file(run).with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if name not in (record := _read(run)):
-            record[name] = find()
-            write_json(_file(run), record)
-    return record[name]
-
-
-# --- the Hub --------------------------------------------------------------------------------------
-
-
-def _commit_now(kind, repository, revision):
-    api = HfApi()
-    with _explained(kind, repository, revision):
-        at = api.resolve_revision(
-            repository, repo_type=kind, revision=revision
-        ).resolved  # the cache's if there is no network
-        with contextlib.suppress(*UNREACHABLE):
-            name = api.repo_info(repository, repo_type=kind, revision=at, expand=["sha"]).id
-            if name != repository:  # the Hub redirects
-                raise HubError(f"{repository}: this {kind} is now called {name}: write that")
-        return at
-
-
 @contextlib.contextmanager
-def _explained(kind, repository, revision):
+def _explained(kind: str, repository: str, revision: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line that says what to do."""
     try:
         yield

@@ -6,15 +6,40 @@ row, as in the authors' code. No padding.
 """
 
 import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 DOCUMENTS_AT_ONCE = 1000
 
+Ids = Sequence[int] | np.ndarray
 
-def pack(token_documents, bos_id, sequence_length, max_tokens):
-    """Join documents (sequences of ids, without BOS) by BOS and cut them into rows that start with
-    BOS.
+
+@dataclass(frozen=True)
+class TokenRows:
+    """A corpus as packed rows, int32 [R, T], each starting with BOS; memory-mapped, so rows are
+    read when used.
+    """
+
+    name: str
+    train: np.ndarray
+    heldout: np.ndarray
+    # hash of the rows themselves
+    key: str
+
+
+def pack(
+    token_documents: Iterable[Ids], bos_id: int, sequence_length: int, max_tokens: int
+) -> np.ndarray:
+    """Join documents by BOS and cut them into rows that start with BOS.
+
+    Args:
+        token_documents: ids of each document, without BOS; no more are read than are needed.
+        bos_id: the id of BOS.
+        sequence_length: tokens in a row, BOS included.
+        max_tokens: the rows hold at most so many.
 
     Returns:
         int32 [R, sequence_length], R * sequence_length <= max_tokens; the tail that fills no row is
@@ -36,7 +61,21 @@ def pack(token_documents, bos_id, sequence_length, max_tokens):
     return np.concatenate([np.full((len(body), 1), bos_id, np.int32), body], axis=1)
 
 
-def tokenize(texts, tokenizer):
+def is_content(ids: Any, bos_id: int) -> Any:
+    """Which tokens of packed rows are text, not the BOS that begins a row or separates documents:
+    bool, of the shape and kind (array or tensor) of `ids`.
+    """
+    return ids != bos_id
+
+
+def rows_disk(corpus_tokens: int) -> int:
+    """Bytes of a corpus as token rows: 4 a token, and as much for the parts it is made of, until it
+    is made.
+    """
+    return 2 * 4 * corpus_tokens
+
+
+def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     """Yield the ids of each text, without special tokens; an empty document is passed over."""
     texts = iter(texts)
     while batch := list(itertools.islice(texts, DOCUMENTS_AT_ONCE)):
@@ -45,11 +84,24 @@ def tokenize(texts, tokenizer):
                 yield ids
 
 
-def without_end(token_documents, ends):
-    """Drop the token with which a sampled document ended: `pack` separates documents by itself.
-    Empty documents are dropped.
+def without_end(token_documents: Iterable[Ids], ends: Collection[int | None]) -> Iterator[Ids]:
+    """Drop the token with which a sampled document ended, one of `ends`: `pack` separates documents
+    by itself. Empty documents are dropped.
     """
     for ids in token_documents:
         ids = ids[:-1] if ids[-1] in ends else ids
         if len(ids):
             yield ids
+
+
+def joined(documents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Documents (int32 ids) as two int32 arrays for a safetensors file, `ids` and `lengths`."""
+    return {
+        "ids": np.concatenate(documents),
+        "lengths": np.array([len(ids) for ids in documents], np.int32),
+    }
+
+
+def separate(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The documents that were `joined`."""
+    return np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])

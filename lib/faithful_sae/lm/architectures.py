@@ -1,0 +1,120 @@
+"""What differs from one language model to the next: where its blocks are, which attention it
+computes, what its configuration calls its sizes, and the memory that follows from them.
+
+A new architecture is added here. No weights are read, and torch is not imported: what is known of
+a model before any work is known without waiting for it. Bytes are whole numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# where Llama, Gemma and GPT-NeoX, and where GPT-2 keep their blocks
+BLOCKS = ("layers", "h")
+# whose attention has nothing that decoding.Decoder's lacks
+MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language model. `parameters`: tied ones once. `bytes_per_weight`: of its dtype,
+    and of its activations'.
+    """
+
+    layers: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    d_mlp: int
+    vocab_size: int
+    parameters: int
+    context: int
+    bytes_per_weight: int
+
+
+def shape_of(model: Any) -> Shape:
+    """The sizes of a transformers model, whatever its configuration calls them."""
+    config = model.config
+    heads = config.num_attention_heads
+    return Shape(
+        layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        d_mlp=getattr(config, "intermediate_size", None)
+        or getattr(config, "n_inner", None)
+        or 4 * config.hidden_size,
+        vocab_size=config.vocab_size,
+        parameters=model.num_parameters(),
+        context=config.max_position_embeddings,
+        bytes_per_weight=model.dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a config.json says of a model; None where it does not."""
+
+    layers: int | None
+    d_model: int | None
+    context: int | None
+
+
+def sizes_of(config: dict) -> Sizes:
+    """The sizes in a config.json, under GPT-2's names or everybody else's."""
+    return Sizes(
+        layers=config.get("num_hidden_layers", config.get("n_layer")),
+        d_model=config.get("hidden_size", config.get("n_embd")),
+        context=config.get("max_position_embeddings", config.get("n_positions")),
+    )
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def weights(shape: Shape) -> int:
+    """parameters x bytes each."""
+    return shape.parameters * shape.bytes_per_weight
+
+
+def cache_bytes(shape: Shape, rows: int, length: int) -> int:
+    """Keys and values of all layers, in whole tiles, and the copy of two layers that some devices
+    and models need: rows x length x 2 x (layers + 2) x kv_heads x head_dim x bytes.
+    """
+    # with torch, for which the workflow does not wait
+    from faithful_sae.kernels.one_token_attention import TILE
+
+    return (
+        rows
+        * math.ceil(length / TILE)
+        * TILE
+        * 2
+        * (shape.layers + 2)
+        * shape.kv_heads
+        * shape.head_dim
+        * shape.bytes_per_weight
+    )
+
+
+def sampling_bytes(shape: Shape, rows: int, length: int) -> int:
+    """Sampling: keys and values, and per row 24 bytes a logit: float32, its probability, two
+    float64 sums of them.
+    """
+    return cache_bytes(shape, rows, length) + rows * 24 * shape.vocab_size
+
+
+def forward_bytes(shape: Shape, tokens: int) -> int:
+    """A forward pass without logits: of each token the residual stream and its norm (also in
+    float32), queries, keys, values and their mixture, and three widths of the MLP. Attention keeps
+    no scores.
+    """
+    attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
+    return tokens * (
+        shape.bytes_per_weight * (4 * shape.d_model + attention + 3 * shape.d_mlp)
+        + 12 * shape.d_model
+    )
