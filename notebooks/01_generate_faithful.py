@@ -61,7 +61,7 @@ run
 # %%
 log = train_embedded_model(run)
 if log is not None:
-    evaluation = read_rows(run, "language_model", "01_generate_faithful")
+    evaluation = read_rows(run, "language_model")
     display(evaluation.round(3))
 
 # %% [markdown]

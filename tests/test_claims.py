@@ -269,7 +269,7 @@ def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make
     trained = make_measured_run("a", sfr={F: [0.5], P: [0.6], W: [0.6]}, coverage=95.0, kl=1.0)
     text = make_run({"label": "Text"} | dict.fromkeys(SAE_SECTIONS), name="b")
     write_rows(
-        text, "dataset", read_rows(trained, "dataset", "").assign(all_token_coverage=80.0, kl=3.0)
+        text, "dataset", read_rows(trained, "dataset").assign(all_token_coverage=80.0, kl=3.0)
     )
     alone, together = (claims(runs).set_index("section") for runs in ([trained], [trained, text]))
     about_text = ["5.4, Table 1"]

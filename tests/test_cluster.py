@@ -18,7 +18,7 @@ from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minut
 from faithful_sae.files import ROOT
 from faithful_sae.runs import needs
 from faithful_sae.runs.params import ParamsError
-from faithful_sae.runs.schema import STAGE_KEYS, model_stages
+from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.stages.model import model_shape
 
 
@@ -172,14 +172,14 @@ def test_names_of_jobs_are_what_slurm_and_its_plugin_take():
 
 def test_what_a_job_asks_for(make_run):
     run = make_run({"hours": {"generate": 1.5, "train": 2.0, "measure": 0.01}})
-    assert [minutes(run, stage) for stage in STAGE_KEYS] == [90, 120, 1, 1, 1, 1, 1, 120, 1]
+    assert [minutes(run, stage) for stage in stages().values()] == [90, 120, 1, 1, 1, 1, 1, 120, 1]
     shape = model_shape(run)
     for stage in model_stages(run):
         assert (
             megabytes(run, stage) * 1_000_000
             >= needs.needs(run, shape, stage).memory + cluster.SNAKEMAKE
         )
-    assert megabytes(run, "07_paper") == 1600
+    assert megabytes(run, stages()["07_paper"]) == 1600
 
 
 def test_hours_are_positive_and_nothing_depends_on_them(make_run):
@@ -187,8 +187,8 @@ def test_hours_are_positive_and_nothing_depends_on_them(make_run):
         make_run({"hours.train": 0})
     a = make_run()
     b = make_run({"hours": {"generate": 9.0, "train": 9.0, "measure": 9.0}}, name="b")
-    for stage in STAGE_KEYS:
-        assert plan.settings(a, stage) == plan.settings(b, stage)
+    for stage in stages().values():
+        assert workflow_settings(a, stage) == workflow_settings(b, stage)
     assert plan.corpus_settings(a, "text") == plan.corpus_settings(b, "text")
 
 

@@ -18,7 +18,9 @@ from faithful_sae.runs import catalogue
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import PAPER_STAGES, ROLES, TASK_ROLES, ParamsError
+from faithful_sae.runs.registry import stages
+from faithful_sae.runs.schema import ROLES, ParamsError
+from faithful_sae.stages.s06_probing import ROLES as TASK_ROLES
 
 MODELS = {
     "gpt2",
@@ -233,7 +235,7 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
     for run in runs:  # what the fixture leaves out
         for name in ("first_token", "training", "matching", "firing"):
             write_rows(run, name, pd.DataFrame({"x": [1]}))
-        for stage in PAPER_STAGES:
+        for stage in [name for name, stage in stages().items() if stage.paper]:
             for file in (file for e in notebook_exhibits(run, stage) for file in e.files(run.name)):
                 (root / "figures" / "handmade").mkdir(parents=True, exist_ok=True)
                 (root / "figures" / "handmade" / file).touch()
@@ -255,13 +257,13 @@ def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measu
     assert {name.split("/")[0] for name in record["inputs"]} == {"a", "b"}
     (runs[1].artifacts / "rows" / "ffr.csv").unlink()
     (root / "figures" / "handmade" / "fidelity_l2_a.pdf").unlink()
-    runs[0] = dataclasses.replace(runs[0], probing=dataclasses.replace(runs[0].probing, max_iter=7))
+    runs[0] = runs[0].changed(probing=runs[0].probing.changed(max_iter=7))
     csv, markdown, record = written()
     command = f"make paper PARAMS={runs[0].file.parent.name} MODELS="
     assert record["missing"] == [
         {"model": f"Model {n}", "notebook": stage, "why": why, "command": command + n}
         for n, stage, why in (
-            ("a", "05_fidelity_matrix", "not finished"),
+            ("a", "05_fidelity", "not finished"),
             ("a", "06_probing", "made with other parameters"),
             ("b", "04_ffr", "not made"),
         )

@@ -85,7 +85,7 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
     before = stamps(run)
     rows = (run.artifacts / "rows" / "features.csv").read_bytes()
     assert (
-        stamps(dataclasses.replace(run, features=dataclasses.replace(run.features, doses=(3.0,))))
+        stamps(run.changed(features=run.features.changed(doses=(3.0,))))
         == before
     )
     for section, change in (
@@ -95,8 +95,7 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
         ("ffr", {"frequency": 0.2}),
     ):
         changed = stamps(
-            dataclasses.replace(
-                run, **{section: dataclasses.replace(getattr(run, section), **change)}
+            run.changed(**{section: getattr(run, section).changed(**change)}
             )
         )
         assert all(changed[seed] > before[seed] for seed in before), change

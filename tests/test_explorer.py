@@ -371,8 +371,7 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     (run,) = load_profile("smoke")
     features = run.features
     assert features
-    run = dataclasses.replace(
-        run, features=dataclasses.replace(features, corpus="faithful", seeds=(42,))
+    run = run.changed(features=features.changed(corpus="faithful", seeds=(42,))
     )
     assert "No index" in feature_links([run]).to_html()
     index = FeatureIndex(write_index(run.artifacts.parent))
@@ -394,8 +393,8 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     (index.folder / "latents.parquet").write_bytes(b"damaged")
     assert "Left out" in feature_links([run]).to_html()
     assert "<a" not in feature_links([run]).to_html()
-    library = dataclasses.replace(features, corpus="library", seeds=(42,))
-    of_another_corpus = [dataclasses.replace(run, features=library)]
+    library = features.changed(corpus="library", seeds=(42,))
+    of_another_corpus = [run.changed(features=library)]
     assert "No index" in feature_links(of_another_corpus).to_html()
     assert (
         feature_address(index.meta | {"corpus": "a b"}, 3)

@@ -10,7 +10,7 @@ import pytest
 from jupytext.compare import compare_notebooks
 
 from faithful_sae.files import ROOT
-from faithful_sae.runs.schema import STAGE_KEYS
+from faithful_sae.runs.registry import stages
 
 FILES = sorted((ROOT / "notebooks").glob("*.py"))
 EACH = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -21,7 +21,7 @@ def code_cells(file):
 
 
 def test_there_is_one_per_stage():
-    assert [f.stem for f in FILES] == list(STAGE_KEYS)
+    assert [f.stem for f in FILES] == list(stages())
 
 
 @EACH

@@ -16,7 +16,7 @@ from faithful_sae.lm.model import device_map
 from faithful_sae.runs.catalogue import exhibits
 from faithful_sae.runs.needs import needs
 from faithful_sae.runs.params import load_profile
-from faithful_sae.runs.schema import SAE_SECTIONS, model_stages
+from faithful_sae.runs.registry import model_stages, stages
 
 WEB = ("faithful", "pile", "fineweb")
 INSTRUCTION = ("faithful", "faithful-other", "open-instruct", "alpaca", "flan")
@@ -139,8 +139,9 @@ def test_what_the_paper_says_of_all(runs):
 
 def test_a_model_for_its_text_alone(runs):
     run = runs["pythia-6.9b"]
-    assert not any(getattr(run, section) for section in SAE_SECTIONS)
-    assert model_stages(run) == ["01_generate_faithful"]
+    assert run.sae is None
+    assert run.probing is None
+    assert [stage.name for stage in model_stages(run)] == ["01_generate_faithful"]
     made = [path for path in profile_outputs(list(runs.values())) if "pythia-6.9b" in path]
     figure = {f"first_token_pythia-6.9b.{suffix}" for suffix in ("csv", "pdf", "png")}
     assert {path.rpartition("/")[2] for path in made} == {"dataset.csv", "first_token.csv"} | figure
@@ -149,10 +150,10 @@ def test_a_model_for_its_text_alone(runs):
 
 def test_the_text_of_one_model_is_an_input_of_the_others_saes(runs):
     for name, other in (("pythia-1.4b", "pythia-2.8b"), ("pythia-2.8b", "pythia-1.4b")):
-        assert rows_file(runs[other], "dataset") in stage_inputs(runs[name], "02_train_sae")
+        assert rows_file(runs[other], "dataset") in stage_inputs(runs[name], stages()["02_train_sae"])
         assert runs[name].corpora[f"faithful-{other}"].role == "faithful-other"
     assert rows_file(runs["pythia-6.9b"], "dataset") not in stage_inputs(
-        runs["pythia-1.4b"], "02_train_sae"
+        runs["pythia-1.4b"], stages()["02_train_sae"]
     )
 
 
@@ -164,8 +165,8 @@ def test_it_fits_a_gpu_of_24_gb_and_the_file_says_so(runs, name):
     for stage in model_stages(run):
         need = needs(run, SIZES[name], stage)
         assert need.device_memory < 24 * 2**30, stage
-        gpu += [f"{stage[:2]} {need.device_memory / 1e9:.1f} GB"] if need.device_memory else []
-        ram.append(f"{stage[:2]} {need.memory / 1e9:.1f} GB")
+        gpu += [f"{stage.name[:2]} {need.device_memory / 1e9:.1f} GB"] if need.device_memory else []
+        ram.append(f"{stage.name[:2]} {need.memory / 1e9:.1f} GB")
     assert f"#   GPU  {', '.join(gpu)}\n#   RAM  {', '.join(ram)}\n" in run.file.read_text()
 
 
@@ -247,7 +248,7 @@ def test_some_models_and_several_workers():
                 "02_train_sae",
                 "03_sfr",
                 "04_ffr",
-                "05_fidelity_matrix",
+                "05_fidelity",
                 "06_probing",
                 "09_explore_features",
             ),
@@ -273,7 +274,7 @@ def test_a_dry_run_needs_neither_network_nor_gpu():
                 "02_train_sae",
                 "03_sfr",
                 "04_ffr",
-                "05_fidelity_matrix",
+                "05_fidelity",
                 "06_probing",
                 "09_explore_features",
             ),

@@ -203,7 +203,7 @@ def test_results_of_other_saes_are_left_out(made, capsys):
     assert "FFR" not in card_of(saes).text
     said = capsys.readouterr().out
     assert "results of 04_ffr are made with other parameters" in said
-    assert "results of 05_fidelity_matrix are not made" in said
+    assert "results of 05_fidelity are not made" in said
     assert "nothing was uploaded" in said
     assert f"model {NAMESPACE}/handmade-tiny-saes" in said
     assert "faithful/seed42/  3 files" in said

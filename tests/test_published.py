@@ -129,7 +129,7 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
             sae = load_sae(place / f"seed{seed}")
             sae.b_enc.zero_()
             sae.save(place / f"seed{seed}")
-        summary = read_rows(run, "saes", "02_train_sae")
+        summary = read_rows(run, "saes")
         summary.assign(
             weights=[
                 file_hash(place / f"seed{s}" / "sae_weights.safetensors") for s in run.sae.seeds

@@ -89,7 +89,7 @@ def test_a_changed_sweep_retrains_its_layer_alone(studied):
     run, *_ = studied
     before = stamp(run, 0), stamp(run, 1)
     train_seeds(
-        dataclasses.replace(run, seed_dependence=dataclasses.replace(run.seed_dependence, k=(3,)))
+        run.changed(seed_dependence=run.seed_dependence.changed(k=(3,)))
     )
     assert stamp(run, 0) == before[0]
     assert stamp(run, 1) > before[1]

@@ -39,9 +39,9 @@ def test_training_again_reuses_what_is_there_and_a_new_corpus_leaves_the_old_one
     before = stamp(run, "text"), stamp(run, "faithful")
     train_all(run, lm)
     assert (stamp(run, "text"), stamp(run, "faithful")) == before
-    train_all(dataclasses.replace(run, sae=dataclasses.replace(run.sae, train_on=("text",))), lm)
+    train_all(run.changed(sae=run.sae.changed(train_on=("text",))), lm)
     assert stamp(run, "text") == before[0]
-    train_all(dataclasses.replace(run, sae=dataclasses.replace(run.sae, lr=0.002)), lm)
+    train_all(run.changed(sae=run.sae.changed(lr=0.002)), lm)
     assert stamp(run, "text") > before[0]
 
 
@@ -56,23 +56,23 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     kept = run.artifacts / "activations"
     before = file.read_bytes()
     remove(run.artifacts / "saes")
-    caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
+    caching = run.changed(sae=run.sae.changed(cache_activations=True))
     train_all(caching, lm)
     assert file.read_bytes() == before
     assert load_saes(run, lm)
     assert {f.name.rpartition("-")[0] for f in kept.iterdir()} == {"text-layer1", "faithful-layer1"}
     first = set(kept.iterdir())
-    train_all(dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, lr=0.002)), lm)
+    train_all(caching.changed(sae=caching.sae.changed(lr=0.002)), lm)
     assert set(kept.iterdir()) == first
     rows = corpus(run, "text", lm)
     folders = set()
     changes = ({"buffer_tokens": 64}, {"lm_batch_rows": 4}, {"include_bos": True})
     for changed in (
         caching,
-        dataclasses.replace(caching, layer=0),
-        dataclasses.replace(caching, threads=2),
+        caching.changed(layer=0),
+        caching.changed(threads=2),
         *(
-            dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, **change))
+            caching.changed(sae=caching.sae.changed(**change))
             for change in changes
         ),
     ):
@@ -86,7 +86,7 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     assert len(folders) == 8
     train_all(caching, lm)
     first = set(kept.iterdir())
-    other = dataclasses.replace(caching, sae=dataclasses.replace(caching.sae, data_seed=1))
+    other = caching.changed(sae=caching.sae.changed(data_seed=1))
     train_all(other, lm)
     assert len(set(kept.iterdir())) == 2
     assert not set(kept.iterdir()) & first
@@ -126,7 +126,7 @@ def test_notebooks_opened_too_early_name_the_one_before(make_run):
 
 def test_other_faithful_text_than_the_parameters_say_is_refused(trained):
     run, lm = trained
-    other = dataclasses.replace(run, generate=dataclasses.replace(run.generate, temperature=2.0))
+    other = run.changed(generate=run.generate.changed(temperature=2.0))
     with pytest.raises(MissingInputError, match="other parameters"):
         corpus(other, "faithful", lm)
 

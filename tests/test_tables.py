@@ -358,8 +358,7 @@ def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
         ("ffr", {"tokens": 7}, ("dataset", "saes", "sfr", "fidelity", "probing")),
         ("generate", {"seed": 6}, ()),
     ):
-        changed = dataclasses.replace(
-            run, **{section: dataclasses.replace(getattr(run, section), **change)}
+        changed = run.changed(**{section: getattr(run, section).changed(**change)}
         )
         assert shown(changed) == kept, section
         assert (
@@ -380,7 +379,7 @@ def test_a_missing_csv_names_its_notebook(make_measured_run):
     with pytest.raises(
         MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"
     ):
-        read_rows(run, "ffr", "04_ffr")
+        read_rows(run, "ffr")
 
 
 def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_run):

@@ -160,7 +160,7 @@ def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run,
 
 def test_who_waits_for_workers(make_run):
     run = make_run()
-    caching = dataclasses.replace(run, sae=dataclasses.replace(run.sae, cache_activations=True))
+    caching = run.changed(sae=run.sae.changed(cache_activations=True))
     name = run.sae.train_on[0]
     assert (
         text_marks(run, "01_generate_faithful", 1)
@@ -218,5 +218,5 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
 
 def test_more_gpus_make_room_and_no_other_key(make_run):
     run = make_run({"device": "cuda", "gpus": 2})
-    assert faithful_key(run) == faithful_key(dataclasses.replace(run, gpus=1))
+    assert faithful_key(run) == faithful_key(run.changed(gpus=1))
     assert torch.get_num_threads() == 1
