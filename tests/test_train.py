@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
 from faithful_sae.sae.activation_cache import ActivationCache
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
-from faithful_sae.sae.train import RECIPES, _Training
+from faithful_sae.sae.recipe import RECIPES
+from faithful_sae.sae.train import Training
+from faithful_sae.sae.variants import TopK, Variant
+from faithful_sae.sae.variants.base import Moment
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -24,7 +27,7 @@ def start(recipe, dead=()):
     """
     sae = TopKSAE(D, F, K, seed=1)
     g = torch.Generator().manual_seed(2)
-    training = _Training(sae, LR, RECIPES[recipe], STEPS)
+    training = Training(sae, TopK(K), LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
     (
         sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
@@ -88,7 +91,7 @@ def test_loss_and_gradients(recipe, dead):
     loss, gradients = dense_loss_and_gradients(
         training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default"
     )
-    assert abs(training.gradients(X)[0].item() / loss - 1) < 1e-6
+    assert abs(training.evaluate(0, X)[0].item() / loss - 1) < 1e-6
     for name, w in training.parameters.items():
         expected = gradients[name].T if name == "W_enc" else gradients[name]
         np.testing.assert_allclose(
@@ -296,11 +299,11 @@ def test_500_steps_track_the_dense_implementation():
         1
     ) + 0.02 * torch.randn(64_000, 32, generator=g)
     w_dec, losses, most_dead = dense_training(data, 384, 4, 3, 1e-2, 128)
-    training = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500)
+    training = Training(TopKSAE(32, 384, 4, 3), TopK(4), 1e-2, RECIPES["default"], 500)
     ratios = []
     for i, x in enumerate(data.split(128)):
         ratios.append(
-            training.gradients(x)[0].item() / losses[i] if i else 1
+            training.evaluate(i, x)[0].item() / losses[i] if i else 1
         )  # step 0 sets b_dec first
         training.step(i, x)
     ours = training.finish()

@@ -343,10 +343,9 @@ def _published_problems(run, config, chosen):
         run.embedded.d_model if run.embedded else config.get("hidden_size", config.get("n_embd"))
     )
     for name in [name for name, entry in run.published.items() if chosen(entry)]:
-        from faithful_sae.sae.published import (
-            SAEError,
-            load_published,
-        )  # with torch, for which nobody else waits
+        # with torch, for which nobody else waits
+        from faithful_sae.sae.sae import SAEError
+        from faithful_sae.stages.published import load_published
 
         try:
             load_published(run, name, width)

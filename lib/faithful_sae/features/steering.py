@@ -41,7 +41,7 @@ def edited(sae, x, latent, way, amount=0.0):
             sae, x, torch.full_like(x[..., :1], latent, dtype=torch.int64)
         )
     return (
-        x + change * sae._frame(x)[1] * sae.W_dec[latent]
+        x + change * sae.frame(x)[1] * sae.W_dec[latent]
         if sae.normalisation != "none"
         else x + change * sae.W_dec[latent]
     )

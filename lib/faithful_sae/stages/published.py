@@ -4,20 +4,68 @@
 
 import shutil
 import time
+from pathlib import Path
 
 import pandas as pd
 
 from faithful_sae.files import PACKAGE, atomic_path, digest, file_hash, is_current, remove_others
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.provenance import write_provenance
-from faithful_sae.sae.published import load_published, locate, measure, source_hashes
+from faithful_sae.sae.published import FILES, load_fitting, measure, source_hashes, weights_hash
+from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.saes import sae_settings
+from faithful_sae.text import hub
 
+# what they make of a file is the result
 FORMATS = tuple(
     f"sae/formats/{file.stem}" for file in sorted((PACKAGE / "sae" / "formats").glob("*.py"))
-)  # what they make of a file is the result
+)
+
+
+def locate(run, name: str, seed: int) -> tuple[Path, str]:
+    """(folder, origin) of the published SAE of a corpus and seed: where its files are on this
+    machine, and where they are from.
+
+    What is on the Hub is fetched, at the commit that is recorded for the profile.
+
+    Raises:
+        HubError: no such repository, revision or folder, or out of reach.
+    """
+    entry = run.published[name].of(seed)
+    if entry.path:
+        return run.resolve(entry.path), entry.path
+    at = hub.commit(run, "model", entry.hub, entry.revision)
+    folder = hub.fetch_folder("model", entry.hub, at, entry.folder, FILES)
+    below = f"/{entry.folder}" if entry.folder else ""
+    return folder, f"{entry.hub}{below} at {at}"
+
+
+def load_published(run, name: str, width: int | None = None) -> dict[int, TopKSAE]:
+    """{seed: SAE} of a corpus, as load_fitting.
+
+    Args:
+        width: the model's d_model, if it is known already.
+
+    Raises:
+        SAEError: as load_fitting; one SAE for two seeds.
+        HubError: as locate.
+    """
+    saes = {}
+    seen = {}
+    sizes = {"d_sae": run.sae.d_sae, "k": run.sae.k}
+    for seed in run.sae.seeds:
+        folder, _ = locate(run, name, seed)
+        saes[seed] = load_fitting(folder, run.model, run.layer, sizes, width, run.file)
+        weights = weights_hash(folder)
+        if weights in seen:
+            raise SAEError(
+                f"{folder}: holds the weights of {seen[weights]}: two seeds of one corpus must be "
+                "two SAEs"
+            )
+        seen[weights] = folder
+    return saes
 
 
 def published_corpus(run, name, lm):

@@ -14,12 +14,11 @@ from faithful_sae.files import (
     require_space,
 )
 from faithful_sae.files.checkpoint import Checkpoint
-from faithful_sae.runs import needs
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae import activations, train
-from faithful_sae.sae.activation_cache import ActivationCache
+from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.published import published_corpus
@@ -105,7 +104,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
         column: [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")
     }
     require_space(
-        folder, needs.training_disk(lm.d_model, sizes["d_sae"]), f"training the SAEs of {name}"
+        folder, train.training_disk(lm.d_model, sizes["d_sae"]), f"training the SAEs of {name}"
     )
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
     batches = activation_stream(run, name, rows, lm, max(sizes["tokens"]))
@@ -193,7 +192,7 @@ def activation_cache(run, name, rows, lm):
         DiskFullError: they would not fit, all of them.
     """
     s = run.sae
-    missing = needs.activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize)
+    missing = activations_disk(rows.train.size, lm.d_model, lm.model.dtype.itemsize)
     key = digest(
         [
             run.settings("layer", "threads", "dtype", "device"),
