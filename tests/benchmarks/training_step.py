@@ -128,7 +128,7 @@ def measure(size, rounds):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--rounds", type=int, default=9, help="of the large size; the others get ten times as many"

@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str] | None = None) -> str:
-    """SHA-256 of contiguous tensors on the CPU, with their names, and of what `about` says of them."""
+    """SHA-256 of contiguous tensors on the CPU, with their names, and of `about`."""
     total = hashlib.sha256(json.dumps([sorted(tensors), about], sort_keys=True).encode())
     for name in sorted(tensors):
         total.update(tensors[name].view(-1).view(torch.uint8).numpy().data)

@@ -37,7 +37,7 @@ def describe(metadata: dict, model: str | None, hook: str | None) -> dict:
     }
 
 
-def check_hook(sae: "TopKSAE", model: str, layer: int, folder: Path) -> None:
+def check_hook(sae: "TopKSAE", model: str, layer: int, folder: Path | str) -> None:
     """Refuse an SAE that was made for another language model or hook point than those it is to be
     used with.
 
