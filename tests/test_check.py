@@ -19,7 +19,7 @@ from faithful_sae.runs.needs import needs
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.training import train_all
+from faithful_sae.stages.s02_train_sae import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, hub_run  # noqa: F401: a fixture
 

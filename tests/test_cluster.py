@@ -18,6 +18,7 @@ from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minut
 from faithful_sae.files import ROOT
 from faithful_sae.runs import needs
 from faithful_sae.runs.params import ParamsError
+from faithful_sae.runs.keys import workflow_settings
 from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.stages.model import model_shape
 

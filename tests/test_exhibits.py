@@ -2,7 +2,6 @@
 time.
 """
 
-import dataclasses
 import html
 import itertools
 import json
@@ -17,8 +16,8 @@ from faithful_sae.paper.exhibits import notebook_exhibits, save_figure, save_tab
 from faithful_sae.runs import catalogue
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
-from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.registry import stages
+from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import ROLES, ParamsError
 from faithful_sae.stages.s06_probing import ROLES as TASK_ROLES
 

@@ -2,8 +2,6 @@
 chooses, and when it is run.
 """
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,10 +16,10 @@ from faithful_sae.paper.plots import features as feature_plots
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.training import train_all
 
 STAGE = "09_explore_features"
 
@@ -84,20 +82,14 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
 
     before = stamps(run)
     rows = (run.artifacts / "rows" / "features.csv").read_bytes()
-    assert (
-        stamps(run.changed(features=run.features.changed(doses=(3.0,))))
-        == before
-    )
+    assert stamps(run.changed(features=run.features.changed(doses=(3.0,)))) == before
     for section, change in (
         ("features", {"listed": 3}),
         ("features", {"seed": 1}),
         ("sfr", {"threshold": 0.4}),
         ("ffr", {"frequency": 0.2}),
     ):
-        changed = stamps(
-            run.changed(**{section: getattr(run, section).changed(**change)}
-            )
-        )
+        changed = stamps(run.changed(**{section: getattr(run, section).changed(**change)}))
         assert all(changed[seed] > before[seed] for seed in before), change
         before = changed
     stamps(run)

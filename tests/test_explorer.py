@@ -2,7 +2,6 @@
 of a corpus becomes markup.
 """
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -371,8 +370,7 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     (run,) = load_profile("smoke")
     features = run.features
     assert features
-    run = run.changed(features=features.changed(corpus="faithful", seeds=(42,))
-    )
+    run = run.changed(features=features.changed(corpus="faithful", seeds=(42,)))
     assert "No index" in feature_links([run]).to_html()
     index = FeatureIndex(write_index(run.artifacts.parent))
     assert "No index" in feature_links([run]).to_html(), "no rows of 09 say what it was made with"

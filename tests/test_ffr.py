@@ -2,6 +2,8 @@
 every firing is known.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def lm():
         model.transformer.wte.weight.copy_(torch.eye(V, 24))
         model.transformer.wpe.weight.zero_()
         model.transformer.wpe.weight[0, V] = 1
-    lm = LanguageModel(model, make_tokenizer(V), 0, BOS)
+    lm: Any = LanguageModel(model, make_tokenizer(V), 0, BOS)
     lm.seen = []
     forward = lm.activations
 

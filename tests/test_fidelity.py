@@ -3,6 +3,7 @@ with hooks of our own.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from faithful_sae import TopKSAE, fidelity, load_model
 from faithful_sae.metrics.fidelity import Fidelity, fidelity_of_all
 
 
-def stand_in(lm, function):
+def stand_in(lm, function) -> Any:
     """An SAE-like object that reconstructs by `function`."""
     return SimpleNamespace(d_model=lm.d_model, reconstruct=function)
 
@@ -112,7 +113,7 @@ def test_every_field_by_hand(any_lm, rows, include_bos):
     error = ((a - b) ** 2).sum(-1)[keep]
     spread = ((a - mean) ** 2).sum(-1)[keep]
     ce, ce_sae, ce_zero = cross_entropy(p), cross_entropy(q), cross_entropy(with_zero)
-    expected = Fidelity(
+    fields: dict[str, Any] = dict(
         tokens=keep.sum(),
         ce=ce,
         ce_sae=ce_sae,
@@ -129,7 +130,7 @@ def test_every_field_by_hand(any_lm, rows, include_bos):
         ce_recovered=(ce_zero - ce_sae) / (ce_zero - ce),
     )
     got = fidelity(stand_in(lm, blur), lm, rows, include_bos, batch_rows=4)
-    for name, value in vars(expected).items():
+    for name, value in vars(Fidelity(**fields)).items():
         # float32 logits carry errors of some 1e-6; differences of CE keep them in absolute terms
         assert getattr(got, name) == pytest.approx(value, rel=2e-5, abs=5e-6), name
     assert abs(got.ce_diff) > 1e-3
@@ -153,7 +154,7 @@ def test_explained_variances_worked_by_hand():
     """
     values = {0: 1.0, 1: 3.0, 2: 5.0, 3: 7.0}
     x = torch.tensor([[[values[i + 2 * r]] for i in range(2)] for r in range(2)])
-    lm = SimpleNamespace(
+    lm: Any = SimpleNamespace(
         d_model=1,
         device=torch.device("cpu"),
         bos_id=99,

@@ -14,7 +14,7 @@ from faithful_sae.runs.schema import model_stages, wanted_saes
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
-from faithful_sae.stages.training import train_all
+from faithful_sae.stages.s02_train_sae import train_all
 
 GPT2 = Shape(
     layers=12,

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from conftest import FEATURES, SEED_DEPENDENCE, VALUES
 from faithful_sae.files import ROOT
 from faithful_sae.runs import registry
-from faithful_sae.runs.params import LISTED, load_params, load_profile
 from faithful_sae.runs.keys import SHOWN, stage_settings
+from faithful_sae.runs.params import LISTED, load_params, load_profile
 from faithful_sae.runs.schema import Corpus, ParamsError, Run
 from faithful_sae.stages.s06_probing import Task
 

@@ -150,7 +150,9 @@ def test_a_model_for_its_text_alone(runs):
 
 def test_the_text_of_one_model_is_an_input_of_the_others_saes(runs):
     for name, other in (("pythia-1.4b", "pythia-2.8b"), ("pythia-2.8b", "pythia-1.4b")):
-        assert rows_file(runs[other], "dataset") in stage_inputs(runs[name], stages()["02_train_sae"])
+        assert rows_file(runs[other], "dataset") in stage_inputs(
+            runs[name], stages()["02_train_sae"]
+        )
         assert runs[name].corpora[f"faithful-{other}"].role == "faithful-other"
     assert rows_file(runs["pythia-6.9b"], "dataset") not in stage_inputs(
         runs["pythia-1.4b"], stages()["02_train_sae"]

@@ -37,6 +37,8 @@ def test_imports_point_down(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) in WITHOUT_RUN], ids=name)
 def test_no_run_below_the_stages(module):
-    arguments = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.arg)]
+    arguments = [
+        node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.arg)
+    ]
     assert "run" not in {argument.arg for argument in arguments}
     assert "Run" not in {getattr(argument.annotation, "id", None) for argument in arguments}

@@ -2,6 +2,7 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from faithful_sae.metrics.seed_dependence import (
 from faithful_sae.metrics.sfr import match_seeds
 
 
-def dictionary(w_dec, w_enc=None):
+def dictionary(w_dec, w_enc=None) -> Any:
     w_dec = torch.as_tensor(np.asarray(w_dec), dtype=torch.float32)
     return SimpleNamespace(
         W_dec=w_dec,
@@ -76,7 +77,7 @@ def test_all_pairs_in_order():
 def test_a_shuffled_copy_shares_every_latent():
     sae = TopKSAE(8, 40, 2, 0)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    copy = SimpleNamespace(W_dec=sae.W_dec[order], W_enc=sae.W_enc[:, order])
+    copy = dictionary(sae.W_dec[order], sae.W_enc[:, order])
     matchings = match_seeds({"a": sae, "b": copy})
     assert all(hits.shape == (1, 40) and hits.all() for hits in hit_masks(matchings, 0.7).values())
     latents = compare_latents(sae, copy, *matchings["a", "b"])
@@ -167,13 +168,10 @@ def test_thresholds_are_the_definitions_at_each_value():
     (matching,) = match_seeds(saes).values()
     latents = compare_latents(saes["a"], saes["b"], *matching)
     cuts = thresholds(latents, *matching, [0.0, 0.5, 0.7, 0.9])
-    for cut in cuts.itertuples():
-        row = compare_pair(latents, *matching, cut.threshold)
-        assert (cut.shared, cut.shared_decoder, cut.shared_maximum) == (
-            row["shared"],
-            row["shared_decoder"],
-            row["shared_maximum"],
-        )
+    for cut in cuts.to_dict("records"):
+        row = compare_pair(latents, *matching, cut["threshold"])
+        for name in ("shared", "shared_decoder", "shared_maximum"):
+            assert cut[name] == row[name]
     assert cuts.shared.is_monotonic_decreasing
     assert cuts.shared.nunique() > 1
     assert (cuts.shared <= cuts.shared_decoder).all()

@@ -2,8 +2,6 @@
 rows that repeat.
 """
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,9 +86,7 @@ def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied,
 def test_a_changed_sweep_retrains_its_layer_alone(studied):
     run, *_ = studied
     before = stamp(run, 0), stamp(run, 1)
-    train_seeds(
-        run.changed(seed_dependence=run.seed_dependence.changed(k=(3,)))
-    )
+    train_seeds(run.changed(seed_dependence=run.seed_dependence.changed(k=(3,))))
     assert stamp(run, 0) == before[0]
     assert stamp(run, 1) > before[1]
 

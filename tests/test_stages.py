@@ -13,12 +13,13 @@ from faithful_sae.runs.params import load_params
 from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.training import activation_cache, train_all
+from faithful_sae.stages.training import activation_cache
 
 
 @pytest.fixture
@@ -71,10 +72,7 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
         caching,
         caching.changed(layer=0),
         caching.changed(threads=2),
-        *(
-            caching.changed(sae=caching.sae.changed(**change))
-            for change in changes
-        ),
+        *(caching.changed(sae=caching.sae.changed(**change)) for change in changes),
     ):
         folders.add(activation_cache(changed, "text", rows, lm).folder)
     folders.add(

@@ -2,8 +2,6 @@
 the right place.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -358,8 +356,7 @@ def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):
         ("ffr", {"tokens": 7}, ("dataset", "saes", "sfr", "fidelity", "probing")),
         ("generate", {"seed": 6}, ()),
     ):
-        changed = run.changed(**{section: getattr(run, section).changed(**change)}
-        )
+        changed = run.changed(**{section: getattr(run, section).changed(**change)})
         assert shown(changed) == kept, section
         assert (
             lacking(changed, next(name for name in everything if name not in kept))

@@ -3,6 +3,8 @@ from.
 """
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
+from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae.activation_cache import ActivationCache
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
-from faithful_sae.sae.train import RECIPES, _Training
+from faithful_sae.sae.recipe import RECIPES
+from faithful_sae.sae.train import Training
+from faithful_sae.sae.variants import TopK, Variant
+from faithful_sae.sae.variants.base import Moment
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -24,7 +30,7 @@ def start(recipe, dead=()):
     """
     sae = TopKSAE(D, F, K, seed=1)
     g = torch.Generator().manual_seed(2)
-    training = _Training(sae, LR, RECIPES[recipe], STEPS)
+    training = Training(sae, TopK(K), LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
     (
         sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
@@ -88,13 +94,50 @@ def test_loss_and_gradients(recipe, dead):
     loss, gradients = dense_loss_and_gradients(
         training.sae, X, np.array(dead, int), aux_k, detach=recipe == "default"
     )
-    assert abs(training.gradients(X)[0].item() / loss - 1) < 1e-6
+    assert abs(training.evaluate(0, X)[0].item() / loss - 1) < 1e-6
     for name, w in training.parameters.items():
         expected = gradients[name].T if name == "W_enc" else gradients[name]
         np.testing.assert_allclose(
             w.grad.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name
         )
         assert np.abs(expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@CASES
+def test_gradients_by_hand_are_autograds(recipe, dead, dtype):
+    training = start(recipe, dead)
+    sae = training.sae
+    for name, w in sae.weights.items():
+        setattr(sae, name, w.to(dtype))
+    moment = Moment(0.0, torch.tensor(dead, dtype=torch.int64), RECIPES[recipe])
+    found = []
+    for function in (TopK.loss_and_gradients, Variant.loss_and_gradients):
+        gradients = {name: torch.full_like(w, torch.nan) for name, w in sae.weights.items()}
+        found.append((*function(TopK(K), sae, X.to(dtype), moment, gradients), gradients))
+    (loss, error, counts, by_hand), (auto_loss, auto_error, auto_counts, by_autograd) = found
+    close = {"rtol": 0, "atol": {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]}
+    torch.testing.assert_close(loss, auto_loss, **close)
+    torch.testing.assert_close(error, auto_error, **close)
+    assert torch.equal(counts, auto_counts)
+    for name, gradient in by_hand.items():
+        torch.testing.assert_close(gradient, by_autograd[name], **close)
+    assert not auto_loss.requires_grad
+    assert not sae.W_enc.requires_grad
+
+
+def test_training_and_measuring_choose_the_same_latents():
+    """TopK's kernels and the SAE's own encoder, on an SAE of many latents; values to rounding."""
+    sae = TopKSAE(64, 1000, 20, seed=0)
+    g = torch.Generator().manual_seed(1)
+    sae.b_enc = 0.1 * torch.randn(1000, generator=g)
+    sae.b_dec = 0.1 * torch.randn(64, generator=g)
+    x = torch.randn(500, 64, generator=g)
+    values, indices = encode(x, sae.W_enc.T.contiguous(), sae.b_enc, sae.b_dec, sae.k)
+    trained = torch.zeros(500, 1000).scatter_add_(1, indices, values)
+    measured = sae.encode(x)
+    assert torch.equal(trained > 0, measured > 0)
+    torch.testing.assert_close(trained, measured, rtol=1e-5, atol=1e-6)
 
 
 def test_auxk_depends_on_the_recipe():
@@ -296,11 +339,11 @@ def test_500_steps_track_the_dense_implementation():
         1
     ) + 0.02 * torch.randn(64_000, 32, generator=g)
     w_dec, losses, most_dead = dense_training(data, 384, 4, 3, 1e-2, 128)
-    training = _Training(TopKSAE(32, 384, 4, 3), 1e-2, RECIPES["default"], 500)
+    training = Training(TopKSAE(32, 384, 4, 3), TopK(4), 1e-2, RECIPES["default"], 500)
     ratios = []
     for i, x in enumerate(data.split(128)):
         ratios.append(
-            training.gradients(x)[0].item() / losses[i] if i else 1
+            training.evaluate(i, x)[0].item() / losses[i] if i else 1
         )  # step 0 sets b_dec first
         training.step(i, x)
     ours = training.finish()
@@ -312,6 +355,79 @@ def test_500_steps_track_the_dense_implementation():
     assert most_dead > 20
     assert shared_feature_ratio(ours, dense) >= 0.99
     assert shared_feature_ratio(ours, start) < 0.8
+
+
+@dataclass(frozen=True)
+class Scaled(Variant):
+    """f = gain ReLU(z), with a penalty on sum f that rises over the run; in use the gain is in the
+    encoder.
+    """
+
+    penalty: float
+
+    def new(self, d_model, d_sae, seed, device):
+        sae: Any = TopKSAE(d_model, d_sae, d_sae, seed, device)
+        sae.gain = torch.full((d_sae,), 2.0)
+        return sae
+
+    def parameters(self, sae: Any):
+        return sae.weights | {"gain": sae.gain}
+
+    def encode_active(self, sae: Any, x):
+        values, indices = sae.encode_topk(x)
+        return values * sae.gain[indices], indices
+
+    def loss(self, sae, x, moment):
+        loss, error, values, indices = super().loss(sae, x, moment)
+        return loss + moment.share * self.penalty * values.sum(-1).mean(), error, values, indices
+
+    def finish(self, sae: Any):
+        sae.W_enc = sae.W_enc * sae.gain
+        sae.b_enc = sae.b_enc * sae.gain
+        sae.k = None
+        sae.threshold = torch.zeros(sae.d_sae)
+        return sae
+
+    @staticmethod
+    def bytes(d_model, d_sae, batch_tokens):
+        return 4 * batch_tokens * d_sae
+
+
+def test_a_variant_of_ones_own_is_trained_like_topk():
+    """Another loss, a parameter more, and another function in use, beside a TopK SAE."""
+    data = torch.randn(10_000, D, generator=torch.Generator().manual_seed(0))
+    batches = batches_of(data, 50)
+    saes: list[Any] = train_saes(
+        batches, D, F, [K, Scaled(0.0), Scaled(0.1)], [1, 1, 1], 2e-2, len(data), 50
+    )
+    plain, dense, sparse = saes
+    (alone,) = train_saes(batches, D, F, K, [1], 2e-2, len(data), 50)
+    assert torch.equal(plain.W_enc, alone.W_enc)
+    assert dense.training_log.fvu.iloc[-1] < 0.1 * dense.training_log.fvu.iloc[0]
+    assert sparse.training_log.l0.iloc[-1] < 0.8 * dense.training_log.l0.iloc[-1]
+    assert not torch.equal(sparse.gain, torch.full((F,), 2.0))
+    z = torch.relu((data - sparse.b_dec) @ sparse.W_enc + sparse.b_enc)
+    torch.testing.assert_close(sparse.encode(data), z)
+    last = torch.cat(batches[-4:])
+    assert (sparse.firing - (sparse.encode(last) > 0).float().mean(0)).abs().max() < 0.1
+
+
+def test_a_variants_own_parameters_are_in_the_state():
+    def training():
+        variant = Scaled(0.1)
+        return Training(variant.new(D, F, 1, "cpu"), variant, LR, RECIPES["default"], STEPS)
+
+    first = training()
+    for i in range(3):
+        first.step(i, X)
+    tensors, numbers = first.state()
+    second = training()
+    second.restore({name: w.clone() for name, w in tensors.items()}, numbers)
+    for i in range(3, 6):
+        first.step(i, X)
+        second.step(i, X)
+    assert torch.equal(first.finish().W_enc, second.finish().W_enc)
+    assert "gain.exp_avg" in tensors
 
 
 def test_firing_is_measured_over_the_last_tenth():
@@ -354,7 +470,7 @@ def test_no_batches():
 # --- activations ----------------------------------------------------------------------------------
 
 
-class Numbered:
+class Numbered(Any):
     """Stands in for a language model: the activation of a token is its id, so that every one can be
     told apart.
     """
@@ -539,7 +655,9 @@ def test_activations_are_kept_in_the_models_own_precision(tmp_path, dtype):
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).float()
     cache = ActivationCache(tmp_path)
     cache.write(7, x)
-    assert torch.equal(cache.read(7), x)
+    kept = cache.read(7)
+    assert kept is not None
+    assert torch.equal(kept, x)
     assert cache.read(8) is None
     assert load_file(tmp_path / "group_000007.safetensors")["x"].dtype == dtype
 

@@ -2,7 +2,6 @@
 the same file.
 """
 
-import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -19,7 +18,7 @@ from faithful_sae.files import is_current, locked, remove
 from faithful_sae.lm import sampling
 from faithful_sae.stages.corpus import faithful_key, make_faithful, sample_share
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.training import train_all
+from faithful_sae.stages.s02_train_sae import train_all
 
 FORK = multiprocessing.get_context("fork")
 

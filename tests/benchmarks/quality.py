@@ -30,16 +30,14 @@ from faithful_sae.files import ROOT
 from faithful_sae.metrics.fidelity import fidelity_of_all
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.activations import ActivationStream
-from faithful_sae.sae.train import RECIPES
+from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.stages.model import open_model, train_embedded_model
 from faithful_sae.stages.text import documents
 from faithful_sae.text import read
 from faithful_sae.text.packing import pack, tokenize
 
-OUR_LR = {
-    "default": 8e-3,
-    "authors": 2e-4,
-}  # of the laptop profile, chosen on Docs-NeoX; of the paper's Table 5
+# of the laptop profile, chosen on Docs-NeoX; of the paper's Table 5
+OUR_LR = {"default": 8e-3, "authors": 2e-4}
 
 
 def ours(batches, d_sae, k, seed, lr=None, recipe="default"):
@@ -203,7 +201,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
         "--model", help="folder of a language model; without it, the laptop profile's"
     )

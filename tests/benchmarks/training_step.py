@@ -20,8 +20,10 @@ import peers
 import torch
 import torch.nn.functional as F
 
+from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.train import RECIPES, _Training
+from faithful_sae.sae.train import Training
+from faithful_sae.sae.variants import TopK
 
 SIZES = {
     "large": (768, 12288, 48, 2048),
@@ -32,12 +34,13 @@ LR, STEPS = 1e-3, 100_000
 
 
 def ours(d_model, d_sae, k):
-    training = _Training(TopKSAE(d_model, d_sae, k, 0), LR, RECIPES["default"], STEPS)
-    return training.step
+    sae = TopKSAE(d_model, d_sae, k, 0)
+    return Training(sae, TopK(k), LR, RECIPES["default"], STEPS).step
 
 
 def ours_with_dead(d_model, d_sae, k):
-    training = _Training(TopKSAE(d_model, d_sae, k, 0), LR, RECIPES["default"], STEPS)
+    sae = TopKSAE(d_model, d_sae, k, 0)
+    training = Training(sae, TopK(k), LR, RECIPES["default"], STEPS)
 
     def step(i, x):
         training.since_fired[::10] = STEPS  # a tenth is dead
@@ -125,7 +128,7 @@ def measure(size, rounds):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--rounds", type=int, default=9, help="of the large size; the others get ten times as many"

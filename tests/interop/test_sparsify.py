@@ -32,7 +32,7 @@ def assert_same(ours, theirs):
 
 
 def coder(dtype=torch.float32, **config):
-    """One of theirs with weights that look trained: biases are not 0, decoder rows not of norm 1."""
+    """One of theirs with weights that look trained: biases are not 0, rows are not of norm 1."""
     theirs = SparseCoder(D, SparseCoderConfig(k=K, **config), dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     for parameter in theirs.parameters():

@@ -48,7 +48,7 @@ def edited(sae: TopKSAE, x: Tensor, latent: int, way: str, amount: float = 0.0) 
         latents = torch.full_like(x[..., :1], latent, dtype=torch.int64)
         change = (amount if way == "clamp" else 0.0) - activation_of(sae, x, latents)
     return (
-        x + change * sae._frame(x)[1] * sae.W_dec[latent]
+        x + change * sae.frame(x)[1] * sae.W_dec[latent]
         if sae.normalisation != "none"
         else x + change * sae.W_dec[latent]
     )

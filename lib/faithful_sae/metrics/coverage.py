@@ -2,11 +2,18 @@
 Table 1, Appendix C).
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def first_token_kl(model, counts):
+def first_token_kl(model: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     """KL(model || dataset) of the first token, and what it leaves out (paper Table 1).
 
     The dataset gives most tokens frequency 0, where this divergence is infinite; the paper does not
@@ -14,8 +21,8 @@ def first_token_kl(model, counts):
     renormalised on them), and the model's mass on the others is returned beside it.
 
     Args:
-        model: float [V], the model's distribution after BOS. counts: int [V], first tokens in the
-            dataset.
+        model: float [V], the model's distribution after BOS.
+        counts: int [V], first tokens in the dataset.
 
     Returns:
         (kl in nats, missing probability mass in [0, 1]).
@@ -28,22 +35,24 @@ def first_token_kl(model, counts):
     seen = counts > 0
     p = model[seen] / model[seen].sum()
     q = counts[seen] / counts.sum()
-    return float(np.sum(p * np.log(p / q, where=p > 0, out=np.zeros_like(p)))), float(
-        1 - model[seen].sum() / model.sum()
-    )
+    kl = np.sum(p * np.log(p / q, where=p > 0, out=np.zeros_like(p)))
+    return float(kl), float(1 - model[seen].sum() / model.sum())
 
 
-def dataset_statistics(documents, bos_distribution):
+def dataset_statistics(
+    documents: Iterable[np.ndarray], bos_distribution: ArrayLike
+) -> tuple[dict[str, float], np.ndarray]:
     """One row of Table 1, and the first tokens behind Appendix C.
 
     Args:
-        documents: iterable of int arrays, ids without BOS. bos_distribution: float64 [V], the
-            model's after BOS.
+        documents: ids without BOS, int.
+        bos_distribution: float64 [V], the model's after BOS.
 
     Returns:
         (record, first_counts int64 [V]); coverages in percent, KL in nats.
     """
-    vocabulary = len(bos_distribution)
+    model = np.asarray(bos_distribution)
+    vocabulary = len(model)
     all_counts = np.zeros(vocabulary, np.int64)
     first_counts = np.zeros(vocabulary, np.int64)
     n = 0
@@ -51,7 +60,7 @@ def dataset_statistics(documents, bos_distribution):
         n += 1
         all_counts += np.bincount(ids, minlength=vocabulary)
         first_counts[ids[0]] += 1
-    kl, missing = first_token_kl(np.asarray(bos_distribution), first_counts)
+    kl, missing = first_token_kl(model, first_counts)
     return {
         "documents": n,
         "tokens": int(all_counts.sum()),
@@ -63,9 +72,15 @@ def dataset_statistics(documents, bos_distribution):
     }, first_counts
 
 
-def first_token_table(bos_distribution, first_counts, tokenizer):
+def first_token_table(
+    bos_distribution: ArrayLike, first_counts: np.ndarray, tokenizer: "PreTrainedTokenizerBase"
+) -> pd.DataFrame:
     """The four panels of Appendix C as one table: token id, text, the model's probability, the
     dataset's frequency.
+
+    Args:
+        bos_distribution: float64 [V], the model's after BOS.
+        first_counts: int64 [V], of dataset_statistics.
     """
     return pd.DataFrame(
         {

@@ -1,30 +1,41 @@
 """The fake feature ratio (paper 3.5): latents that fire often on text that is no text at all,
 uniformly random tokens.
 
-FFR = 100 x |latents that fire on more than tau of the random tokens| / d_sae        in percent, as
-in the paper's Table 7
+    FFR = 100 x |latents that fire on more than tau of the random tokens| / d_sae
+
+in percent, as in the paper's Table 7.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from faithful_sae.kernels.firing_counts import firing_counts
+from faithful_sae.sae.sae import TopKSAE
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
 
 # the authors' code counts a latent as firing only above this activation; the paper says > 0
 AUTHORS_ACTIVATION = 1.0
 
 
-def random_batches(n_tokens, sequence_length, vocab_size, bos_id, seed, batch_rows):
+def random_batches(
+    n_tokens: int, sequence_length: int, vocab_size: int, bos_id: int, seed: int, batch_rows: int
+) -> Iterator[torch.Tensor]:
     """Yield int64 [<= batch_rows, T]: rows of BOS and uniformly random ids, n_tokens random ids in
     all; the last row may be short.
     """
     generator = torch.Generator().manual_seed(seed)
     width = sequence_length - 1
     full, rest = divmod(n_tokens, width)
-    shapes = [(min(batch_rows, full - start), width) for start in range(0, full, batch_rows)] + [
-        (1, rest)
-    ] * (rest > 0)
+    shapes = [(min(batch_rows, full - start), width) for start in range(0, full, batch_rows)]
+    if rest:
+        shapes.append((1, rest))
     for shape in shapes:
         yield torch.cat(
             [
@@ -36,17 +47,27 @@ def random_batches(n_tokens, sequence_length, vocab_size, bos_id, seed, batch_ro
 
 
 def firing_frequency(
-    saes, lm, n_tokens, sequence_length, seed=0, activations=(0.0,), batch_rows=32
-):
+    saes: Sequence[TopKSAE],
+    lm: "LanguageModel",
+    n_tokens: int,
+    sequence_length: int,
+    seed: int = 0,
+    activations: Sequence[float] = (0.0,),
+    batch_rows: int = 32,
+) -> list[np.ndarray]:
     """How often every latent of several SAEs fires on random tokens. One pass of the language model
     serves all of them.
 
     Args:
-        saes: list of S TopKSAE. n_tokens: random tokens, BOS not counted. activations: A
-            thresholds; firing means above one.
+        saes: S of them, on the model's device.
+        n_tokens: random tokens, BOS not counted.
+        sequence_length: tokens in a row, BOS counted.
+        seed: of the tokens.
+        activations: A thresholds; firing means above one.
+        batch_rows: rows per forward pass.
 
     Returns:
-        list of S float64 [A, F] arrays, fractions 0-1.
+        S arrays float64 [A, F], fractions 0-1.
 
     Raises:
         ValueError: n_tokens < 1.
@@ -59,27 +80,36 @@ def firing_frequency(
             n_tokens, sequence_length, lm.vocab_size, lm.bos_id, seed, batch_rows
         ):
             x = lm.activations(ids)[:, 1:].flatten(0, 1)
-            for sae, count in zip(saes, counts):
+            for sae, count in zip(saes, counts, strict=True):
                 values, indices = sae.encode_topk(x)
-                for row, threshold in zip(count, activations):
+                for row, threshold in zip(count, activations, strict=True):
                     row += firing_counts(values, indices, sae.d_sae, threshold).cpu()
             bar.update(len(x))
     return [(count.double() / n_tokens).numpy() for count in counts]
 
 
-def fake_ratio(frequencies, tau) -> float:
-    """FFR in percent from firing frequencies [F] on random tokens: the share above tau, times 100."""
+def fake_ratio(frequencies: ArrayLike, tau: float) -> float:
+    """FFR in percent from firing frequencies [F] on random tokens: 100 x the share above tau."""
     return 100 * float(np.mean(np.asarray(frequencies) > tau))
 
 
 def fake_feature_ratio(
-    sae, lm, n_tokens=1_000_000, frequency=0.1, activation=0.0, seed=0, sequence_length=128
+    sae: TopKSAE,
+    lm: "LanguageModel",
+    n_tokens: int = 1_000_000,
+    frequency: float = 0.1,
+    activation: float = 0.0,
+    seed: int = 0,
+    sequence_length: int = 128,
 ) -> float:
     """FFR of one SAE, in percent (paper 3.5: 1M tokens, tau = 0.1).
 
     Args:
-        frequency: tau, the share of tokens above which a latent is fake. activation: 0 is the
-            paper's, 1.0 the authors' code's.
+        n_tokens: random tokens, BOS not counted.
+        frequency: tau, the share of tokens above which a latent is fake.
+        activation: above which it fires; 0 is the paper's, 1.0 the authors' code's.
+        seed: of the tokens.
+        sequence_length: tokens in a row, BOS counted; fewer if the model takes no more.
     """
     (frequencies,) = firing_frequency(
         [sae], lm, n_tokens, min(sequence_length, lm.context), seed, (activation,)

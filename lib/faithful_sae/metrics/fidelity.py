@@ -3,29 +3,41 @@
 x is the hooked activation, x_hat its reconstruction, in tokens t and dimensions d. Sums are pooled
 over all tokens in float64.
 
-    ce_diff   CE(x replaced by x_hat) - CE(original)   nats per predicted token, lower is better
-    kl   KL(original || with x_hat) of the next-token distributions   nats per predicted token
-    l2   mean over t and d of (x - x_hat)^2   the authors' F.mse_loss
-    explained_variance  1 - sum |x - x_hat|^2 / sum |x - mean x|^2   per dimension; 1 - FVU, the
-                                                                     honest default
-    ev_authors   mean over rows of 1 - var(x - x_hat) / var(x)
-            one scalar variance over all t and d of a row
-    ev_legacy   mean over t of 1 - |x - x_hat|^2 / |x - mean x|^2   as SAEBench reported it
+    ce_diff             CE(x replaced by x_hat) - CE(original)
+                        nats per predicted token, lower is better
+    kl                  KL(original || with x_hat) of the next-token distributions
+                        nats per predicted token
+    l2                  mean over t and d of (x - x_hat)^2
+                        the authors' F.mse_loss
+    explained_variance  1 - sum |x - x_hat|^2 / sum |x - mean x|^2
+                        per dimension; 1 - FVU, the honest default
+    ev_authors          mean over rows of 1 - var(x - x_hat) / var(x)
+                        one scalar variance over all t and d of a row
+    ev_legacy           mean over t of 1 - |x - x_hat|^2 / |x - mean x|^2
+                        as SAEBench reported it
     ce_zero, ce_mean    CE with x replaced by 0, or by its mean over the corpus
-    ce_recovered   (ce_zero - ce_sae) / (ce_zero - ce)   1: as good as the model itself
+    ce_recovered        (ce_zero - ce_sae) / (ce_zero - ce)
+                        1: as good as the model itself
 
 With BOS, every position is replaced and measured. Without, BOS positions keep their x, and neither
 they nor the predictions made from them are measured.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from faithful_sae.sae.activations import rows_in_batches
+from faithful_sae.sae.activations import rows_in_batches, token_activations
+from faithful_sae.sae.sae import TopKSAE
+
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -46,21 +58,42 @@ class Fidelity:
     ce_recovered: float
 
 
-def fidelity(sae, lm, tokens, include_bos=True, batch_rows=16) -> Fidelity:
-    """Fidelity of one SAE on token rows int [R, T] (T >= 2, each row starting with BOS)."""
-    return fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))[
-        "sae", include_bos
-    ]
+def fidelity(
+    sae: TopKSAE,
+    lm: "LanguageModel",
+    tokens: np.ndarray,
+    include_bos: bool = True,
+    batch_rows: int = 16,
+) -> Fidelity:
+    """Fidelity of one SAE on token rows int [R, T] (T >= 2, each row starting with BOS).
+
+    Args:
+        include_bos: whether BOS positions are replaced and measured, too.
+        batch_rows: rows per forward pass.
+    """
+    measured = fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))
+    return measured["sae", include_bos]
 
 
-def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), description="fidelity"):
+def fidelity_of_all(
+    saes: Mapping[Any, TopKSAE],
+    lm: "LanguageModel",
+    tokens: np.ndarray,
+    batch_rows: int = 16,
+    modes: Sequence[bool] = (True, False),
+    description: str = "fidelity",
+) -> dict[tuple[Any, bool], Fidelity]:
     """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
 
     Cost per row: one stopped forward pass for the mean, one full pass, and per SAE and mode one
     pass from the hook on.
 
     Args:
-        saes: {name: TopKSAE}. tokens: int [R, T].
+        saes: by name, on the model's device.
+        tokens: int [R, T], rows that start with BOS.
+        batch_rows: rows per forward pass.
+        modes: with BOS (True), without (False).
+        description: of the progress bar.
 
     Returns:
         {(name, include_bos): Fidelity}.
@@ -91,16 +124,13 @@ def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), descri
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
         log_p = F.log_softmax(logits[:, :-1], -1)
-        measured = {
-            mode: torch.ones_like(ids, dtype=torch.bool) if mode else ids != lm.bos_id
-            for mode in modes
-        }
+        measured = {mode: (ids != lm.bos_id) | mode for mode in modes}
         for (name, mode), sums in jobs.items():
             sums.add(lm, ids, x, saes[name].reconstruct(x), log_p, measured[mode])
         for (value, mode), sums in ablations.items():
-            replacement = (
-                torch.zeros_like(x) if value == "zero" else means[mode].float().expand_as(x)
-            )
+            replacement = torch.zeros_like(x)
+            if value == "mean":
+                replacement = means[mode].float().expand_as(x)
             sums.add(lm, ids, x, replacement, log_p, measured[mode])
     return {
         (name, mode): sums.result(
@@ -110,12 +140,14 @@ def fidelity_of_all(saes, lm, tokens, batch_rows=16, modes=(True, False), descri
     }
 
 
-def _mean(lm, tokens, batch_rows, include_bos):
+def _mean(
+    lm: "LanguageModel", tokens: np.ndarray, batch_rows: int, include_bos: bool
+) -> torch.Tensor:
+    """float64 [D], of x over the corpus."""
     total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     count = 0
     for ids in rows_in_batches(tokens, batch_rows):
-        x = lm.activations(ids)
-        x = x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
+        x = token_activations(lm, ids, include_bos)
         total = total + x.double().sum(0)
         count = count + len(x)
     return total / max(count, 1)
@@ -124,19 +156,27 @@ def _mean(lm, tokens, batch_rows, include_bos):
 class _Sums:
     """Running float64 sums of one SAE (or ablation) on one corpus."""
 
-    def __init__(self, mean):
+    def __init__(self, mean: torch.Tensor) -> None:
         self.center = mean
-        self.sums = {}
-        self.counts = {}
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
-    def mean(self, name):
+    def mean(self, name: str) -> float:
         return self.sums[name] / self.counts[name]
 
-    def _add(self, name, values):
+    def _add(self, name: str, values: torch.Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
         self.counts[name] = self.counts.get(name, 0) + values.numel()
 
-    def add(self, lm, ids, x, x_hat, log_p, measured):
+    def add(
+        self,
+        lm: "LanguageModel",
+        ids: torch.Tensor,
+        x: torch.Tensor,
+        x_hat: torch.Tensor,
+        log_p: torch.Tensor,
+        measured: torch.Tensor,
+    ) -> None:
         """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
         original's.
         """
@@ -158,13 +198,13 @@ class _Sums:
             torch.stack(
                 [
                     1 - (a - b)[m].double().var() / a[m].double().var()
-                    for a, b, m in zip(x, x_hat, measured)
+                    for a, b, m in zip(x, x_hat, measured, strict=True)
                     if m.any()
                 ]
             ),
         )
 
-    def result(self, ce_zero, ce_mean):
+    def result(self, ce_zero: float, ce_mean: float) -> Fidelity:
         mean = self.mean
         s = self.sums
         return Fidelity(

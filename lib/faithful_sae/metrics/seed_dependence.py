@@ -8,37 +8,51 @@ out; S SAEs, F latents.
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 
+from faithful_sae.matching import Matching
 from faithful_sae.metrics.sfr import shared
+from faithful_sae.sae.sae import TopKSAE
 
 LAWS = {"power law": lambda n, a, b: a * n**-b, "with offset": lambda n, a, b, c: a * n**-b + c}
-BOUNDS = {
-    "power law": ([0, 0], [10, 10]),
-    "with offset": ([0, 0, 0], [10, 10, 1]),
-}  # a share is never negative
+# a share is never negative
+BOUNDS = {"power law": ([0, 0], [10, 10]), "with offset": ([0, 0, 0], [10, 10, 1])}
 
 
 # --- pairs of SAEs --------------------------------------------------------------------------------
 
 
-def maximum_cosine(A, B, tile=2048):
-    """For every row of A [n, d] the row of B [m, d] nearest to it: (index int64 [n], cosine float64
-    [n]). Their mean is MMCS.
+def maximum_cosine(
+    A: torch.Tensor | np.ndarray, B: torch.Tensor | np.ndarray, tile: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """For every row of A the row of B nearest to it; the mean of the cosines is MMCS.
 
     Memory: `tile` x m float32. Time: one product of n x d with d x m.
+
+    Args:
+        A: [n, d].
+        B: [m, d].
+        tile: rows of A at a time.
+
+    Returns:
+        (index int64 [n], cosine float64 [n]).
     """
-    A, B = (F.normalize(torch.as_tensor(matrix).detach().float(), dim=-1) for matrix in (A, B))
-    index = torch.cat([(part @ B.T).argmax(1) for part in A.split(tile)])
-    return index.cpu().numpy(), (A.double() * B[index].double()).sum(1).cpu().numpy()
+    a, b = (F.normalize(torch.as_tensor(matrix).detach().float(), dim=-1) for matrix in (A, B))
+    index = torch.cat([(part @ b.T).argmax(1) for part in a.split(tile)])
+    return index.cpu().numpy(), (a.double() * b[index].double()).sum(1).cpu().numpy()
 
 
-def compare_latents(sae_a, sae_b, decoder, encoder):
+def compare_latents(
+    sae_a: TopKSAE, sae_b: TopKSAE, decoder: Matching, encoder: Matching
+) -> pd.DataFrame:
     """One row per latent of the first SAE: its matched and its nearest latents in the second, by
     decoder and by encoder.
     """
@@ -60,7 +74,7 @@ def compare_latents(sae_a, sae_b, decoder, encoder):
     )
 
 
-def shared_by_maximum(latents, threshold):
+def shared_by_maximum(latents: pd.DataFrame, threshold: float) -> np.ndarray:
     """bool [F]: shared if, instead of matched, each latent goes to its nearest one, by decoder and
     encoder alike (Figure A2).
     """
@@ -71,7 +85,9 @@ def shared_by_maximum(latents, threshold):
     ).to_numpy()
 
 
-def compare_pair(latents, decoder, encoder, threshold) -> dict:
+def compare_pair(
+    latents: pd.DataFrame, decoder: Matching, encoder: Matching, threshold: float
+) -> dict[str, float]:
     """A pair of SAEs in numbers: all are means over the first one's latents, fractions 0-1 or
     cosines.
 
@@ -97,7 +113,9 @@ def compare_pair(latents, decoder, encoder, threshold) -> dict:
     }
 
 
-def thresholds(latents, decoder, encoder, values):
+def thresholds(
+    latents: pd.DataFrame, decoder: Matching, encoder: Matching, values: Sequence[float]
+) -> pd.DataFrame:
     """Share of shared latents at every threshold in `values`, under the three definitions of
     compare_pair (Figure A2).
     """
@@ -117,21 +135,22 @@ def thresholds(latents, decoder, encoder, values):
 # --- many seeds -----------------------------------------------------------------------------------
 
 
-def hit_masks(matchings, threshold) -> dict:
+def hit_masks(
+    matchings: Mapping[tuple, tuple[Matching, Matching]], threshold: float
+) -> dict[Any, np.ndarray]:
     """{base: bool [S-1, F]}: which latents of each SAE are shared with each of the others, in the
-    order of the pairs.
+    order of the pairs of match_seeds.
     """
     masks = defaultdict(list)
     for (a, b), (decoder, encoder) in matchings.items():
         hit = shared(decoder, encoder, threshold)
         masks[a].append(hit)
-        masks[b].append(
-            hit[np.argsort(decoder.permutation)]
-        )  # seen from b: latent permutation[i] is a hit where i is
+        # seen from b: latent permutation[i] is a hit where i is
+        masks[b].append(hit[np.argsort(decoder.permutation)])
     return {base: np.stack(hits) for base, hits in masks.items()}
 
 
-def only_in_base(masks):
+def only_in_base(masks: Mapping[Any, np.ndarray]) -> pd.DataFrame:
     """Share of latents found in the base SAE alone, for every base and every number of seeds n =
     2..S (their 4.1, Figure A1).
 
@@ -144,40 +163,44 @@ def only_in_base(masks):
         others = len(hits)
         misses = (~hits).sum(0)
         for n in range(2, others + 2):
-            alone = np.array([math.comb(m, n - 1) for m in range(others + 1)]) / math.comb(
-                others, n - 1
-            )
+            sets = np.array([math.comb(m, n - 1) for m in range(others + 1)])
+            alone = sets / math.comb(others, n - 1)
             rows.append({"base": base, "seeds": n, "only_in_base": alone[misses].mean()})
     return pd.DataFrame(rows)
 
 
-def power_laws(n, share):
+def power_laws(n: ArrayLike, share: ArrayLike) -> pd.DataFrame:
     """Fit a n^-b and a n^-b + c to the share of latents found in the base alone, and say which
     predicts better.
 
+    The points are averages over the same SAEs, not independent draws: aicc flatters whichever law
+    fits closer, so a verdict asks for loo as well.
+
+    Args:
+        n: numbers of SAEs.
+        share: at each of them.
+
     Returns:
-        DataFrame, a row per law: a, b, c (0 without offset); rmse of the fit; aicc, Akaike's
-            criterion for small samples; loo, the
-        root mean square error at points left out of the fit one at a time. aicc and loo are NaN
-        with too few points for them. The points are averages over the same SAEs, not independent
-        draws: aicc flatters whichever law fits closer, so a verdict asks for loo as well.
+        a row per law: a, b, c (0 without offset); rmse of the fit; aicc, Akaike's criterion for
+        small samples; loo, the root mean square error at points left out of the fit one at a time.
+        aicc and loo are NaN with too few points for them.
     """
     n = np.asarray(n, float)
     share = np.asarray(share, float)
     rows = []
     for name, law in LAWS.items():
         size = len(BOUNDS[name][0])
-        if len(n) <= size:  # as many numbers as points fit anything
+        # as many numbers as points fit anything
+        if len(n) <= size:
             rows.append(
                 {"law": name} | dict.fromkeys(("a", "b", "c", "rmse", "aicc", "loo"), np.nan)
             )
             continue
         found = _fit(name, n, share)
-        squares = max(
-            float(((law(n, *found) - share) ** 2).sum()), 1e-30
-        )  # an exact fit has no logarithm
-        # and the variance
+        # an exact fit has no logarithm
+        squares = max(float(((law(n, *found) - share) ** 2).sum()), 1e-30)
         aicc = np.nan
+        # the law's and the variance
         parameters = size + 1
         if len(n) > parameters + 1:
             aicc = (
@@ -207,7 +230,7 @@ def power_laws(n, share):
     return pd.DataFrame(rows)
 
 
-def _fit(name, n, share):
+def _fit(name: str, n: np.ndarray, share: np.ndarray) -> np.ndarray:
     start = [share[0] / 2, 1.0, share[-1] / 2][: len(BOUNDS[name][0])]
     return curve_fit(
         LAWS[name],
@@ -221,9 +244,13 @@ def _fit(name, n, share):
     )[0]
 
 
-def fitted_curves(curve, fits):
+def fitted_curves(curve: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
     """The figure's data: per number of seeds the mean over bases (series `measured`), the lowest
     and highest base, and both laws.
+
+    Args:
+        curve: of only_in_base.
+        fits: of power_laws.
     """
     measured = (
         curve.groupby("seeds")
@@ -232,18 +259,18 @@ def fitted_curves(curve, fits):
     )
     parts = [measured.assign(series="measured")]
     n = np.linspace(curve.seeds.min(), curve.seeds.max(), 43)
-    for fit in fits.dropna(subset="a").itertuples():
-        label = f"{fit.a:.2f} $n^{{-{fit.b:.2f}}}$" + (
-            f" + {fit.c:.2f}" if fit.law == "with offset" else ""
-        )
-        values = LAWS["with offset"](n, fit.a, fit.b, fit.c)
+    for fit in fits.dropna(subset="a").to_dict("records"):
+        label = f"{fit['a']:.2f} $n^{{-{fit['b']:.2f}}}$"
+        if fit["law"] == "with offset":
+            label += f" + {fit['c']:.2f}"
+        values = LAWS["with offset"](n, fit["a"], fit["b"], fit["c"])
         parts.append(
             pd.DataFrame(
                 {
                     "seeds": n,
                     "only_in_base": values,
-                    "series": fit.law,
-                    "label": f"{fit.law}: {label}",
+                    "series": fit["law"],
+                    "label": f"{fit['law']}: {label}",
                 }
             )
         )
@@ -253,7 +280,7 @@ def fitted_curves(curve, fits):
 # --- one or two kinds of latents ------------------------------------------------------------------
 
 
-def count_modes(values, bandwidth):
+def count_modes(values: ArrayLike, bandwidth: float) -> int:
     """Number of maxima of the Gaussian kernel density estimate of `values` [n]."""
     values = np.asarray(values, float)
     grid = np.linspace(values.min() - 2 * bandwidth, values.max() + 2 * bandwidth, 256)
@@ -261,15 +288,20 @@ def count_modes(values, bandwidth):
     return int(((density[1:-1] > density[:-2]) & (density[1:-1] >= density[2:])).sum())
 
 
-def modes_test(values, seed=0, resamples=200):
-    """Are there two kinds of latents? Silverman's (1981) test of one mode, on cosines [n].
+def modes_test(values: ArrayLike, seed: int = 0, resamples: int = 200) -> tuple[int, float]:
+    """Are there two kinds of latents? Silverman's (1981) test of one mode.
+
+    A small p speaks against one mode. The test is known to be cautious.
+
+    Args:
+        values: cosines [n].
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
 
     Returns:
         (modes, p): the number of modes at the normal-reference bandwidth, and the share of smoothed
-            bootstrap samples from the
-        smoothest-needed one-mode density that need at least as much smoothing to have one mode. A
-        small p speaks against one mode. The test is known to be cautious. (0, NaN) for fewer than
-        two different values.
+        bootstrap samples from the smoothest-needed one-mode density that need at least as much
+        smoothing to have one mode; (0, NaN) for fewer than two different values.
     """
     values = np.asarray(values, float)
     spread = values.std()
@@ -277,15 +309,19 @@ def modes_test(values, seed=0, resamples=200):
         return 0, np.nan
     low = spread / 100
     high = 2 * spread
-    for _ in range(16):  # the least bandwidth with one mode
+    # the least bandwidth with one mode
+    for _ in range(16):
         middle = (low + high) / 2
-        low, high = (middle, high) if count_modes(values, middle) > 1 else (low, middle)
+        if count_modes(values, middle) > 1:
+            low = middle
+        else:
+            high = middle
     rng = np.random.default_rng(seed)
     more = 0
     for _ in range(resamples):
         sample = rng.choice(values, len(values)) + high * rng.standard_normal(len(values))
-        sample = values.mean() + (sample - values.mean()) / math.sqrt(
-            1 + (high / spread) ** 2
-        )  # of the values' variance
+        # of the values' variance
+        widened = math.sqrt(1 + (high / spread) ** 2)
+        sample = values.mean() + (sample - values.mean()) / widened
         more += count_modes(sample, high) > 1
     return count_modes(values, 1.06 * spread * len(values) ** -0.2), more / resamples

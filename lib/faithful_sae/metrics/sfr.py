@@ -3,15 +3,21 @@
 SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from faithful_sae.matching import match_features, match_pairs
+from faithful_sae.matching import Matching, match_features, match_pairs
+from faithful_sae.sae.sae import TopKSAE
 
 CRITERIA = ("decoder", "encoder+decoder")
 
 
-def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> float:
+def shared_feature_ratio(
+    sae_a: TopKSAE, sae_b: TopKSAE, threshold: float = 0.7, criterion: str = "decoder"
+) -> float:
     """SFR of two SAEs, a fraction 0-1.
 
     Args:
@@ -32,13 +38,13 @@ def shared_feature_ratio(sae_a, sae_b, threshold=0.7, criterion="decoder") -> fl
             "of one size"
         )
     decoder = match_features(sae_a.W_dec, sae_b.W_dec)
-    encoder = (
-        match_features(sae_a.W_enc.T, sae_b.W_enc.T) if criterion == "encoder+decoder" else None
-    )
+    encoder = None
+    if criterion == "encoder+decoder":
+        encoder = match_features(sae_a.W_enc.T, sae_b.W_enc.T)
     return float(shared(decoder, encoder, threshold).mean())
 
 
-def shared(decoder, encoder, threshold):
+def shared(decoder: Matching, encoder: Matching | None, threshold: float) -> np.ndarray:
     """bool [F]: which latents of the first SAE are shared, by the decoder matching or (encoder not
     None) by both.
     """
@@ -48,56 +54,42 @@ def shared(decoder, encoder, threshold):
     return result
 
 
-def shared_feature_ratios(saes, threshold=0.7, criterion="decoder") -> pd.DataFrame:
-    """SFR of every two of several SAEs, each prepared once: a symmetric table [S, S] with 1 on its
-    diagonal.
-
-    Args:
-        saes: {name: SAE}. Otherwise as shared_feature_ratio.
-    """
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion {criterion!r} must be one of {', '.join(CRITERIA)}")
-    decoders = match_pairs({name: sae.W_dec for name, sae in saes.items()})
-    encoders = (
-        match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
-        if criterion == "encoder+decoder"
-        else {}
-    )
-    table = pd.DataFrame(1.0, index=list(saes), columns=list(saes))
-    for (a, b), decoder in decoders.items():
-        table.loc[a, b] = table.loc[b, a] = shared(decoder, encoders.get((a, b)), threshold).mean()
-    return table
-
-
-def match_seeds(saes) -> dict:
-    """{(a, b): (decoder Matching, encoder Matching)} for all pairs of {name: SAE}, matched apart
-    (Paulo and Belrose 2025, section 3).
+def match_seeds(saes: Mapping[Any, TopKSAE]) -> dict[tuple, tuple[Matching, Matching]]:
+    """{(a, b): (by decoder, by encoder)} for all pairs of named SAEs, matched apart (Paulo and
+    Belrose 2025, section 3).
     """
     decoder = match_pairs({name: sae.W_dec for name, sae in saes.items()})
     encoder = match_pairs({name: sae.W_enc.T for name, sae in saes.items()})
     return {pair: (decoder[pair], encoder[pair]) for pair in decoder}
 
 
-def compare_seeds(saes, threshold, dead_below):
+def compare_seeds(
+    saes: Mapping[Any, TopKSAE], threshold: float, dead_below: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Match all pairs of seeds of one corpus.
 
     Args:
-        saes: {seed: TopKSAE}, each with `.firing`. threshold: cosine. dead_below: a latent that
-            fires on a share of tokens at or below it is dead (0: it never fired over the last tenth
-            of the training).
+        saes: by seed, each with `.firing`.
+        threshold: least cosine of a shared latent.
+        dead_below: a latent that fires on a share of tokens at or below it is dead (0: it never
+            fired over the last tenth of the training).
 
     Returns:
         (rows, latents). rows, one per pair: sfr (the paper's, over all latents),
-            sfr_encoder_decoder, sfr_strict (the
-        authors' > instead of >=), sfr_alive (over latents alive in the first SAE and matched to one
-        alive in the second), mean share of dead latents. latents, one row per latent of the first:
-        its match, both cosines, alive flags.
+        sfr_encoder_decoder, sfr_strict (the authors' > instead of >=), sfr_alive (over latents
+        alive in the first SAE and matched to one alive in the second), mean share of dead latents.
+        latents, one row per latent of the first: its match, both cosines, alive flags.
+
+    Raises:
+        ValueError: an SAE without firing frequencies.
     """
     rows = []
     tables = []
     for (seed_a, seed_b), (decoder, encoder) in match_seeds(saes).items():
         a, b = saes[seed_a], saes[seed_b]
-        alive_a, alive_b = (s.firing.numpy() > dead_below for s in (a, b))
+        firing = _firing(a)
+        alive_a = firing > dead_below
+        alive_b = _firing(b) > dead_below
         both = alive_a & alive_b[decoder.permutation]
         is_shared = shared(decoder, None, threshold)
         rows.append(
@@ -124,8 +116,14 @@ def compare_seeds(saes, threshold, dead_below):
                     "encoder_match": encoder.permutation,
                     "encoder_cosine": encoder.cosine,
                     "alive_both": both,
-                    "firing": a.firing.numpy(),
+                    "firing": firing,
                 }
             )
         )
     return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)
+
+
+def _firing(sae: TopKSAE) -> np.ndarray:
+    if sae.firing is None:
+        raise ValueError("an SAE without firing frequencies: which latents are dead is not known")
+    return sae.firing.numpy()

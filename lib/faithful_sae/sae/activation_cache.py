@@ -20,15 +20,16 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 class ActivationCache:
-    """Args:
-    folder: holds the files of one stream: another model, layer, corpus or order of rows is another
-    folder.
+    """The files of one stream.
+
+    Args:
+        folder: another model, layer, corpus or order of rows is another folder.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def read(self, group):
+    def read(self, group: int) -> torch.Tensor | None:
         """float32 [N, D] of a group, or None: not there, truncated or changed."""
         try:
             with safe_open(self._file(group), "pt") as file:
@@ -38,19 +39,30 @@ class ActivationCache:
             return None
         return x.float() if checksum({"x": x}) == written else None
 
-    def write(self, group, x):
+    def write(self, group: int, x: torch.Tensor) -> None:
         """Keep the activations float32 [N, D] of a group.
 
         Raises:
             DiskFullError: the other groups are kept.
         """
         x = x.detach().cpu()
-        narrow = next(
-            (same for dtype in NARROW if torch.equal((same := x.to(dtype)).float(), x)), x
-        )  # if the model computes in it
-        kept = {"x": narrow.contiguous()}
+        kept = {"x": _narrow(x).contiguous()}
         with atomic_path(self._file(group)) as tmp:
             save_file(kept, tmp, {"sha256": checksum(kept)})
 
-    def _file(self, group):
+    def _file(self, group: int) -> Path:
         return self.folder / f"group_{group:06d}.safetensors"
+
+
+def _narrow(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in two bytes each, if the model computes in them."""
+    for dtype in NARROW:
+        same = x.to(dtype)
+        if torch.equal(same.float(), x):
+            return same
+    return x
+
+
+def activations_disk(tokens: int, d_model: int, bytes_per_weight: int) -> int:
+    """Bytes of the activations that are kept: tokens x D numbers in the model's dtype."""
+    return tokens * d_model * bytes_per_weight

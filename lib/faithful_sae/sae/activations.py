@@ -11,24 +11,31 @@ Memory: two windows, 2 x buffer_tokens x D float32. Groups stay the same in all 
 the model says of them can be kept on disk instead of computed again, to the same bytes.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from faithful_sae.sae.activation_cache import ActivationCache
 
-def rows_in_batches(rows, batch_rows):
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
+
+
+def rows_in_batches(rows: np.ndarray, batch_rows: int) -> Iterator[torch.Tensor]:
     """Yield int64 tensors [<= batch_rows, T] of the rows, as they are."""
     for start in range(0, len(rows), batch_rows):
         yield as_ids(rows[start : start + batch_rows])
 
 
-def as_ids(rows):
+def as_ids(rows: np.ndarray) -> torch.Tensor:
     """int64 tensor of token rows [R, T] of an array or memory map."""
     return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
 
-def token_activations(lm, ids, include_bos):
+def token_activations(lm: "LanguageModel", ids: torch.Tensor, include_bos: bool) -> torch.Tensor:
     """Activations of the tokens of ids [B, T], as float32 [N, D]; BOS positions are left out unless
     `include_bos`.
     """
@@ -45,8 +52,13 @@ class ActivationStream:
     `state` with the same bytes.
 
     Args:
+        rows: int [R, T].
+        n_tokens: activations given out in all.
+        buffer_tokens: activations in a window.
         lm_batch_rows: rows of a group, fewer if the buffer does not hold so many.
-        cache: ActivationCache, or None: the language model runs in every epoch.
+        include_bos: whether activations at BOS are given out.
+        seed: of the order.
+        cache: None: the language model runs in every epoch.
 
     Raises:
         ValueError: no rows; nothing but BOS in them.
@@ -54,17 +66,17 @@ class ActivationStream:
 
     def __init__(
         self,
-        lm,
-        rows,
+        lm: "LanguageModel",
+        rows: np.ndarray,
         *,
-        n_tokens,
-        batch_tokens,
-        buffer_tokens,
-        lm_batch_rows,
-        include_bos,
-        seed,
-        cache=None,
-    ):
+        n_tokens: int,
+        batch_tokens: int,
+        buffer_tokens: int,
+        lm_batch_rows: int,
+        include_bos: bool,
+        seed: int,
+        cache: ActivationCache | None = None,
+    ) -> None:
         if len(rows) == 0:
             raise ValueError("no token rows to take activations from")
         self.lm = lm
@@ -78,26 +90,25 @@ class ActivationStream:
         self.group_rows = min(lm_batch_rows, window_rows)
         self.window_groups = window_rows // self.group_rows
         self.groups = -(-len(rows) // self.group_rows)
-        self.windows = -(-self.groups // self.window_groups)  # in an epoch
+        # in an epoch
+        self.windows = -(-self.groups // self.window_groups)
         self.row_order = np.random.default_rng(seed).permutation(len(rows))
-        self.window = self.given = 0
-        self.left = torch.empty(
-            0, lm.d_model, device=lm.device
-        )  # what the window before did not give out: less than a batch
-        self.between = True  # two windows, where there is a state
+        self.window = 0
+        self.given = 0
+        # what the window before did not give out: less than a batch
+        self.left = torch.empty(0, lm.d_model, device=lm.device)
+        # two windows, where there is a state
+        self.between = True
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._read, self.window)
             while self.given < self.n_tokens:
                 pool = self._behind_what_was_left(*ahead.result())
-                remaining = self.n_tokens - self.given
-                use = (
-                    remaining
-                    if len(pool) >= remaining
-                    else len(pool) // self.batch_tokens * self.batch_tokens
-                )
-                ahead = reader.submit(self._read, self.window + 1) if use < remaining else None
+                use = self.n_tokens - self.given
+                if len(pool) < use:
+                    use = len(pool) // self.batch_tokens * self.batch_tokens
+                    ahead = reader.submit(self._read, self.window + 1)
                 order = torch.randperm(
                     len(pool), generator=torch.Generator().manual_seed(self._window_seed())
                 ).to(pool.device)
@@ -109,32 +120,29 @@ class ActivationStream:
                     if self.between:
                         self._next(pool[order[use:]], use)
                     yield batch
-                pool = order = None  # not beside the next two windows
+                # not beside the next two windows
+                del pool, order
 
     def state(self) -> dict | None:
         """{window, given, left}: where the stream is, after the batch given out last; None in the
         middle of a window.
         """
-        return (
-            {"window": self.window, "given": self.given, "left": self.left}
-            if self.between
-            else None
-        )
+        if not self.between:
+            return None
+        return {"window": self.window, "given": self.given, "left": self.left}
 
-    def resume(self, state):
+    def resume(self, state: Mapping) -> None:
         """Go on from a `state` of a stream with the same arguments."""
-        self.window, self.given, self.left = (
-            int(state["window"]),
-            int(state["given"]),
-            state["left"].to(self.lm.device),
-        )
+        self.window = int(state["window"])
+        self.given = int(state["given"])
+        self.left = state["left"].to(self.lm.device)
 
-    def keep(self, groups):
+    def keep(self, groups: Iterable[int]) -> None:
         """See to it that the cache holds these groups, of the `groups` there are."""
         for group in groups:
             self._group(group)
 
-    def _next(self, left, used):
+    def _next(self, left: torch.Tensor, used: int) -> None:
         if self.window >= self.windows and self.given + used + len(left) == 0:
             raise ValueError(
                 "the token rows hold nothing but BOS, and BOS is left out (include_bos: false)"
@@ -143,7 +151,7 @@ class ActivationStream:
         self.given = self.given + used
         self.left = left
 
-    def _read(self, number):
+    def _read(self, number: int) -> tuple[torch.Tensor, int]:
         """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is
         room for what is left over.
         """
@@ -160,12 +168,12 @@ class ActivationStream:
             end += len(x)
         return buffer, end
 
-    def _behind_what_was_left(self, buffer, end):
+    def _behind_what_was_left(self, buffer: torch.Tensor, end: int) -> torch.Tensor:
         pool = buffer[self.batch_tokens - len(self.left) : end]
         pool[: len(self.left)] = self.left
         return pool
 
-    def _group(self, group):
+    def _group(self, group: int) -> torch.Tensor:
         """Activations of one group of rows, from the cache if they are there."""
         if self.cache and (x := self.cache.read(group)) is not None:
             return x.to(self.lm.device)
@@ -175,7 +183,7 @@ class ActivationStream:
             self.cache.write(group, x)
         return x
 
-    def _window_seed(self):
+    def _window_seed(self) -> int:
         return int(
             np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1
         )

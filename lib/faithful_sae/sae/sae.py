@@ -1,7 +1,7 @@
-"""The TopK sparse autoencoder (paper 2.5 and 3.2; Gao et al. 2024).
+"""The sparse autoencoder, as it is used: TopK (paper 2.5 and 3.2; Gao et al. 2024).
 
-    z = TopK_k(ReLU((x - b_dec) W_enc + b_enc))   x_hat = z W_dec + b_dec
-            rows of W_dec have unit norm
+    z = TopK_k(ReLU((x - b_dec) W_enc + b_enc))        x_hat = z W_dec + b_dec
+    rows of W_dec have unit norm
 
 An SAE that others published may differ: it keeps the latents above a threshold instead of the k
 largest (BatchTopK as it is used after training, JumpReLU), sees a normalised x, and has rows of
@@ -10,18 +10,27 @@ other norms.
 B tokens, D model, F latents, K active ones.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
 import torch
 import torch.nn.functional as F
 
 from faithful_sae.sae.formats import read_folder, saelens, sparsify
 from faithful_sae.sae.formats.source import SAEError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 class TopKSAE:
     """Weights and the functions they define; training lives in train.py.
 
     Attributes:
-        W_enc: float32 [D, F]. b_enc: [F]. W_dec: [F, D], unit rows. b_dec: [D].
+        W_enc: float32 [D, F].
+        b_enc: [F].
+        W_dec: [F, D], unit rows.
+        b_dec: [D].
         k: active latents per token; None where there is a threshold.
         threshold: float32 [F]: a latent is kept if it is above its own and above 0; None where the
             k largest are kept.
@@ -30,10 +39,20 @@ class TopKSAE:
             "constant_norm_rescale": to norm sqrt(D).
         firing: float32 [F] or None, share of tokens each latent fired on at the end of training
             (fraction 0-1).
-        metadata: dict saved with it (model, layer, corpus, seed, ...).
+        training_log: rows of train_saes, which alone sets it.
+        metadata: saved with it (model, layer, corpus, seed, ...).
     """
 
-    def __init__(self, d_model, d_sae, k, seed, device="cpu"):
+    k: int | None
+    threshold: torch.Tensor | None
+    normalisation: str
+    firing: torch.Tensor | None
+    training_log: "pd.DataFrame"
+    metadata: dict
+
+    def __init__(
+        self, d_model: int, d_sae: int, k: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
         """W_dec's rows are random directions and W_enc is its transpose, so that a latent starts
         out aligned with itself.
 
@@ -42,76 +61,91 @@ class TopKSAE:
         """
         if not 1 <= k <= d_sae:
             raise SAEError(f"k = {k} must lie between 1 and d_sae = {d_sae}")
-        generator = torch.Generator().manual_seed(
-            seed
-        )  # on the CPU, so that a seed means the same weights everywhere
+        # on the CPU, so that a seed means the same weights everywhere
+        generator = torch.Generator().manual_seed(seed)
+        directions = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1)
         self.k = k
         self.threshold = None
         self.normalisation = "none"
         self.firing = None
         self.metadata = {"seed": seed}
-        self.W_dec = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1).to(
-            device
-        )
+        self.W_dec = directions.to(device)
         self.W_enc = self.W_dec.T.clone(memory_format=torch.contiguous_format)
         self.b_enc = torch.zeros(d_sae, device=device)
         self.b_dec = torch.zeros(d_model, device=device)
 
     @property
-    def d_model(self):
+    def d_model(self) -> int:
         return self.W_dec.shape[1]
 
     @property
-    def d_sae(self):
+    def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
     @property
-    def weights(self):
+    def weights(self) -> dict[str, torch.Tensor]:
         """The four parameters by name."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
-    def _frame(self, x):
-        """(shift, scale) [.., 1] of each token: what its normalisation subtracts and divides by."""
+    def frame(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the normalisation of each token subtracts and divides by.
+
+        Args:
+            x: [.., D].
+
+        Returns:
+            (shift, scale), each [.., 1].
+        """
         if self.normalisation == "layer_norm":
             return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
-        return 0.0, x.norm(dim=-1, keepdim=True) / self.d_model**0.5
+        norm = x.norm(dim=-1, keepdim=True)
+        return torch.zeros_like(norm), norm / self.d_model**0.5
 
-    def pre_activations(self, x):
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
         """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] -> [.., F]."""
         if self.normalisation != "none":
-            shift, scale = self._frame(x)
+            shift, scale = self.frame(x)
             x = (x - shift) / (scale + 1e-5 if self.normalisation == "layer_norm" else scale)
         return F.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
 
-    def encode_topk(self, x):
-        """The latents of each token that are kept: (values float [.., K], indices int64 [.., K]); a
-        value may be 0.
+    def encode_topk(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of each token that are kept.
 
-        K is k, or, with a threshold, the most that any token of x has.
+        Args:
+            x: [.., D].
+
+        Returns:
+            (values [.., K], indices int64 [.., K]); a value may be 0. K is k, or, with a threshold,
+            the most that any token of x has.
         """
         p = self.pre_activations(x)
         k = self.k
         if self.threshold is not None:
             p = p * (p > self.threshold)
             k = max([1, *(p > 0).sum(-1).flatten().tolist()])
-        return p.topk(k, dim=-1, sorted=False)
+        assert k is not None, "either k or threshold is set"
+        values, indices = p.topk(k, dim=-1, sorted=False)
+        return values, indices
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Dense latents [.., F]; without a threshold, at most k of them are above 0."""
         values, indices = self.encode_topk(x)
         return torch.zeros(*x.shape[:-1], self.d_sae, dtype=values.dtype, device=x.device).scatter_(
             -1, indices, values
         )
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
         """x_hat [.., D] from dense latents [.., F]; of the normalised x, if there is a
         normalisation.
         """
         return z @ self.W_dec + self.b_dec
 
-    def decode_topk(self, values, indices):
-        """As decode, from the active latents alone: K rows of W_dec per token instead of all of
-        them.
+    def decode_topk(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """As decode, from the active latents alone: K rows of W_dec per token instead of all.
+
+        Args:
+            values: [.., K].
+            indices: int64 [.., K].
         """
         rows = (-1, values.shape[-1])
         flat = F.embedding_bag(
@@ -119,28 +153,28 @@ class TopKSAE:
         )
         return flat.view(*values.shape[:-1], self.d_model) + self.b_dec
 
-    def reconstruct(self, x):
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """decode(encode(x)), less the normalisation: [.., D] -> [.., D]."""
         x_hat = self.decode_topk(*self.encode_topk(x))
         if self.normalisation != "none":
-            shift, scale = self._frame(x)
+            shift, scale = self.frame(x)
             x_hat = x_hat * scale + shift
         return x_hat
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device, in place."""
         for name, tensor in self.weights.items():
             setattr(self, name, tensor.to(device))
         self.threshold = None if self.threshold is None else self.threshold.to(device)
         return self
 
-    def save(self, folder):
+    def save(self, folder: Path | str) -> None:
         """Write SAELens' version 6 layout: cfg.json, sae_weights.safetensors, and
         sparsity.safetensors (log10 firing frequency).
         """
         saelens.write(self, folder)
 
-    def to_sparsify(self, folder):
+    def to_sparsify(self, folder: Path | str) -> None:
         """Write sparsify's layout: cfg.json and sae.safetensors (encoder transposed, W_dec as it
         is).
 
@@ -150,7 +184,7 @@ class TopKSAE:
         sparsify.write(self, folder)
 
 
-def load_sae(folder) -> TopKSAE:
+def load_sae(folder: Path | str) -> TopKSAE:
     """Read an SAE folder of SAELens (version 5 or 6), sparsify, dictionary_learning or the authors'
     BatchTopK (see formats/).
 
@@ -162,3 +196,8 @@ def load_sae(folder) -> TopKSAE:
     sae = TopKSAE.__new__(TopKSAE)
     vars(sae).update(vars(read_folder(folder)))
     return sae
+
+
+def sae_bytes(d_model: int, d_sae: int) -> int:
+    """Bytes of W_enc, W_dec, b_enc, b_dec in float32: 4 (2 F D + F + D)."""
+    return 4 * (2 * d_sae * d_model + d_sae + d_model)

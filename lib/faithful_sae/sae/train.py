@@ -1,156 +1,97 @@
-"""Training TopK SAEs: several seeds from one stream of activations, each batch given to all of them
-in turn.
+"""Training SAEs: several seeds from one stream of activations, each batch given to all of them in
+turn.
 
-    loss = mean over tokens and dimensions of (x - x_hat)^2 + 1/32 AuxK
-
-AuxK (Gao et al. 2024, A.2) lets the dead latents' best aux_k explain the residual x - x_hat, so
-that they come back to life.
+What is minimised, and how its gradients are found, is the variant's (see variants/). Here are the
+optimiser, its schedule, unit decoder rows, counting, and going on from checkpoints.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from faithful_sae.kernels.latent_sums import by_latent, latent_sums
-from faithful_sae.kernels.sparse_decode import decode, values_gradient
-from faithful_sae.kernels.topk_encode import encode
-from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.files.checkpoint import Checkpoint
+from faithful_sae.sae.activations import ActivationStream
+from faithful_sae.sae.recipe import RECIPES, Recipe
+from faithful_sae.sae.sae import TopKSAE, sae_bytes
+from faithful_sae.sae.variants import VARIANTS, TopK, Variant
+from faithful_sae.sae.variants.base import Moment
 
-AUX_COEFFICIENT = 1 / 32
-BLOCK = 1024  # rows of W_dec at a time: temporaries of this size stay in the cache
-LOG_POINTS = 100  # rows of the training curve per SAE
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the paper leaves open about training."""
-
-    betas: tuple[float, float]
-    warmup: float  # share of the steps over which lr rises linearly
-    decay: float  # share of the steps, at the end, over which lr falls linearly to 0
-    detach_residual: bool  # AuxK explains the residual without moving what made it
-    b_dec_from_mean: bool  # start at the mean of the first batch instead of 0
-    renormalise_after: (
-        bool  # unit decoder rows after the step; before it, rows end up only near unit norm
-    )
-    train_b_enc: bool
-    kaiming_encoder: bool  # the authors' initialisation of W_enc; otherwise W_enc = W_dec^T
-    dead_after: int | None  # batches without firing; None: a tenth of the training
-    aux_k: int | None  # None: d_model / 2, at least 1
+# rows of W_dec at a time: temporaries of this size stay in the cache
+BLOCK = 1024
+# rows of the training curve per SAE
+LOG_POINTS = 100
 
 
-RECIPES = {
-    "default": Recipe((0.9, 0.999), 0.05, 0.2, True, True, True, True, False, None, None),
-    # as in the authors' public code; the paper gives neither optimiser nor schedule
-    "authors": Recipe((0.9, 0.99), 0.0, 0.0, False, False, False, False, True, 5, 512),
-}
-
-
-class _Training:
-    """One SAE on its way: parameters, optimiser, dead counters.
+class Training:
+    """One SAE on its way: parameters, optimiser, counts.
 
     The encoder is trained as its transpose, a row per latent like the decoder; `sae.W_enc` is a
-    view of it. Each step reads and writes the rows of active latents alone, with gradients by hand
-    (see `kernels`), into the same arrays every time.
+    view of it. Each step writes gradients into the same arrays.
+
+    Args:
+        sae: from `variant.new`.
+        lr: peak learning rate of Adam.
+        n_steps: in all, which the schedule is laid over.
     """
 
-    def __init__(self, sae, lr, recipe, n_steps):
+    def __init__(
+        self, sae: TopKSAE, variant: Variant, lr: float, recipe: Recipe, n_steps: int
+    ) -> None:
         self.sae = sae
+        self.variant = variant
         self.recipe = recipe
         self.n_steps = n_steps
         self.lr = lr
         if recipe.kaiming_encoder:
             generator = torch.Generator().manual_seed(sae.metadata["seed"])
-            bound = (6 / sae.d_sae) ** 0.5  # kaiming_uniform_ of a [D, F] matrix: fan_in is F
+            # kaiming_uniform_ of a [D, F] matrix: fan_in is F
+            bound = (6 / sae.d_sae) ** 0.5
             w = (torch.rand(sae.d_model, sae.d_sae, generator=generator) * 2 - 1) * bound
-            sae.W_enc, sae.W_dec = (
-                w.to(sae.W_enc.device),
-                F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device),
-            )
-        self.encoder = sae.W_enc.T.contiguous()
-        sae.W_enc = self.encoder.T
-        self.parameters = {
-            "W_enc": self.encoder,
-            "b_enc": sae.b_enc,
-            "W_dec": sae.W_dec,
-            "b_dec": sae.b_dec,
-        }
-        for w in self.parameters.values():
-            w.grad = torch.zeros_like(w)
+            sae.W_enc = w.to(sae.W_enc.device)
+            sae.W_dec = F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device)
+        encoder = sae.W_enc.T.contiguous()
+        sae.W_enc = encoder.T
+        self.parameters = variant.parameters(sae) | {"W_enc": encoder}
+        gradients = {}
+        for name, w in self.parameters.items():
+            gradients[name] = w.grad = torch.zeros_like(w)
+        self.gradients = gradients | {"W_enc": gradients["W_enc"].T}
         self.optimiser = torch.optim.Adam(
             [w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
             lr=lr,
             betas=recipe.betas,
             fused=True,
         )
-        self.since_fired = torch.zeros(
-            sae.d_sae, dtype=torch.int64, device=sae.W_enc.device
-        )  # batches
+        # in batches
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=encoder.device)
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
-        self.aux_k = recipe.aux_k or max(sae.d_model // 2, 1)
-        self.fired = torch.zeros(sae.d_sae, device=sae.W_enc.device)
+        self.fired = torch.zeros(sae.d_sae, device=encoder.device)
         self.counted = 0
         self.log = []
 
-    def gradients(self, x):
-        """Fills the parameters' `.grad` from a batch x [B, D].
+    def evaluate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Fill in the `gradients` of step i from a batch x [B, D].
 
         Returns:
             (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
-        sae = self.sae
-        encoder = self.encoder
-        values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, sae.k)
-        error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
-        centred = x - sae.b_dec
-        loss = error.square().mean()
-        to_x_hat = error * (2 / x.numel())
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
-        if len(dead):
-            aux_loss, to_explained, of_dead = self._auxk(centred, error, dead)
-            loss += aux_loss
-            if not self.recipe.detach_residual:  # then AuxK moves x_hat as well
-                to_x_hat += to_explained
-        start, order = by_latent(values, indices, sae.d_sae)
-        latent_sums(values, start, order, to_x_hat, sae.W_dec.grad)
-        to_values = values_gradient(to_x_hat, values, indices, sae.W_dec)
-        latent_sums(to_values, start, order, centred, encoder.grad)
-        latent_sums(to_values, start, order, torch.ones_like(x[:, :1]), sae.b_enc.grad[:, None])
-        if len(dead):
-            for gradient, part in zip((sae.W_dec.grad, encoder.grad, sae.b_enc.grad), of_dead):
-                gradient.index_add_(0, dead, part)
-        torch.sum(to_x_hat, 0, out=sae.b_dec.grad).sub_(
-            sae.b_enc.grad @ encoder
-        )  # b_dec is also taken off before the encoder
-        return loss, error, start.diff()
+        moment = Moment(i / self.n_steps, dead, self.recipe)
+        return self.variant.loss_and_gradients(self.sae, x, moment, self.gradients)
 
-    def _auxk(self, centred, error, dead):
-        """AuxK's loss; its gradient for what the dead latents explain; its gradients for their
-        W_dec, W_enc^T, b_enc.
+    def step(self, i: int, x: torch.Tensor, checkpoint: Checkpoint | None = None) -> None:
+        """Step i of the optimiser, on a batch x [B, D].
 
-        Up to half of d_model latents are active for each token, often all that are dead: products
-        of those columns alone are several times as fast as gathers.
+        Args:
+            checkpoint: named in the error.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
         """
-        w_enc = self.encoder[dead]
-        w_dec = self.sae.W_dec[dead]
-        z = F.relu(torch.addmm(self.sae.b_enc[dead], centred, w_enc.T))
-        if len(dead) > self.aux_k:
-            values, indices = z.topk(self.aux_k, dim=-1, sorted=False)
-            z = torch.zeros_like(z).scatter_(-1, indices, values)
-        difference = torch.addmm(error, z, w_dec)  # explained - (x - x_hat)
-        to_explained = difference * (AUX_COEFFICIENT * 2 / difference.numel())
-        to_z = (to_explained @ w_dec.T).mul_(z > 0)
-        return (
-            AUX_COEFFICIENT * difference.square().mean(),
-            to_explained,
-            (z.T @ to_explained, to_z.T @ centred, to_z.sum(0)),
-        )
-
-    def step(self, i, x, checkpoint=None):
-        """One optimiser step; raises FloatingPointError when the loss is no longer finite."""
         sae = self.sae
         recipe = self.recipe
         if i == 0 and recipe.b_dec_from_mean:
@@ -161,17 +102,18 @@ class _Training:
                 (i + 1) / max(recipe.warmup * self.n_steps, 1),
                 (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
             )
-        loss, error, counts = self.gradients(x)
+        loss, error, counts = self.evaluate(i, x)
         if not torch.isfinite(loss):
+            saved = f"; {checkpoint}" if checkpoint else ""
             raise FloatingPointError(
                 f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower "
-                f"sae.lr = {self.lr}" + (f"; {checkpoint}" if checkpoint else "")
+                f"sae.lr = {self.lr}{saved}"
             )
         if not recipe.renormalise_after:
             _normalise(sae.W_dec)
-        for gradient, w in zip(
-            sae.W_dec.grad.split(BLOCK), sae.W_dec.split(BLOCK)
-        ):  # keep to the sphere
+        # keep to the sphere
+        blocks = zip(self.gradients["W_dec"].split(BLOCK), sae.W_dec.split(BLOCK), strict=True)
+        for gradient, w in blocks:
             gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
         self.optimiser.step()
         if recipe.renormalise_after:
@@ -184,52 +126,51 @@ class _Training:
             self.fired += counts
             self.counted += len(x)
         if i % max(self.n_steps // LOG_POINTS, 1) == 0 or i == self.n_steps - 1:
-            fvu = (
-                error.square().sum() / (x - x.mean(0)).square().sum()
-                if len(x) > 1
-                else torch.tensor(torch.nan)
-            )  # one has no variance
+            fvu = float("nan")
+            # one token has no variance
+            if len(x) > 1:
+                fvu = (error.square().sum() / (x - x.mean(0)).square().sum()).item()
             self.log.append(
                 {
                     "seed": self.sae.metadata["seed"],
                     "step": i,
                     "loss": loss.item(),
-                    "fvu": fvu.item(),
+                    "fvu": fvu,
                     "l0": counts.sum().item() / len(x),
                     "dead": int((self.since_fired >= self.dead_after).sum()),
                 }
             )
 
-    def state(self):
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """(tensors, numbers) that the steps to come depend on."""
         tensors = dict(self.parameters, since_fired=self.since_fired, fired=self.fired)
         for name, w in self.parameters.items():
-            tensors |= {
-                f"{name}.{key}": value for key, value in self.optimiser.state.get(w, {}).items()
-            }
+            for key, value in self.optimiser.state.get(w, {}).items():
+                tensors[f"{name}.{key}"] = value
         return tensors, {"counted": self.counted, "log": self.log}
 
-    def restore(self, tensors, numbers):
+    def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping) -> None:
         """Go on from a `state`."""
         for name, w in self.parameters.items():
             w.copy_(tensors[name])
             moments = {
-                key: tensors[f"{name}.{key}"]
+                key: tensors[f"{name}.{key}"].to(w.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{name}.{key}" in tensors
             }
             if moments:
-                self.optimiser.state[w] = {
-                    key: value.to(w.device) for key, value in moments.items()
-                }
-        self.since_fired, self.fired = (
-            tensors[name].to(self.fired.device) for name in ("since_fired", "fired")
-        )
-        self.counted, self.log = numbers["counted"], numbers["log"]
+                self.optimiser.state[w] = moments
+        self.since_fired = tensors["since_fired"].to(self.fired.device)
+        self.fired = tensors["fired"].to(self.fired.device)
+        self.counted = numbers["counted"]
+        self.log = numbers["log"]
 
-    def finish(self):
+    def finish(self) -> TopKSAE:
         """The trained SAE, with its firing frequencies over the last tenth of the training and its
         `training_log`.
+
+        Raises:
+            FloatingPointError: a weight is not finite.
         """
         sae = self.sae
         if not all(w.isfinite().all() for w in self.parameters.values()):
@@ -243,91 +184,101 @@ class _Training:
         _normalise(sae.W_dec)
         sae.firing = self.fired / max(self.counted, 1)
         sae.training_log = pd.DataFrame(self.log)
-        return sae
+        return self.variant.finish(sae)
 
 
 def train_saes(
-    batches,
-    d_model,
-    d_sae,
-    k,
-    seeds,
-    lr,
-    n_tokens,
-    batch_tokens,
-    recipe="default",
-    device="cpu",
-    description="SAEs",
-    checkpoint=None,
+    batches: Iterable[torch.Tensor],
+    d_model: int,
+    d_sae: int | Sequence[int],
+    k: int | Variant | Sequence[int | Variant],
+    seeds: Sequence[int],
+    lr: float | Sequence[float],
+    n_tokens: int | Sequence[int],
+    batch_tokens: int,
+    recipe: str = "default",
+    device: torch.device | str = "cpu",
+    description: str = "SAEs",
+    checkpoint: Checkpoint | None = None,
 ) -> list[TopKSAE]:
-    """Train one TopK SAE per entry of `seeds` on the same batches in the same order (paper 3.2,
-    Table 5).
+    """Train one SAE per seed on the same batches in the same order (paper 3.2, Table 5).
+
+    On a CPU a step takes an SAE about as long as one float32 product of [B, D] with [D, F]. For
+    the memory see training_bytes.
 
     Args:
-        batches: iterable of float32 [B, D] tensors, n_tokens in all, batch_tokens in each but
-            perhaps the last.
-        d_model, d_sae, k: sizes D, F, K. seeds: each initialises one SAE and nothing else.
-        lr: peak learning rate of Adam. recipe: "default" or "authors" (see RECIPES).
-        d_sae, k, lr, n_tokens: one number for all SAEs, or a list with one for each. An SAE with
-            fewer tokens is trained on the first of them, on a schedule of its own.
-        checkpoint: Checkpoint to go on from and to save to now and then; `batches` is an
-            ActivationStream then. On a CPU a training that was killed, however often, ends with the
-            same bytes as one that was not.
+        batches: float32 [B, D], n_tokens in all, batch_tokens in each but perhaps the last.
+        d_model: D.
+        d_sae: F, for all SAEs or one for each; so are k, lr and n_tokens.
+        k: active latents per token of a TopK SAE; or a Variant with settings of its own.
+        seeds: each initialises one SAE and nothing else.
+        lr: peak learning rate of Adam.
+        n_tokens: an SAE with fewer tokens than others is trained on the first of them, on a
+            schedule of its own.
+        recipe: "default" or "authors" (see recipe.py).
+        description: of the progress bar.
+        checkpoint: to go on from and to save to now and then; `batches` is an ActivationStream
+            then. On a CPU a training that was killed, however often, ends with the same bytes as
+            one that was not.
 
     Returns:
         the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu,
         l0, dead).
-        Per SAE and step on a CPU: about as long as one float32 product of [B, D] with [D, F];
-            memory of eight [D, F] arrays (weights,
-        gradients, Adam's two moments), and one bfloat16 copy of W_enc.
 
     Raises:
-        SAEError: k > d_sae. FloatingPointError: a loss that is not finite, with the step and the
-            last good checkpoint. DiskFullError: while saving a checkpoint; the one before is kept.
-            ValueError: no batch; a list of another length than seeds.
+        SAEError: k > d_sae.
+        FloatingPointError: a loss that is not finite, with the step and the last good checkpoint.
+        DiskFullError: while saving a checkpoint; the one before is kept.
+        ValueError: no batch; a list of another length than seeds.
     """
-    d_sae, k, lr, n_tokens = (
-        _one_each(value, seeds, name)
-        for name, value in (("d_sae", d_sae), ("k", k), ("lr", lr), ("n_tokens", n_tokens))
-    )
+    widths = _one_each(d_sae, seeds, "d_sae")
+    variants = [v if isinstance(v, Variant) else TopK(v) for v in _one_each(k, seeds, "k")]
+    rates = _one_each(lr, seeds, "lr")
+    budgets = _one_each(n_tokens, seeds, "n_tokens")
     trainings = [
-        _Training(
-            TopKSAE(d_model, sizes[0], sizes[1], seed, device),
+        Training(
+            variant.new(d_model, width, seed, device),
+            variant,
             rate,
             RECIPES[recipe],
             -(-tokens // batch_tokens),
         )
-        for seed, *sizes, rate, tokens in zip(seeds, d_sae, k, lr, n_tokens)
+        for seed, width, variant, rate, tokens in zip(
+            seeds, widths, variants, rates, budgets, strict=True
+        )
     ]
-    first = _resume(checkpoint, trainings, batches) if checkpoint else 0
+    # which it is where there is a checkpoint
+    stream = cast(ActivationStream, batches)
+    first = _resume(checkpoint, trainings, stream) if checkpoint else 0
     step = first - 1
     with tqdm(
-        total=max(n_tokens),
-        initial=min(first * batch_tokens, max(n_tokens)),
+        total=max(budgets),
+        initial=min(first * batch_tokens, max(budgets)),
         unit="token",
         unit_scale=True,
         desc=description,
     ) as bar:
         for step, x in enumerate(batches, first):
-            for training, tokens in zip(trainings, n_tokens):
+            for training, tokens in zip(trainings, budgets, strict=True):
                 if step < training.n_steps:
                     training.step(step, x[: tokens - step * batch_tokens], checkpoint)
             bar.update(len(x))
-            if (last := trainings[0].log[-1])["step"] == step:
+            last = trainings[0].log[-1]
+            if last["step"] == step:
                 bar.set_postfix(
                     fvu=f"{last['fvu']:.3f}",
                     l0=f"{last['l0']:.1f}",
                     dead=last["dead"],
                     refresh=False,
                 )
-            if checkpoint and checkpoint.due and (position := batches.state()):
+            if checkpoint and checkpoint.due and (position := stream.state()):
                 _save(checkpoint, step + 1, trainings, position)
     if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
 
 
-def _save(checkpoint, step, trainings, position):
+def _save(checkpoint: Checkpoint, step: int, trainings: list[Training], position: Mapping) -> None:
     states = [training.state() for training in trainings]
     tensors = {
         f"{i}.{name}": tensor for i, (part, _) in enumerate(states) for name, tensor in part.items()
@@ -340,7 +291,7 @@ def _save(checkpoint, step, trainings, position):
     checkpoint.save(step, tensors | {"left": position["left"]}, numbers)
 
 
-def _resume(checkpoint, trainings, batches):
+def _resume(checkpoint: Checkpoint, trainings: list[Training], batches: ActivationStream) -> int:
     """Number of steps done before, which the trainings and the stream are set to."""
     if (saved := checkpoint.load()) is None:
         return 0
@@ -360,14 +311,44 @@ def _resume(checkpoint, trainings, batches):
     return step
 
 
-def _normalise(rows):
+def _normalise(rows: torch.Tensor) -> None:
     """Unit rows, in place."""
     rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
-def _one_each(value, seeds, name):
+def _one_each(value: Any, seeds: Sequence[int], name: str) -> list:
     """A number as a list with one for each seed; a list as it is."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * len(seeds)
     if len(values) != len(seeds):
         raise ValueError(f"{name} has {len(values)} entries for {len(seeds)} SAEs")
     return values
+
+
+def training_bytes(
+    d_model: int,
+    d_saes: Sequence[int],
+    batch_tokens: int,
+    buffer_tokens: int,
+    variant: str = "topk",
+) -> int:
+    """Memory of SAEs in training, and of the activations they are trained on.
+
+    Each has its weights, gradients and Adam's two moments, in float32. One at a time does a step.
+    There are two windows of buffer_tokens + B activations, with the order of one.
+
+    Args:
+        d_saes: F of each SAE.
+        variant: one of VARIANTS.
+    """
+    kept = sum(4 * sae_bytes(d_model, d_sae) for d_sae in d_saes)
+    step = VARIANTS[variant].bytes(d_model, max(d_saes), batch_tokens)
+    return kept + step + (buffer_tokens + batch_tokens) * (2 * 4 * d_model + 8)
+
+
+def training_disk(d_model: int, d_saes: Sequence[int]) -> int:
+    """Bytes on disk of SAEs and of two checkpoints with Adam's moments: 7 times their weights.
+
+    Args:
+        d_saes: F of each SAE.
+    """
+    return sum(7 * sae_bytes(d_model, d_sae) for d_sae in d_saes)

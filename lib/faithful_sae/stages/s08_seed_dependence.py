@@ -212,7 +212,8 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
         cap, _ = token_budget(run, d.corpus, rows, lm, max(run.sae.tokens, *swept, 0))
         wanted = wanted_saes(run, layer, cap)
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
-        train_stream(at, d.corpus, lm, rows, folder, settings(at, STUDIED), wanted, "name")
+        parameters = settings(at, STUDIED) | {"corpus": d.corpus, "saes": wanted}
+        train_stream(at, d.corpus, lm, rows, folder, parameters, wanted, "name")
         curves = pd.read_csv(folder / "training.csv")
         for entry in wanted:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}

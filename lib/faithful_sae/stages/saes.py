@@ -1,73 +1,76 @@
 """Loading the SAEs of a run, and refusing those that are not what the parameters say."""
 
 import json
+from typing import Any
 
 from faithful_sae.files import MissingInputError, file_hash
-from faithful_sae.runs.rows import read_rows
-from faithful_sae.runs.schema import plain
-from faithful_sae.sae.sae import SAEError, load_sae
+from faithful_sae.lm.model import LanguageModel
+from faithful_sae.runs.rows import read_rows, run_first
+from faithful_sae.runs.schema import Run
+from faithful_sae.runs.stage import SAEs
+from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
+from faithful_sae.stages.s02_train_sae import sae_settings
 
-MEASURED_WITH = ("seeds", "d_sae", "k", "tokens", "include_bos", "lm_batch_rows", "batch_tokens")
-
-
-def sae_settings(run, name=None) -> dict:
-    """The parameters that the SAEs of a corpus depend on: of a trained one all but the corpus; of a
-    published one (by its name) where they are from, and what they are measured with.
-    """
-    settings = run.settings("layer", "threads", "dtype", "device")
-    s = plain(run.sae)
-    if name in run.published:
-        return (
-            settings | {key: s[key] for key in MEASURED_WITH} | {"published": s["published"][name]}
-        )
-    del s["train_on"], s["published"], s["cache_activations"]  # which changes no number
-    return settings | s
+STAGE = "02_train_sae"
 
 
-def load_saes(run, lm=None) -> dict:
-    """{(corpus, seed): TopKSAE} of a run.
+def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
+    """{(corpus, seed): SAE} of a run.
+
+    Args:
+        lm: on whose device they are put.
 
     Raises:
-        MissingInputError: notebook 02 has not made one. SAEError: damaged weights, other weights
-            than 02 recorded, another
-        k, d_sae or layer than the parameters', or (with `lm`) another width than the model's.
+        MissingInputError: notebook 02 has not made one.
+        SAEError: damaged weights, other weights than 02 recorded, other parameters than the run's,
+            or (with `lm`) another width than the model's.
     """
-    recorded = read_rows(run, "saes", "02_train_sae").set_index(["corpus", "seed"]).weights
+    recorded = read_rows(run, "saes").set_index(["corpus", "seed"]).weights
     saes = {}
     for name in run.sae.train_on:
         record = run.artifacts / "saes" / name / "provenance.json"
-        trained = (
-            json.loads(record.read_text(encoding="utf-8"))["parameters"] if record.exists() else {}
-        )
+        made = {}
+        if record.exists():
+            made = json.loads(record.read_text(encoding="utf-8"))["parameters"]
         for seed in run.sae.seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
-                raise MissingInputError(
-                    f"{folder} is missing: run notebooks/02_train_sae for "
-                    f"{run.profile}/{run.name} first"
-                )
+                raise MissingInputError(f"{folder} is missing: {run_first(run, STAGE)}")
             sae = load_sae(folder)
             if lm is not None and sae.d_model != lm.d_model:
                 raise SAEError(
                     f"{folder}: takes activations of width {sae.d_model}, but the model's are "
                     f"{lm.d_model} wide"
                 )
-            found = (
-                trained
-                | {"d_sae": sae.d_sae, "layer": sae.metadata.get("layer")}
-                | ({"k": sae.k} if sae.threshold is None else {})
-            )
-            for key, wanted in sae_settings(run, name).items():
-                if found.get(key) != wanted:
-                    raise SAEError(
-                        f"{folder}: was made with {key} = {found.get(key)}, but {run.file} says "
-                        f"{wanted}: run "
-                        "02_train_sae again"
-                    )
+            for key, found, wanted in _differences(run, name, sae, made):
+                raise SAEError(
+                    f"{folder}: was made with {key} = {found}, but {run.file} says {wanted}: run "
+                    f"{STAGE} again"
+                )
             if file_hash(folder / "sae_weights.safetensors") != recorded[name, seed]:
                 raise SAEError(
-                    f"{folder}: its weights are not those 02_train_sae wrote: delete the folder "
-                    "and run it again"
+                    f"{folder}: its weights are not those {STAGE} wrote: delete the folder and run "
+                    "it again"
                 )
             saes[name, seed] = sae.to(lm.device) if lm is not None else sae
     return saes
+
+
+def _differences(run: Run, name: str, sae: TopKSAE, made: dict) -> list[tuple[str, Any, Any]]:
+    """(key, what an SAE was made with, what the run says) where these are not the same."""
+    found = _flat(made) | {"layer": sae.metadata.get("layer"), "sae.d_sae": sae.d_sae}
+    if sae.threshold is None:
+        found["sae.k"] = sae.k
+    wanted = _flat(sae_settings(run, name))
+    return [
+        (key, found.get(key), value) for key, value in wanted.items() if found.get(key) != value
+    ]
+
+
+def _flat(settings: dict) -> dict[str, Any]:
+    """Settings with a section's values by their own keys, `sae.k`."""
+    flat = {}
+    for key, value in settings.items():
+        below = value if key == "sae" else {}
+        flat |= {f"{key}.{name}": entry for name, entry in below.items()} or {key: value}
+    return flat

@@ -12,7 +12,7 @@ READERS = {
 }
 
 
-def read_folder(folder) -> Parts:
+def read_folder(folder: Path | str) -> Parts:
     """Read an SAE folder of any format; the name of its weights file says which.
 
     Raises:

@@ -1,12 +1,15 @@
 """The authors' folders, which are BatchTopK's: config.json and sae.pt, a pickled state_dict.
 
-    topk      top k of ReLU((x - b_dec) W_enc): the b_enc that is stored is not used
-    vanilla   ReLU((x - b_dec) W_enc + b_enc)
-    jumprelu  ReLU(x W_enc + b_enc) where it is above e^log_threshold   all: x_hat = z W_dec + b_dec
+    topk      z = top k of ReLU((x - b_dec) W_enc): the b_enc that is stored is not used
+    vanilla   z = ReLU((x - b_dec) W_enc + b_enc)
+    jumprelu  z = ReLU(x W_enc + b_enc) where it is above e^log_threshold
+    all       x_hat = z W_dec + b_dec
 
 `input_unit_norm` is SAELens' layer_norm: each token less its mean, by its unbiased standard
 deviation + 1e-5, and undone at the end.
 """
+
+from pathlib import Path
 
 import torch
 
@@ -16,7 +19,7 @@ from faithful_sae.sae.formats.source import Parts, Source
 WEIGHTS = "sae.pt"
 
 
-def read(folder) -> Parts:
+def read(folder: Path) -> Parts:
     """Read a checkpoint folder."""
     source = Source(folder, "config.json", WEIGHTS)
     config = source.config
@@ -26,8 +29,7 @@ def read(folder) -> Parts:
     if kind == "batchtopk":
         raise source.refuse(
             "sae_type batchtopk keeps the largest latents of a whole batch, so that a token's "
-            "depend on its "
-            "neighbours; a threshold, which would replace that, is not stored"
+            "depend on its neighbours; a threshold, which would replace that, is not stored"
         )
     if kind not in ("topk", "vanilla", "jumprelu"):
         raise source.refuse(f"sae_type {kind} is none of topk, vanilla, jumprelu")

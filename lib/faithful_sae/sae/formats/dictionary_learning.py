@@ -4,31 +4,36 @@ state_dict.
 ae.pt may also be a backup made in training, {"ae": state_dict, "norm_factor": what activations were
 divided by, ...}. `trainer.dict_class` says which tensors there are and what keeps a latent:
 
-    AutoEncoderTopK   the k largest, as its `encode` does unless told otherwise (it stores a
-                      threshold, too)
-    BatchTopKSAE, MatryoshkaBatchTopKSAE   those above a number; -1 is unset and keeps every
-                                           positive latent
-    JumpReluAutoEncoder                    those above their own; the encoder sees x, not x - b_dec
-    AutoEncoder, AutoEncoderNew   ReLU; the first has its decoder rows normalised on loading, the
-                                  second's encoder sees x
-    GatedAutoEncoder                       those whose gate is open
+    AutoEncoderTopK         the k largest, as its `encode` does unless told otherwise (it stores
+                            a threshold, too)
+    BatchTopKSAE and        those above a number; -1 is unset and keeps every positive latent
+    MatryoshkaBatchTopKSAE
+    JumpReluAutoEncoder     those above their own; the encoder sees x, not x - b_dec
+    AutoEncoder and         ReLU; the first has its decoder rows normalised on loading, the second's
+    AutoEncoderNew          encoder sees x
+    GatedAutoEncoder        those whose gate is open
 """
+
+from pathlib import Path
+
+import torch
 
 from faithful_sae.sae.formats.hooks import describe
 from faithful_sae.sae.formats.source import Parts, Source
 
 WEIGHTS = "ae.pt"
+# of those whose layers are torch's Linear, with weights [out, in]
 B_DEC = {
     "AutoEncoderTopK": "b_dec",
     "BatchTopKSAE": "b_dec",
     "AutoEncoder": "bias",
     "AutoEncoderNew": "decoder.bias",
     "GatedAutoEncoder": "decoder_bias",
-}  # of those whose layers are torch's Linear, with weights [out, in]
+}
 PLAIN = ("MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
 
 
-def read(folder) -> Parts:
+def read(folder: Path) -> Parts:
     """Read a folder that trainSAE wrote."""
     source = Source(folder, "config.json", WEIGHTS)
     buffer, source.config = source.section("buffer"), source.section("trainer")
@@ -52,11 +57,10 @@ def read(folder) -> Parts:
         )
     else:
         t = source.take({"encoder.weight": (F, D), "decoder.weight": (D, F), B_DEC[kind]: (D,)})
-        bias = (
-            None
-            if kind == "GatedAutoEncoder"
-            else source.take({"encoder.bias": (F,)})["encoder.bias"]
-        )
+        # a gated one has its bias in the gate
+        bias = torch.zeros(F)
+        if kind != "GatedAutoEncoder":
+            bias = source.take({"encoder.bias": (F,)})["encoder.bias"]
         parts = Parts(
             t["encoder.weight"].T.contiguous(),
             bias,
@@ -66,24 +70,25 @@ def read(folder) -> Parts:
     _select(source, kind, parts, F)
     if kind in ("AutoEncoderNew", "JumpReluAutoEncoder"):
         parts.uncentre()
-    if (
-        norm_factor
-    ):  # the final file has this folded in: biases and thresholds grow with the activations
+    # the final file has this folded in: biases and thresholds grow with the activations
+    if norm_factor:
         parts.b_enc = parts.b_enc * norm_factor
         parts.b_dec = parts.b_dec * norm_factor
         parts.threshold = None if parts.threshold is None else parts.threshold * norm_factor
+    seed = source.config.get("seed")
     parts.metadata = describe(
-        {} if source.config.get("seed") is None else {"seed": source.config["seed"]},
+        {} if seed is None else {"seed": seed},
         source.config.get("lm_name"),
         _hook(source.config, buffer),
     )
     return parts
 
 
-def _select(source, kind, parts, F):
+def _select(source: Source, kind: str, parts: Parts, F: int) -> None:
     if kind == "AutoEncoderTopK":
         parts.k = source.count("k", source["k"], ("dict_size", F))
-        if "k" in source.tensors and (stored := int(source.take({"k": ()})["k"])) != parts.k:
+        stored = int(source.take({"k": ()})["k"]) if "k" in source.tensors else parts.k
+        if stored != parts.k:
             raise source.refuse(f"trainer.k = {parts.k}, but {source.file.name} says {stored}")
     elif "BatchTopK" in kind:
         parts.above(source.take({"threshold": ()})["threshold"])
@@ -98,7 +103,7 @@ def _select(source, kind, parts, F):
             parts.to_unit_decoder()
 
 
-def _hook(trainer, buffer):
+def _hook(trainer: dict, buffer: dict) -> str | None:
     """The hook point by TransformerLens' name; a submodule that is not the residual stream by its
     own.
     """

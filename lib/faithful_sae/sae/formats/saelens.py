@@ -7,6 +7,8 @@ topk`.
 """
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe
 from faithful_sae.sae.formats.source import Parts, SAEError, Source, read_json
+
+if TYPE_CHECKING:
+    from faithful_sae.sae.sae import TopKSAE
 
 WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.0.0"  # the layout written here; readers dispatch on it
@@ -30,11 +35,12 @@ METADATA_5 = (
 )
 
 
-def read(folder) -> Parts:
+def read(folder: Path) -> Parts:
     """Read a folder of either version, saved for inference or in training."""
     source = Source(folder, "cfg.json", WEIGHTS)
     config = source.config
-    D, F = source.count("d_in", source["d_in"]), source.count("d_sae", source["d_sae"])
+    D = source.count("d_in", source["d_in"])
+    F = source.count("d_sae", source["d_sae"])
     architecture = config.get("architecture", "standard")
     activation = config.get("activation_fn_str", config.get("activation_fn"))
     if architecture == "standard" and activation == "topk":
@@ -59,7 +65,8 @@ def read(folder) -> Parts:
             f"{source.file}: holds W_skip: a transcoder, which predicts another activation than "
             "the one it reads"
         )
-    parts = Parts(b_enc=None, **source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}))
+    taken = source.take({"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)})
+    parts = Parts(b_enc=torch.zeros(F), **taken)
     if architecture == "gated":
         parts.gate(**source.take({"r_mag": (F,), "b_gate": (F,), "b_mag": (F,)}))
     else:
@@ -74,9 +81,8 @@ def read(folder) -> Parts:
         parts.above(0)
     elif architecture == "jumprelu":
         parts.above(source.take({"threshold": (F,)})["threshold"])
-    elif (
-        architecture != "gated"
-    ):  # BatchTopK in training; what SAELens saves for inference is a jumprelu with this threshold
+    # BatchTopK in training; what SAELens saves for inference is a jumprelu with this threshold
+    elif architecture != "gated":
         parts.above(source.take({"topk_threshold": ()})["topk_threshold"])
     if not config.get("apply_b_dec_to_input", True):
         parts.uncentre()
@@ -89,37 +95,27 @@ def read(folder) -> Parts:
         metadata, metadata.get("model_name"), metadata.get("hook_name", config.get("hook_point"))
     )
     if (folder / "sparsity.safetensors").is_file():
-        parts.firing = (
-            10
-            ** Source(folder, "cfg.json", "sparsity.safetensors").take({"sparsity": (F,)})[
-                "sparsity"
-            ]
-            - 1e-10
-        )
+        measured = Source(folder, "cfg.json", "sparsity.safetensors").take({"sparsity": (F,)})
+        parts.firing = 10 ** measured["sparsity"] - 1e-10
     return parts
 
 
-def _rescale_latents(source, parts, d_sae):
+def _rescale_latents(source: Source, parts: Parts, d_sae: int) -> None:
     """Version 5 may multiply latents by a finetuned `scaling_factor` when it decodes: fold it into
     the decoder's rows.
     """
-    name = next(
-        (
-            name
-            for name in ("scaling_factor", "finetuning_scaling_factor")
-            if name in source.tensors
-        ),
-        None,
-    )
+    names = ("scaling_factor", "finetuning_scaling_factor")
+    name = next((name for name in names if name in source.tensors), None)
     if source.config.get("finetuning_scaling_factor"):
-        parts.W_dec = parts.W_dec * source.take({name or "scaling_factor": (d_sae,)})[name][:, None]
+        name = name or "scaling_factor"
+        parts.W_dec = parts.W_dec * source.take({name: (d_sae,)})[name][:, None]
     elif name and not torch.allclose(source.tensors[name].float(), torch.ones(())):
         raise source.refuse(
             f"finetuning_scaling_factor is off, but {source.file.name} holds a {name} that is not 1"
         )
 
 
-def _normalise(source, parts):
+def _normalise(source: Source, parts: Parts) -> None:
     """Run-time normalisations are kept; a constant factor (one for all tokens) is folded: W_enc s,
     W_dec / s, b_dec / s.
     """
@@ -130,8 +126,8 @@ def _normalise(source, parts):
         if not isinstance(factor, (int, float)) or factor <= 0:
             raise source.refuse(
                 "normalize_activations expected_average_only_in: the factor that activations are "
-                "multiplied by is in "
-                "no file (activation_scaler.json would hold it): take the SAE saved after training"
+                "multiplied by is in no file (activation_scaler.json would hold it): take the SAE "
+                "saved after training"
             )
         parts.W_enc = parts.W_enc * factor
         parts.W_dec = parts.W_dec / factor
@@ -141,27 +137,33 @@ def _normalise(source, parts):
     else:
         raise source.refuse(
             f"normalize_activations {name} is none of {', '.join(NORMALISATIONS)}: take the SAE "
-            "as saved "
-            "after training"
+            "as saved after training"
         )
 
 
-def write(sae, folder):
+def write(sae: "TopKSAE", folder: Path | str) -> None:
     """Write the version 6 layout: a TopK SAE as topk, one with a threshold as jumprelu."""
     m = sae.metadata
-    topk = sae.threshold is None
-    select = {"k": sae.k} if topk else {}
-    hook = m.get("hook_name") or (
-        None if m.get("layer") is None else f"blocks.{m['layer']}.hook_resid_pre"
-    )
+    hook = m.get("hook_name")
+    if not hook and m.get("layer") is not None:
+        hook = f"blocks.{m['layer']}.hook_resid_pre"
+    architecture = "topk"
+    select = {"k": sae.k}
+    rescale = {"rescale_acts_by_decoder_norm": False}
+    tensors = sae.weights
+    if sae.threshold is not None:
+        architecture = "jumprelu"
+        select = {}
+        rescale = {}
+        tensors["threshold"] = sae.threshold
     config = {
-        "architecture": "topk" if topk else "jumprelu",
+        "architecture": architecture,
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         **select,
         "dtype": "float32",
         "device": "cpu",
-        **({"rescale_acts_by_decoder_norm": False} if topk else {}),
+        **rescale,
         "apply_b_dec_to_input": True,
         "normalize_activations": sae.normalisation,
         "reshape_activations": "none",
@@ -175,7 +177,6 @@ def write(sae, folder):
             "prepend_bos": m.get("prepend_bos", True),
         },
     }
-    tensors = sae.weights if topk else sae.weights | {"threshold": sae.threshold}
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         save_file(

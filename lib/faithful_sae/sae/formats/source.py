@@ -3,8 +3,11 @@ folding flags into weights.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +25,7 @@ class Parts:
     """
 
     W_enc: torch.Tensor
-    b_enc: torch.Tensor | None
+    b_enc: torch.Tensor
     W_dec: torch.Tensor
     b_dec: torch.Tensor
     k: int | None = None
@@ -31,24 +34,24 @@ class Parts:
     firing: torch.Tensor | None = None
     metadata: dict = field(default_factory=dict)
 
-    def above(self, threshold):
+    def above(self, threshold: float | torch.Tensor) -> None:
         """Keep the latents above a number, or each above its own, [F]."""
         self.threshold = (
             torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
         )
 
-    def uncentre(self):
+    def uncentre(self) -> None:
         """For an encoder that sees x, not x - b_dec: x W + b = (x - b_dec) W + (b + b_dec W)."""
         self.b_enc = self.b_enc + self.b_dec @ self.W_enc
 
-    def to_unit_decoder(self):
-        """For latents measured in units of their decoder row's norm: |W_dec| moves to the encoder."""
+    def to_unit_decoder(self) -> None:
+        """For latents in units of their decoder row's norm: |W_dec| moves to the encoder."""
         norm = self.W_dec.norm(dim=-1).clamp(min=1e-8)
         self.W_enc = self.W_enc * norm
         self.b_enc = self.b_enc * norm
         self.W_dec = self.W_dec / norm[:, None]
 
-    def gate(self, r_mag, b_gate, b_mag):
+    def gate(self, r_mag: torch.Tensor, b_gate: torch.Tensor, b_mag: torch.Tensor) -> None:
         """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u +
         b_mag > b_mag - e^r b_gate.
         """
@@ -65,26 +68,26 @@ class Source:
             but tensors and plain values; no code in it is ever run.
     """
 
-    def __init__(self, folder, config, weights):
+    def __init__(self, folder: Path, config: str, weights: str) -> None:
         self.folder = folder
         self.config_file = folder / config
         self.file = folder / weights
         self.config = read_json(self.config_file)
 
     @cached_property
-    def tensors(self):
+    def tensors(self) -> dict:
         """{name: tensor}, read when first asked for: what the configuration forbids is refused
         before.
         """
         return read_tensors(self.file)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         """A key of the configuration that must be there."""
         if key not in self.config:
             raise SAEError(f"{self.config_file}: key {key} is missing")
         return self.config[key]
 
-    def section(self, key):
+    def section(self, key: str) -> dict:
         """A mapping inside the configuration, empty if it is not there."""
         values = self.config.get(key)
         if values is not None and not isinstance(values, dict):
@@ -93,20 +96,20 @@ class Source:
             )
         return values or {}
 
-    def refuse(self, reason):
+    def refuse(self, reason: str) -> SAEError:
         """SAEError for something that the configuration says and TopKSAE cannot represent."""
         return SAEError(f"{self.config_file}: {reason}")
 
-    def count(self, name, value, most=None):
+    def count(self, name: str, value: Any, most: tuple[str, int] | None = None) -> int:
         """`value` as a whole number from 1 to `most` = (name, number)."""
         if type(value) is not int or value < 1 or (most and value > most[1]):
-            limit = (
-                f"lie between 1 and {most[0]} = {most[1]}" if most else "be a whole number above 0"
-            )
+            limit = "be a whole number above 0"
+            if most:
+                limit = f"lie between 1 and {most[0]} = {most[1]}"
             raise SAEError(f"{self.config_file}: {name} = {value!r} must {limit}")
         return value
 
-    def take(self, shapes):
+    def take(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """{name: float32 tensor} for {name: shape}, in that order.
 
         Raises:
@@ -127,7 +130,7 @@ class Source:
         return {name: self.tensors[name].float() for name in shapes}
 
 
-def read_json(path) -> dict:
+def read_json(path: Path) -> dict:
     """A JSON file that holds a mapping."""
     if not path.is_file():
         raise SAEError(f"{path} is missing: this is not a finished SAE folder")
@@ -142,7 +145,7 @@ def read_json(path) -> dict:
     return values
 
 
-def read_tensors(path) -> dict:
+def read_tensors(path: Path) -> dict:
     """{name: tensor} of a safetensors or a pickled file, on the CPU."""
     if not path.is_file():
         raise SAEError(f"{path} is missing: this is not a finished SAE folder")
@@ -156,12 +159,12 @@ def read_tensors(path) -> dict:
             ) from None
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, depending on which byte is wrong
+    # of many types, depending on which byte is wrong
+    except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:100]
         raise SAEError(
             f"{path}: not opened, since it is damaged or holds more than tensors, which could run "
-            f"code ({reason}): fetch "
-            "it again, or ask its author for the tensors alone"
+            f"code ({reason}): fetch it again, or ask its author for the tensors alone"
         ) from None
     if not isinstance(values, dict):
         raise SAEError(f"{path}: holds a {type(values).__name__}, not tensors by name")

@@ -1,9 +1,8 @@
 """sparsify: <run>/<hook point>/{cfg.json, sae.safetensors}, with a further folder seed<n> where a
 run has several seeds.
 
-    top k of ReLU((x - b_dec) encoder.weight^T + encoder.bias),  then z W_dec + b_dec   encoder.weight
-                                                                                        and W_dec
-                                                                                        are [F, D]
+    z = top k of ReLU((x - b_dec) encoder.weight^T + encoder.bias)        x_hat = z W_dec + b_dec
+    encoder.weight and W_dec are [F, D]
 
 cfg.json names neither model nor hook point: the folder's name is the hook point, a block's output;
 the model is in the run's config.json.
@@ -11,6 +10,8 @@ the model is in the run's config.json.
 
 import json
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
@@ -18,7 +19,11 @@ from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe, layer_of
 from faithful_sae.sae.formats.source import Parts, SAEError, Source, read_json
 
+if TYPE_CHECKING:
+    from faithful_sae.sae.sae import TopKSAE
+
 WEIGHTS = "sae.safetensors"
+# may be other than false
 KNOWN = {
     "activation",
     "expansion_factor",
@@ -29,10 +34,10 @@ KNOWN = {
     "d_in",
     "hook_name",
     "hook_layer",
-}  # may be other than false
+}
 
 
-def read(folder) -> Parts:
+def read(folder: Path) -> Parts:
     """Read one hook point's folder."""
     source = Source(folder, "cfg.json", WEIGHTS)
     config = source.config
@@ -44,17 +49,15 @@ def read(folder) -> Parts:
         raise source.refuse(
             "transcode or skip_connection: it predicts another activation than the one it reads"
         )
-    other = [
-        key for key, value in config.items() if value and key not in KNOWN
-    ]  # `signed` of older versions: k largest by size
+    # such as `signed` of older versions: k largest by size
+    other = [key for key, value in config.items() if value and key not in KNOWN]
     if other:
         raise source.refuse(
             f"{', '.join(other)}: not known to leave the k largest latents what they are"
         )
     D = source.count("d_in", source["d_in"])
-    F = source.count(
-        "num_latents", config.get("num_latents") or D * source["expansion_factor"]
-    )  # 0 stands for this product
+    # 0 stands for this product
+    F = source.count("num_latents", config.get("num_latents") or D * source["expansion_factor"])
     t = source.take(
         {"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)}
     )
@@ -68,14 +71,13 @@ def read(folder) -> Parts:
     )
 
 
-def _metadata(folder):
+def _metadata(folder: Path) -> dict:
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     folder = folder.parent if seed else folder
     layer = layer_of(folder.name)
     run = folder.parent / "config.json"
-    hook = (
-        folder.name if re.search(r"\b(layers|h)\.\d", folder.name) else None
-    )  # or else the folder was renamed
+    # or else the folder was renamed
+    hook = folder.name if re.search(r"\b(layers|h)\.\d", folder.name) else None
     if layer is not None:
         hook = f"blocks.{layer - 1}.hook_resid_post"
     model = read_json(run).get("model") if run.is_file() else None
@@ -84,18 +86,16 @@ def _metadata(folder):
     )
 
 
-def write(sae, folder):
+def write(sae: "TopKSAE", folder: Path | str) -> None:
     """Write sparsify's layout.
 
     Raises:
         SAEError: the SAE has a threshold or a run-time normalisation, which sparsify has not.
     """
     if sae.threshold is not None or sae.normalisation != "none":
-        own = (
-            "keeps latents above a threshold"
-            if sae.threshold is not None
-            else f"normalises its input ({sae.normalisation})"
-        )
+        own = f"normalises its input ({sae.normalisation})"
+        if sae.threshold is not None:
+            own = "keeps latents above a threshold"
         raise SAEError(
             f"{folder}: sparsify keeps the k largest latents of x as it is, but this SAE {own}: "
             "save it as SAELens does"

@@ -1,0 +1,129 @@
+"""TopK: the k largest latents of each token are active (paper 2.5; Gao et al. 2024).
+
+    z = TopK_k(ReLU((x - b_dec) W_enc + b_enc))        x_hat = z W_dec + b_dec
+    loss = mean over tokens and dimensions of (x - x_hat)^2 + 1/32 AuxK
+    AuxK = mean over tokens and dimensions of (z_dead W_dec - (x - x_hat))^2
+
+z_dead are the aux_k largest latents among the dead. AuxK (Gao et al. 2024, A.2) lets them explain
+the residual, so that they come back to life.
+
+`loss` says this in PyTorch, with the encoder that also measures. `loss_and_gradients` is the same
+by hand and by kernels, which read and write the rows of active latents alone: they choose the same
+latents, whose values differ by rounding, since float32 sums are taken in another order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from faithful_sae.kernels.latent_sums import by_latent, latent_sums
+from faithful_sae.kernels.sparse_decode import decode, values_gradient
+from faithful_sae.kernels.topk_encode import encode
+from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.sae.variants.base import Moment, Variant
+
+AUX_COEFFICIENT = 1 / 32
+
+
+@dataclass(frozen=True)
+class TopK(Variant):
+    """Attributes:
+    k: active latents per token.
+    """
+
+    k: int
+
+    def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
+        return TopKSAE(d_model, d_sae, self.k, seed, device)
+
+    def loss(
+        self, sae: TopKSAE, x: torch.Tensor, moment: Moment
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss, error, values, indices = super().loss(sae, x, moment)
+        if len(moment.dead):
+            residual = error.detach() if moment.recipe.detach_residual else error
+            *_, difference = _explain(sae, x - sae.b_dec, residual, moment)
+            loss = loss + AUX_COEFFICIENT * difference.square().mean()
+        return loss, error, values, indices
+
+    def loss_and_gradients(
+        self, sae: TopKSAE, x: torch.Tensor, moment: Moment, gradients: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        encoder = sae.W_enc.T
+        to_encoder = gradients["W_enc"].T
+        values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, self.k)
+        error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
+        centred = x - sae.b_dec
+        loss = error.square().mean()
+        to_x_hat = error * (2 / x.numel())
+        dead = moment.dead
+        of_dead = []
+        if len(dead):
+            aux_loss, to_explained, to_w_dec, to_w_enc, to_b_enc = _auxk(
+                sae, centred, error, moment
+            )
+            loss += aux_loss
+            of_dead = [
+                (gradients["W_dec"], to_w_dec),
+                (to_encoder, to_w_enc),
+                (gradients["b_enc"], to_b_enc),
+            ]
+            # then AuxK moves x_hat as well
+            if not moment.recipe.detach_residual:
+                to_x_hat += to_explained
+        start, order = by_latent(values, indices, sae.d_sae)
+        latent_sums(values, start, order, to_x_hat, gradients["W_dec"])
+        to_values = values_gradient(to_x_hat, values, indices, sae.W_dec)
+        latent_sums(to_values, start, order, centred, to_encoder)
+        ones = torch.ones_like(x[:, :1])
+        latent_sums(to_values, start, order, ones, gradients["b_enc"][:, None])
+        for gradient, part in of_dead:
+            gradient.index_add_(0, dead, part)
+        # b_dec is also taken off before the encoder
+        torch.sum(to_x_hat, 0, out=gradients["b_dec"]).sub_(gradients["b_enc"] @ encoder)
+        return loss, error, start.diff()
+
+    @staticmethod
+    def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:
+        """A bfloat16 copy of W_enc; AuxK with all latents dead: copies of both weights, both
+        gradients, three arrays [B, F]; and four arrays [B, D].
+        """
+        weights = 2 * d_sae * d_model + 4 * 4 * d_sae * d_model
+        return weights + 3 * 4 * batch_tokens * d_sae + 4 * 4 * batch_tokens * d_model
+
+
+def _explain(
+    sae: TopKSAE, centred: torch.Tensor, error: torch.Tensor, moment: Moment
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(z_dead [B, dead], W_dec of the dead, z_dead W_dec - (x - x_hat) [B, D]).
+
+    Up to half of d_model latents are active for each token, often all that are dead: products of
+    those columns alone are several times as fast as gathers.
+    """
+    dead = moment.dead
+    aux_k = moment.recipe.aux_k or max(sae.d_model // 2, 1)
+    z = F.relu(torch.addmm(sae.b_enc[dead], centred, sae.W_enc.T[dead].T))
+    if len(dead) > aux_k:
+        values, indices = z.topk(aux_k, dim=-1, sorted=False)
+        z = torch.zeros_like(z).scatter_(-1, indices, values)
+    w_dec = sae.W_dec[dead]
+    return z, w_dec, torch.addmm(error, z, w_dec)
+
+
+def _auxk(
+    sae: TopKSAE, centred: torch.Tensor, error: torch.Tensor, moment: Moment
+) -> tuple[torch.Tensor, ...]:
+    """AuxK's loss, and its gradients: for what the dead latents explain [B, D], and for their
+    W_dec, W_enc^T and b_enc.
+    """
+    z, w_dec, difference = _explain(sae, centred, error, moment)
+    to_explained = difference * (AUX_COEFFICIENT * 2 / difference.numel())
+    to_z = (to_explained @ w_dec.T).mul_(z > 0)
+    return (
+        AUX_COEFFICIENT * difference.square().mean(),
+        to_explained,
+        z.T @ to_explained,
+        to_z.T @ centred,
+        to_z.sum(0),
+    )
