@@ -41,6 +41,7 @@ from faithful_sae.paper.exhibits import (
     unmeasured,
 )
 from faithful_sae.paper.plots import paper as plots
+from faithful_sae.paper.plots.method import method, method_boxes
 from faithful_sae.runs.catalogue import exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import measured
@@ -66,7 +67,7 @@ missing.style.hide(axis="index").set_properties(**{"text-align": "left"})
 # ## The method
 
 # %%
-Image(save_figure(runs, "method", tables.method_boxes(), plots.method), retina=True)
+Image(save_figure(runs, "method", method_boxes(), method), retina=True)
 
 # %% [markdown]
 # ## Who plays which role
