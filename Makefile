@@ -76,7 +76,7 @@ bench: $(PEERS)/.stamp  ## measure matching, training step and trained SAEs agai
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@cd $(ROOT) && $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-sync: $(STAMP)  ## make every .ipynb and .py, and the table of exhibits in README.md, say the same
+sync: $(STAMP)  ## make every .ipynb and .py, and figures/README.md the list of exhibits, say the same
 	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
 	@$(PY) -m faithful_sae.paper.exhibits
 
