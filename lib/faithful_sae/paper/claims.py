@@ -8,7 +8,6 @@ named; until they are, a verdict that they may change is one *so far*.
 """
 
 import math
-from collections.abc import Callable, Collection
 
 import pandas as pd
 
@@ -26,9 +25,6 @@ from faithful_sae.runs.schema import Run
 
 NOT_TESTABLE = "not testable"
 NOT_MEASURED = "not measured"
-Values = dict[str, float]  # by role
-Finding = tuple[str, bool]  # of one model or task: its numbers, and whether the claim holds there
-Verdict = tuple[str, str]  # what was measured, the verdict
 
 
 def claims(runs: list[Run]) -> pd.DataFrame:
@@ -39,27 +35,27 @@ def claims(runs: list[Run]) -> pd.DataFrame:
         (
             "On faithful text SFR is higher than on each instruction corpus",
             "4.1, Table 2",
-            *_instruction(runs),
+            *_sfr(runs, INSTRUCTION, _highest),
         ),
         (
             "SFR is higher on a model's own text than on another model's",
             "5.2, Table 3",
-            *_own_text(runs),
+            *_sfr(runs, ("faithful-other",), _highest),
         ),
         (
             "On web corpora SFR is at least that on faithful text, for most models",
             "5.3, Table 4",
-            *_web(runs),
+            *_sfr(runs, WEB, lambda p, others: min(others) >= p, needed=2, most=True),
         ),
         (
             "Faithful text covers over 90 % of the vocabulary, for every model",
             "5.4, Table 1",
-            *_coverage(runs),
+            *_text(runs, "all_token_coverage", "{:.1f} %", lambda percent: percent > 90),
         ),
         (
             "KL(model || dataset) of the first token stays below 2 for most models",
             "5.4, Table 1",
-            *_kl(runs),
+            *_text(runs, "kl", "{:.3f} nats", lambda kl: kl < 2, most=True),
         ),
         (
             "Of the web SAEs FineWeb's has the highest CE difference off its own corpus",
@@ -81,11 +77,11 @@ def claims(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "section", "measured", "verdict"])
 
 
-def _verdict(found: list[Finding], runs: list[Run], name: str, most: bool = False) -> Verdict:
+def _verdict(found, runs, name, most=False) -> tuple[str, str]:
     """What was measured, and the verdict.
 
     Args:
-        found: of those that are measured.
+        found: [(numbers in words, whether the claim holds for them)].
         runs: the models that count, whether their rows `name` are made or not.
         most: more than half of `found` must hold; otherwise all.
     """
@@ -107,7 +103,7 @@ def _verdict(found: list[Finding], runs: list[Run], name: str, most: bool = Fals
     return f"{held} of {len(found)}: {texts}", verdict
 
 
-def _comparable(runs: list[Run], against: Collection[str], needed: int = 1) -> list[Run]:
+def _comparable(runs, against, needed=1):
     """The runs with SAEs of faithful text and of `needed` others of the roles `against`."""
     roles = {run.name: {corpus.role for corpus in sae_corpora(run).values()} for run in runs}
     return [
@@ -118,71 +114,57 @@ def _comparable(runs: list[Run], against: Collection[str], needed: int = 1) -> l
     ]
 
 
-def _others(values: Values, against: Collection[str]) -> Values:
-    return {role: values[role] for role in against if role in values and role != "faithful"}
-
-
-def _sfr(
-    runs: list[Run],
-    against: Collection[str],
-    holds: Callable[[float, Values], bool],
-    needed: int = 1,
-    most: bool = False,
-) -> Verdict:
-    """A claim on SFR; the standard error shown is that of one SFR.
+def _beside_faithful(label, values, against, holds, unit="", spread=""):
+    """A finding: the value of faithful text and those of the other roles `against`, in words, and
+    whether `holds` is true of them.
 
     Args:
-        holds: function of (SFR on faithful text, {role: SFR}).
-        needed, most: as in _comparable and _verdict.
+        values: {role: value}.
+        holds: function of (faithful text's value, the others).
     """
+    p = values["faithful"]
+    others = {role: values[role] for role in against if role in values and role != "faithful"}
+    rest = ", ".join(f"{role} {value:.3f}" for role, value in others.items())
+    return f"{label}: faithful {p:.3f}{spread}, {rest}{unit}", holds(p, others.values())
+
+
+def _highest(p, others):
+    return p > max(others)
+
+
+def _lowest(p, others):
+    return p < min(others)
+
+
+def _sfr(runs, against, holds, needed=1, most=False):
+    """The standard error is that of one SFR."""
     runs = _comparable(runs, against, needed)
     found = []
     for run in measured(runs, "sfr"):
         values = sfr_values([run])[run.name]
         p = values["faithful"]
-        others = _others(values, against)
         error = math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)
         spread = f" (binomial s.e. {error:.3f})"
-        found.append((_listing(run.label, p, others, spread), holds(p, others)))
+        found.append(_beside_faithful(run.label, values, against, holds, spread=spread))
     return _verdict(found, runs, "sfr", most)
 
 
-def _instruction(runs: list[Run]) -> Verdict:
-    return _sfr(runs, INSTRUCTION, lambda p, others: p > max(others.values()))
-
-
-def _own_text(runs: list[Run]) -> Verdict:
-    return _sfr(runs, ("faithful-other",), lambda p, others: p > others["faithful-other"])
-
-
-def _web(runs: list[Run]) -> Verdict:
-    return _sfr(runs, WEB, lambda p, others: min(others.values()) >= p, needed=2, most=True)
-
-
-def _coverage(runs: list[Run]) -> Verdict:
+def _text(runs, column, words, holds, most=False):
+    """Of the faithful dataset."""
     found = [
-        (f"{run.label} {percent:.1f} %", percent > 90)
+        (f"{run.label} {words.format(value)}", holds(value))
         for run in measured(runs, "dataset")
-        for percent in read_rows(run, "dataset", "01_generate_faithful").all_token_coverage
+        for value in read_rows(run, "dataset", "01_generate_faithful")[column]
     ]
-    return _verdict(found, runs, "dataset")
+    return _verdict(found, runs, "dataset", most)
 
 
-def _kl(runs: list[Run]) -> Verdict:
-    found = [
-        (f"{run.label} {kl:.3f} nats", kl < 2)
-        for run in measured(runs, "dataset")
-        for kl in read_rows(run, "dataset", "01_generate_faithful").kl
-    ]
-    return _verdict(found, runs, "dataset", most=True)
-
-
-def _fineweb_ce(runs: list[Run]) -> Verdict:
+def _fineweb_ce(runs):
     # on corpora that are none of the three's own, so that all three are averaged over the same
     runs = [
         run
         for run in _comparable(runs, WEB, needed=2)
-        if run.fidelity and {*run.fidelity.corpora} - {*_web_corpora(run)}
+        if {*run.fidelity.corpora} - {*_web_corpora(run)}
     ]
     found = []
     for run in measured(runs, "fidelity"):
@@ -194,19 +176,18 @@ def _fineweb_ce(runs: list[Run]) -> Verdict:
             & rows.trained_on.isin(roles)
             & ~rows.evaluated_on.isin(roles)
         ]
-        means = rows.groupby("trained_on").ce_diff.mean()
-        values = {roles[name]: float(ce) for name, ce in means.items()}
-        text = _listing(run.label, values["faithful"], _others(values, WEB)) + " nats"
-        found.append((text, roles[means.idxmax()] == "fineweb"))
+        means = rows.groupby("trained_on").ce_diff.mean().rename(roles)
+        text, _ = _beside_faithful(run.label, means, WEB, _highest, " nats")
+        found.append((text, means.idxmax() == "fineweb"))
     return _verdict(found, runs, "fidelity")
 
 
-def _web_corpora(run: Run) -> dict[str, str]:
+def _web_corpora(run):
     """{name: role} of the web corpora with SAEs."""
     return {name: corpus.role for name, corpus in sae_corpora(run).items() if corpus.role in WEB}
 
 
-def _probing(runs: list[Run], task_roles: Collection[str], most: bool) -> Verdict:
+def _probing(runs, task_roles, most):
     runs = [
         run
         for run in _comparable(runs, WEB)
@@ -223,26 +204,17 @@ def _probing(runs: list[Run], task_roles: Collection[str], most: bool) -> Verdic
                 & (means.representation == "reconstruction")
                 & means.corpus.isin(roles)
             ]
-            values = {roles[c]: a for c, a in zip(part.corpus, part.accuracy, strict=True)}
-            others = _others(values, WEB)
-            if others and task.role in task_roles:
-                text = _listing(f"{run.label}, {name}", values["faithful"], others)
-                found.append((text, values["faithful"] > max(others.values())))
+            if task.role in task_roles and len(part):
+                values = part.set_index("corpus").accuracy.rename(roles)
+                found.append(_beside_faithful(f"{run.label}, {name}", values, WEB, _highest))
     return _verdict(found, runs, "probing", most)
 
 
-def _ffr(runs: list[Run]) -> Verdict:
+def _ffr(runs):
     runs = _comparable(runs, WEB)
-    found = []
-    for run in measured(runs, "ffr"):
-        values = ffr_values([run])[run.name]
-        faithful = values["faithful"]
-        others = _others(values, WEB)
-        text = _listing(run.label, faithful, others) + " %"
-        found.append((text, faithful < min(others.values())))
+    values = ffr_values(runs)
+    found = [
+        _beside_faithful(run.label, values[run.name], WEB, _lowest, " %")
+        for run in measured(runs, "ffr")
+    ]
     return _verdict(found, runs, "ffr", most=True)
-
-
-def _listing(label: str, faithful: float, others: Values, spread: str = "") -> str:
-    rest = ", ".join(f"{role} {value:.3f}" for role, value in others.items())
-    return f"{label}: faithful {faithful:.3f}{spread}, {rest}"

@@ -1,8 +1,8 @@
 """The figures of notebook 09: one function each, which draws the DataFrame of its csv."""
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, styled
 
@@ -10,7 +10,7 @@ OF_GROUP = {"shared": COLOURS[2], "orphan": COLOURS[0], "fake": COLOURS[5]}
 
 
 @styled
-def histograms(data: pd.DataFrame) -> Figure:
+def histograms(data: DataFrame) -> Figure:
     """Activations of some latents: one row of data per latent and bin (group, latent, low, high,
     tokens), bins by powers of two.
     """
@@ -32,7 +32,7 @@ def histograms(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def agreement(data: pd.DataFrame) -> Figure:
+def agreement(data: DataFrame) -> Figure:
     """Share of each latent's MutInfo tokens that VocabProj lists too, cumulated over latents;
     dashed: with another latent's VocabProj.
     """
@@ -62,7 +62,7 @@ def agreement(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def steering(data: pd.DataFrame) -> Figure:
+def steering(data: DataFrame) -> Figure:
     """KL of the next-token distribution and probability of the VocabProj tokens against the dose,
     one line per latent.
     """

@@ -1,10 +1,10 @@
 """The figures of notebooks 01 to 07: one function each, which draws the DataFrame of its csv."""
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from pandas import DataFrame
 
 from faithful_sae.paper.plots.style import (
     COLOURS,
@@ -20,7 +20,7 @@ from faithful_sae.paper.plots.style import (
 
 
 @styled
-def lm_training(data: pd.DataFrame) -> Figure:
+def lm_training(data: DataFrame) -> Figure:
     """Cross-entropy of an embedded language model while it trains, against the 5-gram model's on
     the same held-out text.
     """
@@ -53,7 +53,7 @@ def lm_training(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def first_token(data: pd.DataFrame) -> Figure:
+def first_token(data: DataFrame) -> Figure:
     """Appendix C: top-10 first tokens and whole sorted distributions, the model's (left) and the
     faithful dataset's (right).
     """
@@ -89,7 +89,7 @@ def _visible(token: object) -> str:
 
 
 @styled
-def training(data: pd.DataFrame) -> Figure:
+def training(data: DataFrame) -> Figure:
     """Training curves of all SAEs of a run: FVU, L0, dead latents against tokens; one colour per
     corpus, one line per seed.
 
@@ -128,7 +128,7 @@ def training(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def cosines(data: pd.DataFrame) -> Figure:
+def cosines(data: DataFrame) -> Figure:
     """Histogram of matched decoder cosines per corpus; latents dead in either SAE are stacked in
     grey.
     """
@@ -155,7 +155,7 @@ def cosines(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def firing(data: pd.DataFrame) -> Figure:
+def firing(data: DataFrame) -> Figure:
     """Sorted firing frequency of every latent on uniformly random tokens; above the dashed line a
     latent is fake.
     """
@@ -181,7 +181,7 @@ def firing(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def matrix(data: pd.DataFrame, value: str, label: str, lower_is_better: bool = True) -> Figure:
+def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True) -> Figure:
     """Heat map of one measure: rows are what an SAE was trained on, columns what it is evaluated
     on.
 
@@ -219,7 +219,7 @@ def matrix(data: pd.DataFrame, value: str, label: str, lower_is_better: bool = T
 
 
 @styled
-def bars(data: pd.DataFrame) -> Figure:
+def bars(data: DataFrame) -> Figure:
     """SFR as grouped bars: one group per model, one bar per corpus; measured here on the left, the
     paper's on the right.
     """
@@ -262,7 +262,7 @@ def bars(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def probing(data: pd.DataFrame) -> Figure:
+def probing(data: DataFrame) -> Figure:
     """Accuracy and F1 of probes on the activations (baseline), the SAE latents and the
     reconstruction; mean over seeds.
     """
@@ -290,7 +290,7 @@ def probing(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _probe_bars(ax: Axes, data: pd.DataFrame, metric: str, colours: dict[str, str]) -> None:
+def _probe_bars(ax: Axes, data: DataFrame, metric: str, colours: dict[str, str]) -> None:
     """One model's probes on one task."""
     baseline = data.loc[data.representation == "baseline", metric].iloc[0]
     ax.bar(0, baseline, 0.5, color="0.55")

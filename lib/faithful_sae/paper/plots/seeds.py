@@ -4,10 +4,10 @@ draws the DataFrame of its csv.
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from pandas import DataFrame, Series
 from scipy.stats import gaussian_kde
 
 from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, legend_below, styled
@@ -36,7 +36,7 @@ def _joint() -> tuple[Figure, Axes, Axes, Axes]:
     return figure, ax, top, right
 
 
-def _contours(ax: Axes, x: pd.Series, y: pd.Series) -> None:
+def _contours(ax: Axes, x: Series, y: Series) -> None:
     """Lines of equal density, by kernel density estimation; none where the points lie on a line."""
     if len(x) < 5 or np.linalg.matrix_rank(np.cov(x, y), tol=1e-8) < 2:
         return
@@ -52,7 +52,7 @@ def _contours(ax: Axes, x: pd.Series, y: pd.Series) -> None:
     )
 
 
-def _by_agreement(data: pd.DataFrame) -> list[tuple[pd.DataFrame, str, str]]:
+def _by_agreement(data: DataFrame) -> list[tuple[DataFrame, str, str]]:
     """(latents, their colour and label), by whether both matchings of two SAEs agree on them."""
     agree = data.agree.astype(bool)
     return [
@@ -62,7 +62,7 @@ def _by_agreement(data: pd.DataFrame) -> list[tuple[pd.DataFrame, str, str]]:
 
 
 @styled
-def matched_cosines(data: pd.DataFrame) -> Figure:
+def matched_cosines(data: DataFrame) -> Figure:
     """Figure 1: matched encoder against matched decoder cosine of every latent, by whether both
     matchings agree.
     """
@@ -101,7 +101,7 @@ def matched_cosines(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def firing(data: pd.DataFrame) -> Figure:
+def firing(data: DataFrame) -> Figure:
     """Figure 2: mean matched cosine over all seeds against firing frequency, by the number of other
     seeds that share the latent.
     """
@@ -146,7 +146,7 @@ def firing(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def only_in_base(data: pd.DataFrame) -> Figure:
+def only_in_base(data: DataFrame) -> Figure:
     """Figure A1: share of latents found in the base SAE alone against the number of seeds, with
     both fitted power laws.
     """
@@ -175,7 +175,7 @@ def only_in_base(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def thresholds(data: pd.DataFrame) -> Figure:
+def thresholds(data: DataFrame) -> Figure:
     """Figure A2: share of shared latents against the threshold, mean over pairs of seeds, band from
     lowest to highest pair.
     """
@@ -198,7 +198,7 @@ def thresholds(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def maximum_cosines(data: pd.DataFrame) -> Figure:
+def maximum_cosines(data: DataFrame) -> Figure:
     """Figure A3: matched against largest cosine of every latent; on the diagonal they are one."""
     figure, (ax,) = grid(1, 1, 3.2, WIDTH * 0.75)
     low = min(0.0, data.decoder_cosine.min(), data.max_cosine.min())
@@ -225,7 +225,7 @@ def maximum_cosines(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _sweeps(data: pd.DataFrame, series: dict[str, tuple[str, str, str]], ylabel: str) -> Figure:
+def _sweeps(data: DataFrame, series: dict[str, tuple[str, str, str]], ylabel: str) -> Figure:
     """One panel per swept number; a dot per pair of seeds, a line through their means; the plain
     SAEs' value in bold.
 
@@ -275,7 +275,7 @@ def _short(value: float) -> str:
 
 
 @styled
-def sweeps(data: pd.DataFrame) -> Figure:
+def sweeps(data: DataFrame) -> Figure:
     """Figures 4 and 5: share of shared latents against d_sae, k, training tokens and layer."""
     return _sweeps(
         data,
@@ -289,7 +289,7 @@ def sweeps(data: pd.DataFrame) -> Figure:
 
 
 @styled
-def mean_cosines(data: pd.DataFrame) -> Figure:
+def mean_cosines(data: DataFrame) -> Figure:
     """Figure A4: mean matched and mean maximum cosine of the decoders against the same numbers."""
     return _sweeps(
         data,

@@ -7,11 +7,11 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.typing import RcKeyType
+from pandas import DataFrame, Series
 
 WIDTH = 6.8  # inches, a page's text width
 STYLE: dict[RcKeyType, Any] = {
@@ -85,7 +85,7 @@ def corpus_colours(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def groups(data: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+def groups(data: DataFrame, *columns: str) -> Iterator[tuple[Any, DataFrame]]:
     """(values of the columns, rows that have them), in order of appearance."""
     yield from data.groupby([*columns], sort=False)
 
@@ -102,7 +102,7 @@ def colour_legend(figure: Figure, colours: dict[str, str], **kwargs: Any) -> Non
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), **kwargs)
 
 
-def falling_curve(ax: Axes, values: pd.Series, **kwargs: Any) -> None:
+def falling_curve(ax: Axes, values: Series, **kwargs: Any) -> None:
     """Values against their rank, the largest first; those that are 0 are left out."""
     falling = np.sort(values.to_numpy())[::-1]
     ranks = np.arange(1, len(falling) + 1)
