@@ -108,16 +108,11 @@ saes = load_saes(run, lm)
 tokens = x[:, 1:].flatten(0, 1)
 sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
 z = sae.encode(tokens)
-unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / (tokens - tokens.mean(0)).pow(
-    2
-).sum()
-print(
-    f"{len(saes)} SAEs; most active latents on a token: {int((z > 0).sum(-1).max())} (k = "
-    f"{sae.k}); FVU here {unexplained:.3f}"
-)
-assert all(
-    abs(s.W_dec.norm(dim=-1) - 1).max() < 1e-5
-    for (name, _), s in saes.items()
-    if name not in run.published
-)
-assert (z > 0).sum(-1).max() <= (sae.k or sae.d_sae) and (unexplained < 1 or run.published)
+variance = (tokens - tokens.mean(0)).pow(2).sum()
+unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / variance
+active = int((z > 0).sum(-1).max())
+print(f"{len(saes)} SAEs; most active latents on a token: {active}; FVU here {unexplained:.3f}")
+trained = [s for (name, _), s in saes.items() if name not in run.published]
+assert all((s.W_dec.norm(dim=-1) - 1).abs().max() < 1e-5 for s in trained)
+assert active <= (sae.k or sae.d_sae)
+assert unexplained < 1 or run.published

@@ -90,5 +90,7 @@ print(
     f"own copy, shuffled: mean cosine {found.cosine.mean():.6f}; random directions: "
     f"{(random.cosine >= run.sfr.threshold).mean():.3f} shared"
 )
-assert found.cosine.min() > 1 - 1e-5 and shared_feature_ratio(sae, sae) == 1.0
-assert rows.sfr.between(0, 1).all() and (rows.sfr_encoder_decoder <= rows.sfr).all()
+assert found.cosine.min() > 1 - 1e-5
+assert shared_feature_ratio(sae, sae) == 1.0
+assert rows.sfr.between(0, 1).all()
+assert (rows.sfr_encoder_decoder <= rows.sfr).all()

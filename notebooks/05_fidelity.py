@@ -147,4 +147,6 @@ print(
     f"largest change of a logit with x spliced in for x: {difference}; SAEs raise CE on average "
     f"by {rows.ce_diff.mean():.3f}"
 )
-assert difference == 0 and (rows.kl >= 0).all() and (rows.explained_variance <= 1).all()
+assert difference == 0
+assert (rows.kl >= 0).all()
+assert (rows.explained_variance <= 1).all()

@@ -34,17 +34,19 @@ from IPython.display import Image, Markdown, display
 from faithful_sae.paper import tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import (
-    notebook_exhibits,
+    absent_files,
     profile_note,
     save_figure,
     save_table,
     unmeasured,
 )
+from faithful_sae.paper.links import feature_links
 from faithful_sae.paper.plots import paper as plots
+from faithful_sae.paper.plots.method import method, method_boxes
 from faithful_sae.runs.catalogue import exhibits
 from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import measured
-from faithful_sae.runs.schema import PAPER_STAGES, PROFILE_STAGE, model_stages
 
 # %% [markdown]
 # ## The profile
@@ -83,7 +85,7 @@ missing.style.hide(axis="index").set_properties(**{"text-align": "left"})
 # right are what is measured below: SFR needs both seeds, the others one SAE at a time.
 
 # %%
-Image(save_figure(runs, "method", tables.method_boxes(), plots.method), retina=True)
+Image(save_figure(runs, "method", method_boxes(), method), retina=True)
 
 # %% [markdown]
 # ## Which corpus stands in for which
@@ -238,8 +240,6 @@ verdicts.style.hide(axis="index").set_properties(
 # `make explorer` writes the page that the numbers link to.
 
 # %%
-from faithful_sae.paper.links import feature_links
-
 feature_links(runs)
 
 # %% [markdown]
@@ -250,24 +250,17 @@ feature_links(runs)
 # measured stands in the tables, and one that is not does not.
 
 # %%
-unfinished = set(zip(missing.model, missing.notebook))
-listed = [
-    (e, run)
+unfinished = set(zip(missing.model, missing.notebook, strict=True))
+absent = [
+    file
     for run in runs
-    for stage in (*model_stages(run), PROFILE_STAGE)
-    if stage in (*PAPER_STAGES, PROFILE_STAGE) and (run.label, stage) not in unfinished
-    for e in notebook_exhibits(run, stage)
+    for stage in (*model_stages(run), profile_stage())
+    if (stage.paper or stage.profile) and (run.label, stage.name) not in unfinished
+    for file in absent_files(run, stage)
 ]
-absent = {
-    name for e, run in listed for name in e.files(run.name) if not (run.figures / name).exists()
-}
-print(
-    f"{len({e.id for e, _ in listed})} exhibits; absent files: {sorted(absent) or 'none'}; "
-    f"notebooks not run: {len(missing)}"
-)
+print(f"absent files: {absent or 'none'}; notebooks not run: {len(missing)}")
 print(verdicts.verdict.value_counts().to_dict())
 assert not absent
 for rows, table in (("dataset", table1), ("probing", table6), ("ffr", table7)):
-    assert set(table[table.source == "here"].model) == {
-        run.label for run in measured(runs, rows)
-    }, rows
+    here = {run.label for run in measured(runs, rows)}
+    assert set(table[table.source == "here"].model) == here, rows

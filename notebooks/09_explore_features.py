@@ -27,10 +27,10 @@
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
 # %%
-from faithful_sae.feature_plots.steering import continuation
 from IPython.display import Image
 
 from faithful_sae.features.explorer.widget import Explorer
+from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import features as feature_plots
@@ -198,12 +198,10 @@ fires.groupby("position").head(3).head(12).round(3)
 
 # %%
 counted = index.latents.histogram.map(sum)
-agrees = explore.twins_agree(indexes, run)
-print(
-    f"active latents per token: {index.latents.frequency.sum():.3f} (k = {sae.k}); shared: "
-    f"{index.latents.shared.mean():.3f}"
-)
-assert (
-    counted == (index.latents.frequency * index.meta["tokens"]).round()
-).all() and index.latents.frequency.sum() <= (sae.k or sae.d_sae) + 1e-9
-assert agrees and (response[response.dose == 0].kl == 0).all()
+fired = (index.latents.frequency * index.meta["tokens"]).round()
+active = index.latents.frequency.sum()
+print(f"active latents per token: {active:.3f}; shared: {index.latents.shared.mean():.3f}")
+assert (counted == fired).all()
+assert active <= (sae.k or sae.d_sae) + 1e-9
+assert explore.twins_agree(indexes, run)
+assert (response[response.dose == 0].kl == 0).all()

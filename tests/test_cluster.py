@@ -17,8 +17,8 @@ from faithful_sae.engine import cluster, plan
 from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
 from faithful_sae.files import ROOT
 from faithful_sae.runs import needs
-from faithful_sae.runs.params import ParamsError
 from faithful_sae.runs.keys import workflow_settings
+from faithful_sae.runs.params import ParamsError
 from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.stages.model import model_shape
 

@@ -5,6 +5,7 @@ time.
 import html
 import itertools
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -12,7 +13,13 @@ from matplotlib.figure import Figure
 
 from faithful_sae.engine.plan import chosen, run_outputs
 from faithful_sae.files import ROOT
-from faithful_sae.paper.exhibits import notebook_exhibits, save_figure, save_table, unmeasured
+from faithful_sae.paper.exhibits import (
+    figures_readme,
+    notebook_exhibits,
+    save_figure,
+    save_table,
+    unmeasured,
+)
 from faithful_sae.runs import catalogue
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
@@ -49,7 +56,7 @@ def numbers(table, columns):
 
 def test_the_list_is_well_formed():
     entries = list(exhibits().values())
-    assert len(entries) == len(catalogue._listed()["exhibits"]) == len({e.id for e in entries})
+    assert len(entries) == len(catalogue.listed()["exhibits"]) == len({e.id for e in entries})
     assert set(paper_models()) == MODELS
     notebooks = {f.stem for f in (ROOT / "notebooks").glob("*.py")}
     for e in entries:
@@ -99,6 +106,10 @@ def test_table_3():
     assert numbers("table3", ["faithful", "faithful-other"]) == grid(
         "pythia-2.8b .2911 .2288 | pythia-1.4b .7145 .6887"
     )
+    assert exhibits()["table3"].other_model == {
+        "pythia-1.4b": "pythia-2.8b",
+        "pythia-2.8b": "pythia-1.4b",
+    }
 
 
 def test_table_4():
@@ -109,12 +120,13 @@ def test_table_4():
 
 
 def test_table_5():
-    assert numbers("table5", ["layer", "d_sae", "k", "lr", "sequence_length"]) == grid(
-        "gpt2 8 12288 48 2e-4 128 | llama-1b 12 14336 48 2e-4 512 | gemma-2b 20 18432 64 3e-4 "
-        "1024 | llama-3b 21 18432 64 1e-4 512 |"
-        "llama-8b 24 16384 80 6e-5 512 | pythia-1.4b 18 14336 48 2e-4 512 | pythia-2.8b 24 15360 "
-        "64 1e-4 512"
+    assert numbers("table5", ["layer", "d_sae", "k", "lr", "sequence_length", "tokens"]) == grid(
+        "gpt2 8 12288 48 2e-4 128 1e8 | llama-1b 12 14336 48 2e-4 512 1e8 |"
+        "gemma-2b 20 18432 64 3e-4 1024 1e8 | llama-3b 21 18432 64 1e-4 512 1e8 |"
+        "llama-8b 24 16384 80 6e-5 512 1.5e8 | pythia-1.4b 18 14336 48 2e-4 512 1e8 |"
+        "pythia-2.8b 24 15360 64 1e-4 512 1e8"
     )
+    assert {values["seeds"] for values in exhibits()["table5"].numbers.values()} == {"42, 49"}
 
 
 def test_table_6():
@@ -308,15 +320,14 @@ def test_table_4_and_7_have_one_set_of_models(a, b):
     assert all({a, b} <= set(v) for v in [*four.values(), *seven.values()])
 
 
-def test_the_readme_has_the_table_of_exhibits_and_links_to_files_that_exist():
-    import re
+def test_figures_readme_is_the_list_of_exhibits():
+    text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    assert text == figures_readme(), "figures/README.md is not the list's: make sync"
+    assert text.count("](laptop/") > len(exhibits())
 
-    from faithful_sae.files import ROOT
-    from faithful_sae.paper.exhibits import readme_table
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_table() in text, "README.md's table of exhibits is not the list's: make sync"
-    missing = [
-        link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text) if not (ROOT / link).exists()
-    ]
-    assert not missing
+@pytest.mark.parametrize("name", ["README.md", "figures/README.md"])
+def test_links_are_to_files_that_exist(name):
+    file = ROOT / name
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8"))
+    assert [link for link in links if not (file.parent / link).exists()] == []

@@ -95,6 +95,8 @@ def test_table_5(runs, name):
         "k": k,
         "lr": lr,
         "sequence_length": length,
+        "tokens": s.tokens,
+        "seeds": "42, 49",
     }
 
 

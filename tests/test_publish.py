@@ -143,6 +143,7 @@ def test_the_cards_say_what_was_measured_and_the_papers_beside_it(make_made):
     run = make_made(beside="gpt2")
     dataset, saes = publish(run.file.parent, "somebody")
     card = card_of(saes)
+    assert "\n# TopK sparse autoencoders of Tiny\n" in card.text
     assert card.data.to_dict() == {
         "license": "other",
         "library_name": "saelens",
@@ -375,7 +376,8 @@ def test_a_hub_that_refuses_or_is_out_of_reach(made, token):
 
 def test_the_command_says_one_line_and_leaves_no_token(made, root):
     code = (
-        "import sys; from pathlib import Path; from faithful_sae import schema, publish; "
+        "import sys; from pathlib import Path; "
+        "from faithful_sae.paper import publish; from faithful_sae.runs import schema; "
         "schema.ROOT = Path(sys.argv[1]); "
         "sys.argv[1:2] = []; publish.main()"
     )

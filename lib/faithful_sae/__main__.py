@@ -69,21 +69,28 @@ def job_prefix(args: argparse.Namespace) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    from faithful_sae.paper.publish import run
+    from faithful_sae.paper.publish import FAILURES, publish
 
-    run(args.profile, args.namespace, args.push, args.public)
+    try:
+        publish(args.profile, args.namespace, args.push, args.public)
+    except FAILURES as error:
+        sys.exit(f"\n  {error}\n")
 
 
 def explorer(args: argparse.Namespace) -> None:
     from faithful_sae.engine.explorer import write
+    from faithful_sae.features.index import FeatureError
 
-    write(args.profile)
+    try:
+        write(args.profile)
+    except FeatureError as error:
+        sys.exit(f"\n  {error}\n")
 
 
 def exhibits(args: argparse.Namespace) -> None:
-    from faithful_sae.paper.exhibits import write_table
+    from faithful_sae.paper.exhibits import write_figures_readme
 
-    write_table()
+    write_figures_readme()
 
 
 def parameters(args: argparse.Namespace) -> None:

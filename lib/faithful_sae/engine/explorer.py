@@ -33,18 +33,3 @@ def write(profile: str) -> Path:
     page = artifacts / "explorer" / "index.html"
     print(f"written: {page} ({len(folders)} sets of features)")
     return page
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The features of a profile as a page.")
-    parser.add_argument(
-        "profile", help="a folder of parameter files, or the name of one in params/"
-    )
-    try:
-        write(parser.parse_args().profile)
-    except (ParamsError, FeatureError) as error:
-        sys.exit(f"\n  {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,88 +11,101 @@ import math
 
 import pandas as pd
 
-from faithful_sae.paper.tables import INSTRUCTION, TASKS, WEB, ffr_values, probing_means, sfr_values
+from faithful_sae.paper.tables import (
+    INSTRUCTION,
+    TASKS,
+    WEB,
+    ffr_values,
+    probing_means,
+    sae_corpora,
+    sfr_values,
+)
 from faithful_sae.runs.rows import measured, read_rows
+from faithful_sae.runs.schema import Run
 
-NOT_TESTABLE, NOT_MEASURED = "not testable", "not measured"
+NOT_TESTABLE = "not testable"
+NOT_MEASURED = "not measured"
 
 
-def claims(runs) -> pd.DataFrame:
+def claims(runs: list[Run]) -> pd.DataFrame:
     """One row per claim: the statement, its section, what was measured, the verdict. Runs without
     SAEs count for Table 1's alone.
     """
-    trained = [run for run in runs if run.sae]
     rows = [
         (
             "On faithful text SFR is higher than on each instruction corpus",
             "4.1, Table 2",
-            *_instruction(trained),
+            *_sfr(runs, INSTRUCTION, _highest),
         ),
         (
             "SFR is higher on a model's own text than on another model's",
             "5.2, Table 3",
-            *_own_text(trained),
+            *_sfr(runs, ("faithful-other",), _highest),
         ),
         (
             "On web corpora SFR is at least that on faithful text, for most models",
             "5.3, Table 4",
-            *_web(trained),
+            *_sfr(runs, WEB, lambda p, others: min(others) >= p, needed=2, most=True),
         ),
         (
             "Faithful text covers over 90 % of the vocabulary, for every model",
             "5.4, Table 1",
-            *_coverage(runs),
+            *_text(runs, "all_token_coverage", "{:.1f} %", lambda percent: percent > 90),
         ),
         (
             "KL(model || dataset) of the first token stays below 2 for most models",
             "5.4, Table 1",
-            *_kl(runs),
+            *_text(runs, "kl", "{:.3f} nats", lambda kl: kl < 2, most=True),
         ),
         (
             "Of the web SAEs FineWeb's has the highest CE difference off its own corpus",
             "5.5, Figure 5",
-            *_fineweb_ce(trained),
+            *_fineweb_ce(runs),
         ),
         (
             "Probes read best from the faithful SAE's reconstruction in most cells",
             "5.6, Table 6",
-            *_probing(trained, None),
+            *_probing(runs, TASKS, most=True),
         ),
         (
             "On CoLA probes read best from the faithful SAE, for every model",
             "5.6, Table 6",
-            *_probing(trained, "cola"),
+            *_probing(runs, ("cola",), most=False),
         ),
-        ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", *_ffr(trained)),
+        ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", *_ffr(runs)),
     ]
     return pd.DataFrame(rows, columns=["claim", "section", "measured", "verdict"])
 
 
-def _verdict(found, runs, name, most=False):
-    """(text, verdict) from [(text, holds)]; `most`: more than half must hold, otherwise all. runs:
-    those that count, where their rows `name` are made.
+def _verdict(found, runs, name, most=False) -> tuple[str, str]:
+    """What was measured, and the verdict.
+
+    Args:
+        found: [(numbers in words, whether the claim holds for them)].
+        runs: the models that count, whether their rows `name` are made or not.
+        most: more than half of `found` must hold; otherwise all.
     """
     there = measured(runs, name)
     missing = [run.label for run in runs if run not in there]
     waiting = [f"not measured: {', '.join(missing)}"] if missing else []
+    if not found and missing:
+        return waiting[0], NOT_MEASURED
     if not found:
-        return (
-            (waiting[0], NOT_MEASURED)
-            if missing
-            else ("the profile has not what this compares", NOT_TESTABLE)
-        )
+        return "the profile has not what this compares", NOT_TESTABLE
     held = sum(holds for _, holds in found)
     agrees = held > len(found) / 2 if most else held == len(found)
-    settled = not missing or not most and not agrees  # one that does not hold is enough
-    return (
-        "; ".join([f"{held} of {len(found)}: " + "; ".join(text for text, _ in found), *waiting]),
-        ("agrees" if agrees else "disagrees") + ("" if settled else " so far"),
-    )
+    verdict = "agrees" if agrees else "disagrees"
+    # of a claim on all models, one that does not hold is enough
+    settled = not missing or (not most and not agrees)
+    if not settled:
+        verdict += " so far"
+    texts = "; ".join([*(text for text, _ in found), *waiting])
+    return f"{held} of {len(found)}: {texts}", verdict
 
 
 def _comparable(runs, against, needed=1):
-    """The runs with SAEs of faithful text and of at least `needed` others of the roles `against`."""
-    roles = {run.name: {run.corpora[name].role for name in run.sae.train_on} for run in runs}
+    """The runs with SAEs of faithful text and of `needed` others of the roles `against`."""
+    roles = {run.name: {corpus.role for corpus in sae_corpora(run).values()} for run in runs}
     return [
         run
         for run in runs
@@ -101,66 +114,49 @@ def _comparable(runs, against, needed=1):
     ]
 
 
-def _split(values, against):
-    """[(faithful text's value, {role: value} of the others in `against`)], or [] without the one or
-    the others.
+def _beside_faithful(label, values, against, holds, unit="", spread=""):
+    """A finding: the value of faithful text and those of the other roles `against`, in words, and
+    whether `holds` is true of them.
+
+    Args:
+        values: {role: value}.
+        holds: function of (faithful text's value, the others).
     """
+    p = values["faithful"]
     others = {role: values[role] for role in against if role in values and role != "faithful"}
-    return [(values["faithful"], others)] if "faithful" in values and others else []
+    rest = ", ".join(f"{role} {value:.3f}" for role, value in others.items())
+    return f"{label}: faithful {p:.3f}{spread}, {rest}{unit}", holds(p, others.values())
 
 
-def _sfr_verdict(runs, against, holds, needed=1, most=False):
-    """holds: function of (SFR on faithful text, {role: SFR}). The standard error is that of one
-    SFR.
-    """
+def _highest(p, others):
+    return p > max(others)
+
+
+def _lowest(p, others):
+    return p < min(others)
+
+
+def _sfr(runs, against, holds, needed=1, most=False):
+    """The standard error is that of one SFR."""
     runs = _comparable(runs, against, needed)
     found = []
     for run in measured(runs, "sfr"):
-        for p, others in _split(sfr_values([run])[run.name], against):
-            found.append(
-                (
-                    _listing(run, p, others, math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)),
-                    holds(p, others),
-                )
-            )
+        values = sfr_values([run])[run.name]
+        p = values["faithful"]
+        error = math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)
+        spread = f" (binomial s.e. {error:.3f})"
+        found.append(_beside_faithful(run.label, values, against, holds, spread=spread))
     return _verdict(found, runs, "sfr", most)
 
 
-def _instruction(runs):
-    return _sfr_verdict(runs, INSTRUCTION, lambda p, others: p > max(others.values()))
-
-
-def _own_text(runs):
-    return _sfr_verdict(runs, ("faithful-other",), lambda p, others: p > others["faithful-other"])
-
-
-def _web(runs):
-    return _sfr_verdict(runs, WEB, lambda p, others: min(others.values()) >= p, needed=2, most=True)
-
-
-def _coverage(runs):
-    return _verdict(
-        [
-            (f"{run.label} {c:.1f} %", c > 90)
-            for run in measured(runs, "dataset")
-            for c in read_rows(run, "dataset", "01_generate_faithful").all_token_coverage
-        ],
-        runs,
-        "dataset",
-    )
-
-
-def _kl(runs):
-    return _verdict(
-        [
-            (f"{run.label} {kl:.3f} nats", kl < 2)
-            for run in measured(runs, "dataset")
-            for kl in read_rows(run, "dataset", "01_generate_faithful").kl
-        ],
-        runs,
-        "dataset",
-        most=True,
-    )
+def _text(runs, column, words, holds, most=False):
+    """Of the faithful dataset."""
+    found = [
+        (f"{run.label} {words.format(value)}", holds(value))
+        for run in measured(runs, "dataset")
+        for value in read_rows(run, "dataset")[column]
+    ]
+    return _verdict(found, runs, "dataset", most)
 
 
 def _fineweb_ce(runs):
@@ -172,69 +168,53 @@ def _fineweb_ce(runs):
     ]
     found = []
     for run in measured(runs, "fidelity"):
-        names = _web_corpora(run)
-        rows = read_rows(run, "fidelity", "05_fidelity_matrix")
-        rows = rows[
+        roles = _web_corpora(run)
+        rows = read_rows(run, "fidelity")
+        rows = rows.loc[
             (rows.seed == run.sae.seeds[0])
             & ~rows.include_bos
-            & rows.trained_on.isin(names)
-            & ~rows.evaluated_on.isin(names)
+            & rows.trained_on.isin(roles)
+            & ~rows.evaluated_on.isin(roles)
         ]
-        means = {
-            names[name]: float(ce) for name, ce in rows.groupby("trained_on").ce_diff.mean().items()
-        }
-        for faithful, others in _split(means, WEB):
-            found.append(
-                (_listing(run, faithful, others) + " nats", max(means, key=means.get) == "fineweb")
-            )
+        means = rows.groupby("trained_on").ce_diff.mean().rename(roles)
+        text, _ = _beside_faithful(run.label, means, WEB, _highest, " nats")
+        found.append((text, means.idxmax() == "fineweb"))
     return _verdict(found, runs, "fidelity")
 
 
 def _web_corpora(run):
     """{name: role} of the web corpora with SAEs."""
-    return {
-        name: run.corpora[name].role for name in run.sae.train_on if run.corpora[name].role in WEB
-    }
+    return {name: corpus.role for name, corpus in sae_corpora(run).items() if corpus.role in WEB}
 
 
-def _probing(runs, task_role):
-    wanted = (task_role,) if task_role else TASKS
+def _probing(runs, task_roles, most):
     runs = [
         run
         for run in _comparable(runs, WEB)
-        if {task.role for task in run.tasks.values()} & {*wanted}
+        if {task.role for task in run.tasks.values()} & {*task_roles}
     ]
     found = []
     means = probing_means(runs)
     for run in measured(runs, "probing"):
         roles = _web_corpora(run)
-        for task, spec in run.probing.tasks.items():
-            part = means[
+        for name, task in run.tasks.items():
+            part = means.loc[
                 (means.run == run.name)
-                & (means.task == task)
+                & (means.task == name)
                 & (means.representation == "reconstruction")
+                & means.corpus.isin(roles)
             ]
-            values = {roles[c]: a for c, a in zip(part.corpus, part.accuracy) if c in roles}
-            for faithful, others in _split(values, WEB) if spec.role in wanted else ():
-                found.append(
-                    (
-                        _listing(run, faithful, others).replace(": ", f", {task}: ", 1),
-                        faithful > max(others.values()),
-                    )
-                )
-    return _verdict(found, runs, "probing", most=task_role is None)
+            if task.role in task_roles and len(part):
+                values = part.set_index("corpus").accuracy.rename(roles)
+                found.append(_beside_faithful(f"{run.label}, {name}", values, WEB, _highest))
+    return _verdict(found, runs, "probing", most)
 
 
 def _ffr(runs):
     runs = _comparable(runs, WEB)
-    found = []
-    for run in measured(runs, "ffr"):
-        for faithful, others in _split(ffr_values([run])[run.name], WEB):
-            found.append((_listing(run, faithful, others) + " %", faithful < min(others.values())))
+    values = ffr_values(runs)
+    found = [
+        _beside_faithful(run.label, values[run.name], WEB, _lowest, " %")
+        for run in measured(runs, "ffr")
+    ]
     return _verdict(found, runs, "ffr", most=True)
-
-
-def _listing(run, faithful, others, error=None, digits=3):
-    rest = ", ".join(f"{role} {value:.{digits}f}" for role, value in others.items())
-    spread = f" (binomial s.e. {error:.3f})" if error is not None else ""
-    return f"{run.label}: faithful {faithful:.{digits}f}{spread}, {rest}"

@@ -1,126 +1,140 @@
-"""The two ways to write an exhibit, save_table and save_figure, and the README's table of them.
+"""The two ways to write an exhibit, save_table and save_figure, and the list of all of them.
 
 Files go to figures/<profile>/, each with its provenance beside it. Everything written says which
 profile it is from, and a profile's exhibits say when not all of it has been measured.
 """
 
-import dataclasses
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from faithful_sae.files import ROOT, atomic_path, file_hash, write_csv
 from faithful_sae.runs.catalogue import Exhibit, exhibits
+from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.runs.rows import lacking
-from faithful_sae.runs.schema import EMBEDDED_ROWS, OPTIONAL, PAPER_STAGES, ROWS, model_stages
+from faithful_sae.runs.schema import Run, plain
+from faithful_sae.runs.stage import Stage
+
+README = """# Tables and figures
+
+These are the exhibits of the profile `{profile}`, as `make paper PROFILE={profile}` writes them. A
+table is there as csv, md and tex, a figure as png, pdf and the csv it is drawn from; the
+`.provenance.json` beside it names its parameters, inputs, versions and commit.
+
+| exhibit | paper | made by | files |
+|---|---|---|---|
+{rows}
+"""
 
 
-def notebook_exhibits(run, notebook) -> list[Exhibit]:
-    """The exhibits one notebook writes for a run: without those of an embedded model, or of 08 or
-    09, where the run has none.
-    """
-    absent = {"lm_training": not run.embedded}
+def notebook_exhibits(run: Run, notebook: str) -> list[Exhibit]:
+    """The exhibits one notebook writes for a run: none that needs a section the run leaves out."""
+    stage = stages()[notebook]
+    if not stage.profile and not stage.wanted(run):
+        return []
     return [
-        e
-        for e in exhibits().values()
-        if e.notebook == notebook
-        and not absent.get(e.id)
-        and (notebook not in OPTIONAL or getattr(run, OPTIONAL[notebook]))
+        exhibit
+        for exhibit in exhibits().values()
+        if exhibit.notebook == notebook and (not exhibit.needs or getattr(run, exhibit.needs))
     ]
 
 
-def profile_note(runs) -> str:
-    """The sentence that every exhibit carries, so that no laptop number is taken for the paper's."""
-    what = (
-        [
+def profile_note(runs: list[Run]) -> str:
+    """The sentence every exhibit carries, so that no laptop number is taken for the paper's."""
+    models = sorted({run.label for run in runs if not run.embedded})
+    if any(run.embedded for run in runs):
+        models.insert(
+            0,
             "small language models of software documentation, trained on the spot; not the "
-            "paper's models"
-        ]
-        if any(run.embedded for run in runs)
-        else []
-    )
-    what += sorted({run.label for run in runs if not run.embedded})
+            "paper's models",
+        )
     recipes = {
         run.sae.recipe for run in runs if run.sae and set(run.sae.train_on) - set(run.published)
     }
-    recipes |= {"as published" for run in runs if run.published}
+    if any(run.published for run in runs):
+        recipes.add("as published")
     return (
-        f"Profile {runs[0].profile}: {', '.join(what)}. SAE recipe: {', '.join(sorted(recipes))}."
+        f"Profile {runs[0].profile}: {', '.join(models)}. SAE recipe: {', '.join(sorted(recipes))}."
     )
 
 
-def unmeasured(runs) -> pd.DataFrame:
+def unmeasured(runs: list[Run]) -> pd.DataFrame:
     """What 07's exhibits lack: model, notebook, why, and the command that makes it. Empty when all
     is there.
     """
     found = []
     for run in runs:
         folder = run.file.parent
-        models = f"MODELS={run.name}"
-        profile = (
-            f"PROFILE={run.profile}"
-            if folder == ROOT / "params" / run.profile
-            else f"PARAMS={folder.name}"
-        )  # as seen from where it lies: no path of this machine
-        for stage in (stage for stage in model_stages(run) if stage in PAPER_STAGES):
-            extra = (EMBEDDED_ROWS,) if run.embedded and stage == "01_generate_faithful" else ()
-            why = {lacking(run, name) for name in (*ROWS[stage], *extra)} - {None}
-            if not all(
-                (run.figures / file).exists()
-                for e in notebook_exhibits(run, stage)
-                for file in e.files(run.name)
-            ):
-                why = why or {"not finished"}  # killed between its rows and its last exhibit
+        # as seen from where it lies: no path of this machine
+        built_in = folder == ROOT / "params" / run.profile
+        profile = f"PROFILE={run.profile}" if built_in else f"PARAMS={folder.name}"
+        for stage in model_stages(run):
+            why = _why_unmeasured(run, stage) if stage.paper else None
             if why:
-                found.append(
-                    {
-                        "model": run.label,
-                        "notebook": stage,
-                        "why": min(why),
-                        "command": f"make paper {profile} {models}",
-                    }
-                )
+                command = f"make paper {profile} MODELS={run.name}"
+                found.append((run.label, stage.name, why, command))
     return pd.DataFrame(found, columns=["model", "notebook", "why", "command"])
 
 
-def save_table(runs, exhibit_id, table, digits=4):
-    """Write a table as csv (all digits), md and tex (rounded to `digits`), and return it for
-    display.
+def _why_unmeasured(run: Run, stage: Stage) -> str | None:
+    reasons = [why for name in stage.rows_of(run) if (why := lacking(run, name))]
+    if reasons:
+        return min(reasons)
+    # killed between its rows and its last exhibit
+    return "not finished" if absent_files(run, stage) else None
+
+
+def absent_files(run: Run, stage: Stage) -> list[str]:
+    """Files of a notebook's exhibits for a run that are not there."""
+    exhibits = notebook_exhibits(run, stage.name)
+    files = [file for exhibit in exhibits for file in exhibit.files(run.name)]
+    return [file for file in files if not (run.figures / file).exists()]
+
+
+def save_table(
+    runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, digits: int = 4
+) -> pd.DataFrame:
+    """Write a table as csv (all digits), md and tex (rounded), and return it for display.
 
     Args:
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
+        exhibit_id: of params/exhibits.yaml.
+        digits: behind the point, in md and tex.
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
-    note = _note(exhibit, runs)
     folder = runs[0].figures
+    note = _note(exhibit, runs)
     write_csv(folder / f"{stem}.csv", table)
-    rounded = table.map(
-        lambda v: "" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v)
-    )
-    rounded.columns = [str(c).replace("_", " ") for c in table.columns]
-    with atomic_path(folder / f"{stem}.md") as tmp:
-        tmp.write_text(
-            f"**{exhibit.title}** ({exhibit.paper}). "
-            f"{note}\n\n{rounded.map(_literal).to_markdown(index=False, disable_numparse=True)}\n",
-            encoding="utf-8",
-        )
-    with atomic_path(folder / f"{stem}.tex") as tmp:
-        tmp.write_text(
-            rounded.to_latex(
-                index=False,
-                escape=True,
-                caption=f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_"),
-                label=f"tab:{stem}",
-            ),
-            encoding="utf-8",
-        )
+    shown = table.map(lambda value: _cell(value, digits))
+    shown.columns = [str(column).replace("_", " ") for column in table.columns]
+    markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
+    _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{markdown}\n")
+    caption = f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_")
+    tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
+    _write(folder / f"{stem}.tex", tex)
     _provenance(exhibit, runs, stem)
     return table
 
 
-def _literal(text):
+def _cell(value: Any, digits: int) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def _literal(text: str) -> str:
     """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is
     written as an entity. a_b may stay.
     """
@@ -131,12 +145,19 @@ def _literal(text):
     )
 
 
-def save_figure(runs, exhibit_id, data, draw):
+def save_figure(
+    runs: Run | list[Run],
+    exhibit_id: str,
+    data: pd.DataFrame,
+    draw: Callable[[pd.DataFrame], Figure],
+) -> str:
     """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
 
     Args:
-        data: DataFrame. draw: function of the DataFrame read back from the csv, returning a
-            matplotlib Figure.
+        runs: the Run it belongs to (scope model) or the list of them (scope profile).
+        exhibit_id: of params/exhibits.yaml.
+        data: what is drawn.
+        draw: makes the figure of the data read back from the csv.
 
     Returns:
         path of the png, for display.
@@ -154,10 +175,8 @@ def save_figure(runs, exhibit_id, data, draw):
         color="0.35",
         va="bottom",
     )
-    for suffix, undated in (
-        ("pdf", {"CreationDate": None}),
-        ("png", {"Software": None}),
-    ):  # same data, same bytes
+    # neither date nor version: same data, same bytes
+    for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         with (
             atomic_path(folder / f"{stem}.{suffix}") as tmp,
             matplotlib.rc_context({"pdf.fonttype": 42}),
@@ -169,71 +188,56 @@ def save_figure(runs, exhibit_id, data, draw):
     return str(folder / f"{stem}.png")
 
 
-def _place(runs, exhibit_id):
+def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], str]:
+    """The exhibit, its runs as a list, and the stem of its files."""
     runs = runs if isinstance(runs, list) else [runs]
     exhibit = exhibits()[exhibit_id]
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" "):
-    lacks = exhibit.scope == "profile" and len(unmeasured(runs))
-    return profile_note(runs) + (
-        f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have not "
-        "run."
-        if lacks
-        else ""
-    )
+def _note(exhibit: Exhibit, runs: list[Run], separator: str = " ") -> str:
+    note = profile_note(runs)
+    lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
+    if lacks:
+        note += (
+            f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have "
+            "not run."
+        )
+    return note
 
 
-def _provenance(exhibit, runs, stem):
-    keys = [field.name for field in dataclasses.fields(runs[0]) if field.name != "file"]
+def _provenance(exhibit: Exhibit, runs: list[Run], stem: str) -> None:
     rows = {
-        run.name: [
-            path
-            for path in sorted((run.artifacts / "rows").glob("*.csv"))
-            if not lacking(run, path.stem)
-        ]
+        f"{run.name}/{path.name}": file_hash(path)
         for run in runs
+        for path in sorted((run.artifacts / "rows").glob("*.csv"))
+        if not lacking(run, path.stem)
     }
     write_provenance(
         runs[0].figures / f"{stem}.provenance.json",
-        parameters={run.name: run.settings(*keys) for run in runs},
-        inputs={
-            f"{name}/{path.name}": file_hash(path) for name, paths in rows.items() for path in paths
-        }
-        | runs[0].hub.commits(),
+        parameters={run.name: plain(run) for run in runs},
+        inputs=rows | runs[0].hub.commits(),
         device=runs[0].device,
         missing=unmeasured(runs).to_dict("records") if exhibit.scope == "profile" else None,
     )
 
 
-def readme_table(profile="laptop") -> str:
-    """The README's table of exhibits, with a link to each file of the committed profile."""
-    lines = ["| exhibit | paper | made by | files |", "|---|---|---|---|"]
+def figures_readme(profile: str = "laptop") -> str:
+    """The text of figures/README.md: the exhibits, with links to the files of a profile."""
+    models = [run.name for run in load_profile(profile)]
+    rows = []
     for exhibit in exhibits().values():
-        names = (
-            [None]
-            if exhibit.scope == "profile"
-            else sorted(p.stem for p in (ROOT / "params" / profile).glob("*.yaml"))
-        )
         suffix = "md" if exhibit.kind == "table" else "png"
         links = " ".join(
-            f"[{name or exhibit.id}](figures/{profile}/{exhibit.stem(name)}.{suffix})"
-            for name in names
+            f"[{name}]({profile}/{exhibit.stem(name)}.{suffix})"
+            for name in (models if exhibit.scope == "model" else [exhibit.id])
         )
-        lines.append(f"| {exhibit.title} | {exhibit.paper} | {exhibit.notebook} | {links} |")
-    return "\n".join(lines)
+        notebook = f"[{exhibit.notebook}](../notebooks/{exhibit.notebook}.ipynb)"
+        rows.append(f"| {exhibit.title} | {exhibit.paper} | {notebook} | {links} |")
+    return README.format(profile=profile, rows="\n".join(rows))
 
 
-def write_readme_table():
-    """Put the table between its two markers in README.md."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- exhibits -->\n")
-    after = rest.split("<!-- /exhibits -->")[1]
-    readme.write_text(
-        f"{before}<!-- exhibits -->\n{readme_table()}\n<!-- /exhibits -->{after}", encoding="utf-8"
-    )
-
-
-if __name__ == "__main__":
-    write_readme_table()
+def write_figures_readme() -> None:
+    """Write figures/README.md."""
+    with atomic_path(ROOT / "figures" / "README.md") as tmp:
+        tmp.write_text(figures_readme(), encoding="utf-8")

@@ -12,22 +12,21 @@ the machine unless asked for.
 SAEs that were read instead of trained (`sae.published`) are others' to publish, and left out.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from pyarrow import parquet
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from faithful_sae.files import (
     DiskFullError,
@@ -38,22 +37,19 @@ from faithful_sae.files import (
     require_space,
 )
 from faithful_sae.paper import cards
+from faithful_sae.paper.tables import sae_corpora
 from faithful_sae.runs.params import load_profile
-from faithful_sae.runs.rows import lacking
-from faithful_sae.runs.schema import ParamsError
+from faithful_sae.runs.registry import writer
+from faithful_sae.runs.rows import lacking, run_first
+from faithful_sae.runs.schema import ParamsError, Run
 from faithful_sae.sae.sae import SAEError
-from faithful_sae.stages.corpus import faithful_key
+from faithful_sae.stages.corpus import faithful_fingerprint
 from faithful_sae.stages.model import model_commit
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.text import hub
 
 NAMESPACE = "NAMESPACE"  # stands for the owner in what is written before one is named
-RESULTS = {
-    "sfr": "03_sfr",
-    "ffr": "04_ffr",
-    "fidelity": "05_fidelity_matrix",
-    "probing": "06_probing",
-}
+RESULTS = ("sfr", "ffr", "fidelity", "probing")
 
 
 class PublishError(ValueError):
@@ -62,13 +58,14 @@ class PublishError(ValueError):
 
 @dataclass(frozen=True)
 class Repository:
-    """kind: "model" (SAEs) or "dataset". folder: what it is to hold."""
+    """A repository of the Hub, as a folder on this machine."""
 
-    kind: str
+    kind: str  # "model" (SAEs) or "dataset"
     id: str
-    folder: Path
+    folder: Path  # what it is to hold
 
-    def files(self):
+    def files(self) -> list[Path]:
+        """All files that are uploaded."""
         return sorted(
             file
             for file in self.folder.rglob("*")
@@ -76,14 +73,23 @@ class Repository:
         )
 
 
-def publish(profile, namespace=None, push=False, public=False, api=None):
-    """Write and list the repositories of a profile; with `push` upload them.
+def publish(
+    profile: str | Path,
+    namespace: str | None = None,
+    push: bool = False,
+    public: bool = False,
+    api: HfApi | None = None,
+) -> list[Repository]:
+    """Write and list the repositories of a profile; with `push` upload them. A killed upload goes
+    on when it is started again: huggingface_hub sees to that.
 
     Args:
-        profile: as load_profile. namespace: user or organisation of the Hub. public: else only who
-            may see the namespace's private
-        repositories sees them. api: a HfApi. A killed upload goes on when it is started again:
-            huggingface_hub sees to that.
+        profile: name or folder of a profile.
+        namespace: user or organisation of the Hub.
+        push: upload.
+        public: for everybody to see, and not only for who may see the namespace's private
+            repositories.
+        api: the Hub's; a new one by default.
 
     Raises:
         PublishError: nothing made yet; no namespace, no token, or one that may not; a repository
@@ -101,17 +107,15 @@ def publish(profile, namespace=None, push=False, public=False, api=None):
         raise PublishError(
             "no token for the Hub: `hf auth login` with one that may write, then again"
         )
-    repositories = [
-        repository
+    prepared = [
+        prepare(run, namespace or NAMESPACE)
         for run in runs
         for prepare in (prepare_dataset, prepare_saes)
-        if (repository := prepare(run, namespace or NAMESPACE))
     ]
+    repositories = [repository for repository in prepared if repository]
     if not repositories:
-        raise PublishError(
-            f"{runs[0].file.parent}: nothing to publish yet: `make paper "
-            f"PARAMS={runs[0].file.parent}` first"
-        )
+        folder = runs[0].file.parent
+        raise PublishError(f"{folder}: nothing to publish yet: `make paper PARAMS={folder}` first")
     for repository in repositories:
         show(repository)
         if push:
@@ -125,15 +129,14 @@ def publish(profile, namespace=None, push=False, public=False, api=None):
     return repositories
 
 
-def _repository(run, namespace, kind, what):
+def _repository(run: Run, namespace: str, kind: str, what: str) -> Repository:
     name = f"{run.profile}-{run.name}-{what}"
     try:
         validate_repo_id(f"{namespace}/{name}")
     except HFValidationError:
         raise PublishError(
             f"{namespace}/{name} cannot be the id of a repository: letters, digits, - _ . alone, "
-            "at most 96: rename "
-            f"{run.file}, its folder or the namespace"
+            f"at most 96: rename {run.file}, its folder or the namespace"
         ) from None
     return Repository(kind, f"{namespace}/{name}", run.artifacts.parent / "publish" / name)
 
@@ -141,39 +144,33 @@ def _repository(run, namespace, kind, what):
 # --- SAEs -----------------------------------------------------------------------------------------
 
 
-def prepare_saes(run, namespace) -> Repository | None:
-    """Write the repository of the SAEs that a run trained; None where it trained none, or not yet."""
-    names = [name for name in run.sae.train_on if name not in run.published] if run.sae else []
+def prepare_saes(run: Run, namespace: str) -> Repository | None:
+    """Write the repository of the SAEs that a run trained; None where there are none (yet)."""
+    names = [name for name in sae_corpora(run) if name not in run.published]
     if not names or not (run.artifacts / "rows" / "saes.csv").exists():
         return None
     repository = _repository(run, namespace, "model", "saes")
-    load_saes(run)  # refuses what is damaged or out of date
+    dataset = _repository(run, namespace, "dataset", "faithful")
+    # refuses what is damaged or out of date
+    loaded = load_saes(run)
+    results = _results(run)
     saes = run.artifacts / "saes"
     with atomic_path(repository.folder) as tmp:
-        for name in names:
-            for seed in run.sae.seeds:
+        for name, seed in loaded:
+            if name in names:
                 _copy_sae(run, saes / name / f"seed{seed}", tmp / name / f"seed{seed}")
+        for name in names:
             shutil.copyfile(saes / name / "provenance.json", tmp / name / "provenance.json")
-        results = {
-            rows: file
-            for rows, notebook in RESULTS.items()
-            if (file := _results(run, rows, notebook))
-        }
         (tmp / "results").mkdir()
-        for file in results.values():
-            shutil.copyfile(file, tmp / "results" / file.name)
-        cards.sae_card(
-            run,
-            names,
-            repository.id,
-            _repository(run, namespace, "dataset", "faithful").id,
-            set(results),
-        ).save(tmp / "README.md")
+        for rows in results:
+            shutil.copyfile(run.artifacts / "rows" / f"{rows}.csv", tmp / "results" / f"{rows}.csv")
+        card = cards.sae_card(run, names, repository.id, dataset.id, results)
+        card.save(tmp / "README.md")
     return repository
 
 
-def _copy_sae(run, source, target):
-    """Weights are linked where the disk can do that: they are only ever replaced, never written to."""
+def _copy_sae(run: Run, source: Path, target: Path) -> None:
+    """Weights are linked where the disk can do that: files are replaced, and never written to."""
     target.mkdir(parents=True)
     for file in source.glob("*.safetensors"):
         try:
@@ -181,73 +178,77 @@ def _copy_sae(run, source, target):
         except OSError:
             shutil.copyfile(file, target / file.name)
     config = json.loads((source / "cfg.json").read_text(encoding="utf-8"))
-    config["metadata"] |= {
-        "model": cards.model_name(run),
-        "model_name": cards.model_name(run),
-    }  # no path of this machine
+    # no path of this machine
+    config["metadata"] |= dict.fromkeys(("model", "model_name"), cards.model_name(run))
     (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _results(run, rows, notebook):
-    """The csv file of a notebook's rows, if it is of these SAEs."""
-    if not (why := lacking(run, rows)):
-        return run.artifacts / "rows" / f"{rows}.csv"
-    print(f"note: {run.name}: results of {notebook} are {why}, so that the card has none")
-    return None
+def _results(run: Run) -> list[str]:
+    """The rows that are of the SAEs there are; the others are named."""
+    found = []
+    for rows in RESULTS:
+        why = lacking(run, rows)
+        if why:
+            print(
+                f"note: {run.name}: results of {writer(rows).name} are {why}, so that the card has none"
+            )
+        else:
+            found.append(rows)
+    return found
 
 
 # --- the faithful dataset -------------------------------------------------------------------------
 
 
-def prepare_dataset(run, namespace) -> Repository | None:
+def prepare_dataset(run: Run, namespace: str) -> Repository | None:
     """Write the repository of a run's faithful dataset, a shard at a time; None where there is none
-    yet. What is there is kept.
+    yet. Shards that are there are kept.
     """
     source = run.artifacts / "faithful"
     if not (source / "provenance.json").exists():
         return None
-    if not is_current(source, faithful_key(run)):
+    if not is_current(source, faithful_fingerprint(run).key):
         raise MissingInputError(
-            f"{source} is damaged or was made with other parameters: run "
-            "notebooks/01_generate_faithful for "
-            f"{run.profile}/{run.name} again"
+            f"{source} is damaged or was made with other parameters: "
+            f"{run_first(run, writer('dataset').name)}"
         )
     repository = _repository(run, namespace, "dataset", "faithful")
     record = (source / "provenance.json").read_bytes()
     mine = repository.folder / "provenance.json"
-    if mine.exists() and mine.read_bytes() != record:
-        remove(repository.folder)  # of another dataset
-    for unfinished in repository.folder.glob("data/.*"):  # of a process killed while it wrote
+    if mine.exists() and mine.read_bytes() != record:  # of another dataset
+        remove(repository.folder)
+    data = repository.folder / "data"
+    for unfinished in data.glob(".*"):  # of a process killed while it wrote
         remove(unfinished)
     shards = sorted(source.glob("shard_*.safetensors"))
     tokenizer = _tokenizer(run)
-    require_space(
-        repository.folder,
-        2 * sum(shard.stat().st_size for shard in shards),
-        f"{run.name}: the faithful dataset as parquet",
-    )
-    (repository.folder / "data").mkdir(parents=True, exist_ok=True)
+    size = 2 * sum(shard.stat().st_size for shard in shards)
+    require_space(repository.folder, size, f"{run.name}: the faithful dataset as parquet")
+    data.mkdir(parents=True, exist_ok=True)
     mine.write_bytes(record)
     for number, shard in enumerate(shards):
-        path = repository.folder / "data" / f"train-{number:05d}-of-{len(shards):05d}.parquet"
+        path = data / f"train-{number:05d}-of-{len(shards):05d}.parquet"
         if not path.exists():
             with atomic_path(path) as tmp:
-                pa.parquet.write_table(_table(load_file(shard), tokenizer), tmp)
+                parquet.write_table(_table(load_file(shard), tokenizer), tmp)
     cards.dataset_card(run, repository.id).save(repository.folder / "README.md")
     return repository
 
 
-def _tokenizer(run):
+def _tokenizer(run: Run) -> PreTrainedTokenizerBase:
     folder = run.artifacts / "lm" if run.embedded else run.model_folder
     at = model_commit(run)
     return AutoTokenizer.from_pretrained(str(folder or run.model), revision=at)
 
 
-def _table(shard, tokenizer):
-    ids, lengths = shard["ids"], shard["lengths"]
+def _table(shard: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+    """The documents of a shard: `ids` of all, one after the other, and their `lengths`."""
+    ids = shard["ids"]
+    lengths = shard["lengths"]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    documents = [part.tolist() for part in np.split(ids, offsets[1:-1])]
     texts = tokenizer.batch_decode(
-        np.split(ids, offsets[1:-1]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        documents, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return pa.table(
         {
@@ -261,43 +262,48 @@ def _table(shard, tokenizer):
 # --- the Hub --------------------------------------------------------------------------------------
 
 
-def show(repository):
+def show(repository: Repository) -> None:
     """List what a repository is to hold: number and size of the files of each folder."""
-    folders = {}
-    for file in repository.files():
-        folders.setdefault(file.parent.relative_to(repository.folder).as_posix(), []).append(file)
     print(f"{repository.kind} {repository.id}  {_size(repository.files())}")
+    folders: dict[Path, list[Path]] = {}
+    for file in repository.files():
+        folders.setdefault(file.parent.relative_to(repository.folder), []).append(file)
     for folder, files in folders.items():
-        names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
-        print(
-            f"    {folder + '/' if folder != '.' else ''}  {len(files)} "
-            f"file{'s' * (len(files) > 1)}, {_size(files)}: {names}"
-        )
+        place = f"{folder.as_posix()}/" if folder.name else ""
+        number = f"{len(files)} files" if len(files) > 1 else "1 file"
+        names = ", ".join([*(file.name for file in files[:4]), *(["..."] if files[4:] else [])])
+        print(f"    {place}  {number}, {_size(files)}: {names}")
 
 
-def _size(files):
+def _size(files: Sequence[Path]) -> str:
     return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
 
 
-def upload(repository, public, api):
+def upload(repository: Repository, public: bool, api: HfApi) -> None:
     """Make the repository if it is not there, and upload its folder.
+
+    Args:
+        repository: as prepared.
+        public: whether everybody is to see it.
+        api: the Hub's.
 
     Raises:
         PublishError: the Hub cannot be reached or refuses; the repository is public and `public` is
             false.
     """
-    kind = {"repo_id": repository.id, "repo_type": repository.kind}
+    kind = repository.kind
     try:
-        api.create_repo(**kind, private=not public, exist_ok=True)
-        private = api.repo_info(**kind).private
+        api.create_repo(repository.id, repo_type=kind, private=not public, exist_ok=True)
+        private = api.repo_info(repository.id, repo_type=kind).private
         if not (private or public):
             raise PublishError(
-                f"{repository.id}: is there already, and public: PUBLIC=1 to upload to it all the "
-                "same"
+                f"{repository.id}: is there already, and public: PUBLIC=1 to upload to it all "
+                "the same"
             )
         # parquet files of a dataset that had another number of shards would be read with these
         api.upload_folder(
-            **kind,
+            repo_id=repository.id,
+            repo_type=kind,
             folder_path=repository.folder,
             commit_message="FaithfulSAE companion",
             delete_patterns="data/*.parquet",
@@ -316,25 +322,5 @@ def upload(repository, public, api):
     print(f"    uploaded, {'private' if private else 'public'}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("profile")
-    parser.add_argument("--namespace")
-    parser.add_argument("--push", action="store_true")
-    parser.add_argument("--public", action="store_true")
-    args = parser.parse_args()
-    try:
-        publish(args.profile, args.namespace, args.push, args.public)
-    except (
-        PublishError,
-        SAEError,
-        MissingInputError,
-        ParamsError,
-        hub.HubError,
-        DiskFullError,
-    ) as error:
-        sys.exit(f"\n  {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+# what `publish` raises, and says in one line
+FAILURES = (*(PublishError, SAEError, MissingInputError, ParamsError, hub.HubError, DiskFullError),)

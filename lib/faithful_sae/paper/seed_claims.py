@@ -13,23 +13,31 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, spearmanr
 
-HOLDS, FAILS, OPEN, NOT_TESTABLE = "holds", "does not hold", "open", "not testable"
+from faithful_sae.runs.schema import Run
+
+HOLDS = "holds"
+FAILS = "does not hold"
+OPEN = "open"
+NOT_TESTABLE = "not testable"
 SIGNIFICANCE = 0.05
 COLUMNS = ["finding", "theirs", "measured", "verdict"]
+Verdict = tuple[str, str]  # what was measured, the verdict
 
 
-def findings(run, rows) -> pd.DataFrame:
+def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per finding: the statement, what they found and where, what was measured, the
     verdict.
 
     Args:
-        rows: {name: DataFrame} as stages.seed_study.study_seeds returns them.
+        run: one with the sections `sae` and `seed_dependence`.
+        rows: {name: rows} as study_seeds (stages.s08_seed_dependence) returns them.
     """
-    pairs, latents = rows["seed_pairs"], rows["seed_latents"]
-    plain = pairs[pairs.sweep == "seeds"]
+    pairs = rows["seed_pairs"]
+    latents = rows["seed_latents"]
+    sweep = {name: pairs.loc[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
+    plain = pairs.loc[pairs.sweep == "seeds"]
     n = len(run.seed_dependence.seeds)
     n_sweep = run.seed_dependence.sweep_seeds
-    sweep = {name: pairs[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     top, rare = _extremes(latents, n - 1)
     table = [
         (
@@ -113,33 +121,37 @@ def findings(run, rows) -> pd.DataFrame:
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def noise(shares, n_seeds, d_sae=None) -> float:
+def noise(shares: pd.Series, n_seeds: int, d_sae: int | None = None) -> float:
     """Standard error of a mean over all pairs of n_seeds seeds (see the top of this file); NaN if
     nothing tells it.
 
     Args:
-        shares: one number per pair. d_sae: with it the numbers are shares of so many latents, which
-            vary at least binomially.
+        shares: one number per pair.
+        n_seeds: of which these are the pairs.
+        d_sae: with it the numbers are shares of so many latents, which vary at least binomially.
     """
-    spread = shares.std()
     p = shares.mean()
     binomial = math.sqrt(max(p * (1 - p), 0) / d_sae) if d_sae else np.nan
-    one = np.nanmax([spread, binomial]) if not (np.isnan(spread) and np.isnan(binomial)) else np.nan
-    return float(one / math.sqrt(max(n_seeds // 2, 1)))
+    # the larger of the two, or the one that is known
+    return float(np.fmax(shares.std(), binomial) / math.sqrt(max(n_seeds // 2, 1)))
+
+
+def _decide(holds, fails):
+    if holds:
+        return HOLDS
+    return FAILS if fails else OPEN
 
 
 def _verdict(excess, error):
-    """Holds, does not hold or open, for a quantity that should be above 0."""
-    if np.isnan(excess) or np.isnan(error):
-        return OPEN
-    return HOLDS if excess > 2 * error else FAILS if excess < -2 * error else OPEN
+    """For a quantity that should be above 0; open where excess or error is NaN."""
+    return _decide(excess > 2 * error, excess < -2 * error)
 
 
 def _equality(difference, limit, size):
     """Verdict on two things being equal, whose size is given: nothing found counts only if half of
     it would have been found.
     """
-    return FAILS if difference > limit else HOLDS if limit < size / 2 else OPEN
+    return _decide(difference <= limit < size / 2, difference > limit)
 
 
 def _number(values, error):
@@ -164,13 +176,7 @@ def _modes(rows):
         f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum()} of {len(rows)} pairs; more "
         f"than one mode in {several.sum()}"
     )
-    verdict = (
-        HOLDS
-        if rejected.mean() > 0.5
-        else FAILS
-        if several.mean() < 0.5 and not rejected.any()
-        else OPEN
-    )
+    verdict = _decide(rejected.mean() > 0.5, several.mean() < 0.5 and not rejected.any())
     return f"{text}; median p {rows.p.median():.2f}", verdict
 
 
@@ -194,10 +200,9 @@ def _same(a, b, n_seeds, d_sae):
 
 
 def _remaining(curve):
-    last = curve[curve.seeds == curve.seeds.max()].only_in_base
-    error = (
-        last.std()
-    )  # over bases: all have the same SAEs in common, so their number does not shrink it
+    last = curve.loc[curve.seeds == curve.seeds.max(), "only_in_base"]
+    # over bases: all have the same SAEs in common, so their number does not shrink it
+    error = last.std()
     shares = curve.groupby("seeds").only_in_base.mean()
     text = (
         f"{shares.iloc[0]:.3f} with {shares.index[0]} seeds, {last.mean():.3f} ± {error:.3f} with "
@@ -208,7 +213,8 @@ def _remaining(curve):
 
 def _laws(fits):
     fits = fits.set_index("law")
-    plain, offset = fits.loc["power law"], fits.loc["with offset"]
+    plain = fits.loc["power law"]
+    offset = fits.loc["with offset"]
     if np.isnan([offset.aicc, offset.loo, plain.aicc, plain.loo]).any():
         return "too few seeds to tell two laws apart", OPEN
     text = (
@@ -216,19 +222,18 @@ def _laws(fits):
         f"{offset.aicc:.1f} against "
         f"{plain.aicc:.1f}; error at a point left out {offset.loo:.4f} against {plain.loo:.4f}"
     )
-    better = plain.aicc - offset.aicc > 2, plain.loo > offset.loo
-    return text, HOLDS if all(
-        better
-    ) and offset.c > 0 else FAILS if offset.aicc - plain.aicc > 2 and not better[1] else OPEN
+    predicts = plain.loo > offset.loo
+    gain = plain.aicc - offset.aicc
+    return text, _decide(gain > 2 and predicts and offset.c > 0, gain < -2 and not predicts)
 
 
 def _extremes(latents, others):
     """Of the twentieth of the living latents that fire most, how many all share; of those that fire
     least, how many none shares.
     """
-    alive = latents[latents.firing > 0].sort_values(["firing", "latent"])
+    alive = latents.loc[latents.firing > 0].sort_values(["firing", "latent"])
     size = min(max(len(alive) // 20, 10), len(alive))
-    out = []
+    verdicts = []
     for part, count, name in (
         (alive.iloc[-size:], others, f"by all {others} others"),
         (alive.iloc[:size], 0, "by none"),
@@ -241,21 +246,15 @@ def _extremes(latents, others):
             f"shared {name}: {found} of these {size}, {overall} of all {len(alive)} that fire (p "
             f"{more:.2g} for so many)"
         )
-        out.append(
-            (text, HOLDS if more < SIGNIFICANCE else FAILS if fewer < SIGNIFICANCE else OPEN)
-        )
-    return out
+        verdicts.append((text, _decide(more < SIGNIFICANCE, fewer < SIGNIFICANCE)))
+    return verdicts
 
 
 def _frequency(latents):
-    alive = latents[latents.firing > 0]
-    found = spearmanr(alive.mean_cosine, alive.firing)
-    verdict = OPEN if not found.pvalue < SIGNIFICANCE else HOLDS if found.statistic < 0 else FAILS
-    return (
-        f"rank correlation of mean cosine with firing {found.statistic:+.2f} (p "
-        f"{found.pvalue:.2g})",
-        verdict,
-    )
+    alive = latents.loc[latents.firing > 0]
+    rank, p = map(float, spearmanr(alive.mean_cosine, alive.firing))
+    text = f"rank correlation of mean cosine with firing {rank:+.2f} (p {p:.2g})"
+    return text, _decide(p < SIGNIFICANCE and rank < 0, p < SIGNIFICANCE)
 
 
 def _settings(rows, n_seeds):
@@ -263,17 +262,15 @@ def _settings(rows, n_seeds):
     each has few pairs.
     """
     groups = rows.groupby("value")
+    means = groups.shared.mean()
     pooled = math.sqrt(groups.shared.var().mean())
-    binomial = math.sqrt(
-        (groups.shared.mean() * (1 - groups.shared.mean()) / groups.d_sae.first()).mean()
-    )
-    return groups.shared.mean(), np.nanmax([pooled, binomial]) / math.sqrt(max(n_seeds // 2, 1))
+    binomial = math.sqrt((means * (1 - means) / groups.d_sae.first()).mean())
+    return means, np.fmax(pooled, binomial) / math.sqrt(max(n_seeds // 2, 1))
 
 
 def _listing(means, error):
-    return (
-        ", ".join(f"{value}: {mean:.3f}" for value, mean in means.items()) + f"; each ± {error:.3f}"
-    )
+    values = ", ".join(f"{value}: {mean:.3f}" for value, mean in means.items())
+    return f"{values}; each ± {error:.3f}"
 
 
 def _trend(rows, sign, n_seeds):
@@ -286,9 +283,8 @@ def _trend(rows, sign, n_seeds):
     limit = 2 * math.sqrt(2) * error
     steps = sign * means.diff().iloc[1:]
     whole = sign * (means.iloc[-1] - means.iloc[0])
-    verdict = (
-        FAILS if whole < -limit or (steps < -limit).any() else HOLDS if whole > limit else OPEN
-    )
+    back = (steps < -limit).any()
+    verdict = _decide(whole > limit and not back, whole < -limit or back)
     return _listing(means, error), verdict
 
 
@@ -310,14 +306,12 @@ def _layers(rows, n_seeds):
     means, error = _settings(rows, n_seeds)
     middle = means.iloc[1:-1]
     limit = 2 * math.sqrt(2) * error
-    constant = (
-        NOT_TESTABLE
-        if len(middle) < 2
-        else _equality(middle.max() - middle.min(), limit, middle.mean())
-    )
+    constant = NOT_TESTABLE
+    if len(middle) > 1:
+        constant = _equality(middle.max() - middle.min(), limit, middle.mean())
     lower = [_verdict(middle.mean() - means.iloc[end], math.sqrt(2) * error) for end in (0, -1)]
     text = f"{_listing(means, error)} (residual stream entering the layer)"
     return [
         (statement, "Figure 4", text, verdict)
-        for statement, verdict in zip(statements, (constant, *lower))
+        for statement, verdict in zip(statements, (constant, *lower), strict=True)
     ]

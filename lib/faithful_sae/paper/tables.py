@@ -6,11 +6,14 @@ exhibit `corpora` shows). A trained corpus without a role gets a column of its o
 left out: `exhibits.unmeasured` names it.
 """
 
+from collections.abc import Collection
+from typing import Any
+
 import pandas as pd
 
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
-from faithful_sae.runs.schema import ROLES
+from faithful_sae.runs.schema import ROLES, Corpus, Run
 
 WEB = ("pile", "faithful", "fineweb")
 TASKS = ("sst2", "cola", "yelp")  # of Table 6
@@ -30,20 +33,20 @@ ROLE_NAMES = {
     "yelp": "Yelp",
     "agnews": "AG News",
 }
+Record = dict[str, Any]  # a row of a table
 
 
-def gather(runs, name, notebook):
+def gather(runs: list[Run], name: str) -> pd.DataFrame | None:
     """rows/<name>.csv of all runs that have them in one DataFrame, with columns run and model
     behind; None if no run has.
     """
     parts = [
-        read_rows(run, name, notebook).assign(run=run.name, model=run.label)
-        for run in measured(runs, name)
+        read_rows(run, name).assign(run=run.name, model=run.label) for run in measured(runs, name)
     ]
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
-def heading(run, corpus) -> str:
+def heading(run: Run, corpus: str) -> str:
     """How a corpus is called in tables and figures: the role it plays, with its own name where that
     says more.
     """
@@ -53,97 +56,106 @@ def heading(run, corpus) -> str:
     return ROLE_NAMES[role] if role.startswith("faithful") else f"{corpus} ({ROLE_NAMES[role]})"
 
 
-def beside(rows, runs, numbers):
+def sae_corpora(run: Run) -> dict[str, Corpus]:
+    """The corpora that a run has SAEs of."""
+    return {name: run.corpora[name] for name in run.sae.train_on} if run.sae else {}
+
+
+def text_of(run: Run, corpus: Corpus) -> str:
+    """A corpus in words: whose text it is, or where it is from."""
+    if corpus.faithful:
+        return f"text of {run.label if corpus.faithful == 'self' else corpus.faithful}"
+    if corpus.documentation:
+        packages = ", ".join(corpus.packages) or "the standard library"
+        return f"{corpus.documentation} of {packages}"
+    return corpus.path or corpus.hub or ""
+
+
+def beside(rows: list[Record], runs: list[Run], numbers: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Put the paper's rows under those measured here: each run's counterpart directly below it,
     then the others.
+
+    Args:
+        rows: measured ones, with the label of a run as `model`.
+        numbers: {the paper's model: its row}.
     """
-    here = [row | {"source": "here"} for row in rows]
     paper = {
         key: {"model": paper_models()[key], "source": "paper", **values}
         for key, values in numbers.items()
     }
+    counterparts = {run.label: run.beside for run in runs}
     ordered = []
-    run_of = {run.label: run for run in runs}
-    for row in here:
-        ordered.append(row)
-        counterpart = run_of[row["model"]].beside
+    for row in rows:
+        ordered.append(row | {"source": "here"})
+        counterpart = counterparts[row["model"]]
         if counterpart in paper:
             ordered.append(paper.pop(counterpart))
-    table = pd.DataFrame(ordered + list(paper.values()))
+    table = pd.DataFrame([*ordered, *paper.values()])
     first = ["model", "source"]
-    return table[first + [c for c in table.columns if c not in first]]
+    return table.loc[:, first + [column for column in table.columns if column not in first]]
 
 
-def corpora_table(runs):
+def corpora_table(runs: list[Run]) -> pd.DataFrame:
     """Which corpus and which task of each run plays which role of the paper, and how much of it
     there is.
     """
     rows = []
     for run in runs:
-        trained = (
-            read_rows(run, "saes", "02_train_sae").drop_duplicates("corpus").set_index("corpus")
-            if measured([run], "saes")
-            else None
-        )
-        known = (
-            trained.index.difference(run.published) if trained is not None else ()
-        )  # what published SAEs were trained on, nobody here can say
+        used = _training_text(run)
         for name, corpus in run.corpora.items():
-            text = (
-                f"text of {run.label if corpus.faithful == 'self' else corpus.faithful}"
-                if corpus.faithful
-                else corpus.path
-                or corpus.hub
-                or f"{corpus.documentation} of "
-                f"{', '.join(corpus.packages) or 'the standard library'}"
-            )
-            used = trained.loc[name] if trained is not None and name in trained.index else None
-            rows.append(
-                {
-                    "model": run.label,
-                    "name": name,
-                    "plays": ROLE_NAMES.get(corpus.role, ""),
-                    "text": text,
-                    "training tokens": int(used.distinct_tokens) if name in known else pd.NA,
-                    "passes": round(used.passes, 2) if name in known else pd.NA,
-                    **(
-                        {"SAEs from": "/".join(filter(None, (e.path, e.hub, e.folder)))}
-                        if (e := run.published.get(name))
-                        else {}
-                    ),
-                }
-            )
-        rows += [
-            {
+            row: Record = {
                 "model": run.label,
                 "name": name,
-                "plays": ROLE_NAMES.get(task.role, ""),
-                "text": task.train
-                or task.hub
-                or f"{task.documentation} from {', '.join(task.packages)}",
+                "plays": ROLE_NAMES.get(corpus.role or "", ""),
+                "text": text_of(run, corpus),
+                "training tokens": pd.NA,
+                "passes": pd.NA,
             }
-            for name, task in run.probing.tasks.items()
-        ]
+            if name in used:
+                row |= used[name]
+            if name in run.published:
+                source = run.published[name]
+                parts = (source.path, source.hub, source.folder)
+                row["SAEs from"] = "/".join(part for part in parts if part)
+            rows.append(row)
+        for name, task in run.tasks.items():
+            packages = ", ".join(task.packages)
+            text = task.train or task.hub or f"{task.documentation} from {packages}"
+            plays = ROLE_NAMES.get(task.role or "", "")
+            rows.append({"model": run.label, "name": name, "plays": plays, "text": text})
     return pd.DataFrame(rows)
 
 
-def language_models(runs):
+def _training_text(run: Run) -> dict[str, Record]:
+    """{corpus: how much text its SAEs saw}. What published SAEs saw, nobody here can say."""
+    if not measured([run], "saes"):
+        return {}
+    saes = read_rows(run, "saes").drop_duplicates("corpus").set_index("corpus")
+    passes = saes.passes.round(2)
+    return {
+        name: {"training tokens": int(tokens), "passes": passes[name]}
+        for name, tokens in saes.distinct_tokens.items()
+        if name not in run.published
+    }
+
+
+def language_models(runs: list[Run]) -> pd.DataFrame:
     """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come
     ready-made, and before 01).
     """
     rows = [
-        read_rows(run, "language_model", "01_generate_faithful").assign(model=run.label)
+        read_rows(run, "language_model").assign(model=run.label)
         if measured([run], "language_model")
         else pd.DataFrame([{"model": run.label}])
         for run in runs
     ]
     table = pd.concat(rows, ignore_index=True)
-    return table[["model", *[c for c in table.columns if c != "model"]]]
+    return table.loc[:, ["model", *[c for c in table.columns if c != "model"]]]
 
 
-def table1(runs):
+def table1(runs: list[Run]) -> pd.DataFrame:
     """Coverage of the vocabulary and KL of the first token."""
-    rows = gather(runs, "dataset", "01_generate_faithful")
+    rows = gather(runs, "dataset")
     kept = [
         "model",
         "tokens",
@@ -153,290 +165,219 @@ def table1(runs):
         "kl",
         "missing_mass",
     ]
-    return beside(
-        rows[kept].to_dict("records") if rows is not None else [],
-        runs,
-        exhibits()["table1"].numbers,
-    )
+    records = [] if rows is None else rows.loc[:, kept].to_dict("records")
+    return beside(records, runs, exhibits()["table1"].numbers)
 
 
-def sfr_values(runs, column="sfr"):
+def sfr_values(runs: list[Run], column: str = "sfr") -> dict[str, dict[str, float]]:
     """{run name: {role or corpus name: SFR}}, averaged over the pairs of seeds."""
-    return {
-        run.name: _by_role(
-            run, read_rows(run, "sfr", "03_sfr").groupby("corpus", sort=False)[column].mean()
-        )
-        for run in measured(runs, "sfr")
-    }
+    return _means(runs, "sfr", column)
 
 
-def ffr_values(runs, column="ffr"):
+def ffr_values(runs: list[Run], column: str = "ffr") -> dict[str, dict[str, float]]:
     """{run name: {role or corpus name: FFR in percent}}, averaged over seeds (paper 4)."""
-    return {
-        run.name: _by_role(
-            run, read_rows(run, "ffr", "04_ffr").groupby("corpus", sort=False)[column].mean()
-        )
-        for run in measured(runs, "ffr")
-    }
+    return _means(runs, "ffr", column)
 
 
-def _by_role(run, values):
-    return {_column(run, corpus): float(value) for corpus, value in values.items()}
+def _means(runs: list[Run], name: str, column: str) -> dict[str, dict[str, float]]:
+    means = {}
+    for run in measured(runs, name):
+        rows = read_rows(run, name).groupby("corpus", sort=False).agg({column: "mean"})
+        means[run.name] = _by_role(run, rows.loc[:, column])
+    return means
 
 
-def _column(run, corpus):
+def _by_role(run: Run, values: pd.Series) -> dict[str, float]:
+    return {_column(run, str(corpus)): float(value) for corpus, value in values.items()}
+
+
+def _column(run: Run, corpus: str) -> str:
     """A corpus's column: its role, or without one its name, which may be that of a role it does not
     play.
     """
     return run.corpora[corpus].role or (f"{corpus} (no role)" if corpus in ROLES else corpus)
 
 
-def columns_without_role(runs) -> set[str]:
-    """Columns of trained corpora that play no role of the paper's."""
+def columns_without_role(runs: list[Run]) -> set[str]:
+    """Columns of corpora with SAEs that play no role of the paper's."""
     return {
         _column(run, name)
         for run in runs
-        for name in run.sae.train_on
-        if run.corpora[name].role is None
+        for name, corpus in sae_corpora(run).items()
+        if corpus.role is None
     }
 
 
-def _has_no_role(run, column):
-    return column in columns_without_role([run])
-
-
-def sfr_table(runs, table_id, roles):
-    """Tables 2, 3 and 4: SFR by role, then over latents alive in both SAEs, and the share of dead
+def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.DataFrame:
+    """Tables 2 and 4: SFR by role, then over latents alive in both SAEs, and the share of dead
     latents.
+
+    Args:
+        table_id: of Table 2, or of Table 4, which shows corpora without a role as well.
+        roles: the columns.
     """
-    sfr, alive, dead = sfr_values(runs), sfr_values(runs, "sfr_alive"), sfr_values(runs, "dead")
-    strict, both = sfr_values(runs, "sfr_strict"), sfr_values(runs, "sfr_encoder_decoder")
+    variants = {
+        "": "sfr",
+        ", alive": "sfr_alive",
+        ", dead share": "dead",
+        ", > instead of >=": "sfr_strict",
+        ", encoder+decoder": "sfr_encoder_decoder",
+    }
+    values = {suffix: sfr_values(runs, column) for suffix, column in variants.items()}
     rows = []
     for run in measured(runs, "sfr"):
-        own = [
-            r
-            for r in sfr[run.name]
-            if r in roles or (table_id == "table4" and _has_no_role(run, r))
-        ]
+        shown = {*roles, *(columns_without_role([run]) if table_id == "table4" else ())}
+        own = [role for role in values[""][run.name] if role in shown]
         if own:
-            rows.append(
-                {"model": run.label}
-                | {r: sfr[run.name][r] for r in own}
-                | {f"{r}, alive": alive[run.name][r] for r in own}
-                | {f"{r}, dead share": dead[run.name][r] for r in own}
-                | {f"{r}, > instead of >=": strict[run.name][r] for r in own}
-                | {f"{r}, encoder+decoder": both[run.name][r] for r in own}
-            )
+            row = {"model": run.label}
+            for suffix, of in values.items():
+                row |= {f"{role}{suffix}": of[run.name][role] for role in own}
+            rows.append(row)
     return beside(rows, runs, exhibits()[table_id].numbers)
 
 
-def table3(runs):
+def table3(runs: list[Run]) -> pd.DataFrame:
     """SFR by target model and source of its faithful text."""
     rows = []
+    labels = {run.name: run.label for run in runs}
     sfr = sfr_values(runs)
     for run in measured(runs, "sfr"):
-        values = sfr[run.name]
-        sources = {
-            run.corpora[name].role: run.corpora[name].faithful
-            for name in run.sae.train_on
-            if run.corpora[name].faithful
-        }
-        labels = {r.name: r.label for r in runs} | {"self": run.label}
-        rows += [
-            {
-                "target": run.label,
-                "text from": labels[source],
-                "source": "here",
-                "sfr": values[role],
-            }
-            for role, source in sources.items()
-            if role in values
-        ]
-    other = {"pythia-1.4b": "pythia-2.8b", "pythia-2.8b": "pythia-1.4b"}
-    for key, values in exhibits()["table3"].numbers.items():
-        rows += [
-            {
-                "target": paper_models()[key],
-                "text from": paper_models()[key if role == "faithful" else other[key]],
-                "source": "paper",
-                "sfr": value,
-            }
-            for role, value in values.items()
-        ]
-    return pd.DataFrame(rows)
+        for corpus in sae_corpora(run).values():
+            if corpus.faithful and corpus.role in sfr[run.name]:
+                source = run.label if corpus.faithful == "self" else labels[corpus.faithful]
+                rows.append((run.label, source, "here", sfr[run.name][corpus.role]))
+    paper = exhibits()["table3"]
+    for key, values in paper.numbers.items():
+        for role, value in values.items():
+            source = key if role == "faithful" else paper.other_model[key]
+            rows.append((paper_models()[key], paper_models()[source], "paper", value))
+    return pd.DataFrame(rows, columns=["target", "text from", "source", "sfr"])
 
 
-def table5(runs):
-    """Training configurations, here and in the paper."""
+def table5(runs: list[Run]) -> pd.DataFrame:
+    """Training configurations, here and in the paper; what published SAEs were trained with is not
+    known.
+    """
     rows = []
     for run in runs:
         s = run.sae
-        trained = [name for name in run.sae.train_on if name not in run.published]
-        ours = (
-            {"lr": s.lr, "tokens": s.tokens, "recipe": s.recipe, "corpora": ", ".join(trained)}
-            if trained
-            else {}
-        )  # no published SAE's
-        rows.append(
-            {
-                "model": run.label,
-                "layer": run.layer,
-                "d_sae": s.d_sae,
-                "k": s.k,
-                "lr": None,
-                "sequence_length": run.sequence_length,
-                "tokens": None,
-                "seeds": ", ".join(map(str, s.seeds)),
-                "recipe": None,
-                "corpora": None,
-            }
-            | ours
-            | ({"published": ", ".join(run.published)} if run.published else {})
-        )
-    numbers = {
-        key: values
-        | {"tokens": 150_000_000 if key == "llama-8b" else 100_000_000, "seeds": "42, 49"}
-        for key, values in exhibits()["table5"].numbers.items()
-    }
-    table = beside(rows, runs, numbers)
+        if s is None:
+            continue
+        trained = [name for name in s.train_on if name not in run.published]
+        row: Record = {
+            "model": run.label,
+            "layer": run.layer,
+            "d_sae": s.d_sae,
+            "k": s.k,
+            "lr": s.lr if trained else None,
+            "sequence_length": run.sequence_length,
+            "tokens": s.tokens if trained else None,
+            "seeds": ", ".join(map(str, s.seeds)),
+            "recipe": s.recipe if trained else None,
+            "corpora": ", ".join(trained) if trained else None,
+        }
+        if run.published:
+            row["published"] = ", ".join(run.published)
+        rows.append(row)
+    table = beside(rows, runs, exhibits()["table5"].numbers)
     return table.assign(
         lr=table.lr.map(lambda lr: f"{lr:g}", na_action="ignore"),
         tokens=table.tokens.astype("Int64"),
     )
 
 
-def probing_means(runs):
+def probing_means(runs: list[Run]) -> pd.DataFrame:
     """Accuracy and F1 by model, task, representation and corpus (heading), averaged over seeds."""
-    rows = gather(runs, "probing", "06_probing")
+    rows = gather(runs, "probing")
     keys = ["run", "model", "task", "representation", "corpus"]
     if rows is None:
         return pd.DataFrame(columns=[*keys, "accuracy", "f1"])
-    return rows.groupby(keys, sort=False, dropna=False)[["accuracy", "f1"]].mean().reset_index()
+    means = rows.groupby(keys, sort=False, dropna=False)[["accuracy", "f1"]].agg("mean")
+    return means.reset_index()
 
 
-def probing_figure_data(runs):
+def probing_figure_data(runs: list[Run]) -> pd.DataFrame:
     """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and
     corpora by their headings.
     """
     means = probing_means(runs)
-    parts = [means[:0]]
+    parts = [means.head(0)]
     for run in measured(runs, "probing"):
-        part = means[means.run == run.name]
         shown = {
             name: heading(run, name)
-            for name in run.sae.train_on
-            if run.corpora[name].role in (*WEB, None)
+            for name, corpus in sae_corpora(run).items()
+            if corpus.role in (*WEB, None)
         }
-        part = part[part.corpus.isna() | part.corpus.isin(shown)]
         titles = {
             name: f"{name} ({ROLE_NAMES[task.role]})" if task.role else name
-            for name, task in run.probing.tasks.items()
+            for name, task in run.tasks.items()
         }
+        here = means.corpus.isna() | means.corpus.isin(shown)
+        part = means.loc[(means.run == run.name) & here]
         parts.append(part.assign(corpus=part.corpus.map(shown), task=part.task.map(titles)))
     return pd.concat(parts, ignore_index=True)
 
 
-def table6(runs):
+def table6(runs: list[Run]) -> pd.DataFrame:
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
     appendix C.1.
     """
+    paper = {
+        (model, role): {
+            "model": paper_models()[model],
+            "source": "paper",
+            "task": ROLE_NAMES[role],
+            **values,
+        }
+        for model, tasks in exhibits()["table6"].numbers.items()
+        for role, values in tasks.items()
+    }
     means = probing_means(runs)
     rows = []
-    numbers = exhibits()["table6"].numbers
-    runs = measured(runs, "probing")
-    for run in runs:
-        mine = means[means.run == run.name]
-        for task, spec in run.probing.tasks.items():
-            part = mine[mine.task == task]
-            accuracy = part[part.representation == "reconstruction"].set_index("corpus").accuracy
+    shown = set()
+    for run in measured(runs, "probing"):
+        columns = {*WEB, *columns_without_role([run])}
+        for name, task in run.tasks.items():
+            part = means.loc[(means.run == run.name) & (means.task == name)]
+            baseline = part.loc[part.representation == "baseline", "accuracy"]
+            reconstruction = part.loc[part.representation == "reconstruction"]
+            accuracy = _by_role(run, reconstruction.set_index("corpus").accuracy)
             rows.append(
                 {
                     "model": run.label,
                     "source": "here",
-                    "task": task,
-                    "plays": ROLE_NAMES.get(spec.role, ""),
-                    "baseline": part[part.representation == "baseline"].accuracy.iloc[0],
-                    **{
-                        role: value
-                        for role, value in _by_role(run, accuracy).items()
-                        if role in WEB or _has_no_role(run, role)
-                    },
+                    "task": name,
+                    "plays": ROLE_NAMES.get(task.role or "", ""),
+                    "baseline": baseline.iloc[0],
+                    **{role: value for role, value in accuracy.items() if role in columns},
                 }
             )
-            if spec.role in numbers.get(run.beside, {}):
-                rows.append(
-                    {
-                        "model": paper_models()[run.beside],
-                        "source": "paper",
-                        "task": ROLE_NAMES[spec.role],
-                        **numbers[run.beside][spec.role],
-                    }
-                )
-    shown = {(run.beside, task.role) for run in runs for task in run.probing.tasks.values()}
-    rows += [
-        {"model": paper_models()[key], "source": "paper", "task": ROLE_NAMES[role], **values}
-        for key, tasks in numbers.items()
-        for role, values in tasks.items()
-        if (key, role) not in shown
-    ]
+            counterpart = (run.beside, task.role)
+            if counterpart in paper:
+                rows.append(paper[counterpart])
+                shown.add(counterpart)
+    rows += [row for key, row in paper.items() if key not in shown]
     return pd.DataFrame(rows)
 
 
-def table7(runs):
-    """FFR in percent; beside the paper's definition (activation > 0) the authors' code's (> 1.0)."""
-    ffr, authors = ffr_values(runs), ffr_values(runs, "ffr_authors")
+def table7(runs: list[Run]) -> pd.DataFrame:
+    """FFR in percent, by the paper's definition (activation > 0) and the authors' code's (> 1)."""
+    ffr = ffr_values(runs)
+    authors = ffr_values(runs, "ffr_authors")
     rows = []
     for run in measured(runs, "ffr"):
-        own = [r for r in ffr[run.name] if r in WEB or _has_no_role(run, r)]
+        columns = {*WEB, *columns_without_role([run])}
+        own = [role for role in ffr[run.name] if role in columns]
         rows.append(
             {"model": run.label}
-            | {r: ffr[run.name][r] for r in own}
-            | {f"{r}, activation > 1": authors[run.name][r] for r in own}
+            | {role: ffr[run.name][role] for role in own}
+            | {f"{role}, activation > 1": authors[run.name][role] for role in own}
         )
     return beside(rows, runs, exhibits()["table7"].numbers)
 
 
-def bars_data(table, roles):
+def bars_data(table: pd.DataFrame, roles: Collection[str]) -> pd.DataFrame:
     """A table of SFR by role in long form, for the bar figures: model, source, corpus, sfr."""
-    long = table.melt(
-        ["model", "source"], [r for r in table.columns if r in roles], "corpus", "sfr"
-    ).dropna(subset="sfr")
-    return long.assign(corpus=long.corpus.map(lambda r: ROLE_NAMES.get(r, r)))
-
-
-def method_boxes():
-    """The boxes and arrows of the method diagram (x, y in units of a 10 x 3.7 canvas)."""
-    boxes = [
-        ("model", 0.1, 1.45, 1.5, 0.9, "language|model"),
-        ("text", 2.6, 2.45, 1.75, 0.9, "faithful dataset|(its own samples)"),
-        ("text", 2.6, 0.45, 1.75, 0.9, "web and instruction|corpora"),
-        ("model", 5.2, 1.45, 1.45, 0.9, "activations|at layer L"),
-        ("sae", 7.35, 2.5, 1.0, 0.8, "TopK SAE|seed 42"),
-        ("sae", 7.35, 0.5, 1.0, 0.8, "TopK SAE|seed 49"),
-        ("metric", 8.9, 2.9, 1.0, 0.5, "SFR"),
-        ("metric", 8.9, 2.1, 1.0, 0.5, "FFR"),
-        ("metric", 8.9, 1.2, 1.0, 0.5, "fidelity"),
-        ("metric", 8.9, 0.4, 1.0, 0.5, "probing"),
-    ]
-    arrows = [
-        (1.65, 2.05, 2.55, 2.8, "BOS"),
-        (4.42, 2.85, 5.2, 2.25, ""),
-        (4.42, 0.95, 5.2, 1.55, ""),
-        (1.68, 1.9, 5.12, 1.9, ""),
-        (6.72, 2.1, 7.3, 2.75, ""),
-        (6.72, 1.7, 7.3, 1.0, ""),
-        (8.42, 2.95, 8.85, 3.15, ""),
-        (8.42, 2.8, 8.85, 2.4, ""),
-        (8.42, 1.0, 8.85, 1.4, ""),
-        (8.42, 0.85, 8.85, 0.65, ""),
-        (8.42, 1.15, 8.85, 2.95, ""),
-    ]
-    return pd.concat(
-        [
-            pd.DataFrame(boxes, columns=["group", "x", "y", "width", "height", "text"]).assign(
-                kind="box"
-            ),
-            pd.DataFrame(arrows, columns=["x", "y", "x2", "y2", "text"]).assign(kind="arrow"),
-        ],
-        ignore_index=True,
-    )
+    columns = [column for column in table.columns if column in roles]
+    long = table.melt(["model", "source"], columns, "corpus", "sfr").dropna(subset="sfr")
+    return long.assign(corpus=long.corpus.map(lambda role: ROLE_NAMES.get(role, role)))

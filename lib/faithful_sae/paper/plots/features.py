@@ -1,20 +1,22 @@
-"""The figures of notebook 09."""
+"""The figures of notebook 09: one function each, which draws the DataFrame of its csv."""
 
 import numpy as np
+from matplotlib.figure import Figure
+from pandas import DataFrame
 
-from faithful_sae.paper.plots.paper import COLOURS, WIDTH, _grid, _styled
+from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, styled
 
 OF_GROUP = {"shared": COLOURS[2], "orphan": COLOURS[0], "fake": COLOURS[5]}
 
 
-@_styled
-def histograms(data):
+@styled
+def histograms(data: DataFrame) -> Figure:
     """Activations of some latents: one row of data per latent and bin (group, latent, low, high,
     tokens), bins by powers of two.
     """
-    panels = list(data.groupby(["group", "latent"], sort=False))
-    figure, axes = _grid(len(panels), min(3, len(panels)), 1.35, sharex=True)
-    for ax, ((group, latent), part) in zip(axes, panels):
+    panels = list(groups(data, "group", "latent"))
+    figure, axes = grid(len(panels), min(3, len(panels)), 1.35, sharex=True)
+    for ax, ((group, latent), part) in zip(axes, panels, strict=True):
         ax.bar(
             part.low,
             part.tokens,
@@ -29,23 +31,25 @@ def histograms(data):
     return figure
 
 
-@_styled
-def agreement(data):
+@styled
+def agreement(data: DataFrame) -> Figure:
     """Share of each latent's MutInfo tokens that VocabProj lists too, cumulated over latents;
     dashed: with another latent's VocabProj.
     """
-    figure, (ax,) = _grid(1, 1, 2.3, WIDTH * 0.6)
-    for group, part in data.groupby("group", sort=False):
-        for column, style in (("agreement", "-"), ("by_chance", "--")):
-            values = np.sort(part[column].to_numpy())
+    figure, (ax,) = grid(1, 1, 2.3, WIDTH * 0.6)
+    for (group,), part in groups(data, "group"):
+        for column, style, width, label in (
+            ("agreement", "-", 1.1, f"{group} ({len(part)})"),
+            ("by_chance", "--", 0.8, None),
+        ):
             ax.step(
-                values,
-                np.arange(1, len(values) + 1) / len(values),
+                np.sort(part[column].to_numpy()),
+                np.arange(1, len(part) + 1) / len(part),
                 style,
                 where="post",
                 color=OF_GROUP[group],
-                linewidth=1.1 if style == "-" else 0.8,
-                label=f"{group} ({len(values)})" if style == "-" else None,
+                linewidth=width,
+                label=label,
             )
     ax.set(
         xlabel="share of MutInfo tokens among those of VocabProj",
@@ -57,33 +61,27 @@ def agreement(data):
     return figure
 
 
-@_styled
-def steering(data):
+@styled
+def steering(data: DataFrame) -> Figure:
     """KL of the next-token distribution and probability of the VocabProj tokens against the dose,
     one line per latent.
     """
-    figure, axes = _grid(2, 2, 2.4)
-    for (group, latent), part in data.groupby(["group", "latent"], sort=False):
-        for ax, column in zip(axes, ("kl", "probability")):
+    figure, axes = grid(2, 2, 2.4)
+    for (group, _), part in groups(data, "group", "latent"):
+        for ax, values in zip(axes, (part.kl, part.probability), strict=True):
             ax.plot(
                 part.dose,
-                part[column],
+                values,
                 color=OF_GROUP[group],
                 marker=".",
                 markersize=3,
                 linewidth=0.8,
                 alpha=0.9,
             )
-    for ax, title in zip(
-        axes,
-        (
-            "KL from the model as it is (nats per token)",
-            "probability of the tokens VocabProj lists",
-        ),
-    ):
-        ax.set(
-            title=title, xlabel="added, in units of the latent's largest activation", ylim=(0, None)
-        )
-    groups = list(dict.fromkeys(data.group))
-    axes[0].legend([axes[0].plot([], [], color=OF_GROUP[g])[0] for g in groups], groups)
+    axes[0].set_title("KL from the model as it is (nats per token)")
+    axes[1].set_title("probability of the tokens VocabProj lists")
+    for ax in axes:
+        ax.set(xlabel="added, in units of the latent's largest activation", ylim=(0, None))
+    lines = {name: axes[0].plot([], [], color=OF_GROUP[name])[0] for name in data.group.unique()}
+    axes[0].legend(lines.values(), lines.keys())
     return figure

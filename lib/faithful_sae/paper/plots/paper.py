@@ -1,142 +1,31 @@
-"""One function per figure, one style. Each takes the DataFrame of the figure's csv and returns a
-matplotlib Figure.
-"""
+"""The figures of notebooks 01 to 07: one function each, which draws the DataFrame of its csv."""
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import LogLocator, NullFormatter
+from pandas import DataFrame
 
 from faithful_sae.features.vocabulary import visible
-
-WIDTH = 6.8  # inches, a page's text width
-STYLE = {
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "legend.fontsize": 6.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.1,
-    "legend.frameon": False,
-    "font.family": "DejaVu Sans",
-}
-# the faithful corpora stand out; the others keep one colour through all figures (Okabe and Ito's
-# palette, colour-blind safe)
-COLOURS = (
-    "#D55E00",
-    "#E69F00",
-    "#0072B2",
-    "#009E73",
-    "#56B4E9",
-    "#CC79A7",
-    "#8C6D31",
-    "#7F7F7F",
-    "#332288",
+from faithful_sae.paper.plots.style import (
+    COLOURS,
+    WIDTH,
+    colour_legend,
+    corpus_colours,
+    falling_curve,
+    grid,
+    groups,
+    legend_below,
+    styled,
 )
-FAITHFUL = COLOURS[:2]
 
 
-def _styled(draw):
-    def styled(*args, **kwargs):
-        with matplotlib.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()  # lays it out while the style is in force
-        return figure
-
-    styled.__doc__ = draw.__doc__
-    styled.__name__ = draw.__name__
-    return styled
-
-
-def _colours(names):
-    """{corpus: colour}: faithful text in the two warm ones, the others in order of appearance."""
-    names = list(dict.fromkeys(names))
-    faithful = [n for n in names if str(n).lower().startswith("faithful")]
-    others = [n for n in names if n not in faithful]
-    return {n: FAITHFUL[i % 2] for i, n in enumerate(faithful)} | {
-        n: COLOURS[2 + i % (len(COLOURS) - 2)] for i, n in enumerate(others)
-    }
-
-
-def _grid(n, columns, height, width=WIDTH, **kwargs):
-    """A figure with n axes in rows of `columns`, the empty places of the last row left blank."""
-    rows = -(-n // columns)
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
-    for ax in axes[n:]:
-        ax.axis("off")
-    return figure, axes[:n]
-
-
-@_styled
-def method(data):
-    """The paper's overview diagram: boxes and arrows from a table (kind, x, y, width, text, x2,
-    y2).
-    """
-    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-    ax = figure.subplots()
-    ax.set(xlim=(0, 10), ylim=(0, 3.7))
-    ax.axis("off")
-    for row in data.itertuples():
-        if row.kind == "box":
-            colour = {"model": "#DCE9F5", "text": "#FBE3D3", "sae": "#E3F1E5", "metric": "#F1F1F1"}[
-                row.group
-            ]
-            ax.add_patch(
-                FancyBboxPatch(
-                    (row.x, row.y),
-                    row.width,
-                    row.height,
-                    boxstyle="round,pad=0.04,rounding_size=0.08",
-                    facecolor=colour,
-                    edgecolor="0.35",
-                    linewidth=0.7,
-                )
-            )
-            ax.text(
-                row.x + row.width / 2,
-                row.y + row.height / 2,
-                row.text.replace("|", "\n"),
-                ha="center",
-                va="center",
-                fontsize=6.6,
-            )
-        else:
-            ax.annotate(
-                "",
-                (row.x2, row.y2),
-                (row.x, row.y),
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "linewidth": 0.8,
-                    "color": "0.25",
-                    "shrinkA": 1,
-                    "shrinkB": 1,
-                },
-            )
-            if isinstance(row.text, str) and row.text:
-                ax.text(
-                    (row.x + row.x2) / 2,
-                    (row.y + row.y2) / 2 + 0.1,
-                    row.text.replace("|", "\n"),
-                    ha="center",
-                    fontsize=6,
-                    color="0.25",
-                    style="italic",
-                )
-    return figure
-
-
-@_styled
-def lm_training(data):
+@styled
+def lm_training(data: DataFrame) -> Figure:
     """Cross-entropy of an embedded language model while it trains, against the 5-gram model's on
     the same held-out text.
     """
-    figure, (ax,) = _grid(1, 1, 2.2, WIDTH * 0.6)
+    figure, (ax,) = grid(1, 1, 2.2, WIDTH * 0.6)
     ax.plot(data.tokens / 1e6, data.train_ce, color="0.7", label="training batches")
     held = data.dropna(subset="heldout_ce")
     ax.plot(
@@ -164,33 +53,29 @@ def lm_training(data):
     return figure
 
 
-@_styled
-def first_token(data):
+@styled
+def first_token(data: DataFrame) -> Figure:
     """Appendix C: top-10 first tokens and whole sorted distributions, the model's (left) and the
     faithful dataset's (right).
     """
-    figure, axes = _grid(4, 2, 1.75)
-    for column, (name, title, colour) in enumerate(
-        (("model", "model, after BOS", COLOURS[2]), ("dataset", "faithful dataset", COLOURS[0]))
-    ):
+    figure, axes = grid(4, 2, 1.75)
+    columns = (
+        ("model", "model, after BOS", "probability", COLOURS[2]),
+        ("dataset", "faithful dataset", "frequency", COLOURS[0]),
+    )
+    for column, (name, title, ylabel, colour) in enumerate(columns):
         top = data.nlargest(10, name, keep="first")
         ax = axes[column]
-        ax.bar(range(len(top)), top[name], color=colour, width=0.75)
-        # a dollar sign would begin a formula
-        names = [visible(str(token)).replace("$", r"\$") for token in top.token]
-        ax.set_xticks(range(len(top)), names, rotation=0)
-        ax.set(
-            title=f"Top 10 first tokens: {title}",
-            ylabel="probability" if name == "model" else "frequency",
-        )
+        ax.bar(range(len(top)), top.loc[:, name], color=colour, width=0.75)
+        ax.set_xticks(range(len(top)), [_label(t) for t in top.token], rotation=0)
+        ax.set(title=f"Top 10 first tokens: {title}", ylabel=ylabel)
         ax = axes[2 + column]
-        values = np.sort(data[name].to_numpy())[::-1]
-        ax.plot(np.arange(1, len(values) + 1), np.where(values > 0, values, np.nan), color=colour)
+        falling_curve(ax, data.loc[:, name], color=colour)
         ax.set(
             yscale="log",
             xlabel="token rank",
             title=f"All tokens, sorted: {title}",
-            ylabel="probability" if name == "model" else "frequency",
+            ylabel=ylabel,
         )
     lowest = max(data.model[data.model > 0].min(), 1e-9)
     for ax in axes[2:]:
@@ -198,71 +83,70 @@ def first_token(data):
     return figure
 
 
-@_styled
-def training(data):
+def _label(token: object) -> str:
+    """A token as one sees it; a dollar sign would begin a formula."""
+    return visible(str(token)).replace("$", r"\$")
+
+
+@styled
+def training(data: DataFrame) -> Figure:
     """Training curves of all SAEs of a run: FVU, L0, dead latents against tokens; one colour per
     corpus, one line per seed.
 
     A dashed line is a published SAE's, which has no curve: a row without tokens.
     """
-    figure, axes = _grid(3, 3, 2.3)
-    colours = _colours(data.corpus)
-    trained = data.tokens.notna().any()
-    for (corpus, seed), curve in data.groupby(["corpus", "seed"], sort=False):
+    figure, axes = grid(3, 3, 2.3)
+    colours = corpus_colours(data.corpus)
+    published = data.tokens.isna()
+    for (corpus, seed), curve in groups(data, "corpus", "seed"):
         style = {
             "color": colours[corpus],
             "linewidth": 0.8,
             "alpha": 0.9,
             "label": corpus if seed == data.seed.iloc[0] else None,
         }
-        for ax, column in zip(axes, ("fvu", "l0", "dead")):
+        for ax, column in zip(axes, ("fvu", "l0", "dead"), strict=True):
             if curve.tokens.isna().all():
                 ax.axhline(curve[column].iloc[0], linestyle="--", **style)
             else:
                 ax.plot(curve.tokens / 1e6, curve[column], **style)
-    for ax, title in zip(
-        axes, ("fraction of variance unexplained", "L0 (active latents per token)", "dead latents")
-    ):
-        ax.set(
-            title=title,
-            xlabel="tokens (millions); dashed: published"
-            if data.tokens.isna().any()
-            else "tokens (millions)",
-        )
-        if not trained:
+    titles = ("fraction of variance unexplained", "L0 (active latents per token)", "dead latents")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xlabel="tokens (millions)")
+        if published.all():
             ax.set(xlabel="published SAEs, on this run's text", xticks=[])
+        elif published.any():
+            ax.set(xlabel="tokens (millions); dashed: published")
     axes[0].set(yscale="log")
-    axes[0].yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:.2g}")
-    axes[0].yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    for ax, top in zip(axes[1:], (data.l0.max() * 1.15, max(data.dead.max() * 1.1, 1))):
-        ax.set_ylim(0, top)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(colours))
-    )
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[1].set_ylim(0, data.l0.max() * 1.15)
+    axes[2].set_ylim(0, max(data.dead.max() * 1.1, 1))
+    legend_below(figure, axes[0], min(5, len(colours)))
     return figure
 
 
-@_styled
-def cosines(data):
+@styled
+def cosines(data: DataFrame) -> Figure:
     """Histogram of matched decoder cosines per corpus; latents dead in either SAE are stacked in
     grey.
     """
-    names = list(dict.fromkeys(data.corpus))
-    figure, axes = _grid(len(names), min(4, len(names)), 1.55, sharex=True)
+    colours = corpus_colours(data.corpus)
+    figure, axes = grid(len(colours), min(4, len(colours)), 1.55, sharex=True)
     bins = np.linspace(min(0.0, data.decoder_cosine.min()), 1, 41)
-    colours = _colours(names)
-    for ax, name in zip(axes, names):
-        part = data[data.corpus == name]
+    threshold = data.threshold.iloc[0]
+    for ax, (name, colour) in zip(axes, colours.items(), strict=True):
+        part = data.loc[data.corpus == name]
         alive = part.alive_both.astype(bool)
         ax.hist(
             [part.decoder_cosine[alive], part.decoder_cosine[~alive]],
             bins,
             stacked=True,
-            color=[colours[name], "0.75"],
+            color=[colour, "0.75"],
         )
-        ax.axvline(data.threshold.iloc[0], color="0.2", linewidth=0.8, linestyle="--")
-        ax.set_title(f"{name}\nSFR {(part.decoder_cosine >= data.threshold.iloc[0]).mean():.3f}")
+        ax.axvline(threshold, color="0.2", linewidth=0.8, linestyle="--")
+        ax.set_title(f"{name}\nSFR {(part.decoder_cosine >= threshold).mean():.3f}")
     figure.supxlabel(
         "cosine of matched decoder rows (grey: dead in either SAE; dashed: threshold)", fontsize=7
     )
@@ -270,18 +154,17 @@ def cosines(data):
     return figure
 
 
-@_styled
-def firing(data):
+@styled
+def firing(data: DataFrame) -> Figure:
     """Sorted firing frequency of every latent on uniformly random tokens; above the dashed line a
     latent is fake.
     """
-    figure, (ax,) = _grid(1, 1, 2.5, WIDTH * 0.62)
-    colours = _colours(data.corpus)
-    for (corpus, seed), part in data.groupby(["corpus", "seed"], sort=False):
-        values = np.sort(part.frequency.to_numpy())[::-1]
-        ax.plot(
-            np.arange(1, len(values) + 1),
-            np.where(values > 0, values, np.nan),
+    figure, (ax,) = grid(1, 1, 2.5, WIDTH * 0.62)
+    colours = corpus_colours(data.corpus)
+    for (corpus, seed), part in groups(data, "corpus", "seed"):
+        falling_curve(
+            ax,
+            part.frequency,
             color=colours[corpus],
             linewidth=0.8,
             label=corpus if seed == data.seed.iloc[0] else None,
@@ -297,10 +180,15 @@ def firing(data):
     return figure
 
 
-@_styled
-def matrix(data, value, label, digits=3, lower_is_better=True):
+@styled
+def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True) -> Figure:
     """Heat map of one measure: rows are what an SAE was trained on, columns what it is evaluated
     on.
+
+    Args:
+        value: the column of `data` that is shown.
+        label: the title.
+        lower_is_better: the better, the lighter.
     """
     table = data.pivot(index="trained_on", columns="evaluated_on", values=value)
     table = table.loc[list(dict.fromkeys(data.trained_on)), list(dict.fromkeys(data.evaluated_on))]
@@ -316,7 +204,7 @@ def matrix(data, value, label, digits=3, lower_is_better=True):
         ax.text(
             column,
             row,
-            f"{number:.{digits}f}",
+            f"{number:.3f}",
             ha="center",
             va="center",
             fontsize=6.5,
@@ -330,28 +218,29 @@ def matrix(data, value, label, digits=3, lower_is_better=True):
     return figure
 
 
-@_styled
-def bars(data, value="sfr", ylabel="shared feature ratio"):
-    """Grouped bars: one group per model, one bar per corpus; measured here on the left, the paper's
-    on the right.
+@styled
+def bars(data: DataFrame) -> Figure:
+    """SFR as grouped bars: one group per model, one bar per corpus; measured here on the left, the
+    paper's on the right.
     """
-    sources = [s for s in ("here", "paper") if (data.source == s).any()]
-    groups = [data[data.source == s].model.nunique() for s in sources]
+    sources = [source for source in ("here", "paper") if (data.source == source).any()]
+    models = data.groupby("source").model.nunique()
     figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
-    axes = figure.subplots(1, len(sources), sharey=True, squeeze=False, width_ratios=groups)[0]
-    names = list(dict.fromkeys(data.corpus))
-    colours = _colours(data.corpus)
-    for ax, source in zip(axes, sources):
-        part = data[data.source == source]
-        models = list(dict.fromkeys(part.model))
-        for i, model in enumerate(models):
-            mine = part[part.model == model].set_index("corpus")[value].reindex(names).dropna()
+    axes = figure.subplots(
+        1, len(sources), sharey=True, squeeze=False, width_ratios=models[sources]
+    )[0]
+    colours = corpus_colours(data.corpus)
+    width = 0.8 / len(colours)
+    for ax, source in zip(axes, sources, strict=True):
+        of_models = list(groups(data.loc[data.source == source], "model"))
+        for i, (_, part) in enumerate(of_models):
+            mine = part.set_index("corpus").sfr.reindex(colours).dropna()
             for j, (name, height) in enumerate(mine.items()):
-                x = i + (j - (len(mine) - 1) / 2) * 0.8 / len(names)
+                x = i + (j - (len(mine) - 1) / 2) * width
                 ax.bar(
                     x,
                     height,
-                    0.76 / len(names),
+                    0.95 * width,
                     color=colours[name],
                     hatch="////" if source == "paper" else None,
                     edgecolor="white",
@@ -365,16 +254,15 @@ def bars(data, value="sfr", ylabel="shared feature ratio"):
                     va="bottom",
                     fontsize=5,
                 )
-        ax.set_xticks(range(len(models)), models)
+        ax.set_xticks(range(len(of_models)), [model for (model,), _ in of_models])
         ax.set_title("measured here" if source == "here" else "the paper")
-    axes[0].set_ylabel(ylabel)
-    handles = [matplotlib.patches.Patch(color=colours[name], label=name) for name in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(names)))
+    axes[0].set_ylabel("shared feature ratio")
+    colour_legend(figure, colours)
     return figure
 
 
-@_styled
-def probing(data):
+@styled
+def probing(data: DataFrame) -> Figure:
     """Accuracy and F1 of probes on the activations (baseline), the SAE latents and the
     reconstruction; mean over seeds.
     """
@@ -382,46 +270,38 @@ def probing(data):
         figure = Figure(figsize=(WIDTH, 0.6))
         figure.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.35")
         return figure
-    models, tasks = list(dict.fromkeys(data.model)), list(dict.fromkeys(data.task))
-    corpora = [c for c in dict.fromkeys(data.corpus.dropna())]
-    colours = _colours(corpora)
-    metrics = ("accuracy", "f1")
-    figure = Figure(figsize=(WIDTH, 1.35 * len(models) * len(metrics) + 0.3), layout="constrained")
-    axes = figure.subplots(len(models) * len(metrics), len(tasks), squeeze=False, sharex=True)
+    tasks = data.task.unique()
+    colours = corpus_colours(data.corpus.dropna())
+    panels = [(model, metric) for model in data.model.unique() for metric in ("accuracy", "f1")]
+    figure = Figure(figsize=(WIDTH, 1.35 * len(panels) + 0.3), layout="constrained")
+    axes = figure.subplots(len(panels), len(tasks), squeeze=False, sharex=True)
     for (row, column), ax in np.ndenumerate(axes):
-        model = models[row // 2]
-        metric = metrics[row % 2]
-        task = tasks[column]
-        part = data[(data.model == model) & (data.task == task)]
+        model, metric = panels[row]
+        part = data.loc[(data.model == model) & (data.task == tasks[column])]
         if part.empty:
             ax.axis("off")
             continue
-        base = part[part.representation == "baseline"][metric].iloc[0]
-        ax.bar(0, base, 0.5, color="0.55")
-        for group, kind in enumerate(("sae", "reconstruction"), 1):
-            for j, name in enumerate(corpora):
-                height = part[(part.representation == kind) & (part.corpus == name)][metric]
-                if len(height):
-                    ax.bar(
-                        group + (j - (len(corpora) - 1) / 2) * 0.8 / len(corpora),
-                        height.iloc[0],
-                        0.76 / len(corpora),
-                        color=colours[name],
-                    )
-        ax.axhline(base, color="0.4", linewidth=0.5, linestyle=":")
-        values = part[metric]
-        ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))
-        ax.set_xticks(range(3), ["baseline", "SAE", "recon."])
+        _probe_bars(ax, part, metric, colours)
         if row == 0:
-            ax.set_title(task)
+            ax.set_title(tasks[column])
         if column == 0:
             ax.set_ylabel(f"{model}\n{metric.replace('f1', 'F1')}")
-    handles = [matplotlib.patches.Patch(color=colours[name], label=name) for name in corpora]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(5, len(corpora)),
-        title="vertical axes do not start at 0",
-        title_fontsize=6,
-    )
+    colour_legend(figure, colours, title="vertical axes do not start at 0", title_fontsize=6)
     return figure
+
+
+def _probe_bars(ax: Axes, data: DataFrame, metric: str, colours: dict[str, str]) -> None:
+    """One model's probes on one task."""
+    baseline = data.loc[data.representation == "baseline", metric].iloc[0]
+    ax.bar(0, baseline, 0.5, color="0.55")
+    width = 0.8 / len(colours)
+    for group, kind in enumerate(("sae", "reconstruction"), 1):
+        for j, name in enumerate(colours):
+            height = data.loc[(data.representation == kind) & (data.corpus == name), metric]
+            if len(height):
+                x = group + (j - (len(colours) - 1) / 2) * width
+                ax.bar(x, height.iloc[0], 0.95 * width, color=colours[name])
+    ax.axhline(baseline, color="0.4", linewidth=0.5, linestyle=":")
+    values = data.loc[:, metric]
+    ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))
+    ax.set_xticks(range(3), ["baseline", "SAE", "recon."])

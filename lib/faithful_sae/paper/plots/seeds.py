@@ -1,26 +1,30 @@
-"""The figures of notebook 08, after those of Paulo and Belrose (2025), in the style of plots.py.
-Each takes its csv's DataFrame.
+"""The figures of notebook 08, after those of Paulo and Belrose (2025): one function each, which
+draws the DataFrame of its csv.
 """
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from pandas import DataFrame, Series
 from scipy.stats import gaussian_kde
 
-from faithful_sae.paper.plots.paper import COLOURS, WIDTH, _grid, _styled
+from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, legend_below, styled
 
-AGREE, DISAGREE = COLOURS[2], COLOURS[1]
+AGREE = COLOURS[2]
+DISAGREE = COLOURS[1]
 AXES = {"d_sae": "latents", "k": "active latents, k", "tokens": "training tokens", "layer": "layer"}
-DEFINITIONS = {
-    "shared": "encoder and decoder",
-    "shared_decoder": "decoder alone (SFR)",
-    "shared_maximum": "nearest instead of matched latents",
+DEFINITIONS = {  # of sharing: label, colour, line style
+    "shared": ("encoder and decoder", COLOURS[2], "-"),
+    "shared_decoder": ("decoder alone (SFR)", COLOURS[3], "-"),
+    "shared_maximum": ("nearest instead of matched latents", COLOURS[0], "--"),
 }
 
 
-def _joint(width=WIDTH * 0.75, height=WIDTH * 0.55):
+def _joint() -> tuple[Figure, Axes, Axes, Axes]:
     """A figure with a square of points, and one histogram above and one to the right of it."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.55), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
     ax = figure.add_subplot(grid[1, 0])
     top = figure.add_subplot(grid[0, 0], sharex=ax)
@@ -32,7 +36,7 @@ def _joint(width=WIDTH * 0.75, height=WIDTH * 0.55):
     return figure, ax, top, right
 
 
-def _contours(ax, x, y):
+def _contours(ax: Axes, x: Series, y: Series) -> None:
     """Lines of equal density, by kernel density estimation; none where the points lie on a line."""
     if len(x) < 5 or np.linalg.matrix_rank(np.cov(x, y), tol=1e-8) < 2:
         return
@@ -48,13 +52,21 @@ def _contours(ax, x, y):
     )
 
 
-@_styled
-def matched_cosines(data):
+def _by_agreement(data: DataFrame) -> list[tuple[DataFrame, str, str]]:
+    """(latents, their colour and label), by whether both matchings of two SAEs agree on them."""
+    agree = data.agree.astype(bool)
+    return [
+        (data.loc[agree], AGREE, "matchings agree"),
+        (data.loc[~agree], DISAGREE, "matchings disagree"),
+    ]
+
+
+@styled
+def matched_cosines(data: DataFrame) -> Figure:
     """Figure 1: matched encoder against matched decoder cosine of every latent, by whether both
     matchings agree.
     """
     figure, ax, top, right = _joint()
-    agree = data.agree.astype(bool)
     limit = data.threshold.iloc[0]
     low = min(0.0, data.decoder_cosine.min(), data.encoder_cosine.min())
     ax.set(
@@ -63,50 +75,43 @@ def matched_cosines(data):
         xlabel="cosine of matched decoder rows",
         ylabel="cosine of matched encoder columns",
     )
-    groups = ((agree, AGREE, "matchings agree"), (~agree, DISAGREE, "matchings disagree"))
-    for mask, colour, label in groups:
-        mean = (data.decoder_cosine[mask].mean() + data.encoder_cosine[mask].mean()) / 2
+    parts = _by_agreement(data)
+    for part, colour, label in parts:
+        mean = (part.decoder_cosine.mean() + part.encoder_cosine.mean()) / 2
         ax.scatter(
-            data.decoder_cosine[mask],
-            data.encoder_cosine[mask],
+            part.decoder_cosine,
+            part.encoder_cosine,
             5,
             color=colour,
             alpha=0.6,
             linewidths=0,
-            label=f"{label}: {mask.sum()} latents" + (f", mean {mean:.2f}" if mask.any() else ""),
+            label=f"{label}: {len(part)} latents" + (f", mean {mean:.2f}" if len(part) else ""),
         )
     _contours(ax, data.decoder_cosine, data.encoder_cosine)
-    bins = np.linspace(low, 1, 41)
-    for axis, column, orientation in (
-        (top, "decoder_cosine", "vertical"),
-        (right, "encoder_cosine", "horizontal"),
-    ):
-        axis.hist(
-            [data[column][mask] for mask, *_ in groups],
-            bins,
-            stacked=True,
-            color=[AGREE, DISAGREE],
-            orientation=orientation,
-        )
+    bins = np.linspace(low, 1, 41).tolist()
+    stacked = {"stacked": True, "color": [AGREE, DISAGREE]}
+    top.hist([part.decoder_cosine for part, *_ in parts], bins, **stacked)
+    right.hist(
+        [part.encoder_cosine for part, *_ in parts], bins, orientation="horizontal", **stacked
+    )
     for line in (ax.axvline, ax.axhline):
         line(limit, color="0.4", linewidth=0.7, linestyle="--")
-    figure.legend(
-        *ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2
-    )
+    legend_below(figure, ax, 2, markerscale=2)
     return figure
 
 
-@_styled
-def firing(data):
+@styled
+def firing(data: DataFrame) -> Figure:
     """Figure 2: mean matched cosine over all seeds against firing frequency, by the number of other
     seeds that share the latent.
     """
     figure, ax, top, right = _joint()
     fires = data.firing > 0
     others = int(data.others.iloc[0])
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, others + 1))
-    for count in range(others + 1):
-        part = data[fires & (data.seeds_sharing == count)]
+    colours = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, others + 1)))
+    shown = data.loc[fires]
+    parts = [shown.loc[shown.seeds_sharing == count] for count in range(others + 1)]
+    for count, part in enumerate(parts):
         ax.scatter(
             part.firing,
             part.mean_cosine,
@@ -116,19 +121,13 @@ def firing(data):
             linewidths=0,
             label=str(count),
         )
-    shown = data[fires]
     low = min(0.0, data.mean_cosine.min())
-    parts = [shown[shown.seeds_sharing == count] for count in range(others + 1)]
+    stacked = {"stacked": True, "color": colours}
     if len(shown):
-        edges = np.geomspace(shown.firing.min() * 0.99, shown.firing.max() * 1.01, 31)
-        top.hist([part.firing for part in parts], edges, stacked=True, color=colours)
-    right.hist(
-        [part.mean_cosine for part in parts],
-        np.linspace(low, 1, 41),
-        stacked=True,
-        color=colours,
-        orientation="horizontal",
-    )
+        edges = np.geomspace(shown.firing.min() * 0.99, shown.firing.max() * 1.01, 31).tolist()
+        top.hist([part.firing for part in parts], edges, **stacked)
+    bins = np.linspace(low, 1, 41).tolist()
+    right.hist([part.mean_cosine for part in parts], bins, orientation="horizontal", **stacked)
     ax.axhline(data.threshold.iloc[0], color="0.4", linewidth=0.7, linestyle="--")
     silent = f"; {(~fires).sum()} never fired" if not fires.all() else ""
     ax.set(
@@ -146,13 +145,13 @@ def firing(data):
     return figure
 
 
-@_styled
-def only_in_base(data):
+@styled
+def only_in_base(data: DataFrame) -> Figure:
     """Figure A1: share of latents found in the base SAE alone against the number of seeds, with
     both fitted power laws.
     """
-    figure, (ax,) = _grid(1, 1, 2.4, WIDTH * 0.75)
-    seen = data[data.series == "measured"]
+    figure, (ax,) = grid(1, 1, 2.4, WIDTH * 0.75)
+    seen = data.loc[data.series == "measured"]
     bars = np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base])
     ax.errorbar(
         seen.seeds,
@@ -166,25 +165,23 @@ def only_in_base(data):
         zorder=3,
         label="mean over bases and sets of seeds; bars: lowest and highest base",
     )
-    laws = data[data.series != "measured"].groupby("series", sort=False)
-    for (_, part), style, colour in zip(laws, ("--", "-"), (COLOURS[0], COLOURS[2])):
+    laws = groups(data.loc[data.series != "measured"], "series")
+    for (_, part), style, colour in zip(laws, ("--", "-"), (COLOURS[0], COLOURS[2]), strict=False):
         ax.plot(part.seeds, part.only_in_base, style, color=colour, label=part.label.iloc[0])
     ax.set(xlabel="seeds", ylabel="latents only in the base (share)", ylim=(0, 1))
-    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper right" if seen.high.iloc[-1] < 0.6 else "lower left")
     return figure
 
 
-@_styled
-def thresholds(data):
+@styled
+def thresholds(data: DataFrame) -> Figure:
     """Figure A2: share of shared latents against the threshold, mean over pairs of seeds, band from
     lowest to highest pair.
     """
-    figure, (ax,) = _grid(1, 1, 2.4, WIDTH * 0.75)
-    for (name, label), colour, style in zip(
-        DEFINITIONS.items(), (COLOURS[2], COLOURS[3], COLOURS[0]), ("-", "-", "--")
-    ):
-        part = data[data.definition == name]
+    figure, (ax,) = grid(1, 1, 2.4, WIDTH * 0.75)
+    for name, (label, colour, style) in DEFINITIONS.items():
+        part = data.loc[data.definition == name]
         ax.plot(part.threshold, part["mean"], style, color=colour, label=label)
         ax.fill_between(
             part.threshold, part["min"], part["max"], color=colour, alpha=0.15, linewidth=0
@@ -196,25 +193,21 @@ def thresholds(data):
         ylim=(0, 1.02),
         xlim=(0, 1),
     )
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(figure, ax, 3)
     return figure
 
 
-@_styled
-def maximum_cosines(data):
+@styled
+def maximum_cosines(data: DataFrame) -> Figure:
     """Figure A3: matched against largest cosine of every latent; on the diagonal they are one."""
-    figure, (ax,) = _grid(1, 1, 3.2, WIDTH * 0.75)
-    agree = data.agree.astype(bool)
+    figure, (ax,) = grid(1, 1, 3.2, WIDTH * 0.75)
     low = min(0.0, data.decoder_cosine.min(), data.max_cosine.min())
     ax.plot([low, 1], [low, 1], color="0.6", linewidth=0.6)
-    for mask, colour, label in (
-        (agree, AGREE, "matchings agree"),
-        (~agree, DISAGREE, "matchings disagree"),
-    ):
-        same = (data.match == data.maximum)[mask].mean() if mask.any() else np.nan
+    for part, colour, label in _by_agreement(data):
+        same = (part.match == part.maximum).mean()
         ax.scatter(
-            data.decoder_cosine[mask],
-            data.max_cosine[mask],
+            part.decoder_cosine,
+            part.max_cosine,
             6,
             color=colour,
             alpha=0.6,
@@ -227,20 +220,26 @@ def maximum_cosines(data):
         xlim=(low - 0.03, 1.03),
         ylim=(low - 0.03, 1.03),
     )
-    ax.legend(loc="lower right", markerscale=2)  # no point can lie below the diagonal
+    # no point can lie below the diagonal
+    ax.legend(loc="lower right", markerscale=2)
     return figure
 
 
-def _sweeps(data, series, ylabel):
+def _sweeps(data: DataFrame, series: dict[str, tuple[str, str, str]], ylabel: str) -> Figure:
     """One panel per swept number; a dot per pair of seeds, a line through their means; the plain
     SAEs' value in bold.
+
+    Args:
+        series: {column of `data`: (label, colour, line style)}.
     """
     sweeps = [name for name in AXES if (data.sweep == name).any()]
-    figure, axes = _grid(max(len(sweeps), 1), max(len(sweeps), 1), 2.2, sharey=True)
-    for ax, sweep in zip(axes, sweeps):
-        part = data[data.sweep == sweep]
+    panels = max(len(sweeps), 1)
+    figure, axes = grid(panels, panels, 2.2, sharey=True)
+    # without a sweep there is one empty panel
+    for ax, sweep in zip(axes, sweeps, strict=False):
+        part = data.loc[data.sweep == sweep]
         for column, (label, colour, style) in series.items():
-            mean = part.groupby("value")[column].mean()
+            mean = part.groupby("value")[column].agg("mean")
             ax.plot(mean.index, mean, style, color=colour, label=label)
             ax.plot(
                 part.value,
@@ -254,47 +253,43 @@ def _sweeps(data, series, ylabel):
         values = sorted(part.value.unique())
         if sweep != "layer":
             ax.set_xscale("log", base=2)
-        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(values, [_short(value) for value in values])
-        for tick, value in zip(ax.get_xticklabels(), values):
+        for tick, value in zip(ax.get_xticklabels(), values, strict=True):
             tick.set_fontweight("bold" if value == part.plain.iloc[0] else "normal")
         ax.set_xlabel(AXES[sweep])
     axes[0].set_ylabel(ylabel)
     axes[0].set_ylim(0, 1)
     if sweeps:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series)
-        )
+        legend_below(figure, axes[0], len(series))
     return figure
 
 
-def _short(value):
-    value = int(value)
-    return (
-        f"{value / 1e6:g}M"
-        if value >= 10**6
-        else f"{value // 1000}k"
-        if value >= 10**4 and value % 1000 == 0
-        else str(value)
-    )
+def _short(value: float) -> str:
+    """1500000 as 1.5M, 12000 as 12k."""
+    if value >= 10**6:
+        return f"{int(value) / 1e6:g}M"
+    if value >= 10**4 and value % 1000 == 0:
+        return f"{int(value) // 1000}k"
+    return str(int(value))
 
 
-@_styled
-def sweeps(data):
+@styled
+def sweeps(data: DataFrame) -> Figure:
     """Figures 4 and 5: share of shared latents against d_sae, k, training tokens and layer."""
     return _sweeps(
         data,
         {
-            "shared": (DEFINITIONS["shared"], COLOURS[2], "-"),
-            "shared_decoder": (DEFINITIONS["shared_decoder"], COLOURS[3], "-"),
+            "shared": DEFINITIONS["shared"],
+            "shared_decoder": DEFINITIONS["shared_decoder"],
             "dead": ("dead latents, share", "0.55", ":"),
         },
         "share of latents shared",
     )
 
 
-@_styled
-def mean_cosines(data):
+@styled
+def mean_cosines(data: DataFrame) -> Figure:
     """Figure A4: mean matched and mean maximum cosine of the decoders against the same numbers."""
     return _sweeps(
         data,
