@@ -134,7 +134,7 @@ def _convert(run, name, lm, rows, folder, settings, key, places, inputs):
     )
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)
-        for (seed, sae), result in zip(saes.items(), results):
+        for (seed, sae), result in zip(saes.items(), results, strict=True):
             place, origin = places[seed]
             if sae.threshold is not None:
                 print(
@@ -157,9 +157,9 @@ def _convert(run, name, lm, rows, folder, settings, key, places, inputs):
                 shutil.copyfile(
                     place / "sparsity.safetensors", tmp / f"seed{seed}" / "sparsity.safetensors"
                 )
-        pd.DataFrame([{"seed": seed, **result} for seed, result in zip(saes, results)]).to_csv(
-            tmp / "measured.csv", index=False, lineterminator="\n"
-        )
+        pd.DataFrame(
+            [{"seed": seed, **result} for seed, result in zip(saes, results, strict=True)]
+        ).to_csv(tmp / "measured.csv", index=False, lineterminator="\n")
         write_provenance(
             tmp / "provenance.json",
             key=key,

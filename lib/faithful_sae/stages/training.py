@@ -124,7 +124,7 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
     )
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)
-        for entry, sae in zip(wanted, saes):
+        for entry, sae in zip(wanted, saes, strict=True):
             sae.metadata |= {
                 "model": run.model,
                 "layer": run.layer,
@@ -136,7 +136,10 @@ def train_stream(run, name, lm, rows, folder, settings, wanted, label="seed"):
             }
             sae.save(tmp / entry["name"])
         curves = pd.concat(
-            [sae.training_log.assign(**{label: entry[label]}) for entry, sae in zip(wanted, saes)]
+            [
+                sae.training_log.assign(**{label: entry[label]})
+                for entry, sae in zip(wanted, saes, strict=True)
+            ]
         )
         curves.to_csv(tmp / "training.csv", index=False, lineterminator="\n")
         write_provenance(
