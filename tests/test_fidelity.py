@@ -205,5 +205,5 @@ def test_errors(lm, rows):
         fidelity(TopKSAE(lm.d_model, 8, 2, 0), lm, rows[:0])
     with pytest.raises(ValueError, match="at least two tokens"):
         fidelity(TopKSAE(lm.d_model, 8, 2, 0), lm, rows[:, :1])
-    with pytest.raises(ValueError, match="width 5.*16 wide"):
+    with pytest.raises(ValueError, match=r"width 5.*16 wide"):
         fidelity(TopKSAE(5, 8, 2, 0), lm, rows)

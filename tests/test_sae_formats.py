@@ -583,7 +583,7 @@ def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
         "layer": 4,
     }
     sparsify(tmp_path / "run" / "layers.3.mlp")
-    with pytest.raises(SAEError, match="reads layers.3.mlp"):
+    with pytest.raises(SAEError, match=r"reads layers.3.mlp"):
         check_hook(load_sae(tmp_path / "run" / "layers.3.mlp"), "EleutherAI/pythia-70m", 3, "")
     sparsify(tmp_path / "elsewhere" / "my-sae")
     assert load_sae(tmp_path / "elsewhere" / "my-sae").metadata == {}

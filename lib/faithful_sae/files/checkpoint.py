@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from faithful_sae.files import atomic_path, remove
 
@@ -38,7 +39,7 @@ class Checkpoint:
         """Whether it is time to save again."""
         return time.monotonic() >= self.next
 
-    def save(self, step: int, tensors: Mapping[str, torch.Tensor], numbers: Any) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], numbers: Any) -> None:
         """Replace the file.
 
         Args:
@@ -59,7 +60,7 @@ class Checkpoint:
         self.next = end + max(self.every, 20 * (end - start))
         self.step = step
 
-    def load(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
+    def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
         """(step, tensors, numbers) as saved, or None: nothing there, damaged, or of another
         training.
         """
@@ -93,7 +94,7 @@ class Checkpoint:
         return f"the last good checkpoint is {self.path}, step {self.step}"
 
 
-def checksum(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str] | None = None) -> str:
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
     """SHA-256 of contiguous tensors on the CPU, with their names, and of `about`."""
     total = hashlib.sha256(json.dumps([sorted(tensors), about], sort_keys=True).encode())
     for name in sorted(tensors):

@@ -140,9 +140,7 @@ def fidelity_of_all(
     }
 
 
-def _mean(
-    lm: "LanguageModel", tokens: np.ndarray, batch_rows: int, include_bos: bool
-) -> torch.Tensor:
+def _mean(lm, tokens, batch_rows, include_bos):
     """float64 [D], of x over the corpus."""
     total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     count = 0
@@ -156,27 +154,19 @@ def _mean(
 class _Sums:
     """Running float64 sums of one SAE (or ablation) on one corpus."""
 
-    def __init__(self, mean: torch.Tensor) -> None:
+    def __init__(self, mean):
         self.center = mean
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.sums = {}
+        self.counts = {}
 
-    def mean(self, name: str) -> float:
+    def mean(self, name):
         return self.sums[name] / self.counts[name]
 
-    def _add(self, name: str, values: torch.Tensor) -> None:
+    def _add(self, name, values):
         self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
         self.counts[name] = self.counts.get(name, 0) + values.numel()
 
-    def add(
-        self,
-        lm: "LanguageModel",
-        ids: torch.Tensor,
-        x: torch.Tensor,
-        x_hat: torch.Tensor,
-        log_p: torch.Tensor,
-        measured: torch.Tensor,
-    ) -> None:
+    def add(self, lm, ids, x, x_hat, log_p, measured):
         """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
         original's.
         """
@@ -204,7 +194,7 @@ class _Sums:
             ),
         )
 
-    def result(self, ce_zero: float, ce_mean: float) -> Fidelity:
+    def result(self, ce_zero, ce_mean):
         mean = self.mean
         s = self.sums
         return Fidelity(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
 from tqdm import tqdm
 
 from faithful_sae.sae.sae import TopKSAE
@@ -63,7 +64,7 @@ def pooled_representations(
     for start in tqdm(range(0, len(ids), batch_rows), desc=description, unit="batch"):
         rows = by_length[start : start + batch_rows]
         x, weights = _batch([ids[r] for r in rows], lm, include_bos)
-        pooled: dict[Any, torch.Tensor] = {"baseline": x}
+        pooled: dict[Any, Tensor] = {"baseline": x}
         for name, sae in saes.items():
             z = sae.encode(x)
             pooled[name, "sae"] = z
@@ -75,9 +76,7 @@ def pooled_representations(
     return out
 
 
-def _batch(
-    ids: list[list[int]], lm: "LanguageModel", include_bos: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(ids, lm, include_bos):
     """Right-padded activations [B, T, D] and the weight of each position in the mean [B, T]."""
     lengths = torch.tensor([len(i) for i in ids])
     padded = torch.full((len(ids), int(lengths.max())), lm.bos_id)

@@ -230,7 +230,7 @@ def power_laws(n: ArrayLike, share: ArrayLike) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _fit(name: str, n: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _fit(name, n, share):
     start = [share[0] / 2, 1.0, share[-1] / 2][: len(BOUNDS[name][0])]
     return curve_fit(
         LAWS[name],

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from faithful_sae.files import atomic_path
 from faithful_sae.files.checkpoint import checksum
@@ -29,7 +30,7 @@ class ActivationCache:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def read(self, group: int) -> torch.Tensor | None:
+    def read(self, group: int) -> Tensor | None:
         """float32 [N, D] of a group, or None: not there, truncated or changed."""
         try:
             with safe_open(self._file(group), "pt") as file:
@@ -39,7 +40,7 @@ class ActivationCache:
             return None
         return x.float() if checksum({"x": x}) == written else None
 
-    def write(self, group: int, x: torch.Tensor) -> None:
+    def write(self, group: int, x: Tensor) -> None:
         """Keep the activations float32 [N, D] of a group.
 
         Raises:
@@ -50,11 +51,11 @@ class ActivationCache:
         with atomic_path(self._file(group)) as tmp:
             save_file(kept, tmp, {"sha256": checksum(kept)})
 
-    def _file(self, group: int) -> Path:
+    def _file(self, group):
         return self.folder / f"group_{group:06d}.safetensors"
 
 
-def _narrow(x: torch.Tensor) -> torch.Tensor:
+def _narrow(x):
     """The same numbers in two bytes each, if the model computes in them."""
     for dtype in NARROW:
         same = x.to(dtype)

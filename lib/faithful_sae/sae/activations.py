@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from faithful_sae.sae.activation_cache import ActivationCache
 
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
 
 
-def rows_in_batches(rows: np.ndarray, batch_rows: int) -> Iterator[torch.Tensor]:
+def rows_in_batches(rows: np.ndarray, batch_rows: int) -> Iterator[Tensor]:
     """Yield int64 tensors [<= batch_rows, T] of the rows, as they are."""
     for start in range(0, len(rows), batch_rows):
         yield as_ids(rows[start : start + batch_rows])
 
 
-def as_ids(rows: np.ndarray) -> torch.Tensor:
+def as_ids(rows: np.ndarray) -> Tensor:
     """int64 tensor of token rows [R, T] of an array or memory map."""
     return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
 
-def token_activations(lm: "LanguageModel", ids: torch.Tensor, include_bos: bool) -> torch.Tensor:
+def token_activations(lm: "LanguageModel", ids: Tensor, include_bos: bool) -> Tensor:
     """Activations of the tokens of ids [B, T], as float32 [N, D]; BOS positions are left out unless
     `include_bos`.
     """
@@ -100,7 +101,7 @@ class ActivationStream:
         # two windows, where there is a state
         self.between = True
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[Tensor]:
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._read, self.window)
             while self.given < self.n_tokens:
@@ -142,7 +143,7 @@ class ActivationStream:
         for group in groups:
             self._group(group)
 
-    def _next(self, left: torch.Tensor, used: int) -> None:
+    def _next(self, left, used):
         if self.window >= self.windows and self.given + used + len(left) == 0:
             raise ValueError(
                 "the token rows hold nothing but BOS, and BOS is left out (include_bos: false)"
@@ -151,7 +152,7 @@ class ActivationStream:
         self.given = self.given + used
         self.left = left
 
-    def _read(self, number: int) -> tuple[torch.Tensor, int]:
+    def _read(self, number):
         """(buffer, end): a window's activations are buffer[batch_tokens:end]; before them there is
         room for what is left over.
         """
@@ -168,12 +169,12 @@ class ActivationStream:
             end += len(x)
         return buffer, end
 
-    def _behind_what_was_left(self, buffer: torch.Tensor, end: int) -> torch.Tensor:
+    def _behind_what_was_left(self, buffer, end):
         pool = buffer[self.batch_tokens - len(self.left) : end]
         pool[: len(self.left)] = self.left
         return pool
 
-    def _group(self, group: int) -> torch.Tensor:
+    def _group(self, group):
         """Activations of one group of rows, from the cache if they are there."""
         if self.cache and (x := self.cache.read(group)) is not None:
             return x.to(self.lm.device)
@@ -183,7 +184,7 @@ class ActivationStream:
             self.cache.write(group, x)
         return x
 
-    def _window_seed(self) -> int:
+    def _window_seed(self):
         return int(
             np.random.SeedSequence([self.seed, self.window]).generate_state(1, np.uint64)[0] >> 1
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from faithful_sae.sae.formats import read_folder, saelens, sparsify
 from faithful_sae.sae.formats.source import SAEError
@@ -44,9 +45,8 @@ class TopKSAE:
     """
 
     k: int | None
-    threshold: torch.Tensor | None
-    normalisation: str
-    firing: torch.Tensor | None
+    threshold: Tensor | None
+    firing: Tensor | None
     training_log: "pd.DataFrame"
     metadata: dict
 
@@ -83,11 +83,11 @@ class TopKSAE:
         return self.W_dec.shape[0]
 
     @property
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """The four parameters by name."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
-    def frame(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def frame(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the normalisation of each token subtracts and divides by.
 
         Args:
@@ -101,14 +101,14 @@ class TopKSAE:
         norm = x.norm(dim=-1, keepdim=True)
         return torch.zeros_like(norm), norm / self.d_model**0.5
 
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+    def pre_activations(self, x: Tensor) -> Tensor:
         """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] -> [.., F]."""
         if self.normalisation != "none":
             shift, scale = self.frame(x)
             x = (x - shift) / (scale + 1e-5 if self.normalisation == "layer_norm" else scale)
         return F.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
 
-    def encode_topk(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_topk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of each token that are kept.
 
         Args:
@@ -127,20 +127,20 @@ class TopKSAE:
         values, indices = p.topk(k, dim=-1, sorted=False)
         return values, indices
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Dense latents [.., F]; without a threshold, at most k of them are above 0."""
         values, indices = self.encode_topk(x)
         return torch.zeros(*x.shape[:-1], self.d_sae, dtype=values.dtype, device=x.device).scatter_(
             -1, indices, values
         )
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """x_hat [.., D] from dense latents [.., F]; of the normalised x, if there is a
         normalisation.
         """
         return z @ self.W_dec + self.b_dec
 
-    def decode_topk(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def decode_topk(self, values: Tensor, indices: Tensor) -> Tensor:
         """As decode, from the active latents alone: K rows of W_dec per token instead of all.
 
         Args:
@@ -153,7 +153,7 @@ class TopKSAE:
         )
         return flat.view(*values.shape[:-1], self.d_model) + self.b_dec
 
-    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)), less the normalisation: [.., D] -> [.., D]."""
         x_hat = self.decode_topk(*self.encode_topk(x))
         if self.normalisation != "none":

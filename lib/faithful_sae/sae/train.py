@@ -11,6 +11,7 @@ from typing import Any, cast
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from faithful_sae.files.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ class Training:
         self.counted = 0
         self.log = []
 
-    def evaluate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def evaluate(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fill in the `gradients` of step i from a batch x [B, D].
 
         Returns:
@@ -83,7 +84,7 @@ class Training:
         moment = Moment(i / self.n_steps, dead, self.recipe)
         return self.variant.loss_and_gradients(self.sae, x, moment, self.gradients)
 
-    def step(self, i: int, x: torch.Tensor, checkpoint: Checkpoint | None = None) -> None:
+    def step(self, i: int, x: Tensor, checkpoint: Checkpoint | None = None) -> None:
         """Step i of the optimiser, on a batch x [B, D].
 
         Args:
@@ -141,7 +142,7 @@ class Training:
                 }
             )
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+    def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, numbers) that the steps to come depend on."""
         tensors = dict(self.parameters, since_fired=self.since_fired, fired=self.fired)
         for name, w in self.parameters.items():
@@ -149,7 +150,7 @@ class Training:
                 tensors[f"{name}.{key}"] = value
         return tensors, {"counted": self.counted, "log": self.log}
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         """Go on from a `state`."""
         for name, w in self.parameters.items():
             w.copy_(tensors[name])
@@ -188,7 +189,7 @@ class Training:
 
 
 def train_saes(
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Tensor],
     d_model: int,
     d_sae: int | Sequence[int],
     k: int | Variant | Sequence[int | Variant],
@@ -278,7 +279,7 @@ def train_saes(
     return [training.finish() for training in trainings]
 
 
-def _save(checkpoint: Checkpoint, step: int, trainings: list[Training], position: Mapping) -> None:
+def _save(checkpoint, step, trainings, position):
     states = [training.state() for training in trainings]
     tensors = {
         f"{i}.{name}": tensor for i, (part, _) in enumerate(states) for name, tensor in part.items()
@@ -291,7 +292,7 @@ def _save(checkpoint: Checkpoint, step: int, trainings: list[Training], position
     checkpoint.save(step, tensors | {"left": position["left"]}, numbers)
 
 
-def _resume(checkpoint: Checkpoint, trainings: list[Training], batches: ActivationStream) -> int:
+def _resume(checkpoint, trainings, batches):
     """Number of steps done before, which the trainings and the stream are set to."""
     if (saved := checkpoint.load()) is None:
         return 0
@@ -311,12 +312,12 @@ def _resume(checkpoint: Checkpoint, trainings: list[Training], batches: Activati
     return step
 
 
-def _normalise(rows: torch.Tensor) -> None:
+def _normalise(rows):
     """Unit rows, in place."""
     rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
-def _one_each(value: Any, seeds: Sequence[int], name: str) -> list:
+def _one_each(value: Any, seeds, name) -> list:
     """A number as a list with one for each seed; a list as it is."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * len(seeds)
     if len(values) != len(seeds):

@@ -84,7 +84,7 @@ def read(folder: Path) -> Parts:
     return parts
 
 
-def _select(source: Source, kind: str, parts: Parts, F: int) -> None:
+def _select(source, kind, parts, F):
     if kind == "AutoEncoderTopK":
         parts.k = source.count("k", source["k"], ("dict_size", F))
         stored = int(source.take({"k": ()})["k"]) if "k" in source.tensors else parts.k
@@ -103,7 +103,7 @@ def _select(source: Source, kind: str, parts: Parts, F: int) -> None:
             parts.to_unit_decoder()
 
 
-def _hook(trainer: dict, buffer: dict) -> str | None:
+def _hook(trainer, buffer):
     """The hook point by TransformerLens' name; a submodule that is not the residual stream by its
     own.
     """

@@ -66,7 +66,7 @@ def check_hook(sae: "TopKSAE", model: str, layer: int, folder: Path | str) -> No
         )
 
 
-def _short(model: str) -> str:
+def _short(model):
     """The last part of a model's name, without what the authors' conversion to SAELens appends to
     it (their scripts/convert.py).
     """

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
 
 WEIGHTS = "sae_weights.safetensors"
-VERSION = "6.0.0"  # the layout written here; readers dispatch on it
+# the layout written here; readers dispatch on it
+VERSION = "6.0.0"
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 METADATA_5 = (
@@ -100,7 +101,7 @@ def read(folder: Path) -> Parts:
     return parts
 
 
-def _rescale_latents(source: Source, parts: Parts, d_sae: int) -> None:
+def _rescale_latents(source, parts, d_sae):
     """Version 5 may multiply latents by a finetuned `scaling_factor` when it decodes: fold it into
     the decoder's rows.
     """
@@ -115,7 +116,7 @@ def _rescale_latents(source: Source, parts: Parts, d_sae: int) -> None:
         )
 
 
-def _normalise(source: Source, parts: Parts) -> None:
+def _normalise(source, parts):
     """Run-time normalisations are kept; a constant factor (one for all tokens) is folded: W_enc s,
     W_dec / s, b_dec / s.
     """

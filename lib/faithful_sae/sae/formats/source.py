@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 class SAEError(ValueError):
@@ -24,17 +25,17 @@ class Parts:
     does differently.
     """
 
-    W_enc: torch.Tensor
-    b_enc: torch.Tensor
-    W_dec: torch.Tensor
-    b_dec: torch.Tensor
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
     k: int | None = None
-    threshold: torch.Tensor | None = None
+    threshold: Tensor | None = None
     normalisation: str = "none"
-    firing: torch.Tensor | None = None
+    firing: Tensor | None = None
     metadata: dict = field(default_factory=dict)
 
-    def above(self, threshold: float | torch.Tensor) -> None:
+    def above(self, threshold: float | Tensor) -> None:
         """Keep the latents above a number, or each above its own, [F]."""
         self.threshold = (
             torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
@@ -51,7 +52,7 @@ class Parts:
         self.b_enc = self.b_enc * norm
         self.W_dec = self.W_dec / norm[:, None]
 
-    def gate(self, r_mag: torch.Tensor, b_gate: torch.Tensor, b_mag: torch.Tensor) -> None:
+    def gate(self, r_mag: Tensor, b_gate: Tensor, b_mag: Tensor) -> None:
         """Gated: ReLU(e^r u + b_mag) where u + b_gate > 0, with u = (x - b_dec) W: where e^r u +
         b_mag > b_mag - e^r b_gate.
         """
@@ -117,7 +118,7 @@ class Source:
         """
         for name, shape in shapes.items():
             tensor = self.tensors.get(name)
-            if not isinstance(tensor, torch.Tensor):
+            if not isinstance(tensor, Tensor):
                 raise SAEError(f"{self.file}: tensor {name} is missing")
             if tensor.shape != shape:
                 turned = ", transposed" if tensor.shape == shape[::-1] else ""

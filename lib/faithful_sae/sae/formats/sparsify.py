@@ -71,7 +71,7 @@ def read(folder: Path) -> Parts:
     )
 
 
-def _metadata(folder: Path) -> dict:
+def _metadata(folder):
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     folder = folder.parent if seed else folder
     layer = layer_of(folder.name)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.sae.recipe import Recipe
@@ -26,7 +27,7 @@ class Moment:
     """
 
     share: float
-    dead: torch.Tensor
+    dead: Tensor
     recipe: Recipe
 
 
@@ -45,11 +46,11 @@ class Variant(ABC):
             SAEError: settings that do not go with d_sae.
         """
 
-    def parameters(self, sae: TopKSAE) -> dict[str, torch.Tensor]:
+    def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         """What is trained, by the SAE's names: its four weights, unless a variant adds others."""
         return sae.weights
 
-    def encode_active(self, sae: TopKSAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_active(self, sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latents that are active in training: those active in use, unless a variant differs.
 
         Args:
@@ -61,8 +62,8 @@ class Variant(ABC):
         return sae.encode_topk(x)
 
     def loss(
-        self, sae: TopKSAE, x: torch.Tensor, moment: Moment
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, sae: TopKSAE, x: Tensor, moment: Moment
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The mean over tokens and dimensions of (x - x_hat)^2, to which a variant may add.
 
         Args:
@@ -76,8 +77,8 @@ class Variant(ABC):
         return error.square().mean(), error, values, indices
 
     def loss_and_gradients(
-        self, sae: TopKSAE, x: torch.Tensor, moment: Moment, gradients: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One evaluation of `loss` and its derivatives, by autograd.
 
         Args:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode, values_gradient
@@ -28,8 +29,10 @@ AUX_COEFFICIENT = 1 / 32
 
 @dataclass(frozen=True)
 class TopK(Variant):
-    """Attributes:
-    k: active latents per token.
+    """The k largest latents of each token, with AuxK.
+
+    Attributes:
+        k: active latents per token.
     """
 
     k: int
@@ -38,8 +41,8 @@ class TopK(Variant):
         return TopKSAE(d_model, d_sae, self.k, seed, device)
 
     def loss(
-        self, sae: TopKSAE, x: torch.Tensor, moment: Moment
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, sae: TopKSAE, x: Tensor, moment: Moment
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         loss, error, values, indices = super().loss(sae, x, moment)
         if len(moment.dead):
             residual = error.detach() if moment.recipe.detach_residual else error
@@ -48,8 +51,8 @@ class TopK(Variant):
         return loss, error, values, indices
 
     def loss_and_gradients(
-        self, sae: TopKSAE, x: torch.Tensor, moment: Moment, gradients: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         encoder = sae.W_enc.T
         to_encoder = gradients["W_enc"].T
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, self.k)
@@ -94,8 +97,8 @@ class TopK(Variant):
 
 
 def _explain(
-    sae: TopKSAE, centred: torch.Tensor, error: torch.Tensor, moment: Moment
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sae: TopKSAE, centred: Tensor, error: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor, Tensor]:
     """(z_dead [B, dead], W_dec of the dead, z_dead W_dec - (x - x_hat) [B, D]).
 
     Up to half of d_model latents are active for each token, often all that are dead: products of
@@ -111,9 +114,7 @@ def _explain(
     return z, w_dec, torch.addmm(error, z, w_dec)
 
 
-def _auxk(
-    sae: TopKSAE, centred: torch.Tensor, error: torch.Tensor, moment: Moment
-) -> tuple[torch.Tensor, ...]:
+def _auxk(sae: TopKSAE, centred: Tensor, error: Tensor, moment: Moment) -> tuple[Tensor, ...]:
     """AuxK's loss, and its gradients: for what the dead latents explain [B, D], and for their
     W_dec, W_enc^T and b_enc.
     """
