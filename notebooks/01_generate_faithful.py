@@ -37,7 +37,7 @@ from faithful_sae.metrics.coverage import dataset_statistics, first_token_table
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import first_token, lm_training
 from faithful_sae.runs.rows import open_run, read_rows, write_rows
-from faithful_sae.stages.corpus import make_faithful, read_shards
+from faithful_sae.stages.faithful import make_faithful, read_shards
 from faithful_sae.stages.model import open_model, train_embedded_model
 
 # %% tags=["parameters"]

@@ -37,10 +37,10 @@ import numpy as np
 
 from faithful_sae.metrics.probing import pooled_representations
 from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.corpus import labelled
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.text import labelled
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

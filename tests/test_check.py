@@ -17,7 +17,7 @@ from faithful_sae.engine.timing import estimate
 from faithful_sae.files import ROOT
 from faithful_sae.runs.needs import needs
 from faithful_sae.runs.schema import model_stages
-from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.faithful import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN, Repository, serve

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import BOS
-from faithful_sae.stages.corpus import corpus_rows
-from faithful_sae.stages.text import labelled, source_problems
+from faithful_sae.stages.corpus import corpus_rows, labelled, source_problems
 from faithful_sae.text.packing import is_content, pack, tokenize
 from faithful_sae.text.read import CorpusError, read_records
 

@@ -16,7 +16,8 @@ from faithful_sae.matching import match_features
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import features as feature_plots
 from faithful_sae.stages import s09_explore_features as explore
-from faithful_sae.stages.corpus import corpus, make_faithful
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.faithful import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features

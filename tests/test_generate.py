@@ -26,7 +26,7 @@ from faithful_sae.files import DiskFullError, MissingInputError, is_current
 from faithful_sae.lm import sampling
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import LanguageModel, ModelError
-from faithful_sae.stages.corpus import faithful_key, make_faithful, read_shards
+from faithful_sae.stages.faithful import faithful_key, make_faithful, read_shards
 from faithful_sae.stages.model import model_key, open_model
 
 V, DRAWS = 12, 20_000

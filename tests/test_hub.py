@@ -21,9 +21,9 @@ from faithful_sae.engine.plan import hub_problems, refuse
 from faithful_sae.files import ROOT, remove
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs.schema import ParamsError
-from faithful_sae.stages.corpus import corpus_rows, make_faithful
+from faithful_sae.stages.corpus import corpus_rows, documents, hub_of, labelled, text_hash
+from faithful_sae.stages.faithful import make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.text import documents, hub_of, labelled, text_hash
 from faithful_sae.text import hub, read
 from fake_hub import TOKEN, Repository, serve
 
@@ -379,7 +379,7 @@ CHECK = """
 import sys
 from faithful_sae.runs.params import load_params
 from faithful_sae.engine.plan import hub_problems, refuse
-from faithful_sae.stages.text import hub_of
+from faithful_sae.stages.corpus import hub_of
 from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT

@@ -12,7 +12,7 @@ from faithful_sae.lm.decoding import Decoder
 from faithful_sae.runs import needs
 from faithful_sae.runs.schema import model_stages, wanted_saes
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.faithful import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.training import train_all
 

@@ -330,7 +330,8 @@ def test_record(artefact):
 
 def test_no_token_in_any_file(make_run, lm, root, monkeypatch):
     """A secret in the environment must not be found in anything that a run writes."""
-    from faithful_sae.stages.corpus import corpus_rows, make_faithful
+    from faithful_sae.stages.corpus import corpus_rows
+    from faithful_sae.stages.faithful import make_faithful
 
     secret = "hf_" + "Zq9" * 11
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN"):

@@ -21,7 +21,7 @@ from faithful_sae.files import MissingInputError, remove
 from faithful_sae.paper.publish import NAMESPACE, PublishError, publish
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae.sae import SAEError, load_sae
-from faithful_sae.stages.corpus import make_faithful, read_shards
+from faithful_sae.stages.faithful import make_faithful, read_shards
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN

@@ -11,7 +11,8 @@ import pytest
 from faithful_sae.files import DiskFullError, MissingInputError, remove
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.sae import SAEError, TopKSAE
-from faithful_sae.stages.corpus import corpus, make_faithful
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.faithful import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features

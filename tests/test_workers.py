@@ -17,7 +17,7 @@ from faithful_sae.engine import gpus, workers
 from faithful_sae.engine.plan import activation_marks, text_marks
 from faithful_sae.files import is_current, locked, remove
 from faithful_sae.lm import sampling
-from faithful_sae.stages.corpus import faithful_key, make_faithful, sample_share
+from faithful_sae.stages.faithful import faithful_key, make_faithful, sample_text
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
 
@@ -65,7 +65,7 @@ def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(
 ):
     run, lm, files = one
     noting(monkeypatch, tmp_path / "log")
-    processes = [start(sample_share, run, lm, i, n) for i in range(n)]
+    processes = [start(sample_text, run, lm, i, n) for i in range(n)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -84,7 +84,7 @@ def test_workers_killed_at_random_moments(one):
     left = []
     while not is_current(run.artifacts / "faithful", faithful_key(run)):
         n = int(rng.integers(2, 5))
-        share = [start(sample_share, run, lm, i, n) for i in range(n)]
+        share = [start(sample_text, run, lm, i, n) for i in range(n)]
         processes = share if len(left) % 4 < 3 else [*share, start(make_faithful, run, lm)]
         time.sleep(rng.uniform(0.1, 0.4))
         for process in processes:
@@ -103,7 +103,7 @@ def test_a_shard_that_another_process_is_at_is_left_to_it(one):
     run, lm, _ = one
     shards = run.artifacts / f"faithful-{faithful_key(run)}.partial"
     with locked(shards / ".shard_00003.lock"):  # as a worker of a killed run holds it
-        start(sample_share, run, lm, 1, 2).join()
+        start(sample_text, run, lm, 1, 2).join()
         assert sorted(f.name for f in shards.glob("shard_*")) == [
             f"shard_{i:05d}.safetensors" for i in range(1, 23, 2) if i != 3
         ]

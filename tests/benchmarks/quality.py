@@ -31,8 +31,8 @@ from faithful_sae.metrics.fidelity import fidelity_of_all
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.train import RECIPES
+from faithful_sae.stages.corpus import documents
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.text import documents
 from faithful_sae.text import read
 from faithful_sae.text.packing import pack, tokenize
 

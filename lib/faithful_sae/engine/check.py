@@ -26,9 +26,9 @@ from faithful_sae.lm.model import ModelError
 from faithful_sae.runs.needs import needs
 from faithful_sae.runs.params import read_profile
 from faithful_sae.runs.schema import ParamsError, model_stages
-from faithful_sae.stages.corpus import faithful_key
+from faithful_sae.stages.corpus import hub_of
+from faithful_sae.stages.faithful import faithful_key
 from faithful_sae.stages.model import model_commit, model_key, unloaded_model
-from faithful_sae.stages.text import hub_of
 from faithful_sae.stages.training import corpus_is_trained
 from faithful_sae.text import hub
 

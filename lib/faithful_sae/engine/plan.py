@@ -21,7 +21,7 @@ from faithful_sae.runs.schema import (
     stage_corpora,
     stage_settings,
 )
-from faithful_sae.stages.text import (
+from faithful_sae.stages.corpus import (
     context_problems,
     documentation_path,
     hub_of,

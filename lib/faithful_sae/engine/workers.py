@@ -12,7 +12,8 @@ from pathlib import Path
 
 from faithful_sae.files import is_current, locked
 from faithful_sae.runs.rows import open_run
-from faithful_sae.stages.corpus import corpus, faithful_key, sample_share
+from faithful_sae.stages.corpus import corpus
+from faithful_sae.stages.faithful import faithful_key, sample_text
 from faithful_sae.stages.model import open_model, train_embedded_model
 from faithful_sae.stages.saes import sae_settings
 from faithful_sae.stages.training import activation_stream, training_key
@@ -24,7 +25,7 @@ def sample_text(run, worker, of):
     """
     train_embedded_model(run)
     if not is_current(run.artifacts / "faithful", faithful_key(run)):
-        sample_share(run, open_model(run), worker, of)
+        sample_text(run, open_model(run), worker, of)
 
 
 def keep_activations(run, name, worker, of):

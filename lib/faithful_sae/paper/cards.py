@@ -14,7 +14,7 @@ from faithful_sae.paper.tables import heading
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import LISTED
 from faithful_sae.runs.rows import read_rows
-from faithful_sae.stages.text import hub_of
+from faithful_sae.stages.corpus import hub_of
 
 PAPER = (
     'Cho et al. (2025), "FaithfulSAE: Towards Capturing Faithful Features with Sparse '

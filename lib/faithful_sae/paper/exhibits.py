@@ -15,7 +15,7 @@ from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import EMBEDDED_ROWS, OPTIONAL, PAPER_STAGES, ROWS, model_stages
-from faithful_sae.stages.text import hub_of
+from faithful_sae.stages.corpus import hub_of
 
 
 def notebook_exhibits(run, notebook) -> list[Exhibit]:

@@ -42,7 +42,7 @@ from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import SAEError
-from faithful_sae.stages.corpus import faithful_key
+from faithful_sae.stages.faithful import faithful_key
 from faithful_sae.stages.model import model_commit
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.text import hub

@@ -1,14 +1,19 @@
-"""The faithful dataset of a run, and its corpora (generated or not) as packed token rows."""
+"""The corpora and labelled texts of a run, wherever they come from: local files, the Hub, the
+documentation of installed packages, or its language model.
 
-import os
-import time
-from collections.abc import Iterable, Iterator
+Nothing here waits for torch: the workflow asks for these texts before any work.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from faithful_sae.files import (
+    ROOT,
     MissingInputError,
     atomic_path,
     digest,
@@ -19,126 +24,121 @@ from faithful_sae.files import (
     remove_others,
     require_space,
 )
-from faithful_sae.lm import sampling
-from faithful_sae.lm.model import LanguageModel
-from faithful_sae.runs import needs
+from faithful_sae.lm.architectures import beyond_context
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.provenance import write_provenance
-from faithful_sae.runs.schema import Run, plain
-from faithful_sae.stages.model import model_key, open_model
-from faithful_sae.stages.text import commit, files, keys, text_hash
-from faithful_sae.text.packing import (
-    Ids,
-    TokenRows,
-    pack,
-    rows_disk,
-    tokenize,
-    without_end,
+from faithful_sae.runs.schema import Corpus, Run, Task, plain
+from faithful_sae.text import documentation, hub
+from faithful_sae.text.packing import Ids, TokenRows, pack, rows_disk, tokenize, without_end
+from faithful_sae.text.read import (
+    CorpusError,
+    File,
+    Keys,
+    draw_examples,
+    read_files,
+    read_ids,
+    read_records,
 )
-from faithful_sae.text.read import CorpusError, read_ids
 
-# --- the faithful dataset -------------------------------------------------------------------------
-
-
-def faithful_key(run: Run) -> str:
-    """What determines a run's faithful dataset."""
-    return digest(
-        [
-            model_key(run),
-            plain(run.generate),
-            run.threads,
-            run.device,
-            code_hash("lm/sampling", "lm/decoding", "lm/model"),
-        ]
-    )
+if TYPE_CHECKING:
+    from faithful_sae.lm.model import LanguageModel
 
 
-def make_faithful(run: Run, lm: LanguageModel) -> Path:
-    """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
-    run goes on where it was.
+def hub_of(run: Run) -> hub.Record:
+    """What the run's profile reads from the Hub."""
+    return hub.Record(run.artifacts.parent / "hub.json")
 
-    Each shard has its own generator, seeded by (seed, shard): the same tokens whether or not the
-    run was interrupted, and however many processes sample_share's shards beforehand. While one of
-    them still runs, this waits.
+
+# --- documentation --------------------------------------------------------------------------------
+
+
+def documentation_path(run: Run, kind: str, packages: Sequence[str], size: int) -> Path:
+    """Where the text made from installed packages is kept; the name changes with whatever it
+    depends on.
 
     Args:
-        run: whose section `generate` is followed.
-        lm: its language model.
-
-    Returns:
-        its folder.
-
-    Raises:
-        DiskFullError: before any work, if the tokens would not fit.
-        MemoryError: before any work, if batch_rows rows would not fit in memory.
+        run: any of the profile.
+        kind: of documentation, or a task.
+        packages: import names.
+        size: characters, or examples of a task.
     """
-    key = faithful_key(run)
-    folder = run.artifacts / "faithful"
-    with locked(run.artifacts / ".faithful.lock"):
-        if is_current(folder, key):
-            return folder
-        start = time.time()
-        shards = folder.with_name(f"faithful-{key}.partial")
-        remove_others(shards)
-        _sample_shards(run, lm, shards)
-        # of a process killed while it wrote, and locks
-        for unfinished in shards.glob(".*"):
-            remove(unfinished)
-        write_provenance(
-            shards / "provenance.json",
-            key=key,
-            parameters=run.settings("generate"),
-            inputs={"model": model_key(run), "commit": lm.revision},
-            seconds=time.time() - start,
-            device=lm.device,
-        )
-        remove(folder)
-        os.replace(shards, folder)
-    return folder
+    key = digest(
+        [
+            kind,
+            list(packages),
+            size,
+            kind in documentation.TASKS,
+            code_hash("text/documentation"),
+            documentation.versions(packages),
+        ]
+    )
+    return ROOT / "artifacts" / run.profile / "documentation" / f"{kind}-{key}.jsonl"
 
 
-def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
-    """Sample every `of`-th shard of the dataset from number `worker` on, beside other processes
-    that do; make_faithful joins them, and raises the same.
+def documentation_file(run: Run, kind: str, packages: Sequence[str], size: int) -> Path:
+    """The same file, made when it is missing."""
+    path = documentation_path(run, kind, packages, size)
+    if not path.exists():
+        documentation.write(kind, packages, size, path)
+    return path
+
+
+# --- corpora --------------------------------------------------------------------------------------
+
+
+def documents(run: Run, name: str) -> Iterator[str]:
+    """Yield the texts of a corpus that is not generated, in its own order."""
+    corpus = run.corpora[name]
+    return (record[0] for record, _ in read_files(_files(run, corpus, corpus.split), _keys(corpus)))
+
+
+def text_hash(run: Run, name: str) -> str:
+    """Hash of the text of a corpus that is not generated; of a Hub dataset, its id and commit."""
+    corpus = run.corpora[name]
+    if corpus.hub:
+        return digest([corpus.hub, corpus.config, corpus.split, _commit(run, corpus)])
+    return file_hash(_local_file(run, corpus))
+
+
+def _files(run: Run, entry: Corpus | Task, split: str | None) -> list[File]:
+    """The files of a corpus or a task, in order.
+
+    Args:
+        run: that reads them.
+        entry: not generated; a task is of the Hub.
+        split: of a dataset of the Hub.
     """
-    key = faithful_key(run)
-    folder = run.artifacts / "faithful"
-    with locked(run.artifacts / ".faithful.lock", shared=True):
-        if not is_current(folder, key):
-            _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
+    if not entry.hub:
+        return [functools.partial(_local_file, run, entry)]
+    assert entry.config and split, "params sees to it"
+    at = _commit(run, entry)
+    names = hub_of(run).split_files(entry.hub, entry.revision, entry.config, split)
+    return [functools.partial(hub.fetch, "dataset", entry.hub, at, name) for name in names]
 
 
-def _sample_shards(run: Run, lm: LanguageModel, shards: Path, worker: int = 0, of: int = 1) -> None:
-    g = run.generate
-    require_space(shards, needs.text_disk(g) // of, "the faithful dataset")
-    try:
-        sampling.require_memory(lm, g.batch_rows, g.max_new_tokens)
-    except MemoryError as error:
-        raise MemoryError(f"{run.file}: generate.{error}") from None
-    title = f"{run.name}: faithful text"
-    sampling.write_shards(shards, lm, **plain(g), worker=worker, of=of, title=title)
+def _keys(entry: Corpus | Task) -> Keys:
+    """The fields of its records: text, and the label of a task."""
+    label = [entry.label_key or "label"] if isinstance(entry, Task) else []
+    return [entry.text_key or "text", *label]
 
 
-def read_shards(run: Run) -> Iterator[np.ndarray]:
-    """Yield the documents (int32 ids without BOS) of a run's faithful dataset.
+def _commit(run: Run, entry: Corpus | Task) -> str:
+    """Of a dataset of the Hub."""
+    assert entry.hub
+    return hub_of(run).commit("dataset", entry.hub, entry.revision)
 
-    Raises:
-        MissingInputError: notebook 01 has not made it.
-    """
-    folder = run.artifacts / "faithful"
-    if not (folder / "provenance.json").exists():
-        raise MissingInputError(
-            f"{folder} is missing: run notebooks/01_generate_faithful for "
-            f"{run.profile}/{run.name} first"
-        )
-    yield from sampling.read_shards(folder)
+
+def _local_file(run, corpus):
+    if corpus.path:
+        return run.resolve(corpus.path)
+    return documentation_file(run, corpus.documentation, corpus.packages, corpus.max_characters)
 
 
 # --- token rows -----------------------------------------------------------------------------------
 
 
-def corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
+def corpus(run: Run, name: str, lm: "LanguageModel") -> TokenRows:
     """A corpus of the run as token rows.
 
     Raises:
@@ -150,10 +150,14 @@ def corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
         return _corpus(run, name, lm)
 
 
-def _corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
+def _corpus(run: Run, name: str, lm: "LanguageModel") -> TokenRows:
     source_name = run.corpora[name].faithful
     if source_name is None:
         return corpus_rows(run, name, lm)
+    # with torch, for which the workflow does not wait
+    from faithful_sae.stages.faithful import faithful_key, read_shards
+    from faithful_sae.stages.model import open_model
+
     source = run
     if source_name != "self":
         source = load_params(run.file.with_name(f"{source_name}.yaml"))
@@ -171,7 +175,7 @@ def _corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
 def corpus_rows(
     run: Run,
     name: str,
-    lm: LanguageModel,
+    lm: "LanguageModel",
     faithful: tuple[str, Iterable[np.ndarray], Any] | None = None,
 ) -> TokenRows:
     """A corpus as token rows, at most `corpus_tokens` of it; packed once and kept under the run's
@@ -203,7 +207,7 @@ def corpus_rows(
         parts = folder.with_name(f"{name}-{key}.partial")
         remove_others(parts)
         if faithful is None:
-            ids = read_ids(files(run, corpus, corpus.split), keys(corpus), lm.tokenizer, parts)
+            ids = read_ids(_files(run, corpus, corpus.split), _keys(corpus), lm.tokenizer, parts)
         else:
             ids = _faithful_ids(faithful[1], faithful[2], lm, vocabulary)
         rows = pack(ids, lm.bos_id, run.sequence_length, run.corpus_tokens)
@@ -211,7 +215,7 @@ def corpus_rows(
             tmp.mkdir(parents=True)
             np.save(tmp / "rows.npy", rows)
             if corpus.hub:
-                inputs["commit"] = commit(run, corpus)
+                inputs["commit"] = _commit(run, corpus)
             write_provenance(tmp / "provenance.json", key=key, parameters=settings, inputs=inputs)
         remove(parts)
     rows = np.load(folder / "rows.npy", mmap_mode="r")
@@ -231,9 +235,100 @@ def rows_key(run: Run, folder: Path) -> str:
 
 
 def _faithful_ids(
-    documents: Iterable[np.ndarray], tokenizer: Any, lm: LanguageModel, vocabulary: str
+    documents: Iterable[np.ndarray], tokenizer: Any, lm: "LanguageModel", vocabulary: str
 ) -> Iterator[Ids]:
     if digest(tokenizer.get_vocab()) == vocabulary:
         return without_end(documents, {lm.bos_id, lm.tokenizer.eos_token_id})
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in documents)
     return tokenize(texts, lm.tokenizer)
+
+
+# --- labelled text --------------------------------------------------------------------------------
+
+
+def labelled(
+    run: Run, name: str
+) -> tuple[tuple[list[str], list], tuple[list[str], list], dict[str, str]]:
+    """A probing task, shuffled with its seed and cut to max_train and max_test.
+
+    Returns:
+        (texts, labels) to train on, (texts, labels) to test on, and hashes of what was read.
+
+    Raises:
+        CorpusError: unreadable file, wrong key, or as draw_examples.
+    """
+    probing = run.probing
+    assert probing, f"{run.file}: has no probing tasks"
+    task = probing.tasks[name]
+    rng = np.random.default_rng(probing.seed)
+    limits = (probing.max_train, probing.max_test)
+    if task.documentation:
+        path = documentation_file(run, task.documentation, task.packages, sum(limits))
+        records = list(read_records(path, _keys(task)))
+        inputs = {"file": file_hash(path)}
+        records = [records[i] for i in rng.permutation(len(records))]
+        cut = round(len(records) * limits[0] / sum(limits))
+        parts = [records[:cut], records[cut:]]
+    elif task.train:
+        paths = [run.resolve(task.train), run.resolve(task.test)]
+        parts = [list(read_records(path, _keys(task))) for path in paths]
+        inputs = {path.name: file_hash(path) for path in paths}
+    else:
+        parts = []
+        for split, limit in zip((task.train_split, task.test_split), limits, strict=True):
+            records = read_files(_files(run, task, split), _keys(task))
+            parts.append([record for record, _ in itertools.islice(records, limit * 2)])
+        inputs = {"commit": _commit(run, task)}
+    train, test = draw_examples(parts, limits, rng, f"{run.file}: probing.tasks.{name}")
+    return train, test, inputs
+
+
+# --- before any work ------------------------------------------------------------------------------
+
+
+def context_problems(run: Run, context: int) -> Iterator[str]:
+    """A line for each length of a run that its model's context has no room for."""
+    lengths = {
+        "sequence_length": run.sequence_length,
+        "generate.max_new_tokens": run.generate.max_new_tokens,
+    }
+    if run.probing:
+        lengths["probing.max_tokens"] = run.probing.max_tokens
+    return beyond_context(context, f"the context of {run.model}, {context} tokens", lengths)
+
+
+def source_problems(run: Run) -> Iterator[str]:
+    """Read the local files of a run once, before any work: a line for each that is not readable,
+    UTF-8, with the keys asked for, not empty.
+    """
+    sources: list[tuple[str, str, Corpus | Task]] = [
+        (f"corpora.{name}.path", c.path, c) for name, c in run.corpora.items() if c.path
+    ]
+    for name, task in run.tasks.items():
+        for part in ("train", "test"):
+            if path := getattr(task, part):
+                sources.append((f"probing.tasks.{name}.{part}", path, task))
+    for key, path, entry in sources:
+        try:
+            for _ in read_records(run.resolve(path), _keys(entry)):
+                pass
+        except CorpusError as error:
+            yield f"{run.file}: {key}: {error}"
+
+
+def hub_source_problems(run: Run) -> Iterator[str]:
+    """Find the Hub datasets of a run and read the first record of each, before any work: a line for
+    each where that fails.
+    """
+    sources: list[tuple[str, Corpus | Task, str | None]] = [
+        (f"corpora.{name}", c, c.split) for name, c in run.corpora.items() if c.hub
+    ]
+    for name, task in run.tasks.items():
+        if task.hub:
+            for split in (task.train_split, task.test_split):
+                sources.append((f"probing.tasks.{name}", task, split))
+    for key, entry, split in sources:
+        try:
+            next(read_files(_files(run, entry, split), _keys(entry)))
+        except (CorpusError, hub.HubError) as error:
+            yield f"{run.file}: {key}: {error}"

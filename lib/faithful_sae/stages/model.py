@@ -19,7 +19,7 @@ from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Embedded, Run, plain
-from faithful_sae.stages.text import context_problems, documents, hub_of, text_hash
+from faithful_sae.stages.corpus import context_problems, documents, hub_of, text_hash
 from faithful_sae.text import hub, packing
 
 

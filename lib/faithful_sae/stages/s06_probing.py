@@ -4,7 +4,7 @@ import pandas as pd
 
 from faithful_sae.metrics.probing import pooled_representations, probe_all
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.stages.text import labelled
+from faithful_sae.stages.corpus import labelled
 
 
 def probe_tasks(run, saes, lm):
