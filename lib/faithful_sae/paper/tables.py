@@ -87,13 +87,11 @@ def beside(rows: list[Record], runs: list[Run], numbers: dict[str, dict[str, Any
     counterparts = {run.label: run.beside for run in runs}
     ordered = []
     for row in rows:
-        ordered.append(row | {"source": "here"})
+        ordered.append({"model": row["model"], "source": "here"} | row)
         counterpart = counterparts[row["model"]]
         if counterpart in paper:
             ordered.append(paper.pop(counterpart))
-    table = pd.DataFrame([*ordered, *paper.values()])
-    first = ["model", "source"]
-    return table.loc[:, first + [column for column in table.columns if column not in first]]
+    return pd.DataFrame([*ordered, *paper.values()])
 
 
 def corpora_table(runs: list[Run]) -> pd.DataFrame:
@@ -127,7 +125,7 @@ def corpora_table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _training_text(run: Run) -> dict[str, Record]:
+def _training_text(run):
     """{corpus: how much text its SAEs saw}. What published SAEs saw, nobody here can say."""
     if not measured([run], "saes"):
         return {}
@@ -144,14 +142,16 @@ def language_models(runs: list[Run]) -> pd.DataFrame:
     """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come
     ready-made, and before 01).
     """
-    rows = [
-        read_rows(run, "language_model", "01_generate_faithful").assign(model=run.label)
-        if measured([run], "language_model")
-        else pd.DataFrame([{"model": run.label}])
-        for run in runs
-    ]
-    table = pd.concat(rows, ignore_index=True)
-    return table.loc[:, ["model", *[c for c in table.columns if c != "model"]]]
+    rows = []
+    for run in runs:
+        row: Record = {"model": run.label}
+        if measured([run], "language_model"):
+            (evaluation,) = read_rows(run, "language_model", "01_generate_faithful").to_dict(
+                "records"
+            )
+            row |= evaluation
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def table1(runs: list[Run]) -> pd.DataFrame:
@@ -180,19 +180,19 @@ def ffr_values(runs: list[Run], column: str = "ffr") -> dict[str, dict[str, floa
     return _means(runs, "ffr", "04_ffr", column)
 
 
-def _means(runs: list[Run], name: str, notebook: str, column: str) -> dict[str, dict[str, float]]:
+def _means(runs, name, notebook, column):
     means = {}
     for run in measured(runs, name):
-        rows = read_rows(run, name, notebook).groupby("corpus", sort=False).agg({column: "mean"})
-        means[run.name] = _by_role(run, rows.loc[:, column])
+        rows = read_rows(run, name, notebook).groupby("corpus", sort=False)
+        means[run.name] = _by_role(run, rows[column].mean())
     return means
 
 
-def _by_role(run: Run, values: pd.Series) -> dict[str, float]:
-    return {_column(run, str(corpus)): float(value) for corpus, value in values.items()}
+def _by_role(run, values):
+    return {_column(run, corpus): float(value) for corpus, value in values.items()}
 
 
-def _column(run: Run, corpus: str) -> str:
+def _column(run, corpus):
     """A corpus's column: its role, or without one its name, which may be that of a role it does not
     play.
     """
