@@ -353,7 +353,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                     **{role: value for role, value in accuracy.items() if role in columns},
                 }
             )
-            counterpart = (run.beside, task.role)
+            counterpart = (run.beside or "", task.role or "")
             if counterpart in paper:
                 rows.append(paper[counterpart])
                 shown.add(counterpart)
