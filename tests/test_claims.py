@@ -19,85 +19,106 @@ SECTIONS = {
     "cola": 7,
     "ffr": 8,
 }
-F = "faithful"
-O = "faithful-other"
-P = "pile"
-W = "fineweb"
-A = "alpaca"
-B = "open-instruct"
-C = "flan"
+OWN = "faithful"
+OTHER = "faithful-other"
+PILE = "pile"
+FINEWEB = "fineweb"
+ALPACA = "alpaca"
+OPEN = "open-instruct"
+FLAN = "flan"
 
 # claim, verdict, runs: each the keyword arguments of make_measured_run
 CASES = [
-    ("instruction", "agrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], B: [0.64, 0.65]}}]),
-    ("instruction", "disagrees", [{"sfr": {F: [0.6, 0.7], A: [0.6], C: [0.7]}}]),
-    ("instruction", "disagrees", [{"sfr": {F: [0.6], A: [0.6]}}]),  # higher, not as high
+    ("instruction", "agrees", [{"sfr": {OWN: [0.6, 0.7], ALPACA: [0.6], OPEN: [0.64, 0.65]}}]),
+    ("instruction", "disagrees", [{"sfr": {OWN: [0.6, 0.7], ALPACA: [0.6], FLAN: [0.7]}}]),
+    ("instruction", "disagrees", [{"sfr": {OWN: [0.6], ALPACA: [0.6]}}]),  # higher, not as high
     (
         "instruction",
         "disagrees",
         [
-            {"sfr": {F: [0.6], A: [0.5]}},
-            {"sfr": {F: [0.6], A: [0.5]}},
-            {"sfr": {F: [0.6], A: [0.7]}},
+            {"sfr": {OWN: [0.6], ALPACA: [0.5]}},
+            {"sfr": {OWN: [0.6], ALPACA: [0.5]}},
+            {"sfr": {OWN: [0.6], ALPACA: [0.7]}},
         ],
     ),  # each corpus, each model
-    ("instruction", "not testable", [{"sfr": {F: [0.6], P: [0.5], W: [0.4]}}]),
-    ("instruction", "not testable", [{"sfr": {A: [0.6], B: [0.5]}}]),
-    ("own text", "agrees", [{"sfr": {F: [0.6], O: [0.5]}}]),
-    ("own text", "disagrees", [{"sfr": {F: [0.6], O: [0.5]}}, {"sfr": {F: [0.5], O: [0.6]}}]),
-    ("own text", "not testable", [{"sfr": {F: [0.6], A: [0.5]}}]),
+    ("instruction", "not testable", [{"sfr": {OWN: [0.6], PILE: [0.5], FINEWEB: [0.4]}}]),
+    ("instruction", "not testable", [{"sfr": {ALPACA: [0.6], OPEN: [0.5]}}]),
+    ("own text", "agrees", [{"sfr": {OWN: [0.6], OTHER: [0.5]}}]),
+    (
+        "own text",
+        "disagrees",
+        [{"sfr": {OWN: [0.6], OTHER: [0.5]}}, {"sfr": {OWN: [0.5], OTHER: [0.6]}}],
+    ),
+    ("own text", "not testable", [{"sfr": {OWN: [0.6], ALPACA: [0.5]}}]),
     (
         "web",
         "agrees",
         [
-            {"sfr": {F: [0.5], P: [0.5], W: [0.6]}},
-            {"sfr": {F: [0.5], P: [0.6], W: [0.6]}},
-            {"sfr": {F: [0.7], P: [0.6], W: [0.6]}},
+            {"sfr": {OWN: [0.5], PILE: [0.5], FINEWEB: [0.6]}},
+            {"sfr": {OWN: [0.5], PILE: [0.6], FINEWEB: [0.6]}},
+            {"sfr": {OWN: [0.7], PILE: [0.6], FINEWEB: [0.6]}},
         ],
     ),
     (
         "web",
         "disagrees",
-        [{"sfr": {F: [0.5], P: [0.6], W: [0.6]}}, {"sfr": {F: [0.5], P: [0.6], W: [0.4]}}],
+        [
+            {"sfr": {OWN: [0.5], PILE: [0.6], FINEWEB: [0.6]}},
+            {"sfr": {OWN: [0.5], PILE: [0.6], FINEWEB: [0.4]}},
+        ],
     ),  # one of two is not most
-    ("web", "not testable", [{"sfr": {F: [0.5], P: [0.6]}}]),
-    ("coverage", "agrees", [{"sfr": {F: [0.5]}, "coverage": 90.1}]),
+    ("web", "not testable", [{"sfr": {OWN: [0.5], PILE: [0.6]}}]),
+    ("coverage", "agrees", [{"sfr": {OWN: [0.5]}, "coverage": 90.1}]),
     (
         "coverage",
         "disagrees",
-        [{"sfr": {F: [0.5]}, "coverage": 99.0}, {"sfr": {F: [0.5]}, "coverage": 90.0}],
+        [{"sfr": {OWN: [0.5]}, "coverage": 99.0}, {"sfr": {OWN: [0.5]}, "coverage": 90.0}],
     ),
     (
         "kl",
         "agrees",
         [
-            {"sfr": {F: [0.5]}, "kl": 1.9},
-            {"sfr": {F: [0.5]}, "kl": 0.1},
-            {"sfr": {F: [0.5]}, "kl": 2.5},
+            {"sfr": {OWN: [0.5]}, "kl": 1.9},
+            {"sfr": {OWN: [0.5]}, "kl": 0.1},
+            {"sfr": {OWN: [0.5]}, "kl": 2.5},
         ],
     ),
-    ("kl", "disagrees", [{"sfr": {F: [0.5]}, "kl": 2.0}]),
+    ("kl", "disagrees", [{"sfr": {OWN: [0.5]}, "kl": 2.0}]),
     (
         "fineweb",
         "agrees",
-        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.2, W: 0.3}}],
+        [
+            {
+                "sfr": {OWN: [0.5], PILE: [0.5], FINEWEB: [0.5]},
+                "ce": {OWN: 0.1, PILE: 0.2, FINEWEB: 0.3},
+            }
+        ],
     ),
     (
         "fineweb",
         "disagrees",
-        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ce": {F: 0.1, P: 0.4, W: 0.3}}],
+        [
+            {
+                "sfr": {OWN: [0.5], PILE: [0.5], FINEWEB: [0.5]},
+                "ce": {OWN: 0.1, PILE: 0.4, FINEWEB: 0.3},
+            }
+        ],
     ),
-    ("fineweb", "not testable", [{"sfr": {F: [0.5], W: [0.5]}, "ce": {F: 0.1, W: 0.3}}]),
+    (
+        "fineweb",
+        "not testable",
+        [{"sfr": {OWN: [0.5], FINEWEB: [0.5]}, "ce": {OWN: 0.1, FINEWEB: 0.3}}],
+    ),
     (
         "probing",
         "agrees",
         [
             {
-                "sfr": {F: [0.5], P: [0.5]},
+                "sfr": {OWN: [0.5], PILE: [0.5]},
                 "probing": {
-                    "sst2": {F: [0.8, 0.6], P: [0.69, 0.7]},
-                    "cola": {F: [0.5], P: [0.4]},
-                    "yelp": {F: [0.5], P: [0.6]},
+                    "sst2": {OWN: [0.8, 0.6], PILE: [0.69, 0.7]},
+                    "cola": {OWN: [0.5], PILE: [0.4]},
+                    "yelp": {OWN: [0.5], PILE: [0.6]},
                 },
             }
         ],
@@ -107,48 +128,61 @@ CASES = [
         "disagrees",
         [
             {
-                "sfr": {F: [0.5], P: [0.5]},
-                "probing": {"sst2": {F: [0.8], P: [0.7]}, "cola": {F: [0.4], P: [0.4]}},
+                "sfr": {OWN: [0.5], PILE: [0.5]},
+                "probing": {"sst2": {OWN: [0.8], PILE: [0.7]}, "cola": {OWN: [0.4], PILE: [0.4]}},
             }
         ],
     ),
-    ("probing", "not testable", [{"sfr": {F: [0.5]}, "probing": {"sst2": {F: [0.8]}}}]),
+    ("probing", "not testable", [{"sfr": {OWN: [0.5]}, "probing": {"sst2": {OWN: [0.8]}}}]),
     (
         "cola",
         "agrees",
         [
             {
-                "sfr": {F: [0.5], P: [0.5]},
-                "probing": {"sst2": {F: [0.1], P: [0.7]}, "cola": {F: [0.5], P: [0.4]}},
+                "sfr": {OWN: [0.5], PILE: [0.5]},
+                "probing": {"sst2": {OWN: [0.1], PILE: [0.7]}, "cola": {OWN: [0.5], PILE: [0.4]}},
             }
         ],
     ),
     (
         "cola",
         "disagrees",
-        [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.5], P: [0.4]}}}] * 2
-        + [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"cola": {F: [0.4], P: [0.5]}}}],
+        [{"sfr": {OWN: [0.5], PILE: [0.5]}, "probing": {"cola": {OWN: [0.5], PILE: [0.4]}}}] * 2
+        + [{"sfr": {OWN: [0.5], PILE: [0.5]}, "probing": {"cola": {OWN: [0.4], PILE: [0.5]}}}],
     ),
     (
         "cola",
         "not testable",
-        [{"sfr": {F: [0.5], P: [0.5]}, "probing": {"sst2": {F: [0.9], P: [0.7]}}}],
+        [{"sfr": {OWN: [0.5], PILE: [0.5]}, "probing": {"sst2": {OWN: [0.9], PILE: [0.7]}}}],
     ),
-    ("ffr", "agrees", [{"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1, 0.3], P: [0.2, 0.21]}}]),
     (
         "ffr",
-        "disagrees",
-        [{"sfr": {F: [0.5], P: [0.5], W: [0.5]}, "ffr": {F: [0.1], P: [0.2], W: [0.1]}}],
+        "agrees",
+        [{"sfr": {OWN: [0.5], PILE: [0.5]}, "ffr": {OWN: [0.1, 0.3], PILE: [0.2, 0.21]}}],
     ),
     (
         "ffr",
         "disagrees",
         [
-            {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.1], P: [0.2]}},
-            {"sfr": {F: [0.5], P: [0.5]}, "ffr": {F: [0.3], P: [0.2]}},
+            {
+                "sfr": {OWN: [0.5], PILE: [0.5], FINEWEB: [0.5]},
+                "ffr": {OWN: [0.1], PILE: [0.2], FINEWEB: [0.1]},
+            }
         ],
     ),
-    ("ffr", "not testable", [{"sfr": {F: [0.5], A: [0.5]}, "ffr": {F: [0.1], A: [0.2]}}]),
+    (
+        "ffr",
+        "disagrees",
+        [
+            {"sfr": {OWN: [0.5], PILE: [0.5]}, "ffr": {OWN: [0.1], PILE: [0.2]}},
+            {"sfr": {OWN: [0.5], PILE: [0.5]}, "ffr": {OWN: [0.3], PILE: [0.2]}},
+        ],
+    ),
+    (
+        "ffr",
+        "not testable",
+        [{"sfr": {OWN: [0.5], ALPACA: [0.5]}, "ffr": {OWN: [0.1], ALPACA: [0.2]}}],
+    ),
 ]
 
 
@@ -156,7 +190,7 @@ CASES = [
     "claim, verdict, cases", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)]
 )
 def test_verdicts(make_measured_run, claim, verdict, cases):
-    make_measured_run("z", {F: [0.5]})  # whose text plays faithful-other
+    make_measured_run("z", {OWN: [0.5]})  # whose text plays faithful-other
     runs = [make_measured_run(f"m{i}", other="z", **case) for i, case in enumerate(cases)]
     table = claims(runs)
     row = table.iloc[SECTIONS[claim]]
@@ -188,8 +222,8 @@ def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(
     runs = [
         make_measured_run(
             name,
-            {F: values[:1], P: values[1:], W: values[1:], A: values[1:]},
-            ce={F: 0.1, P: 0.4, W: 0.3},
+            {OWN: values[:1], PILE: values[1:], FINEWEB: values[1:], ALPACA: values[1:]},
+            ce={OWN: 0.1, PILE: 0.4, FINEWEB: 0.3},
         )
         for name in ("a", "b")
     ]
@@ -208,7 +242,7 @@ def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(
 
 def test_what_was_measured_is_shown(make_measured_run):
     run = make_measured_run(
-        "m", {F: [0.6, 0.7], A: [0.61234], C: [0.2]}, ffr={F: [0.1234], A: [5.0]}
+        "m", {OWN: [0.6, 0.7], ALPACA: [0.61234], FLAN: [0.2]}, ffr={OWN: [0.1234], ALPACA: [5.0]}
     )
     measured = claims([run]).measured[0]
     # binomial standard error of 0.65 over 24 latents: sqrt(.65 * .35 / 24) = 0.097
@@ -226,7 +260,7 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
         t: exhibits()[t].numbers
         for t in ("table1", "table2", "table3", "table4", "table6", "table7")
     }
-    make_measured_run("z", {F: [0.5]})
+    make_measured_run("z", {OWN: [0.5]})
     runs = []
     for model, ffr in n["table7"].items():
         sfr = {
@@ -266,7 +300,9 @@ def test_the_papers_own_numbers_agree_as_the_paper_says(make_measured_run):
 
 
 def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make_run):
-    trained = make_measured_run("a", sfr={F: [0.5], P: [0.6], W: [0.6]}, coverage=95.0, kl=1.0)
+    trained = make_measured_run(
+        "a", sfr={OWN: [0.5], PILE: [0.6], FINEWEB: [0.6]}, coverage=95.0, kl=1.0
+    )
     text = make_run({"label": "Text"} | dict.fromkeys(SAE_SECTIONS), name="b")
     write_rows(
         text, "dataset", read_rows(trained, "dataset").assign(all_token_coverage=80.0, kl=3.0)

@@ -162,7 +162,7 @@ def test_table_7():
     }
     models = ["gpt2", "pythia-1.4b", "gemma-2b", "pythia-2.8b", "llama-1b", "llama-3b", "llama-8b"]
     assert numbers("table7", list(rows)) == {
-        m: list(column) for m, column in zip(models, zip(*rows.values()))
+        m: [column[i] for column in rows.values()] for i, m in enumerate(models)
     }
     # percent, not fractions: GPT-2's are 14, 14.5 and 19.5 of 12288 latents
     assert [round(v * 12288 / 100, 1) for v in numbers("table7", list(rows))["gpt2"]] == [
@@ -297,7 +297,7 @@ def test_some_models_of_a_profile(make_run):
     assert chosen(runs, "two") == [runs[1]]
     assert chosen(runs, None) == chosen(runs, "") == runs
     with pytest.raises(
-        ParamsError, match="MODELS: 'three' is not in .*handmade, which has one, two"
+        ParamsError, match=r"MODELS: 'three' is not in .*handmade, which has one, two"
     ):
         chosen(runs, "one three")
     mixed = [laptop[0], runs[0]]

@@ -107,7 +107,7 @@ def test_the_dataset_is_the_runs_own_by_the_datasets_library(made, tmp_path, mon
         "text",
         "length",
     ]
-    assert [row["ids"] for row in rows] == [document.tolist() for document in documents]
+    assert list(rows["ids"]) == [document.tolist() for document in documents]
     assert list(rows["length"]) == [len(document) for document in documents]
     assert list(rows["text"]) == [
         " ".join(f"w{i}" for i in document if i > 1) for document in documents
@@ -221,7 +221,8 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(made, make_run):
     assert not list(shard.parent.glob(".*"))
     other = make_run({"generate.seed": 6, "generate.shard_tokens": 300})
     make_faithful(other, open_model(other))
-    again = publish(other.file.parent)[0] if train_all(other, open_model(other)) else None
+    train_all(other, open_model(other))
+    again, _ = publish(other.file.parent)
     assert [file.name for file in (again.folder / "data").iterdir()] == [
         "train-00000-of-00001.parquet"
     ]
@@ -258,7 +259,8 @@ def test_nothing_made_yet(make_run):
 def test_damaged_saes_and_datasets_are_refused(made):
     file = made.artifacts / "saes" / "text" / "seed49" / WEIGHTS
     original = file.read_bytes()
-    remove(file), file.write_bytes(original[:-100])
+    remove(file)
+    file.write_bytes(original[:-100])
     with pytest.raises(SAEError, match=f"{file}: truncated"):
         publish(made.file.parent)
     file.write_bytes(original)

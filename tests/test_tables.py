@@ -43,11 +43,11 @@ def test_the_papers_row_stands_directly_below(make_measured_run):
         make_measured_run("b", {"faithful": [0.5], "alpaca": [0.2]}, beside="pythia-2.8b"),
     ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
-    assert list(zip(table.model, table.source)) == [
-        ("Model a", "here"),
-        ("Model b", "here"),
-        ("Pythia 2.8B", "paper"),
-        ("Pythia 1.4B", "paper"),
+    assert table[["model", "source"]].to_numpy().tolist() == [
+        ["Model a", "here"],
+        ["Model b", "here"],
+        ["Pythia 2.8B", "paper"],
+        ["Pythia 1.4B", "paper"],
     ]
     assert table.iloc[2][["faithful", "alpaca", "open-instruct", "flan"]].tolist() == [
         0.2911,
@@ -374,7 +374,7 @@ def test_a_missing_csv_names_its_notebook(make_measured_run):
     run = make_measured_run("a", {"faithful": [0.5]})
     forget(run, "ffr")
     with pytest.raises(
-        MissingInputError, match="ffr.csv is missing: run notebooks/04_ffr for handmade/a first"
+        MissingInputError, match=r"ffr\.csv is missing: run notebooks/04_ffr for handmade/a first"
     ):
         read_rows(run, "ffr")
 

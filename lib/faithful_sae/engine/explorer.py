@@ -1,14 +1,11 @@
 """The features of a profile as a page to open in a browser: `make explorer`."""
 
-import argparse
-import sys
 from pathlib import Path
 
 from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.paper.links import index_folders
 from faithful_sae.runs.params import load_profile
-from faithful_sae.runs.schema import ParamsError
 
 
 def write(profile: str) -> Path:

@@ -141,6 +141,7 @@ def _sfr(runs, against, holds, needed=1, most=False):
     runs = _comparable(runs, against, needed)
     found = []
     for run in measured(runs, "sfr"):
+        assert run.sae
         values = sfr_values([run])[run.name]
         p = values["faithful"]
         error = math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)
@@ -168,6 +169,7 @@ def _fineweb_ce(runs):
     ]
     found = []
     for run in measured(runs, "fidelity"):
+        assert run.sae
         roles = _web_corpora(run)
         rows = read_rows(run, "fidelity")
         rows = rows.loc[

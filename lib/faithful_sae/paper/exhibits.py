@@ -6,8 +6,6 @@ profile it is from, and a profile's exhibits say when not all of it has been mea
 
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -83,7 +81,7 @@ def unmeasured(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["model", "notebook", "why", "command"])
 
 
-def _why_unmeasured(run: Run, stage: Stage) -> str | None:
+def _why_unmeasured(run, stage):
     reasons = [why for name in stage.rows_of(run) if (why := lacking(run, name))]
     if reasons:
         return min(reasons)
@@ -123,18 +121,18 @@ def save_table(
     return table
 
 
-def _cell(value: Any, digits: int) -> str:
+def _cell(value, digits):
     if pd.isna(value):
         return ""
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path, text):
     with atomic_path(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
 
-def _literal(text: str) -> str:
+def _literal(text):
     """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is
     written as an entity. a_b may stay.
     """
@@ -195,7 +193,7 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit: Exhibit, runs: list[Run], separator: str = " ") -> str:
+def _note(exhibit, runs, separator=" "):
     note = profile_note(runs)
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:
@@ -206,7 +204,7 @@ def _note(exhibit: Exhibit, runs: list[Run], separator: str = " ") -> str:
     return note
 
 
-def _provenance(exhibit: Exhibit, runs: list[Run], stem: str) -> None:
+def _provenance(exhibit, runs, stem):
     rows = {
         f"{run.name}/{path.name}": file_hash(path)
         for run in runs

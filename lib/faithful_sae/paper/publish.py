@@ -15,7 +15,6 @@ SAEs that were read instead of trained (`sae.published`) are others' to publish,
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pyarrow import parquet
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from faithful_sae.files import (
     DiskFullError,
@@ -129,7 +128,7 @@ def publish(
     return repositories
 
 
-def _repository(run: Run, namespace: str, kind: str, what: str) -> Repository:
+def _repository(run, namespace, kind, what):
     name = f"{run.profile}-{run.name}-{what}"
     try:
         validate_repo_id(f"{namespace}/{name}")
@@ -169,7 +168,7 @@ def prepare_saes(run: Run, namespace: str) -> Repository | None:
     return repository
 
 
-def _copy_sae(run: Run, source: Path, target: Path) -> None:
+def _copy_sae(run, source, target):
     """Weights are linked where the disk can do that: files are replaced, and never written to."""
     target.mkdir(parents=True)
     for file in source.glob("*.safetensors"):
@@ -183,7 +182,7 @@ def _copy_sae(run: Run, source: Path, target: Path) -> None:
     (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _results(run: Run) -> list[str]:
+def _results(run):
     """The rows that are of the SAEs there are; the others are named."""
     found = []
     for rows in RESULTS:
@@ -235,20 +234,19 @@ def prepare_dataset(run: Run, namespace: str) -> Repository | None:
     return repository
 
 
-def _tokenizer(run: Run) -> PreTrainedTokenizerBase:
+def _tokenizer(run):
     folder = run.artifacts / "lm" if run.embedded else run.model_folder
     at = model_commit(run)
     return AutoTokenizer.from_pretrained(str(folder or run.model), revision=at)
 
 
-def _table(shard: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+def _table(shard, tokenizer):
     """The documents of a shard: `ids` of all, one after the other, and their `lengths`."""
     ids = shard["ids"]
     lengths = shard["lengths"]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    documents = [part.tolist() for part in np.split(ids, offsets[1:-1])]
     texts = tokenizer.batch_decode(
-        documents, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        np.split(ids, offsets[1:-1]), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return pa.table(
         {
@@ -271,11 +269,12 @@ def show(repository: Repository) -> None:
     for folder, files in folders.items():
         place = f"{folder.as_posix()}/" if folder.name else ""
         number = f"{len(files)} files" if len(files) > 1 else "1 file"
-        names = ", ".join([*(file.name for file in files[:4]), *(["..."] if files[4:] else [])])
-        print(f"    {place}  {number}, {_size(files)}: {names}")
+        names = ", ".join(file.name for file in files[:4])
+        more = ", ..." if len(files) > 4 else ""
+        print(f"    {place}  {number}, {_size(files)}: {names}{more}")
 
 
-def _size(files: Sequence[Path]) -> str:
+def _size(files):
     return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
 
 

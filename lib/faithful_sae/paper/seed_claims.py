@@ -21,7 +21,6 @@ OPEN = "open"
 NOT_TESTABLE = "not testable"
 SIGNIFICANCE = 0.05
 COLUMNS = ["finding", "theirs", "measured", "verdict"]
-Verdict = tuple[str, str]  # what was measured, the verdict
 
 
 def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -36,14 +35,16 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
     latents = rows["seed_latents"]
     sweep = {name: pairs.loc[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     plain = pairs.loc[pairs.sweep == "seeds"]
-    n = len(run.seed_dependence.seeds)
-    n_sweep = run.seed_dependence.sweep_seeds
+    sae = run.sae
+    study = run.seed_dependence
+    assert sae and study, "notebook 08 does not run without them"
+    n = len(study.seeds)
     top, rare = _extremes(latents, n - 1)
     table = [
         (
             "Fewer than half of the latents are shared between two seeds",
             "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1",
-            *_below(plain.shared, 0.5, n, run.sae.d_sae, "shared"),
+            *_below(plain.shared, 0.5, n, sae.d_sae, "shared"),
         ),
         (
             "Matched latents are of two kinds, hits and misses: cosines have two modes",
@@ -78,7 +79,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
         (
             "The share is the same with nearest instead of matched latents",
             "essentially unchanged; section 3, Figure A2",
-            *_same(plain.shared, plain.shared_maximum, n, run.sae.d_sae),
+            *_same(plain.shared, plain.shared_maximum, n, sae.d_sae),
         ),
         (
             "The latents that fire most are shared by all seeds more often than others",
@@ -95,10 +96,18 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
             "section 4.1, Figure 2",
             *_frequency(latents),
         ),
-        ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, n_sweep)),
-        ("More active latents, less overlap", "Figure 5", *_trend(sweep["k"], -1, n_sweep)),
-        ("Longer training, more overlap", "Figure 5", *_trend(sweep["tokens"], 1, n_sweep)),
-        *_layers(sweep["layer"], n_sweep),
+        ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, study.sweep_seeds)),
+        (
+            "More active latents, less overlap",
+            "Figure 5",
+            *_trend(sweep["k"], -1, study.sweep_seeds),
+        ),
+        (
+            "Longer training, more overlap",
+            "Figure 5",
+            *_trend(sweep["tokens"], 1, study.sweep_seeds),
+        ),
+        *_layers(sweep["layer"], study.sweep_seeds),
         (
             "SAEs with ReLU and L1 overlap more than TopK SAEs",
             "Figure 4",

@@ -86,13 +86,11 @@ def beside(rows: list[Record], runs: list[Run], numbers: dict[str, dict[str, Any
     counterparts = {run.label: run.beside for run in runs}
     ordered = []
     for row in rows:
-        ordered.append(row | {"source": "here"})
+        ordered.append({"model": row["model"], "source": "here"} | row)
         counterpart = counterparts[row["model"]]
         if counterpart in paper:
             ordered.append(paper.pop(counterpart))
-    table = pd.DataFrame([*ordered, *paper.values()])
-    first = ["model", "source"]
-    return table.loc[:, first + [column for column in table.columns if column not in first]]
+    return pd.DataFrame([*ordered, *paper.values()])
 
 
 def corpora_table(runs: list[Run]) -> pd.DataFrame:
@@ -126,7 +124,7 @@ def corpora_table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _training_text(run: Run) -> dict[str, Record]:
+def _training_text(run):
     """{corpus: how much text its SAEs saw}. What published SAEs saw, nobody here can say."""
     if not measured([run], "saes"):
         return {}
@@ -143,14 +141,14 @@ def language_models(runs: list[Run]) -> pd.DataFrame:
     """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come
     ready-made, and before 01).
     """
-    rows = [
-        read_rows(run, "language_model").assign(model=run.label)
-        if measured([run], "language_model")
-        else pd.DataFrame([{"model": run.label}])
-        for run in runs
-    ]
-    table = pd.concat(rows, ignore_index=True)
-    return table.loc[:, ["model", *[c for c in table.columns if c != "model"]]]
+    rows = []
+    for run in runs:
+        row: Record = {"model": run.label}
+        if measured([run], "language_model"):
+            (evaluation,) = read_rows(run, "language_model").to_dict("records")
+            row |= evaluation
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def table1(runs: list[Run]) -> pd.DataFrame:
@@ -179,19 +177,19 @@ def ffr_values(runs: list[Run], column: str = "ffr") -> dict[str, dict[str, floa
     return _means(runs, "ffr", column)
 
 
-def _means(runs: list[Run], name: str, column: str) -> dict[str, dict[str, float]]:
+def _means(runs, name, column):
     means = {}
     for run in measured(runs, name):
-        rows = read_rows(run, name).groupby("corpus", sort=False).agg({column: "mean"})
-        means[run.name] = _by_role(run, rows.loc[:, column])
+        rows = read_rows(run, name).groupby("corpus", sort=False)
+        means[run.name] = _by_role(run, rows[column].mean())
     return means
 
 
-def _by_role(run: Run, values: pd.Series) -> dict[str, float]:
-    return {_column(run, str(corpus)): float(value) for corpus, value in values.items()}
+def _by_role(run, values):
+    return {_column(run, corpus): float(value) for corpus, value in values.items()}
 
 
-def _column(run: Run, corpus: str) -> str:
+def _column(run, corpus):
     """A corpus's column: its role, or without one its name, which may be that of a role it does not
     play.
     """
@@ -352,7 +350,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                     **{role: value for role, value in accuracy.items() if role in columns},
                 }
             )
-            counterpart = (run.beside, task.role)
+            counterpart = (run.beside or "", task.role or "")
             if counterpart in paper:
                 rows.append(paper[counterpart])
                 shown.add(counterpart)

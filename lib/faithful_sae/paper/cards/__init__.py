@@ -6,7 +6,6 @@ import bisect
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -133,7 +132,7 @@ def dataset_card(run: Run, repository: str) -> DatasetCard:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _model(run: Run) -> str:
+def _model(run):
     if run.embedded:
         return (
             f"{run.label} (a small {run.embedded.architecture} trained by the companion on "
@@ -142,15 +141,15 @@ def _model(run: Run) -> str:
     return f"`{model_name(run)}`"
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _yaml(values: dict[str, Any]) -> str:
+def _yaml(values):
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
 
 
-def _corpora(run: Run, names: Sequence[str]) -> str:
+def _corpora(run, names):
     """What each corpus is, with its commit and licence where they are known."""
     listed = yaml.safe_load(LISTED.read_text(encoding="utf-8"))["corpora"].values()
     licences = {entry["hub"]: entry["licence"] for entry in listed}
@@ -175,7 +174,7 @@ def _corpora(run: Run, names: Sequence[str]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False)
 
 
-def _results(run: Run, names: Sequence[str], measured: Collection[str]) -> str | None:
+def _results(run, names, measured):
     """Means over seeds, the paper's beside them where it has a counterpart."""
     table = pd.DataFrame(index=pd.Index([heading(run, name) for name in names]))
     for rows, column, title, digits, table_ids in RESULTS:
@@ -195,7 +194,7 @@ def _results(run: Run, names: Sequence[str], measured: Collection[str]) -> str |
     return table.to_markdown(disable_numparse=True) if len(table.columns) else None
 
 
-def _statistics(run: Run, measured: pd.Series) -> str:
+def _statistics(run, measured):
     """What was measured of the dataset, the paper's beside it where it has a counterpart."""
     here = {title: f"{measured[key]:{form}}" for key, (title, form) in STATISTICS.items()}
     rows = [{"": run.label} | here]
@@ -207,7 +206,7 @@ def _statistics(run: Run, measured: pd.Series) -> str:
     return pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
-def _provenance(artefact: Path) -> str:
+def _provenance(artefact):
     """Commit, versions and device of an artefact's provenance.json, in a sentence."""
     record = _json(artefact / "provenance.json")
     versions = ", ".join(f"{name} {record['packages'][name]}" for name in PACKAGES)
@@ -219,6 +218,6 @@ def _provenance(artefact: Path) -> str:
     )
 
 
-def _size(documents: int) -> list[str]:
+def _size(documents):
     """The Hub's category of so many documents."""
     return [SIZES[bisect.bisect([10**n for n in range(3, 8)], documents)]]

@@ -1,7 +1,6 @@
 """The figures of notebooks 01 to 07: one function each, which draws the DataFrame of its csv."""
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas import DataFrame
@@ -83,7 +82,7 @@ def first_token(data: DataFrame) -> Figure:
     return figure
 
 
-def _label(token: object) -> str:
+def _label(token):
     """A token as one sees it; a dollar sign would begin a formula."""
     return visible(str(token)).replace("$", r"\$")
 
@@ -290,7 +289,7 @@ def probing(data: DataFrame) -> Figure:
     return figure
 
 
-def _probe_bars(ax: Axes, data: DataFrame, metric: str, colours: dict[str, str]) -> None:
+def _probe_bars(ax, data, metric, colours):
     """One model's probes on one task."""
     baseline = data.loc[data.representation == "baseline", metric].iloc[0]
     ax.bar(0, baseline, 0.5, color="0.55")

@@ -4,10 +4,9 @@ draws the DataFrame of its csv.
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
-from pandas import DataFrame, Series
+from pandas import DataFrame
 from scipy.stats import gaussian_kde
 
 from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, legend_below, styled
@@ -15,6 +14,7 @@ from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, legend_
 AGREE = COLOURS[2]
 DISAGREE = COLOURS[1]
 AXES = {"d_sae": "latents", "k": "active latents, k", "tokens": "training tokens", "layer": "layer"}
+THRESHOLD = {"color": "0.4", "linewidth": 0.7, "linestyle": "--"}
 DEFINITIONS = {  # of sharing: label, colour, line style
     "shared": ("encoder and decoder", COLOURS[2], "-"),
     "shared_decoder": ("decoder alone (SFR)", COLOURS[3], "-"),
@@ -22,7 +22,7 @@ DEFINITIONS = {  # of sharing: label, colour, line style
 }
 
 
-def _joint() -> tuple[Figure, Axes, Axes, Axes]:
+def _joint():
     """A figure with a square of points, and one histogram above and one to the right of it."""
     figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.55), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
@@ -36,11 +36,11 @@ def _joint() -> tuple[Figure, Axes, Axes, Axes]:
     return figure, ax, top, right
 
 
-def _contours(ax: Axes, x: Series, y: Series) -> None:
+def _contours(ax, x, y):
     """Lines of equal density, by kernel density estimation; none where the points lie on a line."""
     if len(x) < 5 or np.linalg.matrix_rank(np.cov(x, y), tol=1e-8) < 2:
         return
-    gx, gy = np.meshgrid(*(np.linspace(*limits, 80) for limits in (ax.get_xlim(), ax.get_ylim())))
+    gx, gy = np.meshgrid(np.linspace(*ax.get_xlim(), num=80), np.linspace(*ax.get_ylim(), num=80))
     density = gaussian_kde(np.vstack([x, y]))(np.vstack([gx.ravel(), gy.ravel()])).reshape(gx.shape)
     ax.contour(
         gx,
@@ -52,7 +52,7 @@ def _contours(ax: Axes, x: Series, y: Series) -> None:
     )
 
 
-def _by_agreement(data: DataFrame) -> list[tuple[DataFrame, str, str]]:
+def _by_agreement(data):
     """(latents, their colour and label), by whether both matchings of two SAEs agree on them."""
     agree = data.agree.astype(bool)
     return [
@@ -95,7 +95,7 @@ def matched_cosines(data: DataFrame) -> Figure:
         [part.encoder_cosine for part, *_ in parts], bins, orientation="horizontal", **stacked
     )
     for line in (ax.axvline, ax.axhline):
-        line(limit, color="0.4", linewidth=0.7, linestyle="--")
+        line(limit, **THRESHOLD)
     legend_below(figure, ax, 2, markerscale=2)
     return figure
 
@@ -128,7 +128,7 @@ def firing(data: DataFrame) -> Figure:
         top.hist([part.firing for part in parts], edges, **stacked)
     bins = np.linspace(low, 1, 41).tolist()
     right.hist([part.mean_cosine for part in parts], bins, orientation="horizontal", **stacked)
-    ax.axhline(data.threshold.iloc[0], color="0.4", linewidth=0.7, linestyle="--")
+    ax.axhline(data.threshold.iloc[0], **THRESHOLD)
     silent = f"; {(~fires).sum()} never fired" if not fires.all() else ""
     ax.set(
         xscale="log" if fires.any() else "linear",
@@ -186,7 +186,7 @@ def thresholds(data: DataFrame) -> Figure:
         ax.fill_between(
             part.threshold, part["min"], part["max"], color=colour, alpha=0.15, linewidth=0
         )
-    ax.axvline(data.chosen.iloc[0], color="0.4", linewidth=0.7, linestyle="--")
+    ax.axvline(data.chosen.iloc[0], **THRESHOLD)
     ax.set(
         xlabel="threshold on the cosine",
         ylabel="share of latents shared",
@@ -225,7 +225,7 @@ def maximum_cosines(data: DataFrame) -> Figure:
     return figure
 
 
-def _sweeps(data: DataFrame, series: dict[str, tuple[str, str, str]], ylabel: str) -> Figure:
+def _sweeps(data, series, ylabel):
     """One panel per swept number; a dot per pair of seeds, a line through their means; the plain
     SAEs' value in bold.
 
@@ -239,7 +239,7 @@ def _sweeps(data: DataFrame, series: dict[str, tuple[str, str, str]], ylabel: st
     for ax, sweep in zip(axes, sweeps, strict=False):
         part = data.loc[data.sweep == sweep]
         for column, (label, colour, style) in series.items():
-            mean = part.groupby("value")[column].agg("mean")
+            mean = part.groupby("value")[column].mean()
             ax.plot(mean.index, mean, style, color=colour, label=label)
             ax.plot(
                 part.value,
@@ -265,7 +265,7 @@ def _sweeps(data: DataFrame, series: dict[str, tuple[str, str, str]], ylabel: st
     return figure
 
 
-def _short(value: float) -> str:
+def _short(value):
     """1500000 as 1.5M, 12000 as 12k."""
     if value >= 10**6:
         return f"{int(value) / 1e6:g}M"
