@@ -93,12 +93,6 @@ def exhibits(args: argparse.Namespace) -> None:
     write_figures_readme()
 
 
-def parameters(args: argparse.Namespace) -> None:
-    from faithful_sae.runs.reference import write_reference
-
-    write_reference()
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="python -m faithful_sae", description=__doc__)
@@ -154,7 +148,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("profile", help=PROFILE)
 
     add(exhibits, "write the table of exhibits, figures/README.md")
-    add(parameters, "write the reference of all parameters, docs/parameters.md")
     return top
 
 
