@@ -1,5 +1,5 @@
-"""The workflow's steps beside notebooks: the SAEs of one corpus, and shares of long work for several
-processes at once.
+"""The workflow's steps beside notebooks: the SAEs of one corpus, and shares of long work for
+several processes at once.
 
 The faithful text is cut into shards, the kept activations of a corpus into groups of rows, and each
 is what it is whoever computes it. So workers change no byte: 01 joins the shards and samples what

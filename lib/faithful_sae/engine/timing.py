@@ -1,5 +1,5 @@
-"""How long the stages of a run take, from a few seconds of each kind of their work on the device that
-will do it.
+"""How long the stages of a run take, from a few seconds of each kind of their work on the device
+that will do it.
 
 What is timed is the code that runs later, on the run's language model; where its weights are not on
 this machine, on one of the same sizes with random weights, which does the same arithmetic. Not in
@@ -79,7 +79,7 @@ def _language_model(run: Run) -> tuple[LanguageModel, str]:
     if run.model_folder or (at and hub.has_weights(run.model, at)):
         return open_model(run), "the model itself"
     with device, torch.random.fork_rng():
-        model = unloaded_model(run)
+        model: Any = unloaded_model(run)
     vocabulary = range(model.config.vocab_size)
     lm = LanguageModel(model.to(device).eval(), vocabulary, run.layer, 0)
     return lm, "a model of the same sizes with random weights"
@@ -119,8 +119,8 @@ class Rates:
         return time.process_time() if alone else time.perf_counter()
 
     def time_of(self, step: Callable[[], Any], seconds: float = SECONDS) -> float:
-        """Time of one `step()`, the least of several: the first compiles and allocates, and some are
-        disturbed.
+        """Time of one `step()`, the least of several: the first compiles and allocates, and some
+        are disturbed.
         """
         times = []
         step()

@@ -66,7 +66,8 @@ class Lock:
 
     def __init__(self, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+", encoding="utf-8")
+        # open for as long as the lock is held
+        self.file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
 
     def take(self, shared: bool = False, wait: bool = False) -> bool:
         """Take it; False where another process is in the way, unless this waits for it."""

@@ -188,9 +188,8 @@ def _results(run):
     for rows in RESULTS:
         why = lacking(run, rows)
         if why:
-            print(
-                f"note: {run.name}: results of {writer(rows).name} are {why}, so that the card has none"
-            )
+            stage = writer(rows).name
+            print(f"note: {run.name}: results of {stage} are {why}, so that the card has none")
         else:
             found.append(rows)
     return found

@@ -128,7 +128,8 @@ def read_profile(folder: str | Path) -> tuple[list[Run], list[str]]:
     labels = [run.label for run in runs]
     if len(set(labels)) < len(labels):
         problems.append(
-            f"{folder}: two files have one label ({', '.join(labels)}): tables tell models apart by it"
+            f"{folder}: two files have one label ({', '.join(labels)}): "
+            "tables tell models apart by it"
         )
     return runs, problems
 

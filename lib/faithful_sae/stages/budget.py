@@ -13,7 +13,7 @@ def train_tokens(run: Run) -> int:
 
 
 def budget(run: Run, tokens: int) -> int:
-    """Tokens an SAE is trained on, if its corpus has corpus_tokens: at most sae.max_epochs passes."""
+    """Tokens an SAE is trained on: at most sae.max_epochs passes of a corpus of corpus_tokens."""
     return min(tokens, train_tokens(run) * run.sae.max_epochs)
 
 

@@ -1,4 +1,4 @@
-"""01: the run's language model, trained here when it is embedded, and text that it writes itself."""
+"""01: the run's language model, trained here when it is embedded, and text that it writes."""
 
 import math
 from collections.abc import Iterable

@@ -219,7 +219,7 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}
             place = folder / entry["name"]
             saes[tuple(sizes.values())] = load_sae(place)
-            end = last_point(curves[curves.name == entry["name"]])
+            end = last_point(curves.loc[curves.name == entry["name"]])
             weights = {"weights": file_hash(place / "sae_weights.safetensors")}
             records.append(sizes | end | weights)
     summary = pd.DataFrame(records)
@@ -282,7 +282,7 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
         "seed_modes": pd.DataFrame(
             [
                 {"seed_a": first, "seed_b": b}
-                | dict(zip(("modes", "p"), seed_dependence.modes_test(values)))
+                | dict(zip(("modes", "p"), seed_dependence.modes_test(values), strict=True))
                 for b, values in cosine.items()
             ]
         ),
@@ -312,7 +312,13 @@ def _swept(saes: dict[tuple, Any], plain: tuple, n_seeds: int) -> Iterator[tuple
 
 
 def _row(
-    sweep: str, value: int, group: dict, pair: tuple, latents: Any, found: tuple, threshold: float
+    sweep: str,
+    value: int,
+    group: dict,
+    pair: tuple,
+    latents: pd.DataFrame,
+    found: tuple[Any, Any],
+    threshold: float,
 ) -> dict[str, Any]:
     from faithful_sae.metrics import seed_dependence
 
