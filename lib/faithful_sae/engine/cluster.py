@@ -162,7 +162,7 @@ def stop(profile: str) -> None:
     lock.close()
 
 
-def _cancel_jobs(profile: str) -> None:
+def _cancel_jobs(profile):
     deadline = time.time() + STOPPING
     while left := jobs(profile):
         if time.time() > deadline:
@@ -174,11 +174,11 @@ def _cancel_jobs(profile: str) -> None:
         time.sleep(1)
 
 
-def _path(profile: str) -> Path:
+def _path(profile):
     return ROOT / "artifacts" / profile / ".lock"
 
 
-def _holder(lock: Lock) -> dict:
+def _holder(lock):
     lock.file.seek(0)
     try:
         return json.loads(lock.file.read())
@@ -186,11 +186,11 @@ def _holder(lock: Lock) -> dict:
         return {}
 
 
-def _where(holder: dict) -> str:
+def _where(holder):
     return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
-def _kill(pid: int) -> None:
+def _kill(pid):
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         # the parent first: it starts nothing more

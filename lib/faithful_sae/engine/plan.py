@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, file_hash, remove
+from faithful_sae.files import ROOT, is_current, read_json, remove
 from faithful_sae.lm.architectures import sizes_of
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
@@ -291,25 +291,17 @@ def take_possession(runs: list[Run]) -> None:
         listed.unlink()
 
 
-def _forget_damaged(run: Run) -> None:
+def _forget_damaged(run):
     for stage in model_stages(run):
         for artefact in stage.artefacts(run):
-            if not _is_whole(artefact.folder):
+            if not is_current(artefact.folder):
                 artefact.rows.unlink(missing_ok=True)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        return record["content"] == file_hash(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _published_problems(run: Run, config: Path | None, names: list[str]) -> Iterator[str]:
     """Of the published SAEs of some corpora; `config` is the model's, where there is one."""
     try:
-        record = json.loads(config.read_text(encoding="utf-8")) if config else {}
+        record = read_json(config) if config else {}
     except (OSError, ValueError):
         return  # said of the model
     width = run.embedded.d_model if run.embedded else sizes_of(record).d_model
@@ -326,7 +318,7 @@ def _published_problems(run: Run, config: Path | None, names: list[str]) -> Iter
 
 def _model_problems(run: Run, files: list[str], config: Path, where: str) -> list[str]:
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
+        record = read_json(config)
     except (OSError, ValueError) as error:
         why = f"no readable config.json in {where} ({error})"
         return [f"{run.file}: model = {run.model!r}: {why}"]

@@ -85,7 +85,7 @@ def _language_model(run: Run) -> tuple[LanguageModel, str]:
     return lm, "a model of the same sizes with random weights"
 
 
-def _name(device: torch.device) -> str:
+def _name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
@@ -147,7 +147,7 @@ class Rates:
         s = self.run.sae
         ids = self.ids(s.lm_batch_rows)
 
-        def step() -> None:
+        def step():
             token_activations(self.lm, ids, s.include_bos)
 
         return self.once("activations", lambda: self.time_of(step) / ids.numel())
@@ -159,7 +159,7 @@ class Rates:
         kind = "SAE of"
         seconds = SHORT if any(name.startswith(kind) for name in self.known) else SECONDS
 
-        def measure() -> float:
+        def measure():
             ids = self.ids(math.ceil(s.batch_tokens / (self.run.sequence_length - 1)))
             x = token_activations(lm, ids, True)[: s.batch_tokens]
             times: list[float] = []
@@ -185,11 +185,11 @@ class Rates:
         """
         sae = self.sae()
 
-        def measure() -> float:
+        def measure():
             rows = max(2048 // self.run.sequence_length, 1)
             x = token_activations(self.lm, self.ids(rows), True)
 
-            def step() -> Any:
+            def step():
                 return sae.decode(sae.encode(x)) if dense else sae.encode_topk(x)
 
             return self.time_of(step, SHORT) / len(x)

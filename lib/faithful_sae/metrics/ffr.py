@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # the authors' code counts a latent as firing only above this activation; the paper says > 0
 AUTHORS_ACTIVATION = 1.0
-# rows of random tokens per forward pass
+# rows of random tokens in a forward pass
 BATCH_ROWS = 32
 
 

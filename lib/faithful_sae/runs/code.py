@@ -71,7 +71,7 @@ def _within(file: Path, rooms: tuple[str, ...]) -> bool:
     return any(name == room or name.startswith(f"{room}/") for room in rooms)
 
 
-def _without_docstrings(file: Path) -> ast.Module:
+def _without_docstrings(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)

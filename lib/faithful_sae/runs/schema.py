@@ -63,11 +63,11 @@ def key(
     return field(default, description=says, json_schema_extra=about, **limits)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _named(value: Any) -> Any:
+def _named(value):
     return {str(name): item for name, item in value.items()} if isinstance(value, dict) else value
 
 

@@ -36,7 +36,6 @@ def kept_bytes(run: Run, shape: Shape) -> int:
 
 def group_bytes(run: Run, shape: Shape) -> int:
     """A forward pass of the activation stream, float32 results included."""
-
     s = run.sae
     most = max(s.buffer_tokens, run.sequence_length)
     tokens = min(s.lm_batch_rows * run.sequence_length, most)

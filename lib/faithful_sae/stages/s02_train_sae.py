@@ -138,24 +138,22 @@ WHERE = ("layer", "threads", "dtype", "device")
 TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published")
 READ = (
     *WHERE,
-    *(
-        f"sae.{name}"
-        for name in (
-            "seeds",
-            "d_sae",
-            "k",
-            "tokens",
-            "include_bos",
-            "lm_batch_rows",
-            "batch_tokens",
-        )
-    ),
+    "sae.seeds",
+    "sae.d_sae",
+    "sae.k",
+    "sae.tokens",
+    "sae.include_bos",
+    "sae.lm_batch_rows",
+    "sae.batch_tokens",
 )
 
 # what the activations of a corpus depend on
 ACTIVATIONS = (
     *WHERE,
-    *("sae.buffer_tokens", "sae.lm_batch_rows", "sae.include_bos", "sae.data_seed"),
+    "sae.buffer_tokens",
+    "sae.lm_batch_rows",
+    "sae.include_bos",
+    "sae.data_seed",
 )
 
 

@@ -43,7 +43,6 @@ class FidelityMatrix(Stage):
         return run.fidelity.corpora if run.fidelity else ()
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-
         batch = run.fidelity.batch_rows * run.sequence_length
         logits = batch * shape.vocab_size * LOGIT
         # logits are not there yet while the blocks run, and latents are gone when KL is computed
