@@ -1,11 +1,10 @@
 """Opening a run, and the csv files through which notebooks hand over their results."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from faithful_sae.files import MissingInputError, write_csv, write_json
+from faithful_sae.files import MissingInputError, read_json, write_csv, write_json
 from faithful_sae.runs.keys import made_with
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.registry import writer
@@ -68,8 +67,7 @@ def lacking(run: Run, name: str) -> str | None:
     if not path.exists():
         return "not made"
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        recorded = record["made_with"]
+        recorded = read_json(path.with_suffix(".json"))["made_with"]
     except (OSError, ValueError, KeyError, TypeError):
         return "made with unknown parameters"
     same = recorded == made_with(run, writer(name))

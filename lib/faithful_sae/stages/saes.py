@@ -1,9 +1,8 @@
 """Loading the SAEs of a run, and refusing those that are not what the parameters say."""
 
-import json
 from typing import Any
 
-from faithful_sae.files import MissingInputError, file_hash
+from faithful_sae.files import MissingInputError, file_hash, read_json
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.rows import read_rows, run_first
 from faithful_sae.runs.schema import Run
@@ -31,7 +30,7 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
         record = run.artifacts / "saes" / name / "provenance.json"
         made = {}
         if record.exists():
-            made = json.loads(record.read_text(encoding="utf-8"))["parameters"]
+            made = read_json(record)["parameters"]
         for seed in run.sae.seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
