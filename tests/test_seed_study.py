@@ -31,7 +31,7 @@ def stamp(run, layer):
 
 
 def test_every_sae_that_was_asked_for(studied):
-    run, saes, summary = studied
+    _, saes, summary = studied
     wanted = {(*SIZES, seed) for seed in (1, 2, 3)}
     wanted |= {
         (*sizes, seed)
@@ -96,7 +96,7 @@ def test_budgets_beyond_the_corpus_are_one_sae(make_run, capsys):
     run = make_run(
         {"seed_dependence": SEED_DEPENDENCE | {"tokens": [200, 5000, 6000], "layers": []}}
     )
-    saes, summary = train_seeds(run)
+    _, summary = train_seeds(run)
     assert "sae.max_epochs = 2" in capsys.readouterr().out
     assert (
         summary.tokens.nunique() == 3 and len(summary[summary.tokens > 400]) == 2
