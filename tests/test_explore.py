@@ -71,7 +71,7 @@ def test_fakes_and_twins_are_those_of_other_notebooks(explored):
 
 
 def test_an_index_is_made_again_when_what_it_says_changes(explored):
-    run, lm, saes, indexes = explored
+    run, lm, saes, _ = explored
 
     def stamps(changed):
         folders = {
@@ -119,7 +119,7 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
         parts = np.array_split(inside, 3) if len(inside) % 3 == 0 else None
         wanted = [inside[int((i + 0.5) * len(inside) / 3)] for i in range(3)]
         assert found[found.group == group].latent.tolist() == wanted
-        assert parts is None or all(w in p for w, p in zip(wanted, parts))
+        assert parts is None or all(w in p for w, p in zip(wanted, parts, strict=True))
     few = explore.chosen(latents[latents.latent.isin([1, 2, 30])], 3)
     assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1])
     assert few[few.group == "fake"].latent.tolist() == [30]
