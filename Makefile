@@ -58,7 +58,7 @@ explorer: $(STAMP)  ## write the features of a profile as a page to open in a br
 lint: $(STAMP)  ## formatting, common mistakes and types: ruff and pyright
 	@cd $(ROOT) && $(PY) -m ruff format --check .
 	@cd $(ROOT) && $(PY) -m ruff check .
-	@cd $(ROOT) && $(PY) -m pyright
+	@cd $(ROOT) && $(PY) -m basedpyright
 
 test: $(STAMP)  ## formatting and types, unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@$(MAKE) --no-print-directory -f $(ROOT)/Makefile lint
@@ -85,7 +85,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 sync: $(STAMP)  ## make every .ipynb and .py say the same, and write figures/README.md and docs/parameters.md
 	@cd $(ROOT) && $(PY) -m jupytext --sync notebooks/*.py
 	@$(PY) -m faithful_sae exhibits
-	@$(PY) -m faithful_sae parameters
+	@cd $(ROOT) && $(PY) docs/write_parameters.py
 
 dry: $(STAMP)  ## show what `make paper` would do, and why
 	@$(SNAKEMAKE) --dry-run --quiet rules

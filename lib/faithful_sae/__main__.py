@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 PROFILE = "a folder of parameter files, or the name of one in params/"
@@ -93,18 +92,12 @@ def exhibits(args: argparse.Namespace) -> None:
     write_figures_readme()
 
 
-def parameters(args: argparse.Namespace) -> None:
-    from faithful_sae.runs.reference import write_reference
-
-    write_reference()
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="python -m faithful_sae", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(run: Callable, says: str) -> argparse.ArgumentParser:
+    def add(run, says):
         name = run.__name__.replace("_", "-")
         command = commands.add_parser(name, help=says, description=says)
         command.set_defaults(run=run)
@@ -154,7 +147,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("profile", help=PROFILE)
 
     add(exhibits, "write the table of exhibits, figures/README.md")
-    add(parameters, "write the reference of all parameters, docs/parameters.md")
     return top
 
 

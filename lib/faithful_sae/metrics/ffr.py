@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # the authors' code counts a latent as firing only above this activation; the paper says > 0
 AUTHORS_ACTIVATION = 1.0
+# rows of random tokens in a forward pass
+BATCH_ROWS = 32
 
 
 def random_batches(
@@ -53,7 +55,7 @@ def firing_frequency(
     sequence_length: int,
     seed: int = 0,
     activations: Sequence[float] = (0.0,),
-    batch_rows: int = 32,
+    batch_rows: int = BATCH_ROWS,
 ) -> list[np.ndarray]:
     """How often every latent of several SAEs fires on random tokens. One pass of the language model
     serves all of them.

@@ -1,16 +1,18 @@
-"""The reference of all parameters, docs/parameters.md, printed from the fields of the sections."""
+"""Write the reference of all parameters, parameters.md, from the fields of their sections."""
 
+import inspect
+import json
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from faithful_sae.files import ROOT, atomic_path
 from faithful_sae.runs.registry import run_class, stages
 from faithful_sae.runs.schema import Corpus, Hours, Section, changes
 
-FILE = ROOT / "docs" / "parameters.md"
+FILE = Path(__file__).with_name("parameters.md")
 INTRODUCTION = """# Parameters
 
 One file `params/<profile>/<name>.yaml` is one run of the notebooks on one language model; a profile
@@ -39,15 +41,9 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def write_reference() -> None:
-    """Write docs/parameters.md."""
-    with atomic_path(FILE) as tmp:
-        tmp.write_text(reference(), encoding="utf-8")
-
-
 def _part(title: str, section: type[Section], names: list[str] | None = None) -> str:
     """A heading, what the section is, and a table of its keys."""
-    said = "\n".join(line.strip() for line in str(section.__doc__).strip().split("\n"))
+    said = "\n".join(line.strip() for line in str(inspect.getdoc(section)).split("\n"))
     lines = [
         f"## {title}",
         "",
@@ -58,8 +54,11 @@ def _part(title: str, section: type[Section], names: list[str] | None = None) ->
     ]
     for name in names or section.model_fields:
         field = section.model_fields[name]
-        about = field.json_schema_extra or {}
+        about: Any = field.json_schema_extra or {}
         meaning = str(field.description)
+        known = {"role": "roles", "documentation": "kinds"}.get(name, "")
+        if hasattr(section, known):
+            meaning += f": {', '.join(getattr(section, known))}"
         if about.get("paper"):
             meaning += f" (paper {about['paper']})"
         if changes(field) == "nothing":
@@ -129,4 +128,10 @@ def _default(value: Any, required: bool) -> str:
         return "its keys' defaults"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
-    return {None: "`null`", True: "`true`", False: "`false`"}.get(value, f"`{value}`")
+    if value is None or isinstance(value, bool):
+        return f"`{json.dumps(value)}`"
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
