@@ -32,10 +32,8 @@ def start(recipe, dead=()):
     g = torch.Generator().manual_seed(2)
     training = Training(sae, TopK(K), LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
-    (
-        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
-        sae.b_dec.copy_(0.1 * torch.randn(D, generator=g)),
-    )
+    sae.b_enc.copy_(0.1 * torch.randn(F, generator=g))
+    sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
     training.since_fired[list(dead)] = training.dead_after
     return training
 
