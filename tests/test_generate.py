@@ -69,7 +69,8 @@ def fits(counts, p):
     seen = counts[common].tolist()
     expected = (p[common] * DRAWS).tolist()
     if (rest := p[~common].sum()) > 0:
-        seen.append(counts[~common].sum()), expected.append(rest * DRAWS)
+        seen.append(counts[~common].sum())
+        expected.append(rest * DRAWS)
     return chisquare(seen, expected).pvalue
 
 
