@@ -54,7 +54,7 @@ def _part(title: str, section: type[Section], names: list[str] | None = None) ->
     ]
     for name in names or section.model_fields:
         field = section.model_fields[name]
-        about = field.json_schema_extra or {}
+        about: Any = field.json_schema_extra or {}
         meaning = str(field.description)
         known = {"role": "roles", "documentation": "kinds"}.get(name, "")
         if hasattr(section, known):

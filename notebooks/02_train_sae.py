@@ -18,7 +18,8 @@
 #
 # One TopK SAE per corpus and seed (paper, sections 2.5 and 3.2, Table 5):
 #
-# $$ z = \mathrm{TopK}_k\big(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})\big), \qquad
+# $$ z = \mathrm{TopK}_k\big(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc}
+#    + b_\mathrm{enc})\big), \qquad
 #    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
 #
 # $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the
@@ -60,7 +61,7 @@ run.sae
 
 # %%
 rows = corpus(run, run.sae.train_on[0], lm)
-ids = torch.tensor(rows.train[:4], dtype=int)
+ids = torch.tensor(rows.train[:4], dtype=torch.int64)
 x = lm.activations(ids)
 print(lm.tokenizer.decode(ids[0])[:300])
 print(

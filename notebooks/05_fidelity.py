@@ -140,7 +140,7 @@ rows.groupby(["include_bos", "trained_on"], sort=False)[
 # Splicing in the activation itself must change nothing at all, whatever the architecture.
 
 # %%
-ids = torch.tensor(corpus(run, run.fidelity.corpora[0], lm).heldout[:2], dtype=int)
+ids = torch.tensor(corpus(run, run.fidelity.corpora[0], lm).heldout[:2], dtype=torch.int64)
 logits, x = lm.logits(ids)
 difference = (lm.spliced_logits(ids, x) - logits).abs().max().item()
 print(

@@ -61,7 +61,7 @@ saes = load_saes(run, lm)
 examples = {name: labelled(run, name)[0] for name in run.probing.tasks}
 for name, (texts, labels) in examples.items():
     print(f"{name}: {len(texts)} training texts, labels {sorted(set(labels))}")
-    for text, label in list(zip(texts, labels))[:3]:
+    for text, label in zip(texts[:3], labels[:3], strict=True):
         print(f"    {label}  {text[:110]!r}")
 
 # %% [markdown]

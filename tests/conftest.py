@@ -178,18 +178,20 @@ sequence_length: 12
 corpus_tokens: 600
 heldout: 0.2
 embedded: null
-generate: {tokens: 300, max_new_tokens: 10, batch_rows: 6, temperature: 1.0, top_p: 1.0, first_token: bos,
-           shard_tokens: 90, seed: 5}
+generate: {tokens: 300, max_new_tokens: 10, batch_rows: 6, temperature: 1.0, top_p: 1.0,
+           first_token: bos, shard_tokens: 90, seed: 5}
 corpora:
   faithful: {role: faithful, faithful: self}
   text: {role: pile, path: text.jsonl, text_key: text}
-sae: {train_on: [faithful, text], d_sae: 24, k: 4, lr: 1.0e-3, tokens: 400, max_epochs: 2, batch_tokens: 64, buffer_tokens: 128,
-      lm_batch_rows: 8, cache_activations: false, include_bos: false, recipe: default, seeds: [42, 49], data_seed: 0, published: null}
+sae: {train_on: [faithful, text], d_sae: 24, k: 4, lr: 1.0e-3, tokens: 400, max_epochs: 2,
+      batch_tokens: 64, buffer_tokens: 128, lm_batch_rows: 8, cache_activations: false,
+      include_bos: false, recipe: default, seeds: [42, 49], data_seed: 0, published: null}
 sfr: {threshold: 0.7, dead_below: 0.0}
 ffr: {tokens: 500, frequency: 0.1, activation: 0.0, seed: 0}
 fidelity: {corpora: [text], rows: 8, rows_from: heldout, batch_rows: 16}
 probing:
-  tasks: {parity: {role: sst2, train: train.jsonl, test: test.jsonl, text_key: text, label_key: label}}
+  tasks:
+    parity: {role: sst2, train: train.jsonl, test: test.jsonl, text_key: text, label_key: label}
   max_train: 40
   max_test: 40
   max_tokens: 12

@@ -228,7 +228,7 @@ def test_one_index_for_each_set(indices, tmp_path):
 
 def test_without_an_index_it_says_who_makes_one():
     def run(profile):
-        command = [sys.executable, "-m", "faithful_sae.engine.explorer", profile]
+        command = [sys.executable, "-m", "faithful_sae", "explorer", profile]
         return subprocess.run(command, capture_output=True, text=True)
 
     result = run("paper")

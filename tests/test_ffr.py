@@ -100,7 +100,7 @@ def test_frequencies_are_counts_of_the_tokens_read(lm, sae):
     share = [sum((tokens == t).sum().item() for t in on if t < V) / N for on, _ in FIRES]
     assert got.tolist() == share  # equal counts, BOS positions left out
     assert authors.tolist() == [
-        s if strength > 1.0 else 0 for s, (_, strength) in zip(share, FIRES)
+        s if strength > 1.0 else 0 for s, (_, strength) in zip(share, FIRES, strict=True)
     ]
     # k = 1: of the latents that a token could fire only the strongest does
     strongest = [

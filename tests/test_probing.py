@@ -70,7 +70,7 @@ def test_bos_changes_every_text_but_the_empty_one(lm):
         pooled_representations(sae, lm, TEXTS, MAX_TOKENS, mode)["baseline"]
         for mode in (True, False)
     )
-    for text, a, b in zip(TEXTS, with_bos, without):
+    for text, a, b in zip(TEXTS, with_bos, without, strict=True):
         assert (np.abs(a - b).max() > 1e-2) == bool(text)
 
 
@@ -151,7 +151,8 @@ def test_probe_all_names_what_it_probed():
         ("pile", 42, "sae"),
         ("pile", 42, "reconstruction"),
     ]
-    for record, columns in zip(records, (slice(None), slice(2), slice(1, None))):
+    parts = (slice(None), slice(2), slice(1, None))
+    for record, columns in zip(records, parts, strict=True):
         assert record["accuracy"] == LogisticRegression(max_iter=300).fit(x[:, columns], y).score(
             u[:, columns], v
         )

@@ -48,7 +48,7 @@ def by_hand(sae, x):
 
 def test_encode_and_decode_by_hand(sae):
     expected = [by_hand(sae, x) for x in X.double().tolist()]
-    z, x_hat = (torch.tensor(part) for part in zip(*expected))
+    z, x_hat = (torch.tensor(part) for part in zip(*expected, strict=True))
     torch.testing.assert_close(sae.encode(X), z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.decode(z), x_hat, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.reconstruct(X), x_hat, atol=1e-5, rtol=1e-5)

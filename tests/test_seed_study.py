@@ -13,6 +13,7 @@ from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
+from faithful_sae.stages.s08_seed_dependence import STAGE as SEED_STUDY
 from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
 
 SIZES = 1, 24, 4, 400  # layer, d_sae, k, tokens of the plain SAEs
@@ -30,7 +31,7 @@ def stamp(run, layer):
 
 
 def test_every_sae_that_was_asked_for(studied):
-    run, saes, summary = studied
+    _, saes, summary = studied
     wanted = {(*SIZES, seed) for seed in (1, 2, 3)}
     wanted |= {
         (*sizes, seed)
@@ -95,7 +96,7 @@ def test_budgets_beyond_the_corpus_are_one_sae(make_run, capsys):
     run = make_run(
         {"seed_dependence": SEED_DEPENDENCE | {"tokens": [200, 5000, 6000], "layers": []}}
     )
-    saes, summary = train_seeds(run)
+    _, summary = train_seeds(run)
     assert "sae.max_epochs = 2" in capsys.readouterr().out
     assert (
         summary.tokens.nunique() == 3 and len(summary[summary.tokens > 400]) == 2
@@ -143,7 +144,7 @@ def test_rows(studied):
         [cut["mean"], cut["min"], cut["max"]], [shares.mean(), shares.min(), shares.max()]
     )
     files = {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
-    assert set(files) == {f"{name}.csv" for name in plan.ROWS["08_seed_dependence"]}
+    assert set(files) == {f"{name}.csv" for name in SEED_STUDY.rows}
     study_seeds(run, train_seeds(run)[0])
     assert files == {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
 

@@ -153,7 +153,7 @@ def test_alive_by_hand():
 def test_every_pair_of_seeds():
     saes = {seed: dictionary(np.random.default_rng(seed).normal(size=(6, 4))) for seed in (1, 2, 3)}
     rows, latents = compare_seeds(saes, 0.7, 0.0)
-    assert list(zip(rows.seed_a, rows.seed_b)) == [(1, 2), (1, 3), (2, 3)]
+    assert list(zip(rows.seed_a, rows.seed_b, strict=True)) == [(1, 2), (1, 3), (2, 3)]
     assert len(latents) == 18
     for _, row in rows.iterrows():
         assert row.sfr == by_scipy(saes[row.seed_a], saes[row.seed_b], 0.7, "decoder")

@@ -139,8 +139,8 @@ def replace_sae(run, **sizes):
     "sizes, words",
     [
         ({"d_model": 20}, "width 20"),
-        ({"d_sae": 30}, "d_sae = 30"),
-        ({"k": 2}, " k = 2"),
+        ({"d_sae": 30}, "sae.d_sae = 30"),
+        ({"k": 2}, "sae.k = 2"),
         ({}, "not those 02_train_sae wrote"),
     ],
 )

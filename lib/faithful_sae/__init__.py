@@ -16,7 +16,7 @@ PUBLIC = {
     "train_saes": "sae.train",
     "load_model": "lm.model",
 }
-__all__ = list(PUBLIC)
+__all__ = list(PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name):

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 PROFILE = "a folder of parameter files, or the name of one in params/"
@@ -98,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m faithful_sae", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(run: Callable, says: str) -> argparse.ArgumentParser:
+    def add(run, says):
         name = run.__name__.replace("_", "-")
         command = commands.add_parser(name, help=says, description=says)
         command.set_defaults(run=run)

@@ -191,7 +191,9 @@ def main(arguments):
         "difference, nats | dead, % | tokens/s |\n" + "|---" * 8 + "|"
     )
     for name in trains:
-        fvu, ce, dead, speed = zip(*(results[name, best[name], seed] for seed in (first, *others)))
+        fvu, ce, dead, speed = zip(
+            *(results[name, best[name], seed] for seed in (first, *others)), strict=True
+        )
         print(
             f"| {name} | {results[name, None, first][0]:.4f} | {best[name]:g} | "
             f"{statistics.mean(fvu):.4f} | {min(fvu):.4f} to {max(fvu):.4f} "

@@ -70,7 +70,7 @@ def kill(*processes):
     """
     for process in (
         *processes,
-        *(child for process in processes for child in process.children(recursive=True)),
+        *(child for parent in processes for child in parent.children(recursive=True)),
     ):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

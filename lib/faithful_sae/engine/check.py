@@ -5,7 +5,6 @@ commits found, as `make paper` holds them); computes memory and disk of every st
 for some seconds how fast this machine is.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers.utils import logging
 
 from faithful_sae.engine import plan
 from faithful_sae.engine.timing import estimate, on_this_machine
-from faithful_sae.files import ROOT, file_hash
+from faithful_sae.files import ROOT, is_current, read_json
 from faithful_sae.lm.architectures import Shape, shape_of, weights
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import ModelError
@@ -26,7 +25,7 @@ from faithful_sae.runs.needs import Needs, needs
 from faithful_sae.runs.params import read_profile
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.schema import ParamsError, Run
-from faithful_sae.runs.stage import Artefact, Stage
+from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.model import unloaded_model
 from faithful_sae.text import hub
 
@@ -179,7 +178,7 @@ def _times(run: Run, shape: Shape, probe: bool, show: Show) -> tuple[dict[str, f
     return found.seconds, f"measured for some seconds on {found.how}; {without}"
 
 
-def _to_write(run: Run, stage: Stage, needed: int) -> int:
+def _to_write(run, stage, needed):
     """Bytes of a stage's disk that are not there yet."""
     artefacts = {artefact.folder: artefact for artefact in stage.artefacts(run)}
     there = [folder for folder, artefact in artefacts.items() if _is_there(artefact)]
@@ -189,14 +188,14 @@ def _to_write(run: Run, stage: Stage, needed: int) -> int:
     return max(needed - sum(file.stat().st_size for file in files), 0)
 
 
-def _is_there(artefact: Artefact) -> bool:
+def _is_there(artefact):
     """Whether an artefact is whole, and made with the parameters that it has now."""
     try:
-        record = json.loads((artefact.folder / "provenance.json").read_text(encoding="utf-8"))
-        same = record["parameters"] | artefact.parameters == record["parameters"]
-        return same and record["content"] == file_hash(artefact.folder)
+        made_with = read_json(artefact.folder / "provenance.json")["parameters"]
+        same = made_with | artefact.parameters == made_with
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return same and is_current(artefact.folder)
 
 
 def _disk_problems(disk: dict[Path, int], show: Show) -> Iterator[str]:
@@ -227,24 +226,24 @@ def _show_pins(runs: list[Run], show: Show) -> None:
 # --- numbers as text ------------------------------------------------------------------------------
 
 
-def _size(count: int) -> str:
+def _size(count):
     if count >= 5e7:
         return f"{count / 1e9:.1f} GB"
     return f"{max(count / 1e6, 0.1):.1f} MB" if count else "-"
 
 
-def _gib(count: int) -> int:
+def _gib(count):
     """Memory as cards are sold: 24 GB are 24 x 2^30 bytes."""
     return -(-count // 2**30)
 
 
-def _count(tokens: int) -> str:
+def _count(tokens):
     if tokens >= 1e5:
         return f"{tokens / 1e6:.1f} M"
     return f"{tokens:,}" if tokens else "-"
 
 
-def _time(seconds: float | None) -> str:
+def _time(seconds):
     if seconds is None:
         return "-"
     for unit, name in ((3600, "h"), (60, "min")):

@@ -1,5 +1,5 @@
-"""One run of a profile at a time, on this machine and on a cluster: who holds it, which of its Slurm
-jobs are left, what they ask for.
+"""One run of a profile at a time, on this machine and on a cluster: who holds it, which of its
+Slurm jobs are left, what they ask for.
 
 The process behind `make paper` holds artifacts/<profile>/.lock, which also says where it runs. A
 run whose process was killed may have left Slurm jobs that still write: they carry the profile's
@@ -93,12 +93,12 @@ def claim(profile: str, engine: str) -> Lock:
             "it, or `make stop` it there"
         )
     # nobody holds the lock, yet jobs of a run that was killed may be at work on other machines
-    if {engine, holder.get("engine", "local")} != {"local"}:
-        if left := jobs(profile):
-            raise BusyError(
-                f"Slurm jobs of an earlier run of profile {profile} are still queued "
-                f"({', '.join(left)}): wait for them, or `make stop`"
-            )
+    on_cluster = {engine, holder.get("engine", "local")} != {"local"}
+    if on_cluster and (left := jobs(profile)):
+        raise BusyError(
+            f"Slurm jobs of an earlier run of profile {profile} are still queued "
+            f"({', '.join(left)}): wait for them, or `make stop`"
+        )
     me = {"engine": engine, "host": socket.gethostname(), "pid": os.getpid()}
     lock.file.truncate(0)
     lock.file.write(json.dumps(me))
@@ -162,7 +162,7 @@ def stop(profile: str) -> None:
     lock.close()
 
 
-def _cancel_jobs(profile: str) -> None:
+def _cancel_jobs(profile):
     deadline = time.time() + STOPPING
     while left := jobs(profile):
         if time.time() > deadline:
@@ -174,11 +174,11 @@ def _cancel_jobs(profile: str) -> None:
         time.sleep(1)
 
 
-def _path(profile: str) -> Path:
+def _path(profile):
     return ROOT / "artifacts" / profile / ".lock"
 
 
-def _holder(lock: Lock) -> dict:
+def _holder(lock):
     lock.file.seek(0)
     try:
         return json.loads(lock.file.read())
@@ -186,11 +186,11 @@ def _holder(lock: Lock) -> dict:
         return {}
 
 
-def _where(holder: dict) -> str:
+def _where(holder):
     return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
-def _kill(pid: int) -> None:
+def _kill(pid):
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         # the parent first: it starts nothing more

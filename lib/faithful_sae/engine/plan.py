@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, file_hash, remove
+from faithful_sae.files import ROOT, is_current, read_json, remove
 from faithful_sae.lm.architectures import sizes_of
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
@@ -108,8 +108,8 @@ def with_sources(runs: list[Run], wanted: list[Run]) -> list[Run]:
 
 
 def stage_inputs(run: Run, stage: Stage) -> list[str]:
-    """Data a notebook reads: rows of earlier notebooks (this run's, and of runs whose text it uses),
-    local files, documentation.
+    """Data a notebook reads: rows of earlier notebooks (this run's, and of runs whose text it
+    uses), local files, documentation.
     """
     corpora = [run.corpora[name] for name in stage.corpora(run)]
     files = [run.resolve(corpus.path) for corpus in corpora if corpus.path]
@@ -121,8 +121,8 @@ def stage_inputs(run: Run, stage: Stage) -> list[str]:
 
 
 def corpus_inputs(run: Run, name: str) -> list[str]:
-    """Data that training on one corpus reads: a local or extracted file, the text of this or another
-    run; the files of SAEs of a folder.
+    """Data that training on one corpus reads: a local or extracted file, the text of this or
+    another run; the files of SAEs of a folder.
     """
     source = run.corpora[name]
     files = [run.resolve(source.path)] if source.path else []
@@ -138,7 +138,7 @@ def corpus_inputs(run: Run, name: str) -> list[str]:
 
 
 def _texts(run: Run, corpora: list[Corpus], own: bool = False) -> list[str]:
-    """Rows that stand for the generated text that corpora are made of, of this run only if `own`."""
+    """Rows that stand for the generated text of corpora, of this run only if `own`."""
     said = [corpus.faithful for corpus in corpora if corpus.faithful]
     names = {run.name if name == "self" else name for name in said if own or name != "self"}
     return [str(run.artifacts.parent / name / "rows" / "dataset.csv") for name in sorted(names)]
@@ -151,7 +151,7 @@ def corpus_settings(run: Run, name: str) -> str:
 
 
 def text_marks(run: Run, stage: Stage, workers: int) -> list[str]:
-    """Marks of the workers that notebook 01 waits for: none with one, which is the notebook itself."""
+    """Marks of the workers that notebook 01 waits for; with one, which is itself, none."""
     return _marks(run, "text", workers) if stage is registry.writer("dataset") else []
 
 
@@ -231,7 +231,8 @@ def problems(runs: list[Run]) -> Iterator[str]:
             yield from _model_problems(run, files, folder / "config.json", str(folder))
         yield from source_problems(run)
         config = folder and folder / "config.json"
-        yield from _published_problems(run, config, lambda entry: entry.path)
+        local = [name for name, entry in run.published.items() if entry.path]
+        yield from _published_problems(run, config, local)
     owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
     folder = str(runs[0].file.parent)
     if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
@@ -242,8 +243,8 @@ def problems(runs: list[Run]) -> Iterator[str]:
 
 
 def hub_problems(runs: list[Run]) -> Iterator[str]:
-    """The same for what is read from the Hub: all of it is looked up, held to the commits found, and
-    begun. A line for each model, dataset or SAE that is gated, renamed or missing, of another
+    """The same for what is read from the Hub: all of it is looked up, held to the commits found,
+    and begun. A line for each model, dataset or SAE that is gated, renamed or missing, of another
     revision, without parquet files or the columns asked for, or that cannot be reached, and for an
     SAE as in `problems`.
     """
@@ -259,7 +260,8 @@ def hub_problems(runs: list[Run]) -> Iterator[str]:
             except hub.HubError as error:
                 yield f"{run.file}: model: {error}"
         yield from hub_source_problems(run)
-        yield from _published_problems(run, config, lambda entry: entry.hub or elsewhere)
+        names = [name for name, entry in run.published.items() if entry.hub or elsewhere]
+        yield from _published_problems(run, config, names)
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -289,35 +291,21 @@ def take_possession(runs: list[Run]) -> None:
         listed.unlink()
 
 
-def _forget_damaged(run: Run) -> None:
+def _forget_damaged(run):
     for stage in model_stages(run):
         for artefact in stage.artefacts(run):
-            if not _is_whole(artefact.folder):
+            if not is_current(artefact.folder):
                 artefact.rows.unlink(missing_ok=True)
 
 
-def _is_whole(folder: Path) -> bool:
+def _published_problems(run: Run, config: Path | None, names: list[str]) -> Iterator[str]:
+    """Of the published SAEs of some corpora; `config` is the model's, where there is one."""
     try:
-        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        return record["content"] == file_hash(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _published_problems(
-    run: Run, config: Path | None, wanted: Callable[[Any], Any]
-) -> Iterator[str]:
-    """Of the published SAEs of the corpora whose entry is `wanted`.
-
-    Args:
-        config: the model's, where there is one already.
-    """
-    try:
-        record = json.loads(config.read_text(encoding="utf-8")) if config else {}
+        record = read_json(config) if config else {}
     except (OSError, ValueError):
         return  # said of the model
     width = run.embedded.d_model if run.embedded else sizes_of(record).d_model
-    for name in [name for name, entry in run.published.items() if wanted(entry)]:
+    for name in names:
         # with torch, for which nobody else waits
         from faithful_sae.sae.sae import SAEError
         from faithful_sae.stages.published import load_published
@@ -330,7 +318,7 @@ def _published_problems(
 
 def _model_problems(run: Run, files: list[str], config: Path, where: str) -> list[str]:
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
+        record = read_json(config)
     except (OSError, ValueError) as error:
         why = f"no readable config.json in {where} ({error})"
         return [f"{run.file}: model = {run.model!r}: {why}"]

@@ -1,5 +1,5 @@
-"""The workflow's steps beside notebooks: the SAEs of one corpus, and shares of long work for several
-processes at once.
+"""The workflow's steps beside notebooks: the SAEs of one corpus, and shares of long work for
+several processes at once.
 
 The faithful text is cut into shards, the kept activations of a corpus into groups of rows, and each
 is what it is whoever computes it. So workers change no byte: 01 joins the shards and samples what
@@ -8,19 +8,18 @@ it was.
 """
 
 import contextlib
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from faithful_sae.engine.notebook import Progress
-from faithful_sae.files import atomic_path, locked
+from faithful_sae.files import atomic_path, locked, read_json
 from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.s02_train_sae import corpus_saes
+from faithful_sae.stages.s02_train_sae import STAGE, corpus_saes
 from faithful_sae.stages.training import activation_stream, corpus_is_trained
 
 
@@ -58,10 +57,10 @@ def train_corpus(params: Path, name: str, output: Path) -> None:
     Args:
         output: a file that is written at the end, with the hash of what was trained.
     """
-    with locked(output.with_suffix(".lock")), _told(f"02_train_sae · {name} · {params.stem}"):
+    with locked(output.with_suffix(".lock")), _told(f"{STAGE.name} · {name} · {params.stem}"):
         run = open_run(params)
         corpus_saes(run, name, open_model(run))
-        record = json.loads((run.artifacts / "saes" / name / "provenance.json").read_text("utf-8"))
+        record = read_json(run.artifacts / "saes" / name / "provenance.json")
         with atomic_path(output) as tmp:
             tmp.write_text(f"{record['content']}\n", encoding="utf-8")
 

@@ -1,5 +1,5 @@
-"""How long the stages of a run take, from a few seconds of each kind of their work on the device that
-will do it.
+"""How long the stages of a run take, from a few seconds of each kind of their work on the device
+that will do it.
 
 What is timed is the code that runs later, on the run's language model; where its weights are not on
 this machine, on one of the same sizes with random weights, which does the same arithmetic. Not in
@@ -79,13 +79,13 @@ def _language_model(run: Run) -> tuple[LanguageModel, str]:
     if run.model_folder or (at and hub.has_weights(run.model, at)):
         return open_model(run), "the model itself"
     with device, torch.random.fork_rng():
-        model = unloaded_model(run)
+        model: Any = unloaded_model(run)
     vocabulary = range(model.config.vocab_size)
     lm = LanguageModel(model.to(device).eval(), vocabulary, run.layer, 0)
     return lm, "a model of the same sizes with random weights"
 
 
-def _name(device: torch.device) -> str:
+def _name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
@@ -119,8 +119,8 @@ class Rates:
         return time.process_time() if alone else time.perf_counter()
 
     def time_of(self, step: Callable[[], Any], seconds: float = SECONDS) -> float:
-        """Time of one `step()`, the least of several: the first compiles and allocates, and some are
-        disturbed.
+        """Time of one `step()`, the least of several: the first compiles and allocates, and some
+        are disturbed.
         """
         times = []
         step()
@@ -147,7 +147,7 @@ class Rates:
         s = self.run.sae
         ids = self.ids(s.lm_batch_rows)
 
-        def step() -> None:
+        def step():
             token_activations(self.lm, ids, s.include_bos)
 
         return self.once("activations", lambda: self.time_of(step) / ids.numel())
@@ -159,7 +159,7 @@ class Rates:
         kind = "SAE of"
         seconds = SHORT if any(name.startswith(kind) for name in self.known) else SECONDS
 
-        def measure() -> float:
+        def measure():
             ids = self.ids(math.ceil(s.batch_tokens / (self.run.sequence_length - 1)))
             x = token_activations(lm, ids, True)[: s.batch_tokens]
             times: list[float] = []
@@ -185,11 +185,11 @@ class Rates:
         """
         sae = self.sae()
 
-        def measure() -> float:
+        def measure():
             rows = max(2048 // self.run.sequence_length, 1)
             x = token_activations(self.lm, self.ids(rows), True)
 
-            def step() -> Any:
+            def step():
                 return sae.decode(sae.encode(x)) if dense else sae.encode_topk(x)
 
             return self.time_of(step, SHORT) / len(x)

@@ -14,7 +14,6 @@ page reads one group of each.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from faithful_sae.files import read_json
 
 if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
@@ -280,7 +281,7 @@ class FeatureIndex:
 
     def _json(self, name) -> Any:
         try:
-            return json.loads(self._present(name).read_text(encoding="utf-8"))
+            return read_json(self._present(name))
         except ValueError as error:
             raise self._damaged(name, error) from None
 

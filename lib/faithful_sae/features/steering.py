@@ -154,7 +154,7 @@ def continuation(
     # refuse before any work
     edited(sae, torch.zeros(1, lm.d_model, device=lm.device), latent, way)
 
-    def change(x: Tensor) -> Tensor:
+    def change(x):
         return edited(sae, x.float(), latent, way, amount).to(x.dtype)
 
     plain = _write(lm, ids, new_tokens, temperature, seed, lambda x: None)
@@ -175,7 +175,7 @@ def _write(
     cache = None
     new = ids.to(lm.device)
 
-    def at_hook(x: Tensor) -> Tensor | None:
+    def at_hook(x):
         # the hooked block of a model on several GPUs may be on another than SAE and logits
         at = x.device
         x = x.to(lm.device)

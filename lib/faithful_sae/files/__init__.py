@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent.parent
@@ -29,7 +30,7 @@ class MissingInputError(FileNotFoundError):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path` (a file or a folder), on
     failure it is removed.
 
@@ -42,9 +43,8 @@ def atomic_path(path):
     remove(temporary)
     try:
         yield temporary
-        if (
-            temporary.is_dir() and path.exists()
-        ):  # os.replace cannot replace a folder that has something in it
+        # os.replace cannot replace a folder that has something in it
+        if temporary.is_dir() and path.exists():
             remove(path)
         os.replace(temporary, path)
     except BaseException as error:
@@ -66,7 +66,8 @@ class Lock:
 
     def __init__(self, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+", encoding="utf-8")
+        # open for as long as the lock is held
+        self.file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
 
     def take(self, shared: bool = False, wait: bool = False) -> bool:
         """Take it; False where another process is in the way, unless this waits for it."""
@@ -99,7 +100,7 @@ def locked(path: str | Path, shared: bool = False, wait: bool = True) -> Iterato
         lock.close()
 
 
-def remove(path):
+def remove(path: str | Path) -> None:
     """Delete a file or folder if it is there."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -108,21 +109,18 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def remove_others(mine, suffix=".partial"):
+def remove_others(mine: Path, suffix: str = ".partial") -> None:
     """Forget what stands beside `mine`, a path that ends in -<key><suffix>, under the same name
     with another key.
     """
-    name = mine.name.rpartition("-")[0]
+    mine_is = mine.name.rpartition("-")[0]
     for path in mine.parent.glob(f"*-*{suffix}"):
-        if (
-            path != mine
-            and path.name.rpartition("-")[0] == name
-            and path.name.rpartition("-")[2].partition(".")[2] == suffix[1:]
-        ):
+        name, _, key = path.name.rpartition("-")
+        if path != mine and name == mine_is and key.partition(".")[2] == suffix[1:]:
             remove(path)
 
 
-def require_space(folder, needed, what):
+def require_space(folder: str | Path, needed: float, what: str) -> None:
     """Stop before long work whose result would not fit on the disk. `needed`: bytes, to which a
     tenth is added.
 
@@ -141,7 +139,12 @@ def require_space(folder, needed, what):
         )
 
 
-def write_json(path, record):
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, record: Any) -> None:
     """Write a record as readable JSON, atomically."""
     with atomic_path(path) as tmp:
         tmp.write_text(
@@ -149,20 +152,20 @@ def write_json(path, record):
         )
 
 
-def write_csv(path, rows):
+def write_csv(path: str | Path, rows: Any) -> None:
     """Write a DataFrame as csv, atomically and with as many digits as identify a float64."""
     with atomic_path(path) as tmp:
         rows.to_csv(tmp, index=False, lineterminator="\n")
 
 
-def digest(record) -> str:
+def digest(record: Any) -> str:
     """SHA-256 (first 16 hex digits) of a JSON-serialisable record, independent of the order of its
     keys.
     """
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def file_hash(path) -> str:
+def file_hash(path: str | Path) -> str:
     """SHA-256 (first 16 hex digits) of a file, or of a folder's files and their names (hidden ones
     and provenance apart).
     """
@@ -191,12 +194,12 @@ def seal(folder: str | Path, key: str, record: Mapping[str, object]) -> None:
     write_json(Path(folder) / "provenance.json", about)
 
 
-def is_current(folder, key) -> bool:
-    """Whether `folder` holds a finished artefact made from exactly what `key` names, and every byte
-    of it is as written.
+def is_current(folder: str | Path, key: str | None = None) -> bool:
+    """Whether `folder` holds a finished artefact made from exactly what `key` names (None: from
+    whatever it was), and every byte of it is as written.
     """
     try:
-        record = json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))
-        return record["key"] == key and record["content"] == file_hash(folder)
+        record = read_json(Path(folder) / "provenance.json")
+        return key in (None, record["key"]) and record["content"] == file_hash(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return False

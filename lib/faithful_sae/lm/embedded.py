@@ -281,7 +281,7 @@ def _step(model, both, batch, fraction):
     return loss.item()
 
 
-def _as_rows(rows: Any, config: EmbeddedConfig, name: str) -> torch.Tensor:
+def _as_rows(rows, config, name):
     rows = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
     if rows.ndim != 2 or len(rows) == 0 or not 2 <= rows.shape[1] <= config.context:
         raise ValueError(
@@ -295,7 +295,7 @@ def _as_rows(rows: Any, config: EmbeddedConfig, name: str) -> torch.Tensor:
     return rows
 
 
-def _order(n_rows: int, config: EmbeddedConfig, seed: int) -> torch.Tensor:
+def _order(n_rows, config, seed):
     """The rows of every step, int64 [steps, batch_rows]: fixed beforehand, so that a resumed run
     needs no random state.
     """

@@ -123,7 +123,7 @@ def matching_bytes(d_model: int, d_sae: int, n_seeds: int) -> int:
     )
 
 
-def _match(A: Rows, B: Rows, progress: bool | None) -> Matching:
+def _match(A, B, progress):
     if A.d != B.d:
         raise ValueError(
             f"A is [{A.n}, {A.d}] and B is [{B.n}, {B.d}]: rows of different width have no cosine"

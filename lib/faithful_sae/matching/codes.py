@@ -157,7 +157,7 @@ def _slices(n, size=4096):
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _on_host(matrix: Tensor | np.ndarray) -> np.ndarray:
+def _on_host(matrix):
     """float32 or float64 [.., ..] in C order, writable, without a copy where it is that already."""
     if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu()

@@ -24,7 +24,7 @@ def dense_start(A: Rows, B: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return cosine, paired, prices
 
 
-def _unit_rows(rows: Rows) -> np.ndarray:
+def _unit_rows(rows):
     out = np.empty((rows.n, rows.d), np.float32)
     for start, block in rows.blocks():
         _scale(block, rows.inverse_norm[start:], out[start:])

@@ -8,7 +8,7 @@ out; S SAEs, F latents.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def compare_pair(
 
 
 def thresholds(
-    latents: pd.DataFrame, decoder: Matching, encoder: Matching, values: Sequence[float]
+    latents: pd.DataFrame, decoder: Matching, encoder: Matching, values: Iterable[float]
 ) -> pd.DataFrame:
     """Share of shared latents at every threshold in `values`, under the three definitions of
     compare_pair (Figure A2).

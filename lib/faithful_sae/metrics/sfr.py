@@ -123,7 +123,7 @@ def compare_seeds(
     return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)
 
 
-def _firing(sae: TopKSAE) -> np.ndarray:
+def _firing(sae):
     if sae.firing is None:
         raise ValueError("an SAE without firing frequencies: which latents are dead is not known")
     return sae.firing.numpy()

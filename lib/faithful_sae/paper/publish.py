@@ -32,6 +32,7 @@ from faithful_sae.files import (
     MissingInputError,
     atomic_path,
     is_current,
+    read_json,
     remove,
     require_space,
 )
@@ -176,7 +177,7 @@ def _copy_sae(run, source, target):
             os.link(file, target / file.name)
         except OSError:
             shutil.copyfile(file, target / file.name)
-    config = json.loads((source / "cfg.json").read_text(encoding="utf-8"))
+    config = read_json(source / "cfg.json")
     # no path of this machine
     config["metadata"] |= dict.fromkeys(("model", "model_name"), cards.model_name(run))
     (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -188,9 +189,8 @@ def _results(run):
     for rows in RESULTS:
         why = lacking(run, rows)
         if why:
-            print(
-                f"note: {run.name}: results of {writer(rows).name} are {why}, so that the card has none"
-            )
+            stage = writer(rows).name
+            print(f"note: {run.name}: results of {stage} are {why}, so that the card has none")
         else:
             found.append(rows)
     return found
@@ -208,8 +208,7 @@ def prepare_dataset(run: Run, namespace: str) -> Repository | None:
         return None
     if not is_current(source, faithful_fingerprint(run).key):
         raise MissingInputError(
-            f"{source} is damaged or was made with other parameters: "
-            f"{run_first(run, writer('dataset').name)}"
+            f"{source} is damaged or was made with other parameters: {run_first(run, 'dataset')}"
         )
     repository = _repository(run, namespace, "dataset", "faithful")
     record = (source / "provenance.json").read_bytes()
@@ -322,4 +321,11 @@ def upload(repository: Repository, public: bool, api: HfApi) -> None:
 
 
 # what `publish` raises, and says in one line
-FAILURES = (*(PublishError, SAEError, MissingInputError, ParamsError, hub.HubError, DiskFullError),)
+FAILURES = (
+    PublishError,
+    SAEError,
+    MissingInputError,
+    ParamsError,
+    hub.HubError,
+    DiskFullError,
+)

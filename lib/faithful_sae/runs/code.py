@@ -39,7 +39,7 @@ def lib_files(path: Path, but: tuple[str, ...] = ()) -> list[Path]:
 @functools.cache
 def code_hash(*modules: str) -> str:
     """Hash of what some modules ("lm/model") and all they import compute, and of the libraries
-    under them. A changed comment or docstring leaves it as it is; plumbing counts where it is named.
+    under them. A changed comment or docstring leaves it as it is; plumbing counts where named.
     """
     named = {PACKAGE / f"{module}.py" for module in modules}
     files = named.union(*(lib_files(file, PLUMBING) for file in named))
@@ -71,10 +71,10 @@ def _within(file: Path, rooms: tuple[str, ...]) -> bool:
     return any(name == room or name.startswith(f"{room}/") for room in rooms)
 
 
-def _without_docstrings(file: Path) -> ast.Module:
+def _without_docstrings(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            if ast.get_docstring(node, clean=False):
-                node.body = node.body[1:]
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
     return tree

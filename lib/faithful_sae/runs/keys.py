@@ -4,7 +4,7 @@ A declaration names keys of the parameters (Stage.parameters and sections; an ar
 `settings` looks them up, without what changes no number; everything that asks "is it current?"
 compares what it returns:
 
-    Snakemake's settings    `workflow_settings`: a stage's and, beside them, names that exhibits show
+    Snakemake's settings    `workflow_settings`: a stage's, and the names that exhibits show
     rows/<name>.json        `made_with`: the hash of a stage's and of all stages before it
     artefacts               `Fingerprint`: with inputs and code; its key stands in provenance.json
     loading an SAE          the parameters in that file, against those that the run has now
@@ -72,9 +72,8 @@ def made_with(run: Run, stage: Stage) -> str:
     stages = [*registry.before(stage), stage]
     first = next(iter(registry.stages().values()))
     used = {run.corpora[name].faithful for s in stages for name in s.corpora(run)}
-    others = [
-        load_params(run.file.with_name(f"{name}.yaml")) for name in sorted(used - {None, "self"})
-    ]
+    elsewhere = sorted(name for name in used if name and name != "self")
+    others = [load_params(run.file.with_name(f"{name}.yaml")) for name in elsewhere]
     own = [stage_settings(run, s) for s in stages]
     return digest([own, [stage_settings(other, first) for other in others]])
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from faithful_sae.files import ROOT
 from faithful_sae.runs.catalogue import paper_models
@@ -128,7 +127,8 @@ def read_profile(folder: str | Path) -> tuple[list[Run], list[str]]:
     labels = [run.label for run in runs]
     if len(set(labels)) < len(labels):
         problems.append(
-            f"{folder}: two files have one label ({', '.join(labels)}): tables tell models apart by it"
+            f"{folder}: two files have one label ({', '.join(labels)}): "
+            "tables tell models apart by it"
         )
     return runs, problems
 
@@ -159,14 +159,14 @@ def _merged(file: Path, seen: tuple[Path, ...]) -> Any:
     return below | {name: _over(below.get(name), value) for name, value in values.items()}
 
 
-def _over(below: Any, value: Any) -> Any:
+def _over(below, value):
     """A section over that of the file below, key by key; what the file itself says comes first."""
     if not isinstance(below, dict) or not isinstance(value, dict):
         return value
     return value | {name: entry for name, entry in below.items() if name not in value}
 
 
-def _read(file: Path) -> Any:
+def _read(file):
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -174,7 +174,7 @@ def _read(file: Path) -> Any:
         raise ParamsError(f"{file}: not a readable YAML file: {said}") from None
 
 
-def _fill_in(entries: Any, kind: str, key: str, file: Path) -> None:
+def _fill_in(entries, kind, key, file):
     """Put what params/corpora.yaml says in the place of `listed: <name>`; keys beside it stay."""
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict) and "listed" in entry:
@@ -216,7 +216,7 @@ _Loader.add_implicit_resolver(
 # --- problems in words ----------------------------------------------------------------------------
 
 
-def _said(problem: ErrorDetails) -> str:
+def _said(problem):
     """One of pydantic's problems as `key` and remedy."""
     # "<text>" and the like are tags of pydantic's, not keys
     place = [part for part in problem["loc"] if not str(part).startswith("<")]
@@ -239,12 +239,12 @@ def _said(problem: ErrorDetails) -> str:
     return f"{key} must be {expected}, not {value!r}"
 
 
-def _expected(limits: dict) -> str:
+def _expected(limits):
     """The words of pydantic's "'a', 'b' or 'c'"."""
     return ", ".join(re.findall(r"'([^']*)'", limits["expected"]))
 
 
-def _near(place: list) -> str:
+def _near(place):
     """The key that may have been meant, or all there are."""
     known = list(_model(place[:-1]).model_fields)
     prefix = "".join(f"{part}." for part in place[:-1])
@@ -252,7 +252,7 @@ def _near(place: list) -> str:
     return f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
 
 
-def _field(place: list) -> Any:
+def _field(place):
     """The field of a value, or of the list that it stands in."""
     while isinstance(place[-1], int):
         place = place[:-1]
@@ -272,7 +272,7 @@ def _model(place: list) -> type[Section]:
 def noting(run: Run, found: list[str]) -> Need:
     """A function that notes problems of a run's keys in a list, a line each."""
 
-    def need(ok: Any, key: str, why: str) -> bool:
+    def need(ok, key, why):
         if not ok:
             found.append(f"{run.file}: {key} {why}")
         return bool(ok)

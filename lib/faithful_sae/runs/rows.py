@@ -1,11 +1,10 @@
 """Opening a run, and the csv files through which notebooks hand over their results."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from faithful_sae.files import MissingInputError, write_csv, write_json
+from faithful_sae.files import MissingInputError, read_json, write_csv, write_json
 from faithful_sae.runs.keys import made_with
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.registry import writer
@@ -46,13 +45,13 @@ def read_rows(run: Run, name: str) -> pd.DataFrame:
     """
     path = rows_file(run, name)
     if not path.exists():
-        raise MissingInputError(f"{path} is missing: {run_first(run, writer(name).name)}")
+        raise MissingInputError(f"{path} is missing: {run_first(run, name)}")
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def run_first(run: Run, notebook: str) -> str:
-    """What to do where a notebook's result is missing."""
-    return f"run notebooks/{notebook} for {run.profile}/{run.name} first"
+def run_first(run: Run, rows: str) -> str:
+    """What to do where the result of the notebook that writes some rows is missing."""
+    return f"run notebooks/{writer(rows).name} for {run.profile}/{run.name} first"
 
 
 def measured(runs: list[Run], name: str) -> list[Run]:
@@ -68,8 +67,7 @@ def lacking(run: Run, name: str) -> str | None:
     if not path.exists():
         return "not made"
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        recorded = record["made_with"]
+        recorded = read_json(path.with_suffix(".json"))["made_with"]
     except (OSError, ValueError, KeyError, TypeError):
         return "made with unknown parameters"
     same = recorded == made_with(run, writer(name))

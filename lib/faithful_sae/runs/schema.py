@@ -63,11 +63,11 @@ def key(
     return field(default, description=says, json_schema_extra=about, **limits)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _named(value: Any) -> Any:
+def _named(value):
     return {str(name): item for name, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -342,10 +342,10 @@ class Run(Section):
         need(on_gpu, "gpus", why)
         embedded = self.embedded is not None
         why = "must be given exactly when model is `embedded`; write `embedded: null` otherwise"
-        if need(embedded == (self.model == "embedded"), "embedded", why) and not embedded:
-            if self.model.startswith((".", "/", "~")):
-                folder = self.resolve(self.model)
-                need(folder.is_dir(), "model", f"= {self.model!r}: no such folder ({folder})")
+        agree = need(embedded == (self.model == "embedded"), "embedded", why)
+        if agree and self.model.startswith((".", "/", "~")):
+            folder = self.resolve(self.model)
+            need(folder.is_dir(), "model", f"= {self.model!r}: no such folder ({folder})")
         for name, corpus in self.corpora.items():
             check_name(need, "corpora", name)
             corpus.check_at(self, need, f"corpora.{name}")

@@ -13,7 +13,7 @@ def train_tokens(run: Run) -> int:
 
 
 def budget(run: Run, tokens: int) -> int:
-    """Tokens an SAE is trained on, if its corpus has corpus_tokens: at most sae.max_epochs passes."""
+    """Tokens an SAE is trained on: at most sae.max_epochs passes of a corpus of corpus_tokens."""
     return min(tokens, train_tokens(run) * run.sae.max_epochs)
 
 
@@ -36,7 +36,6 @@ def kept_bytes(run: Run, shape: Shape) -> int:
 
 def group_bytes(run: Run, shape: Shape) -> int:
     """A forward pass of the activation stream, float32 results included."""
-
     s = run.sae
     most = max(s.buffer_tokens, run.sequence_length)
     tokens = min(s.lm_batch_rows * run.sequence_length, most)

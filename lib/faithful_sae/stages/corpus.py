@@ -97,7 +97,7 @@ def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
             _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
 
 
-def _sample_shards(run: Run, lm: LanguageModel, shards: Path, worker: int = 0, of: int = 1) -> None:
+def _sample_shards(run, lm, shards, worker=0, of=1):
     g = run.generate
     require_space(shards, text_disk(g) // of, "the faithful dataset")
     try:
@@ -116,7 +116,7 @@ def read_shards(run: Run) -> Iterator[np.ndarray]:
     """
     folder = run.artifacts / "faithful"
     if not (folder / "provenance.json").exists():
-        raise MissingInputError(f"{folder} is missing: {run_first(run, '01_generate_faithful')}")
+        raise MissingInputError(f"{folder} is missing: {run_first(run, 'dataset')}")
     yield from sampling.read_shards(folder)
 
 
@@ -135,7 +135,7 @@ def corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
         return _corpus(run, name, lm)
 
 
-def _corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
+def _corpus(run, name, lm):
     source_name = run.corpora[name].faithful
     if source_name is None:
         return corpus_rows(run, name, lm)
@@ -146,7 +146,7 @@ def _corpus(run: Run, name: str, lm: LanguageModel) -> TokenRows:
     key = faithful_fingerprint(source).key
     if not is_current(folder, key):
         why = "is missing or was made with other parameters"
-        raise MissingInputError(f"{folder} {why}: {run_first(source, '01_generate_faithful')}")
+        raise MissingInputError(f"{folder} {why}: {run_first(source, 'dataset')}")
     tokenizer = lm.tokenizer if source is run else open_model(source).tokenizer
     return corpus_rows(run, name, lm, (key, read_shards(source), tokenizer))
 

@@ -19,7 +19,7 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import too_small
 from faithful_sae.runs.rows import run_first, write_rows
 from faithful_sae.runs.schema import Model, Run
-from faithful_sae.stages.s01_generate_faithful import LANGUAGE_MODEL, Embedded
+from faithful_sae.stages.s01_generate_faithful import LANGUAGE_MODEL
 from faithful_sae.stages.text import documents, text_hash
 from faithful_sae.text import hub, packing
 
@@ -88,10 +88,12 @@ def open_model(run: Run) -> LanguageModel:
         MissingInputError: an embedded model that notebook 01 has not trained.
         ModelError: as load_model, or a context too short for the run.
     """
-    folder = run.artifacts / "lm" if run.embedded else run.model_folder
-    if run.embedded and not is_current(folder, model_key(run)):
-        why = "not trained yet, or with other parameters"
-        raise MissingInputError(f"{folder}: {why}: {run_first(run, '01_generate_faithful')}")
+    folder = run.model_folder
+    if run.embedded:
+        folder = run.artifacts / "lm"
+        if not is_current(folder, model_key(run)):
+            why = "not trained yet, or with other parameters"
+            raise MissingInputError(f"{folder}: {why}: {run_first(run, 'language_model')}")
     at = model_commit(run)
     lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at, run.gpus)
     for problem in too_small(run, Model(run.model, len(lm.blocks), lm.context)):
@@ -120,7 +122,7 @@ def train_embedded_model(run: Run) -> pd.DataFrame | None:
     return pd.read_csv(folder / "training.csv")
 
 
-def _train(run: Run, e: Embedded, folder: Path, made: Fingerprint) -> None:
+def _train(run, e, folder, made):
     start = time.time()
     texts = list(documents(run, e.corpus))
     tokenizer = train_tokenizer(texts, e.vocab_size)

@@ -1,4 +1,4 @@
-"""01: the run's language model, trained here when it is embedded, and text that it writes itself."""
+"""01: the run's language model, trained here when it is embedded, and text that it writes."""
 
 import math
 from collections.abc import Iterable
@@ -101,7 +101,6 @@ class GenerateFaithful(Stage):
         return Memory(max(weights(shape) + math.ceil(rows), trained), 8 * g.shard_tokens)
 
     def disk(self, run: Run, shape: Shape) -> int:
-
         # itself, and a checkpoint with three numbers a weight
         model = 4 * weights(shape) if run.embedded else 0
         return text_disk(run.generate) + model
@@ -141,7 +140,7 @@ def text_disk(generate: Generate) -> int:
     return 4 * (generate.tokens + shards * generate.batch_rows * generate.max_new_tokens)
 
 
-def _sampling_step(run: Run, rates: Any) -> float:
+def _sampling_step(run, rates):
     """Seconds of one token for each row, the rows anywhere between their first token and their
     last, as they are after a while.
     """
@@ -157,7 +156,7 @@ def _sampling_step(run: Run, rates: Any) -> float:
     ids = torch.full((g.batch_rows,), lm.bos_id)
     with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
 
-        def step() -> None:
+        def step():
             decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()
             logits = decoder.step(ids, slots)[:, : lm.vocab_size].float()
             p = next_token_probabilities(logits, g.temperature, g.top_p)
@@ -178,7 +177,7 @@ def _training_step(run: Run, rates: Any) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(e.vocab_size, (e.batch_rows, e.context), generator=generator)
 
-    def step() -> None:
+    def step():
         embedded.cross_entropy(model, rows).backward()
         for optimiser in optimisers:
             optimiser.step()

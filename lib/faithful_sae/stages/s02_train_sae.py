@@ -132,30 +132,28 @@ def check_corpora(run: Run, need: Need, at: str, names: tuple[str, ...]) -> bool
     return some and once and all(there)
 
 
-# what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own entry
-# of sae.published) those that are read, of which tokens and batches are those they are measured with
+# what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own
+# entry of sae.published) those that are read, whose tokens and batches are for measuring them
 WHERE = ("layer", "threads", "dtype", "device")
 TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published")
 READ = (
     *WHERE,
-    *(
-        f"sae.{name}"
-        for name in (
-            "seeds",
-            "d_sae",
-            "k",
-            "tokens",
-            "include_bos",
-            "lm_batch_rows",
-            "batch_tokens",
-        )
-    ),
+    "sae.seeds",
+    "sae.d_sae",
+    "sae.k",
+    "sae.tokens",
+    "sae.include_bos",
+    "sae.lm_batch_rows",
+    "sae.batch_tokens",
 )
 
 # what the activations of a corpus depend on
 ACTIVATIONS = (
     *WHERE,
-    *("sae.buffer_tokens", "sae.lm_batch_rows", "sae.include_bos", "sae.data_seed"),
+    "sae.buffer_tokens",
+    "sae.lm_batch_rows",
+    "sae.include_bos",
+    "sae.data_seed",
 )
 
 
@@ -261,11 +259,12 @@ def train_all(run: Run, lm: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     made = [corpus_saes(run, name, lm) for name in run.sae.train_on]
     curves = pd.concat([part for part, _ in made], ignore_index=True)
-    curves = curves[["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]]
+    curves = curves.loc[:, ["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]]
     curves = curves.astype({"step": "Int64"})
     summary = pd.concat([part for _, part in made], ignore_index=True)
     read = ["tokens", "distinct_tokens", "passes"]
-    summary = summary[["corpus", "seed", *read, "fvu", "l0", "dead", "weights", "source"]]
+    columns = ["corpus", "seed", *read, "fvu", "l0", "dead", "weights", "source"]
+    summary = summary.loc[:, columns]
     summary = summary.astype({"tokens": "Int64", "distinct_tokens": "Int64"})
     curves["tokens"] = curves.step * run.sae.batch_tokens
     write_rows(run, "training", curves)

@@ -47,7 +47,7 @@ def seed_comparison(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
         pair = {seed: saes[name, seed] for seed in run.sae.seeds}
         tables = sfr.compare_seeds(pair, run.sfr.threshold, run.sfr.dead_below)
         parts.append([table.assign(corpus=name) for table in tables])
-    rows, latents = (pd.concat(tables, ignore_index=True) for tables in zip(*parts))
+    rows, latents = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
     write_rows(run, "sfr", rows)
     write_rows(run, "matching", latents)
     return rows, latents

@@ -60,7 +60,7 @@ def fake_features(run: Run, saes: SAEs, lm: Any) -> tuple[pd.DataFrame, pd.DataF
     )
     rows = []
     latents = []
-    for (name, seed), (frequency, authors) in zip(saes, counted):
+    for (name, seed), (frequency, authors) in zip(saes, counted, strict=True):
         which = {"corpus": name, "seed": seed}
         rows.append(
             {

@@ -12,7 +12,7 @@ from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora
 
-# bytes per logit: logits, log p, log q, three terms of KL, float32, and one in the model's own dtype
+# bytes per logit: logits, log p, log q and three terms of KL in float32, one in the model's dtype
 LOGIT = 26
 SHORT = 0.5  # seconds for which its passes are timed
 
@@ -43,7 +43,6 @@ class FidelityMatrix(Stage):
         return run.fidelity.corpora if run.fidelity else ()
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-
         batch = run.fidelity.batch_rows * run.sequence_length
         logits = batch * shape.vocab_size * LOGIT
         # logits are not there yet while the blocks run, and latents are gone when KL is computed
@@ -72,10 +71,12 @@ def _passes(run: Run, rates: Any) -> tuple[float, float]:
     rows = run.fidelity.batch_rows
     ids = rates.ids(rows).numpy()
     saes = {seed: rates.sae(seed) for seed in range(2)}
-    one, two = (
-        rates.time_of(lambda: fidelity_of_all(some, rates.lm, ids, rows, (True,)), SHORT)
-        for some in ({0: saes[0]}, saes)
-    )
+
+    def time(some):
+        return rates.time_of(lambda: fidelity_of_all(some, rates.lm, ids, rows, (True,)), SHORT)
+
+    one = time({0: saes[0]})
+    two = time(saes)
     return max(two - one, one / 10), one
 
 

@@ -100,7 +100,6 @@ class LinearProbes(Stage):
                 yield task.documentation, task.packages, p.max_train + p.max_test
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-
         p = run.probing
         n = count_saes(run)
         d_sae = run.sae.d_sae

@@ -6,8 +6,15 @@ from faithful_sae.runs.stage import Stage
 class Paper(Stage):
     profile = True
     parameters = (
-        *("label", "beside", "sae", "sfr", "ffr", "probing", "corpora"),
-        *("layer", "sequence_length"),
+        "label",
+        "beside",
+        "sae",
+        "sfr",
+        "ffr",
+        "probing",
+        "corpora",
+        "layer",
+        "sequence_length",
     )
 
 

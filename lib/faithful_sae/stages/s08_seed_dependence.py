@@ -64,7 +64,7 @@ class SeedDependence(Section):
         self._check_values(need, "tokens", s.batch_tokens, math.inf, why)
         self._check_values(need, "layers", 0, math.inf, "must be 0 or more")
 
-    def _check_values(self, need: Need, name: str, low: float, high: float, why: str) -> None:
+    def _check_values(self, need, name, low, high, why):
         values = getattr(self, name)
         at = f"seed_dependence.{name}"
         need(len(set(values)) == len(values), at, "names a value twice")
@@ -94,9 +94,15 @@ class SeedStudy(Stage):
     )
     reads = ("dataset",)
     parameters = (
-        *(*MODEL, *ROWS_OF_TEXT, "layer", "sfr.threshold"),
-        # which has a corpus and seeds of its own
-        *("sae", "-sae.train_on", "-sae.seeds", "-sae.published"),
+        *MODEL,
+        *ROWS_OF_TEXT,
+        "layer",
+        "sfr.threshold",
+        "sae",
+        # the study has a corpus and seeds of its own
+        "-sae.train_on",
+        "-sae.seeds",
+        "-sae.published",
     )
     hours = "train"
     lower = "sae.buffer_tokens or the number of seed_dependence.seeds"
@@ -219,7 +225,7 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}
             place = folder / entry["name"]
             saes[tuple(sizes.values())] = load_sae(place)
-            end = last_point(curves[curves.name == entry["name"]])
+            end = last_point(curves.loc[curves.name == entry["name"]])
             weights = {"weights": file_hash(place / "sae_weights.safetensors")}
             records.append(sizes | end | weights)
     summary = pd.DataFrame(records)
@@ -246,18 +252,9 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     base = {seed: sae for (*sizes, seed), sae in saes.items() if tuple(sizes) == plain}
     first, second, *_ = base
     matchings = match_seeds(base)
-    tables = {
-        pair: seed_dependence.compare_latents(base[pair[0]], base[pair[1]], *found)
-        for pair, found in matchings.items()
-    }
-    pairs = [
-        _row("seeds", len(base), base, pair, tables[pair], matchings[pair], threshold)
-        for pair in matchings
-    ]
+    tables, pairs = _compared(base, matchings, threshold, sweep="seeds", value=len(base))
     for sweep, value, group in _swept(saes, plain, run.seed_dependence.sweep_seeds):
-        for pair, found in match_seeds(group).items():
-            latents = seed_dependence.compare_latents(group[pair[0]], group[pair[1]], *found)
-            pairs.append(_row(sweep, value, group, pair, latents, found, threshold))
+        pairs += _compared(group, match_seeds(group), threshold, sweep=sweep, value=value)[1]
 
     masks = seed_dependence.hit_masks(matchings, threshold)
     curve = seed_dependence.only_in_base(masks)
@@ -282,7 +279,7 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
         "seed_modes": pd.DataFrame(
             [
                 {"seed_a": first, "seed_b": b}
-                | dict(zip(("modes", "p"), seed_dependence.modes_test(values)))
+                | dict(zip(("modes", "p"), seed_dependence.modes_test(values), strict=True))
                 for b, values in cosine.items()
             ]
         ),
@@ -311,22 +308,25 @@ def _swept(saes: dict[tuple, Any], plain: tuple, n_seeds: int) -> Iterator[tuple
             yield sweep, value, {name[-1]: saes[name] for name in group}
 
 
-def _row(
-    sweep: str, value: int, group: dict, pair: tuple, latents: Any, found: tuple, threshold: float
-) -> dict[str, Any]:
-    from faithful_sae.metrics import seed_dependence
+def _compared(
+    group: dict[int, Any],
+    matchings: dict[tuple, tuple[Any, Any]],
+    threshold: float,
+    **swept: Any,
+) -> tuple[dict[tuple, pd.DataFrame], list[dict[str, Any]]]:
+    """({pair: its latents}, a row of `seed_pairs` for each pair) of SAEs by seed."""
+    from faithful_sae.metrics.seed_dependence import compare_latents, compare_pair
 
-    a, b = (group[seed] for seed in pair)
-    dead = 1 - (a.firing.gt(0).float().mean() + b.firing.gt(0).float().mean()).item() / 2
-    return {
-        "sweep": sweep,
-        "value": value,
-        "seed_a": pair[0],
-        "seed_b": pair[1],
-        "d_sae": a.d_sae,
-        **seed_dependence.compare_pair(latents, *found, threshold),
-        "dead": dead,
-    }
+    tables = {}
+    rows = []
+    for pair, found in matchings.items():
+        a, b = (group[seed] for seed in pair)
+        tables[pair] = compare_latents(a, b, *found)
+        alive = a.firing.gt(0).float().mean() + b.firing.gt(0).float().mean()
+        which = {**swept, "seed_a": pair[0], "seed_b": pair[1], "d_sae": a.d_sae}
+        measured = compare_pair(tables[pair], *found, threshold)
+        rows.append({**which, **measured, "dead": 1 - alive.item() / 2})
+    return tables, rows
 
 
 STAGE = SeedStudy()

@@ -142,7 +142,7 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     for seed in f.seeds:
         other = run.sae.seeds[(run.sae.seeds.index(seed) + 1) % len(run.sae.seeds)]
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
-        twin, cosine = twins(matching[matching.corpus == f.corpus], seed, other)
+        twin, cosine = twins(matching.loc[matching.corpus == f.corpus], seed, other)
         about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
         about |= {"label": run.label, "run": run.name, "profile": run.profile}
         inputs = {
@@ -186,10 +186,11 @@ def twins(matching: pd.DataFrame, seed: int, other: int) -> tuple[np.ndarray, np
     """(latent of `other` matched with each latent of `seed`, cosine of their decoder rows) from
     03's rows of one corpus.
     """
-    part = matching[(matching.seed_a == seed) & (matching.seed_b == other)].sort_values("latent")
+    part = matching.loc[(matching.seed_a == seed) & (matching.seed_b == other)]
     if len(part):
+        part = part.sort_values("latent")
         return part.match.to_numpy(), part.decoder_cosine.to_numpy()
-    part = matching[(matching.seed_a == other) & (matching.seed_b == seed)].sort_values("match")
+    part = matching.loc[(matching.seed_a == other) & (matching.seed_b == seed)].sort_values("match")
     return part.latent.to_numpy(), part.decoder_cosine.to_numpy()
 
 
@@ -204,8 +205,9 @@ def chosen(latents: pd.DataFrame, n: int) -> pd.DataFrame:
     fake = latents.fake.astype(bool)
     shared = latents.shared.astype(bool)
     parts = []
-    for group, of_group in zip(GROUPS, (shared & ~fake, ~shared & ~fake, fake)):
-        part = latents[of_group & ~latents.dead].sort_values(["frequency", "latent"])
+    groups = (shared & ~fake, ~shared & ~fake, fake)
+    for group, of_group in zip(GROUPS, groups, strict=True):
+        part = latents.loc[of_group & ~latents.dead].sort_values(["frequency", "latent"])
         middles = np.unique(((np.arange(n) + 0.5) * len(part) / n).astype(int)) if len(part) else []
         parts.append(part.iloc[middles].assign(group=group))
     return pd.concat(parts, ignore_index=True)
@@ -218,20 +220,20 @@ def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
     from faithful_sae.features.vocabulary import visible
 
     rows = []
-    for latent in latents.itertuples():
-        page = index.page(latent.latent)
+    for latent in latents.to_dict("records"):
+        page = index.page(latent["latent"])
         said = {
             method: [visible(text) for text, _ in entries]
             for method, entries in page["explanations"].items()
         }
         rows.append(
             {
-                "group": latent.group,
-                "latent": latent.latent,
-                "fires on, %": 100 * latent.frequency,
-                "on random, %": 100 * latent.random_frequency,
-                "twin": latent.twin,
-                "cosine": latent.twin_cosine,
+                "group": latent["group"],
+                "latent": latent["latent"],
+                "fires on, %": 100 * latent["frequency"],
+                "on random, %": 100 * latent["random_frequency"],
+                "twin": latent["twin"],
+                "cosine": latent["twin_cosine"],
                 "strongest context": _marked(page["contexts"][0]),
                 "PruningMaxAct": " ".join(said.get("PruningMaxAct", [])[:1]),
                 "MutInfo": " ".join(said.get("MutInfo", [])[:5]),
@@ -245,8 +247,10 @@ def _marked(context, left=10, right=3):
     """The text around the peak, which stands in brackets."""
     from faithful_sae.features.vocabulary import visible
 
-    tokens, p = context["tokens"], context["position"]
-    before, after = "".join(tokens[max(p - left, 0) : p]), "".join(tokens[p + 1 : p + 1 + right])
+    tokens = context["tokens"]
+    p = context["position"]
+    before = "".join(tokens[max(p - left, 0) : p])
+    after = "".join(tokens[p + 1 : p + 1 + right])
     return visible(f"{before}[{tokens[p]}]{after}")
 
 
@@ -261,19 +265,16 @@ def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.Dat
     from faithful_sae.stages.corpus import corpus
 
     f = run.features
-    rows = corpus(run, run.features.corpus, lm).heldout[: run.features.steered_rows]
+    rows = corpus(run, f.corpus, lm).heldout[: f.steered_rows]
     parts = []
-    for latent in latents.itertuples():
-        tokens = (
-            vocab_projection(lm, sae.W_dec[latent.latent : latent.latent + 1])
-            .topk(min(f.listed, lm.vocab_size))
-            .indices[0]
-        )
-        doses = [0.0, *f.doses]
-        table = dose_response(
-            lm, sae, latent.latent, rows, [dose * latent.max for dose in doses], tokens
-        )
-        parts.append(table.assign(dose=doses, latent=latent.latent, group=latent.group))
+    doses = [0.0, *f.doses]
+    for latent in latents.to_dict("records"):
+        i = latent["latent"]
+        projection = vocab_projection(lm, sae.W_dec[i : i + 1])
+        tokens = projection.topk(min(f.listed, lm.vocab_size)).indices[0]
+        amounts = [dose * latent["max"] for dose in doses]
+        table = dose_response(lm, sae, i, rows, amounts, tokens)
+        parts.append(table.assign(dose=doses, latent=i, group=latent["group"]))
     table = pd.concat(parts, ignore_index=True)
     write_rows(run, "dose_response", table)
     return table
@@ -294,21 +295,14 @@ def histogram_rows(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
     tokens.
     """
     edges = index.meta["histogram_edges"]
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "group": latent.group,
-                    "latent": latent.latent,
-                    "low": edges[:-1],
-                    "high": edges[1:],
-                    "tokens": latent.histogram,
-                }
-            )
-            for latent in latents.itertuples()
-        ],
-        ignore_index=True,
-    )
+    bins = {"low": edges[:-1], "high": edges[1:]}
+    parts = [
+        pd.DataFrame(
+            {"group": row["group"], "latent": row["latent"], **bins, "tokens": row["histogram"]}
+        )
+        for row in latents.to_dict("records")
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def agreement_rows(run: Run, index: Any) -> pd.DataFrame:

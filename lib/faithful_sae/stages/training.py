@@ -48,7 +48,7 @@ def train_corpus(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, 
     read = {"tokens": n_tokens, "distinct_tokens": available, "passes": passes}
     summary = pd.DataFrame(
         [
-            {"corpus": name, "seed": seed, **read, **last_point(curves[curves.seed == seed])}
+            {"corpus": name, "seed": seed, **read, **last_point(curves.loc[curves.seed == seed])}
             for seed in s.seeds
         ]
     )

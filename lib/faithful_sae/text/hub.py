@@ -9,7 +9,6 @@ HF_HUB_OFFLINE=1). Tokens are huggingface_hub's business: none is read or writte
 
 import contextlib
 import fnmatch
-import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from faithful_sae.files import locked, write_json
+from faithful_sae.files import locked, read_json, write_json
 
 # the revision under which the Hub keeps every dataset as parquet, whatever its authors gave it
 PARQUET = "refs/convert/parquet"
@@ -135,7 +134,7 @@ class Record:
         return notes
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return read_json(self.path) if self.path.exists() else {}
 
     def _recorded(self, name: str, find: Callable[[], Any]) -> Any:
         """The value under a name; if there is none, what `find()` returns, from now on. Of two

@@ -50,7 +50,7 @@ def write_explorer(folder: str | Path, indices: Sequence[FeatureIndex]) -> None:
             _write_set(tmp, index, key)
 
 
-def _write_set(folder: Path, index: FeatureIndex, key: str) -> None:
+def _write_set(folder, index, key):
     d_sae = index.meta["d_sae"]
     largest = max(
         len(json_script(data.set_page(index, latent)))

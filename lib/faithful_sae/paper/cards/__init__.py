@@ -3,7 +3,6 @@ from what the run left, in the two templates beside this file.
 """
 
 import bisect
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from faithful_sae.files import read_json
 from faithful_sae.paper.tables import gather, heading, text_of
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import LISTED
@@ -71,7 +71,7 @@ def sae_card(
     hook = f"residual stream entering block {run.layer} (blocks.{run.layer}.hook_resid_pre)"
     example = f"{names[0]}/seed{sae['seeds'][0]}"
     saes = run.artifacts / "saes"
-    architecture = _json(saes / example / "cfg.json")["architecture"]
+    architecture = read_json(saes / example / "cfg.json")["architecture"]
     return ModelCard.from_template(
         ModelCardData(
             license="other",
@@ -141,10 +141,6 @@ def _model(run):
     return f"`{model_name(run)}`"
 
 
-def _json(file):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _yaml(values):
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
 
@@ -208,7 +204,7 @@ def _statistics(run, measured):
 
 def _provenance(artefact):
     """Commit, versions and device of an artefact's provenance.json, in a sentence."""
-    record = _json(artefact / "provenance.json")
+    record = read_json(artefact / "provenance.json")
     versions = ", ".join(f"{name} {record['packages'][name]}" for name in PACKAGES)
     commit = record["inputs"].get("commit")
     at = f", model at commit {commit}" if commit else ""
