@@ -33,13 +33,7 @@ from IPython.display import Image, Markdown, display
 
 from faithful_sae.paper import tables
 from faithful_sae.paper.claims import claims
-from faithful_sae.paper.exhibits import (
-    absent_files,
-    profile_note,
-    save_figure,
-    save_table,
-    unmeasured,
-)
+from faithful_sae.paper.exhibits import profile_note, save_figure, save_table, unmade, unmeasured
 from faithful_sae.paper.links import feature_links
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.paper.plots.method import method, method_boxes
@@ -256,7 +250,7 @@ absent = [
     for run in runs
     for stage in (*model_stages(run), profile_stage())
     if (stage.paper or stage.profile) and (run.label, stage.name) not in unfinished
-    for file in absent_files(run, stage)
+    for file in unmade(run, stage)
 ]
 print(f"absent files: {absent or 'none'}; notebooks not run: {len(missing)}")
 print(verdicts.verdict.value_counts().to_dict())

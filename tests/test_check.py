@@ -2,6 +2,7 @@
 it; no token in what it says.
 """
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,22 +13,35 @@ from yaml import safe_dump, safe_load
 
 from conftest import set_key
 from faithful_sae.engine import check as module
+from faithful_sae.engine import timing
 from faithful_sae.engine.check import check
 from faithful_sae.engine.timing import estimate
 from faithful_sae.files import ROOT
 from faithful_sae.runs.needs import needs
-from faithful_sae.runs.registry import model_stages
+from faithful_sae.runs.params import load_params
+from faithful_sae.runs.registry import model_stages, stages
+from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, folders, hub_run  # noqa: F401 - fixtures
 
+TIMED = (
+    "01_generate_faithful",
+    "02_train_sae",
+    "04_ffr",
+    "05_fidelity",
+    "06_probing",
+    "08_seed_dependence",
+    "09_explore_features",
+)
+
 
 def main(profile, *options, **more):
     """(exit status, what was printed) of the command."""
     result = subprocess.run(
-        [sys.executable, "-m", "faithful_sae.engine.check", str(profile), *options],
+        [sys.executable, "-m", "faithful_sae", "check", str(profile), *options],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -49,16 +63,19 @@ def another(run, name, **changes):
 
 def test_the_smoke_profile_passes():
     status, said = main("smoke")
-    assert status == 0 and said.endswith("\n0 problems\n"), said
-    times = {
-        line.split()[0]: line.split()[-2:] for line in said.splitlines() if line.startswith("  0")
-    }
-    assert [stage[:2] for stage in times] == ["01", "02", "03", "04", "05", "06", "08", "09"]
-    assert all(
-        unit in ("s", "min") and float(number) >= 0
-        for stage, (number, unit) in times.items()
-        if stage != "03_sfr"
-    )
+    assert status == 0, said
+    assert said.endswith("\n0 problems\n"), said
+    lines = [line.split() for line in said.splitlines() if re.match(r"  \d\d_", line)]
+    times = {line[0]: line[-2:] for line in lines}
+    shown = [name for name, stage in stages().items() if not stage.profile]
+    assert list(times) == shown
+    assert {"01", "02", "03", "04", "05", "06", "08", "09"} <= {name[:2] for name in shown}
+    estimated = [name for name in shown if name in TIMED or times[name][1] != "-"]
+    for name in estimated:
+        number, unit = times[name]
+        assert unit in ("s", "min"), name
+        assert float(number) >= 0, name
+    assert "03_sfr" not in estimated
     assert "with random weights" in said
     assert "disk: " in said
 
@@ -122,9 +139,9 @@ def test_gated_renamed_and_of_another_revision_in_one_listing(make_run, folders,
     another(run, "b", model="shut/model", **{"corpora.web.hub": "old/name"})
     another(run, "c", revision="nightly", **{"corpora.web.hub": "web/none"})
     code = (
-        "import sys; from pathlib import Path; from faithful_sae import check, schema\n"
-        f"schema.ROOT = Path({str(root)!r}); sys.argv[1:] = [{str(run.file.parent)!r}, "
-        "'--no-probe']; check.main()"
+        "import sys; from pathlib import Path; from faithful_sae.__main__ import main\n"
+        f"from faithful_sae.runs import schema; schema.ROOT = Path({str(root)!r})\n"
+        f"sys.argv[1:] = ['check', {str(run.file.parent)!r}, '--no-probe']; main()"
     )
     with serve(repositories) as server:
 
@@ -172,18 +189,13 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
         module.psutil, "virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9)
     )
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    problems = check(run.file.parent, False, said.append)
-    assert [line.split(": ")[1][:3] for line in problems[:-1]] == [
-        "01_",
-        "02_",
-        "03_",
-        "04_",
-        "05_",
-        "06_",
-    ]
-    assert all("of RAM, and this machine has 1.0 GB" in line for line in problems[:-1])
-    assert "probing.batch_rows" in problems[-2]
-    assert "of disk and a tenth to spare" in problems[-1]
+    *memory, disk = check(run.file.parent, False, said.append)
+    of = {line.split(": ")[1].split()[0]: line for line in memory}
+    assert list(of) == [stage.name for stage in model_stages(run)]
+    assert {"01", "02", "03", "04", "05", "06"} <= {name[:2] for name in of}
+    assert all("of RAM, and this machine has 1.0 GB" in line for line in memory)
+    assert of["06_probing"].endswith("lower probing.batch_rows")
+    assert "of disk and a tenth to spare" in disk
 
 
 @pytest.fixture
@@ -201,7 +213,8 @@ def test_a_card_that_is_too_small_for_some_stages(make_run, card):
         {"device": "cuda", "generate.batch_rows": 20_000, "corpora.text.text_key": "text"}
     )
     (line,) = check(run.file.parent, False, lambda line: None)
-    need = needs(run, module._sizes(run)[0], "01_generate_faithful").device_memory
+    shape, _ = module._sizes(run)
+    need = needs(run, shape, stages()["01_generate_faithful"]).device_memory
     assert (
         f"01_generate_faithful needs {need / 1e9:.1f} GB of GPU memory, and there are 1.0 GB: "
         "lower generate.batch_rows" in line
@@ -219,25 +232,23 @@ def test_more_gpus_than_there_are(make_run, card):
 
 def test_what_is_there_and_current_needs_no_disk(make_run):
     run = make_run()
-    lm = None
     lm = open_model(run)
-    assert module._there(run, "01_generate_faithful") == module._there(run, "02_train_sae") == 0
+    text = stages()["01_generate_faithful"]
+    saes = stages()["02_train_sae"]
+    assert module._to_write(run, text, 10**6) == 10**6
+    assert module._to_write(run, saes, 10**6) == 10**6
     make_faithful(run, lm)
     train_all(run, lm)
-    assert module._there(run, "01_generate_faithful") is None
-    assert module._there(run, "02_train_sae") is None
+    assert module._to_write(run, text, 10**6) == 0
+    assert module._to_write(run, saes, 10**6) == 0
     other = run.file.with_name("tiny.yaml")
     values = safe_load(other.read_text())
     set_key(values, "sae.lr", 2e-3)
     other.write_text(safe_dump(values))
-    from faithful_sae.runs.params import load_params
-
-    assert module._there(load_params(other), "02_train_sae") == 0
+    assert module._to_write(load_params(other), saes, 10**6) == 10**6
 
 
 def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
-    from faithful_sae.engine import timing
-
     monkeypatch.setattr(timing, "SECONDS", 0.1)
     monkeypatch.setattr(timing, "SHORT", 0.05)
     little, much = (
@@ -254,7 +265,10 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
         )
         for n in (100_000, 1_000_000)
     )
-    assert set(little.seconds) == {s.name for s in model_stages(make_run())} - {"03_sfr"}
+    timed = {s.name for s in model_stages(make_run()) if type(s).seconds is not Stage.seconds}
+    assert set(little.seconds) == timed
+    assert timed >= {name for name in TIMED if name[:2] < "07"}
+    assert "03_sfr" not in timed
     assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage

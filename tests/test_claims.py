@@ -5,8 +5,8 @@ import pytest
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import profile_note
 from faithful_sae.paper.tables import table1
+from faithful_sae.runs.registry import stages
 from faithful_sae.runs.rows import read_rows, write_rows
-from faithful_sae.runs.schema import SAE_SECTIONS
 
 SECTIONS = {
     "instruction": 0,
@@ -303,7 +303,8 @@ def test_a_model_without_saes_counts_where_its_text_does(make_measured_run, make
     trained = make_measured_run(
         "a", sfr={OWN: [0.5], PILE: [0.6], FINEWEB: [0.6]}, coverage=95.0, kl=1.0
     )
-    text = make_run({"label": "Text"} | dict.fromkeys(SAE_SECTIONS), name="b")
+    about_saes = [key for stage in stages().values() if stage.with_saes for key in stage.sections]
+    text = make_run({"label": "Text"} | dict.fromkeys(about_saes), name="b")
     write_rows(
         text, "dataset", read_rows(trained, "dataset").assign(all_token_coverage=80.0, kl=3.0)
     )

@@ -9,10 +9,12 @@ import pytest
 from conftest import FEATURES
 from faithful_sae.engine import plan
 from faithful_sae.features.steering import dose_response
+from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import MissingInputError
 from faithful_sae.matching import match_features
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import features as feature_plots
+from faithful_sae.runs.rows import rows_file
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
@@ -20,8 +22,6 @@ from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
-
-STAGE = "09_explore_features"
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_rows_and_figures_of_the_chosen(explored):
 
 
 def test_text_in_a_table_stays_text():
-    assert [explore.visible(text) for text in (" the", "  ", "a b", "x\n", "\t|<i>")] == [
+    assert [visible(text) for text in (" the", "  ", "a b", "x\n", "\t|<i>")] == [
         "␣the",
         "␣␣",
         "a b",
@@ -180,13 +180,13 @@ def test_text_in_a_table_stays_text():
 
 def test_a_run_without_the_section_has_no_09(make_run):
     without, with_it = make_run(name="a"), make_run({"features": FEATURES}, name="b")
-    assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != STAGE]
-    assert not notebook_exhibits(without, STAGE)
-    assert len(notebook_exhibits(with_it, STAGE)) == 4
-    needed = {path.rpartition("/")[2] for path in plan.stage_inputs(with_it, STAGE)}
+    assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != explore.STAGE]
+    assert not notebook_exhibits(without, explore.STAGE.name)
+    assert len(notebook_exhibits(with_it, explore.STAGE.name)) == 4
+    needed = {path.rpartition("/")[2] for path in plan.stage_inputs(with_it, explore.STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
     waits = {path for path in plan.paper_inputs([without, with_it]) if "features" in path}
-    assert waits == {plan.rows_file(with_it, "features")}  # 07 links to features that there are
+    assert waits == {str(rows_file(with_it, "features"))}  # 07 links to features that there are
 
 
 def test_a_damaged_index_is_noticed(explored):

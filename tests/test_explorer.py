@@ -228,7 +228,7 @@ def test_one_index_for_each_set(indices, tmp_path):
 
 def test_without_an_index_it_says_who_makes_one():
     def run(profile):
-        command = [sys.executable, "-m", "faithful_sae.engine.explorer", profile]
+        command = [sys.executable, "-m", "faithful_sae", "explorer", profile]
         return subprocess.run(command, capture_output=True, text=True)
 
     result = run("paper")
@@ -279,7 +279,7 @@ def test_fallback_of_an_index_without_another_seed(indices):
         "fake": None,
         "random_frequency": None,
     }
-    assert "– of random tokens" in Parsed(feature_html(page)).text
+    assert "\N{EN DASH} of random tokens" in Parsed(feature_html(page)).text
 
 
 # --- the widget -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from faithful_sae.files import DiskFullError, MissingInputError, is_current
 from faithful_sae.lm import sampling
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.lm.model import LanguageModel, ModelError
-from faithful_sae.stages.corpus import faithful_key, make_faithful, read_shards
+from faithful_sae.stages.corpus import faithful_fingerprint, make_faithful, read_shards
 from faithful_sae.stages.model import model_key, open_model
 
 V, DRAWS = 12, 20_000
@@ -69,7 +69,8 @@ def fits(counts, p):
     seen = counts[common].tolist()
     expected = (p[common] * DRAWS).tolist()
     if (rest := p[~common].sum()) > 0:
-        seen.append(counts[~common].sum()), expected.append(rest * DRAWS)
+        seen.append(counts[~common].sum())
+        expected.append(rest * DRAWS)
     return chisquare(seen, expected).pvalue
 
 
@@ -320,7 +321,7 @@ def finished(make_run, lm):
     folder = make_faithful(run, lm)
     files = content(folder)
     assert sorted(files) == [f"shard_0000{i}.safetensors" for i in range(4)]
-    assert is_current(folder, faithful_key(run))
+    assert is_current(folder, faithful_fingerprint(run).key)
     return run, files
 
 
@@ -373,7 +374,7 @@ def test_killed_at_random_moments(make_run, lm):
     run = make_run({"generate.tokens": 2000}, "killed")
     rng = np.random.default_rng(0)
     left = []
-    while not is_current(run.artifacts / "faithful", faithful_key(run)):
+    while not is_current(run.artifacts / "faithful", faithful_fingerprint(run).key):
         process = multiprocessing.get_context("fork").Process(target=make_faithful, args=(run, lm))
         process.start()
         process.join(rng.uniform(0.02, 0.15))
@@ -392,7 +393,7 @@ def test_killed_at_random_moments(make_run, lm):
 def test_a_lost_shard_alone_is_made_again(finished, lm, monkeypatch):
     run, files = finished
     folder = run.artifacts / "faithful"
-    partial = folder.rename(folder.with_name(f"faithful-{faithful_key(run)}.partial"))
+    partial = folder.rename(folder.with_name(f"faithful-{faithful_fingerprint(run).key}.partial"))
     (partial / "provenance.json").unlink()
     (partial / "shard_00002.safetensors").unlink()
     calls = []
@@ -412,7 +413,7 @@ def test_another_key_or_a_damaged_shard_makes_it_again(make_run, finished, lm):
     run, files = finished
     shard = run.artifacts / "faithful" / "shard_00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    assert not is_current(shard.parent, faithful_key(run))
+    assert not is_current(shard.parent, faithful_fingerprint(run).key)
     assert content(make_faithful(run, lm)) == files
     other = make_run({"generate.seed": 6})
     assert other.artifacts == run.artifacts
@@ -422,7 +423,7 @@ def test_another_key_or_a_damaged_shard_makes_it_again(make_run, finished, lm):
 def test_provenance_says_how(finished):
     run, _ = finished
     record = json.loads((run.artifacts / "faithful" / "provenance.json").read_text())
-    assert record["key"] == faithful_key(run)
+    assert record["key"] == faithful_fingerprint(run).key
     assert record["parameters"]["generate"]["seed"] == 5
     assert record["inputs"] == {"model": model_key(run), "commit": None}
 

@@ -23,7 +23,7 @@ from faithful_sae.lm.model import load_model
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.stages.corpus import corpus_rows, make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.text import documents, hub_of, labelled, text_hash
+from faithful_sae.stages.text import documents, labelled, text_hash
 from faithful_sae.text import hub, read
 from fake_hub import TOKEN, Repository, serve
 
@@ -138,7 +138,7 @@ def test_a_model_by_its_id_is_the_one_in_the_folder_and_stays_at_its_commit(
     (moved / "refs" / "main").write_text(NEW)
     assert open_model(run).revision == OLD
     assert torch.equal(open_model(run).activations(ids), local.activations(ids))
-    assert hub_of(run).moved() == [
+    assert run.hub.moved() == [
         f"note: main of tiny/{architecture} has moved from {OLD} to {NEW}; "
         f"{run.artifacts.parent / 'hub.json'} holds this "
         "profile to the former: `make clean` to start again with the latter"
@@ -158,7 +158,7 @@ def test_a_dataset_gives_the_rows_of_its_texts(make_run, cache, lm):
     assert np.array_equal(local.heldout, web.heldout)
     record = json.loads((run.artifacts / "corpora" / "web" / "provenance.json").read_text())
     assert record["inputs"]["commit"] == OLD
-    assert record["parameters"]["corpus"]["hub"] == "web/text"
+    assert record["parameters"]["corpora.web"]["hub"] == "web/text"
     assert not list((run.artifacts / "corpora").glob("*.partial"))
 
 
@@ -379,7 +379,6 @@ CHECK = """
 import sys
 from faithful_sae.runs.params import load_params
 from faithful_sae.engine.plan import hub_problems, refuse
-from faithful_sae.stages.text import hub_of
 from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT
@@ -387,7 +386,7 @@ for file in FILES:
     try:
         run = load_params(file)
         refuse(hub_problems([run]))
-        for note in hub_of(run).moved():
+        for note in run.hub.moved():
             print(note)
         print("ok")
     except schema.ParamsError as error:
@@ -520,7 +519,8 @@ def test_two_notebooks_of_a_run_read_one_commit_and_leave_no_token(make_run, ser
                 [
                     sys.executable,
                     "-m",
-                    "faithful_sae.engine.notebook",
+                    "faithful_sae",
+                    "notebook",
                     str(ROOT / "notebooks" / f"{notebook}.py"),
                     str(artifacts / f"{notebook}.ipynb"),
                     f"params={folder / 'tiny.yaml'}",

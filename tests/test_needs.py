@@ -7,14 +7,19 @@ import torch
 from safetensors import safe_open
 
 from conftest import ARCHITECTURES, make_model
-from faithful_sae.lm.architectures import Shape
+from faithful_sae.lm.architectures import Shape, cache_bytes, sampling_bytes, weights
 from faithful_sae.lm.decoding import Decoder
-from faithful_sae.runs import needs
-from faithful_sae.runs.schema import model_stages, wanted_saes
-from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.runs.needs import CUDA, PROCESS, needs
+from faithful_sae.runs.registry import model_stages, stages
+from faithful_sae.sae.activation_cache import activations_disk
+from faithful_sae.sae.sae import TopKSAE, sae_bytes
+from faithful_sae.sae.train import training_bytes, training_disk
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
+from faithful_sae.stages.s01_generate_faithful import text_disk
 from faithful_sae.stages.s02_train_sae import train_all
+from faithful_sae.stages.s08_seed_dependence import study, wanted_saes
+from faithful_sae.text.packing import rows_disk
 
 GPT2 = Shape(
     layers=12,
@@ -28,6 +33,8 @@ GPT2 = Shape(
     context=1024,
     bytes_per_weight=4,
 )
+
+WITH_MODEL = ("01_generate_faithful", "02_train_sae", "04_ffr", "05_fidelity", "06_probing")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -62,11 +69,11 @@ def test_gpt2_by_hand():
     embedding = (50257 + 1024) * 768
     block = 12 * 768**2 + 13 * 768
     norm = 2 * 768
-    assert needs.weights(GPT2) == 4 * (embedding + 12 * block + norm) == 497_759_232
+    assert weights(GPT2) == 4 * (embedding + 12 * block + norm) == 497_759_232
     # keys and values of 1023 tokens lie in 16 tiles of 64; 14 layers of 768 numbers
-    assert needs.cache_bytes(GPT2, 128, 1023) == 128 * 1024 * 2 * 14 * 768 * 4
-    assert needs.sampling_bytes(GPT2, 1, 1023) == 1024 * 2 * 14 * 768 * 4 + 24 * 50257
-    assert needs.sae_bytes(768, 12288) == 4 * (2 * 768 * 12288 + 768 + 12288)
+    assert cache_bytes(GPT2, 128, 1023) == 128 * 1024 * 2 * 14 * 768 * 4
+    assert sampling_bytes(GPT2, 1, 1023) == 1024 * 2 * 14 * 768 * 4 + 24 * 50257
+    assert sae_bytes(768, 12288) == 4 * (2 * 768 * 12288 + 768 + 12288)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -77,9 +84,9 @@ def test_keys_and_values_are_as_large_as_what_the_decoder_allocates(
     with torch.inference_mode(), Decoder(lm.model, 5, 70) as decoder:
         decoder.step(torch.zeros(5, dtype=torch.long), torch.arange(5))
     allocated = sum(t.numel() * t.element_size() for pair in decoder.layers.values() for t in pair)
-    assert len(decoder.layers) == 3 and allocated * 5 / 3 == needs.cache_bytes(
-        lm.shape, 5, 70
-    )  # and room for two layers more
+    assert len(decoder.layers) == 3
+    # and room for two layers more
+    assert allocated * 5 / 3 == cache_bytes(lm.shape, 5, 70)
 
 
 def numbers(folder):
@@ -105,37 +112,40 @@ def test_files_are_as_large_as_foreseen(make_run):
     train_all(run, lm)
     shape = lm.shape
     saes = run.artifacts / "saes" / "text"
-    assert numbers(saes) == 2 * (
-        needs.sae_bytes(16, 24) + 4 * 24
-    )  # and each latent's firing frequency
-    assert needs.training_disk(16, [24, 24]) == 7 * 2 * needs.sae_bytes(16, 24)
+    assert numbers(saes) == 2 * (sae_bytes(16, 24) + 4 * 24)  # and each latent's firing frequency
+    assert training_disk(16, [24, 24]) == 7 * 2 * sae_bytes(16, 24)
     text = numbers(run.artifacts / "faithful")
     assert (
-        4 * run.generate.tokens < text < needs.text_disk(run.generate) + 4 * 300
+        4 * run.generate.tokens < text < text_disk(run.generate) + 4 * 300
     )  # a document may be one token, and has a length
     rows = run.artifacts / "corpora" / "text" / "rows.npy"
-    assert rows.stat().st_size == needs.rows_disk(600) // 2 + 128  # numpy's header
+    assert rows.stat().st_size == rows_disk(600) // 2 + 128  # numpy's header
     (kept,) = (run.artifacts / "activations").glob("text-*")
-    assert numbers(kept) == needs.activations_disk(480, 16, 4)
-    for stage in ("01_generate_faithful", "02_train_sae"):
-        need = needs.needs(run, shape, stage)
+    assert numbers(kept) == activations_disk(480, 16, 4)
+    for name in ("01_generate_faithful", "02_train_sae"):
+        need = needs(run, shape, stages()[name])
         assert need.disk > 0
         assert need.device_memory == 0
-    assert needs.tokens(run, "02_train_sae") == 2 * 480  # each once, since they are kept
+    training = needs(run, shape, stages()["02_train_sae"])
+    assert training.tokens == 2 * 480  # each once, since they are kept
     assert (
-        needs.needs(run, shape, "02_train_sae").disk
+        training.disk
         > numbers(run.artifacts / "saes") + numbers(run.artifacts / "activations") + 2 * 4 * 600
     )
 
 
 def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
     run, on_gpu = make_run(), make_run({"device": "cuda"})
+    without_model = {stage for stage in model_stages(run) if not stage.memory(run, GPT2).weights}
+    assert stages()["03_sfr"] in without_model
+    assert not {stages()[name] for name in WITH_MODEL} & without_model
     for stage in model_stages(run):
-        cpu, gpu = (needs.needs(r, GPT2, stage) for r in (run, on_gpu))
+        cpu = needs(run, GPT2, stage)
+        gpu = needs(on_gpu, GPT2, stage)
         assert cpu.device_memory == 0
-        assert (gpu.device_memory == 0) == (stage == "03_sfr")
-        assert cpu.memory - needs.PROCESS >= gpu.device_memory - needs.CUDA
-        assert gpu.memory >= needs.PROCESS + (needs.weights(GPT2) if stage != "03_sfr" else 0)
+        assert (gpu.device_memory == 0) == (stage in without_model)
+        assert cpu.memory - PROCESS >= gpu.device_memory - CUDA
+        assert gpu.memory >= PROCESS + (0 if stage in without_model else weights(GPT2))
 
 
 def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
@@ -149,15 +159,13 @@ def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
         "layers": [0],
     }
     run = make_run({"seed_dependence": d})
-    assert needs.study(run) == {1: wanted_saes(run, 1, 400), 0: wanted_saes(run, 0, 400)}
-    assert [len(wanted) for wanted in needs.study(run).values()] == [9, 2]
-    assert needs.tokens(run, "08_seed_dependence") == 800
+    assert study(run) == {1: wanted_saes(run, 1, 400), 0: wanted_saes(run, 0, 400)}
+    assert [len(wanted) for wanted in study(run).values()] == [9, 2]
+    assert stages()["08_seed_dependence"].tokens(run) == 800
 
 
 def test_training_holds_eight_arrays_for_each_sae(make_run):
-    one, two = (needs.training_bytes(768, [12288] * n, 4096, 262144) for n in (1, 2))
+    one, two = (training_bytes(768, [12288] * n, 4096, 262144) for n in (1, 2))
     assert two - one == 4 * 4 * (2 * 768 * 12288 + 768 + 12288)
     sae = TopKSAE(16, 24, 4, 0)
-    assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == needs.sae_bytes(
-        16, 24
-    )
+    assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == sae_bytes(16, 24)

@@ -379,9 +379,8 @@ def test_a_hub_that_refuses_or_is_out_of_reach(made, token):
 def test_the_command_says_one_line_and_leaves_no_token(made, root):
     code = (
         "import sys; from pathlib import Path; "
-        "from faithful_sae.paper import publish; from faithful_sae.runs import schema; "
-        "schema.ROOT = Path(sys.argv[1]); "
-        "sys.argv[1:2] = []; publish.main()"
+        "from faithful_sae.__main__ import main; from faithful_sae.runs import schema; "
+        "schema.ROOT = Path(sys.argv[1]); sys.argv[1:2] = ['publish']; main()"
     )
 
     result = subprocess.run(

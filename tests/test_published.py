@@ -21,13 +21,15 @@ from faithful_sae.engine.plan import (
     hub_problems,
     problems,
     refuse,
-    settings,
     stage_inputs,
 )
 from faithful_sae.files import ROOT, file_hash, remove
 from faithful_sae.paper import tables
 from faithful_sae.paper.exhibits import profile_note
 from faithful_sae.paper.plots import paper as plots
+from faithful_sae.runs.code import code_hash
+from faithful_sae.runs.keys import workflow_settings
+from faithful_sae.runs.registry import stages, writer
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.published import measure
@@ -40,7 +42,6 @@ from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.text import hub_of
 from fake_hub import Repository, serve
 from test_hub import OLD, check
 
@@ -285,7 +286,9 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
         "is not its own" in capsys.readouterr().out
     )
     saes = load_saes(run, lm)
-    seed_comparison(run, saes), fake_features(run, saes, lm), fidelity_matrix(run, saes, lm)
+    seed_comparison(run, saes)
+    fake_features(run, saes, lm)
+    fidelity_matrix(run, saes, lm)
     assert set(probe_tasks(run, saes, lm).representation) == {"baseline", "sae", "reconstruction"}
     x = lm.activations(torch.arange(2, 40)[None])[0]
     above = saes["text", 42].encode(x)
@@ -314,8 +317,8 @@ def test_another_file_or_another_measure_is_read_again_and_nothing_else(publishe
         },
     ]
     monkeypatch.setattr(
-        "faithful_sae.stages.published.code_hash",
-        lambda *modules: "formats/saelens" in modules and "changed",
+        "faithful_sae.runs.keys.code_hash",
+        lambda *modules: "changed" if "sae/formats/saelens" in modules else code_hash(*modules),
     )
     train_all(run, lm)
     assert stamp.stat().st_mtime_ns > after
@@ -327,11 +330,12 @@ def test_the_files_are_inputs_of_their_corpus_alone_and_so_is_the_key(published,
     (name,) = run.published
     assert len(files) == 4
     assert files <= set(corpus_inputs(run, name))
-    assert not files & set(stage_inputs(run, "03_sfr"))
+    assert not files & set(stage_inputs(run, stages()["03_sfr"]))
+    training = writer("saes")
     for other in set(run.sae.train_on) - {name}:
         assert not files & set(corpus_inputs(run, other))
         assert corpus_settings(run, other) != corpus_settings(run, name)
-    assert settings(run, "02_train_sae") != settings(make_run(), "02_train_sae")
+    assert workflow_settings(run, training) != workflow_settings(make_run(), training)
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -520,13 +524,14 @@ def cache(repository, tmp_path, monkeypatch):
 
 def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, repository):
     run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY}})
-    refuse(problems([run])), refuse(hub_problems([run]))
+    refuse(problems([run]))
+    refuse(hub_problems([run]))
     lm = open_model(run)
     _, summary = train_all(run, lm)
     assert summary.source.tolist() == [
         f"pub/saes/runs/layers.0/seed{seed} at {OLD}" for seed in (42, 49)
     ]
-    assert hub_of(run).commits() == {"model pub/saes main": OLD}
+    assert run.hub.commits() == {"model pub/saes main": OLD}
     for (_, seed), sae in load_saes(run, lm).items():
         folder = load_sae(repository / "runs" / "layers.0" / f"seed{seed}")
         assert all(torch.equal(sae.weights[name], folder.weights[name]) for name in sae.weights)
@@ -605,7 +610,8 @@ def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
                 [
                     sys.executable,
                     "-m",
-                    "faithful_sae.engine.notebook",
+                    "faithful_sae",
+                    "notebook",
                     str(ROOT / "notebooks" / f"{notebook}.py"),
                     str(artifacts / f"{notebook}.ipynb"),
                     f"params={folder / 'tiny.yaml'}",

@@ -13,6 +13,7 @@ from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
+from faithful_sae.stages.s08_seed_dependence import STAGE as SEED_STUDY
 from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
 
 SIZES = 1, 24, 4, 400  # layer, d_sae, k, tokens of the plain SAEs
@@ -143,7 +144,7 @@ def test_rows(studied):
         [cut["mean"], cut["min"], cut["max"]], [shares.mean(), shares.min(), shares.max()]
     )
     files = {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
-    assert set(files) == {f"{name}.csv" for name in plan.ROWS["08_seed_dependence"]}
+    assert set(files) == {f"{name}.csv" for name in SEED_STUDY.rows}
     study_seeds(run, train_seeds(run)[0])
     assert files == {f.name: f.read_bytes() for f in (run.artifacts / "rows").glob("seed_*.csv")}
 
@@ -181,11 +182,9 @@ def test_figures_and_findings_of_tiny_rows(studied):
 
 def test_a_run_without_the_section_has_no_08(make_run):
     without, with_it = make_run(name="a"), make_run({"seed_dependence": SEED_DEPENDENCE}, name="b")
-    assert plan.stages([without]) == [
-        s for s in plan.stages([with_it]) if s != "08_seed_dependence"
-    ]
-    assert not notebook_exhibits(without, "08_seed_dependence")
-    assert len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
+    assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != SEED_STUDY]
+    assert not notebook_exhibits(without, SEED_STUDY.name)
+    assert len(notebook_exhibits(with_it, SEED_STUDY.name)) == 8
     made = [f for f in plan.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]]
     assert made
     assert all("/b/" in f or "_b." in f for f in made)

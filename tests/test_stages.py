@@ -95,7 +95,7 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     activation_cache(other, "text", rows, lm)  # most of it is there already
     remove(kept)
     with pytest.raises(
-        DiskFullError, match="keeping the activations of text .sae.cache_activations. needs"
+        DiskFullError, match=r"keeping the activations of text .sae\.cache_activations. needs"
     ):
         activation_cache(run, "text", rows, lm)
 
@@ -139,8 +139,8 @@ def replace_sae(run, **sizes):
     "sizes, words",
     [
         ({"d_model": 20}, "width 20"),
-        ({"d_sae": 30}, "d_sae = 30"),
-        ({"k": 2}, " k = 2"),
+        ({"d_sae": 30}, "sae.d_sae = 30"),
+        ({"k": 2}, "sae.k = 2"),
         ({}, "not those 02_train_sae wrote"),
     ],
 )

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from faithful_sae.engine import gpus, workers
+from faithful_sae.engine import gpus
 from faithful_sae.engine.plan import activation_marks, text_marks
+from faithful_sae.engine.steps import compute_share, keep_activations
 from faithful_sae.files import is_current, locked, remove
 from faithful_sae.lm import sampling
-from faithful_sae.stages.corpus import faithful_key, make_faithful, sample_share
+from faithful_sae.runs.registry import stages
+from faithful_sae.stages.corpus import faithful_fingerprint, make_faithful, sample_share
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import train_all
 
@@ -72,7 +74,9 @@ def test_workers_side_by_side_make_the_same_bytes_and_each_shard_once(
     assert content(make_faithful(run, lm)) == files
     sampled = (tmp_path / "log").read_text().split()
     assert len(sampled) == len(set(sampled)) == 23
-    workers.sample_text(run, 0, n)  # of a dataset that is there
+    # of a dataset that is there
+    compute_share("text", run.file, 0, n, tmp_path / "mark")
+    assert (tmp_path / "mark").exists()
     assert len((tmp_path / "log").read_text().split()) == 23
 
 
@@ -81,7 +85,7 @@ def test_workers_killed_at_random_moments(one):
     run, lm, files = one
     rng = np.random.default_rng(0)
     left = []
-    while not is_current(run.artifacts / "faithful", faithful_key(run)):
+    while not is_current(run.artifacts / "faithful", faithful_fingerprint(run).key):
         n = int(rng.integers(2, 5))
         share = [start(sample_share, run, lm, i, n) for i in range(n)]
         processes = share if len(left) % 4 < 3 else [*share, start(make_faithful, run, lm)]
@@ -100,7 +104,7 @@ def test_workers_killed_at_random_moments(one):
 
 def test_a_shard_that_another_process_is_at_is_left_to_it(one):
     run, lm, _ = one
-    shards = run.artifacts / f"faithful-{faithful_key(run)}.partial"
+    shards = run.artifacts / f"faithful-{faithful_fingerprint(run).key}.partial"
     with locked(shards / ".shard_00003.lock"):  # as a worker of a killed run holds it
         start(sample_share, run, lm, 1, 2).join()
         assert sorted(f.name for f in shards.glob("shard_*")) == [
@@ -138,15 +142,13 @@ def test_activations_kept_by_workers_are_those_the_training_would_keep(make_run,
     weights = {name: content(saes / name / "seed42") for name in ("text", "faithful")}
     assert len(folders) == 2
     assert all(len(groups) > 4 for groups in folders.values())
-    workers.keep_activations(run, "text", 0, 2)  # SAEs that are there need none
-    remove(kept), remove(saes)
-    (kept / "text-layer1-0123456789abcdef").mkdir(
-        parents=True
-    )  # of other parameters: both workers find it in the way
+    keep_activations(run, "text", 0, 2)  # SAEs that are there need none
+    remove(kept)
+    remove(saes)
+    # of other parameters: both workers find it in the way
+    (kept / "text-layer1-0123456789abcdef").mkdir(parents=True)
     processes = [
-        start(workers.keep_activations, run, name, i, 2)
-        for name in ("text", "faithful")
-        for i in range(2)
+        start(keep_activations, run, name, i, 2) for name in ("text", "faithful") for i in range(2)
     ]
     for process in processes:
         process.join()
@@ -161,16 +163,14 @@ def test_who_waits_for_workers(make_run):
     run = make_run()
     caching = run.changed(sae=run.sae.changed(cache_activations=True))
     name = run.sae.train_on[0]
-    assert (
-        text_marks(run, "01_generate_faithful", 1)
-        == activation_marks(caching, name, 1)
-        == activation_marks(run, name, 3)
-        == []
-    )
-    assert text_marks(run, "01_generate_faithful", 3) == [
+    generating = stages()["01_generate_faithful"]
+    assert text_marks(run, generating, 1) == []
+    assert activation_marks(caching, name, 1) == []
+    assert activation_marks(run, name, 3) == []
+    assert text_marks(run, generating, 3) == [
         str(run.artifacts / "workers" / "text" / f"{i}of3") for i in range(3)
     ]
-    assert text_marks(caching, "03_sfr", 3) == []
+    assert text_marks(caching, stages()["03_sfr"], 3) == []
     assert len(set(activation_marks(caching, name, 3))) == 3
 
 
@@ -196,7 +196,8 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
     command = [
         sys.executable,
         "-m",
-        "faithful_sae.engine.gpus",
+        "faithful_sae",
+        "with-gpus",
         str(file),
         "sh",
         "-c",
@@ -205,11 +206,12 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(5)  # for two
-    others["7"].close(), held["5"].close()
+    others["7"].close()
+    held["5"].close()
     assert process.communicate(timeout=60)[0] == "5,7\n"
     with pytest.raises(SystemExit, match="gpus: 4 were asked for, and there are 3 here"):
         visible(4)
-    assert visible(0) == ("2,5,7", None), "nothing is taken, nothing is hidden"
+    assert visible(0) == ("2,5,7", {}), "nothing is taken, nothing is hidden"
     del environment["FAITHFUL_SAE_GPUS"]
     alone = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert alone.stdout == "2,5,7\n", "a cluster has chosen"
@@ -217,5 +219,6 @@ def test_two_jobs_never_have_one_gpu(monkeypatch, tmp_path, make_run):
 
 def test_more_gpus_make_room_and_no_other_key(make_run):
     run = make_run({"device": "cuda", "gpus": 2})
-    assert faithful_key(run) == faithful_key(run.changed(gpus=1))
+    one = run.changed(gpus=1)
+    assert faithful_fingerprint(run).key == faithful_fingerprint(one).key
     assert torch.get_num_threads() == 1

@@ -6,6 +6,7 @@ from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.paper.links import index_folders
 from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.registry import writer
 
 
 def write(profile: str) -> Path:
@@ -23,8 +24,8 @@ def write(profile: str) -> Path:
     folders = index_folders(runs)
     if not folders:
         raise FeatureError(
-            f"{artifacts}: no index of features yet: run notebooks/09_explore_features on this "
-            f"profile first (make paper PROFILE={artifacts.name})"
+            f"{artifacts}: no index of features yet: run notebooks/{writer('features').name} on "
+            f"this profile first (make paper PROFILE={artifacts.name})"
         )
     write_explorer(artifacts / "explorer", [FeatureIndex(folder) for folder in folders])
     page = artifacts / "explorer" / "index.html"

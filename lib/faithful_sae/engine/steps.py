@@ -19,7 +19,7 @@ from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.s02_train_sae import corpus_saes
+from faithful_sae.stages.s02_train_sae import STAGE, corpus_saes
 from faithful_sae.stages.training import activation_stream, corpus_is_trained
 
 
@@ -57,7 +57,7 @@ def train_corpus(params: Path, name: str, output: Path) -> None:
     Args:
         output: a file that is written at the end, with the hash of what was trained.
     """
-    with locked(output.with_suffix(".lock")), _told(f"02_train_sae · {name} · {params.stem}"):
+    with locked(output.with_suffix(".lock")), _told(f"{STAGE.name} · {name} · {params.stem}"):
         run = open_run(params)
         corpus_saes(run, name, open_model(run))
         record = read_json(run.artifacts / "saes" / name / "provenance.json")

@@ -86,10 +86,10 @@ def _why_unmeasured(run, stage):
     if reasons:
         return min(reasons)
     # killed between its rows and its last exhibit
-    return "not finished" if absent_files(run, stage) else None
+    return "not finished" if unmade(run, stage) else None
 
 
-def absent_files(run: Run, stage: Stage) -> list[str]:
+def unmade(run: Run, stage: Stage) -> list[str]:
     """Files of a notebook's exhibits for a run that are not there."""
     exhibits = notebook_exhibits(run, stage.name)
     files = [file for exhibit in exhibits for file in exhibit.files(run.name)]

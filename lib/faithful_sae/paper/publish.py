@@ -208,8 +208,7 @@ def prepare_dataset(run: Run, namespace: str) -> Repository | None:
         return None
     if not is_current(source, faithful_fingerprint(run).key):
         raise MissingInputError(
-            f"{source} is damaged or was made with other parameters: "
-            f"{run_first(run, writer('dataset').name)}"
+            f"{source} is damaged or was made with other parameters: {run_first(run, 'dataset')}"
         )
     repository = _repository(run, namespace, "dataset", "faithful")
     record = (source / "provenance.json").read_bytes()

@@ -41,11 +41,19 @@ def settings(run: Run, keys: tuple[str, ...], keep: tuple[str, ...] = NUMBERS) -
             section, _, left_out = name[1:].rpartition(".")
             found[section] = {k: v for k, v in (found[section] or {}).items() if k != left_out}
         else:
-            value: Any = run
-            for part in name.split("."):
-                value = value.get(part) if isinstance(value, dict) else getattr(value, part)
-            found[name] = plain(value, keep)
+            found[name] = plain(_value(run, name), keep)
     return found
+
+
+def _value(run: Run, name: str) -> Any:
+    """What a run says under a key; the name of an entry may have dots itself."""
+    value: Any = run
+    while name:
+        if isinstance(value, dict):
+            return value.get(name)
+        part, _, name = name.partition(".")
+        value = getattr(value, part)
+    return value
 
 
 def stage_settings(run: Run, stage: Stage, keep: tuple[str, ...] = NUMBERS) -> dict[str, Any]:

@@ -45,13 +45,13 @@ def read_rows(run: Run, name: str) -> pd.DataFrame:
     """
     path = rows_file(run, name)
     if not path.exists():
-        raise MissingInputError(f"{path} is missing: {run_first(run, writer(name).name)}")
+        raise MissingInputError(f"{path} is missing: {run_first(run, name)}")
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def run_first(run: Run, notebook: str) -> str:
-    """What to do where a notebook's result is missing."""
-    return f"run notebooks/{notebook} for {run.profile}/{run.name} first"
+def run_first(run: Run, rows: str) -> str:
+    """What to do where the result of the notebook that writes some rows is missing."""
+    return f"run notebooks/{writer(rows).name} for {run.profile}/{run.name} first"
 
 
 def measured(runs: list[Run], name: str) -> list[Run]:

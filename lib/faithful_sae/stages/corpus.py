@@ -116,7 +116,7 @@ def read_shards(run: Run) -> Iterator[np.ndarray]:
     """
     folder = run.artifacts / "faithful"
     if not (folder / "provenance.json").exists():
-        raise MissingInputError(f"{folder} is missing: {run_first(run, '01_generate_faithful')}")
+        raise MissingInputError(f"{folder} is missing: {run_first(run, 'dataset')}")
     yield from sampling.read_shards(folder)
 
 
@@ -146,7 +146,7 @@ def _corpus(run, name, lm):
     key = faithful_fingerprint(source).key
     if not is_current(folder, key):
         why = "is missing or was made with other parameters"
-        raise MissingInputError(f"{folder} {why}: {run_first(source, '01_generate_faithful')}")
+        raise MissingInputError(f"{folder} {why}: {run_first(source, 'dataset')}")
     tokenizer = lm.tokenizer if source is run else open_model(source).tokenizer
     return corpus_rows(run, name, lm, (key, read_shards(source), tokenizer))
 

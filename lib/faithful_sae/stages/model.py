@@ -93,7 +93,7 @@ def open_model(run: Run) -> LanguageModel:
         folder = run.artifacts / "lm"
         if not is_current(folder, model_key(run)):
             why = "not trained yet, or with other parameters"
-            raise MissingInputError(f"{folder}: {why}: {run_first(run, '01_generate_faithful')}")
+            raise MissingInputError(f"{folder}: {why}: {run_first(run, 'language_model')}")
     at = model_commit(run)
     lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at, run.gpus)
     for problem in too_small(run, Model(run.model, len(lm.blocks), lm.context)):

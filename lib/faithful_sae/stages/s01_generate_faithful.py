@@ -123,10 +123,8 @@ class GenerateFaithful(Stage):
             heldout = e.train_tokens / (1 - run.heldout) - e.train_tokens
             total += e.steps * step + EVALUATIONS * heldout * evaluated
         shards = math.ceil(g.tokens / g.shard_tokens)
-        return (
-            total
-            + (g.tokens / g.batch_rows + shards * g.max_new_tokens / 2) * rates.sampling_step()
-        )
+        steps = g.tokens / g.batch_rows + shards * g.max_new_tokens / 2
+        return total + steps * rates.once("sampling", lambda: _sampling_step(run, rates))
 
 
 # what an embedded language model depends on, and what text that a model writes does beside it

@@ -8,9 +8,7 @@ from faithful_sae.runs.rows import read_rows, run_first
 from faithful_sae.runs.schema import Run
 from faithful_sae.runs.stage import SAEs
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
-from faithful_sae.stages.s02_train_sae import sae_settings
-
-STAGE = "02_train_sae"
+from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
 
 
 def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
@@ -34,7 +32,7 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
         for seed in run.sae.seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
-                raise MissingInputError(f"{folder} is missing: {run_first(run, STAGE)}")
+                raise MissingInputError(f"{folder} is missing: {run_first(run, 'saes')}")
             sae = load_sae(folder)
             if lm is not None and sae.d_model != lm.d_model:
                 raise SAEError(
@@ -44,12 +42,12 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
             for key, found, wanted in _differences(run, name, sae, made):
                 raise SAEError(
                     f"{folder}: was made with {key} = {found}, but {run.file} says {wanted}: run "
-                    f"{STAGE} again"
+                    f"{STAGE.name} again"
                 )
             if file_hash(folder / "sae_weights.safetensors") != recorded[name, seed]:
                 raise SAEError(
-                    f"{folder}: its weights are not those {STAGE} wrote: delete the folder and run "
-                    "it again"
+                    f"{folder}: its weights are not those {STAGE.name} wrote: delete the folder and "
+                    "run it again"
                 )
             saes[name, seed] = sae.to(lm.device) if lm is not None else sae
     return saes
