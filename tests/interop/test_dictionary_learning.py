@@ -1,5 +1,5 @@
 """dictionary_learning itself: we compute its latents from the folders that its trainSAE writes."""
-# ruff: noqa: E402 - what nnsight is replaced by must be there before the imports
+
 
 import json
 import sys
