@@ -79,7 +79,7 @@ def kill_when(folder, exists, timeout=300):
 @pytest.fixture(scope="module")
 def results(folders):
     """Both profiles made; the first one killed in notebooks 01, 02 and 05 on the way."""
-    killed, whole = folders.values()
+    killed = folders[PROFILES[0]]
     artifacts = ROOT / "artifacts" / killed.name / "neox"
     moments = (
         lambda: (
@@ -160,11 +160,11 @@ def test_a_changed_value_reruns_what_depends_on_it(results):
 def test_a_changed_library_file_reruns_what_depends_on_it(results):
     folder = results[PROFILES[1]]
     for module, expected in (
-        ("sfr", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
-        ("feature_plots", {"07_paper", "09_explore_features"}),
-        ("seed_plots", {"08_seed_dependence"}),
-        ("probing", {"06_probing", "07_paper"}),
-        ("claims", {"07_paper"}),
+        ("metrics/sfr", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
+        ("paper/plots/features", {"07_paper", "09_explore_features"}),
+        ("paper/plots/seeds", {"08_seed_dependence"}),
+        ("metrics/probing", {"06_probing", "07_paper"}),
+        ("paper/claims", {"07_paper"}),
     ):
         file = ROOT / "lib" / "faithful_sae" / f"{module}.py"
         original = file.read_bytes()
@@ -207,7 +207,8 @@ def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):
         [
             sys.executable,
             "-m",
-            "faithful_sae.engine.notebook",
+            "faithful_sae",
+            "notebook",
             str(notebook),
             str(tmp_path / "out.ipynb"),
             "params=y",

@@ -113,7 +113,7 @@ def test_masks_are_those_of_matchings_made_in_either_direction():
     masks = hit_masks(match_seeds(saes), 0.8)
     for base in saes:
         others = [name for name in saes if name != base]
-        for row, other in zip(masks[base], others):
+        for row, other in zip(masks[base], others, strict=True):
             np.testing.assert_array_equal(row, hits_by_hand(saes[base], saes[other], 0.8))
     assert 0.1 < np.mean([m.mean() for m in masks.values()]) < 0.9  # neither all nor none
 
@@ -202,7 +202,8 @@ def test_only_in_base_is_the_average_over_all_sets_of_seeds():
                 shares[base].append(missed_by_all.mean())
         for base, values in shares.items():
             assert abs(curve[base, n] - np.mean(values)) < 1e-12
-        assert abs(curve.xs(n, level="seeds").mean() - np.mean(sum(shares.values(), []))) < 1e-12
+        mean = np.mean(np.concatenate(list(shares.values())))
+        assert abs(curve.xs(n, level="seeds").mean() - mean) < 1e-12
     assert curve.nunique() > 10
 
 

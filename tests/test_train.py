@@ -32,10 +32,8 @@ def start(recipe, dead=()):
     g = torch.Generator().manual_seed(2)
     training = Training(sae, TopK(K), LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
-    (
-        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
-        sae.b_dec.copy_(0.1 * torch.randn(D, generator=g)),
-    )
+    sae.b_enc.copy_(0.1 * torch.randn(F, generator=g))
+    sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
     training.since_fired[list(dead)] = training.dead_after
     return training
 
@@ -227,7 +225,7 @@ def test_seeds_together_equal_seeds_alone(recipe):
         return train_saes(batches_of(data, 64), D, F, K, seeds, 3e-3, len(data), 64, recipe)
 
     together = run([1, 2, 3])
-    for sae, seed in zip(together, (1, 2, 3)):
+    for sae, seed in zip(together, (1, 2, 3), strict=True):
         (alone,) = run([seed])
         for name, w in sae.weights.items():
             assert torch.equal(w, getattr(alone, name)), name
@@ -254,13 +252,14 @@ def test_sizes_and_budgets_together_equal_each_alone():
     together = train_saes(
         batches_of(data, 64),
         D,
-        *map(list, zip(*(s[:2] for s in settings))),
+        [s[0] for s in settings],
+        [s[1] for s in settings],
         [4] * 5,
         [s[2] for s in settings],
         [s[3] for s in settings],
         64,
     )
-    for sae, (d_sae, k, lr, tokens) in zip(together, settings):
+    for sae, (d_sae, k, lr, tokens) in zip(together, settings, strict=True):
         (alone,) = train_saes(batches_of(data[:tokens], 64), D, d_sae, k, [4], lr, tokens, 64)
         assert sae.training_log.equals(alone.training_log)
         assert all(torch.equal(w, getattr(alone, name)) for name, w in sae.weights.items())
@@ -701,4 +700,4 @@ def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
         resumed.resume(state)
         rest = list(resumed)
         assert len(rest) == len(whole) - done
-        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:]))
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True))

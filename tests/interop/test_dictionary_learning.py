@@ -1,6 +1,5 @@
 """dictionary_learning itself: we compute its latents from the folders that its trainSAE writes."""
 
-
 import json
 import sys
 import types
