@@ -289,8 +289,9 @@ def too_small(run: Run, model: Model) -> list[str]:
 
 
 def _sections(run: Run) -> list[Section]:
-    """Those that are not null."""
-    named = [getattr(run, name) for stage in stages().values() for name in stage.sections]
+    """Those that are not null, and not about SAEs where there are none."""
+    read = [stage for stage in stages().values() if run.sae or not stage.with_saes]
+    named = [getattr(run, name) for stage in read for name in stage.sections]
     return [section for section in named if section is not None]
 
 
@@ -307,8 +308,10 @@ def _contradictions(run: Run) -> list[str]:
         name for stage in with_saes for name in stage.sections if name not in stage.optional
     ]
     absent = [name for name in together if getattr(run, name) is None]
+    # one that the file leaves to its defaults goes with the others
+    given = [name for name in together if name in run.model_fields_set and name not in absent]
     why = f"must not be null alone: all of {', '.join(together)} are, or none"
-    if not need(len(absent) in (0, len(together)), ", ".join(absent), why):
+    if not need(not absent or not given, ", ".join(absent), why):
         return found
     for stage in with_saes if absent else ():
         for name in stage.optional:
