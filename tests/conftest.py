@@ -12,12 +12,14 @@ os.environ["TRITON_INTERPRET"] = (
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import json
+import threading
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -36,6 +38,9 @@ from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import write_rows
 
 torch.set_num_threads(1)
+# tqdm's own lock is one for all processes: a forked one that a test kills while it has it would
+# stop the others for ever
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 VOCABULARY, LAYERS, CONTEXT, BOS, EOS = 64, 3, 32, 0, 1
 ARCHITECTURES = ("gpt2", "gpt_neox", "llama", "gemma2")

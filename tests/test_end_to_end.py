@@ -79,7 +79,7 @@ def kill_when(folder, exists, timeout=300):
 @pytest.fixture(scope="module")
 def results(folders):
     """Both profiles made; the first one killed in notebooks 01, 02 and 05 on the way."""
-    killed, _ = folders.values()
+    killed = folders[PROFILES[0]]
     artifacts = ROOT / "artifacts" / killed.name / "neox"
     moments = (
         lambda: (

@@ -279,7 +279,7 @@ def test_fallback_of_an_index_without_another_seed(indices):
         "fake": None,
         "random_frequency": None,
     }
-    assert "– of random tokens" in Parsed(feature_html(page)).text
+    assert "\N{EN DASH} of random tokens" in Parsed(feature_html(page)).text
 
 
 # --- the widget -----------------------------------------------------------------------------------

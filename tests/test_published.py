@@ -286,7 +286,9 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
         "is not its own" in capsys.readouterr().out
     )
     saes = load_saes(run, lm)
-    seed_comparison(run, saes), fake_features(run, saes, lm), fidelity_matrix(run, saes, lm)
+    seed_comparison(run, saes)
+    fake_features(run, saes, lm)
+    fidelity_matrix(run, saes, lm)
     assert set(probe_tasks(run, saes, lm).representation) == {"baseline", "sae", "reconstruction"}
     x = lm.activations(torch.arange(2, 40)[None])[0]
     above = saes["text", 42].encode(x)
@@ -522,7 +524,8 @@ def cache(repository, tmp_path, monkeypatch):
 
 def test_saes_of_the_hub_are_those_of_the_folder_at_one_commit(make_run, cache, repository):
     run = make_run({"sae.train_on": ["text"], "sae.published": {"text": ENTRY}})
-    refuse(problems([run])), refuse(hub_problems([run]))
+    refuse(problems([run]))
+    refuse(hub_problems([run]))
     lm = open_model(run)
     _, summary = train_all(run, lm)
     assert summary.source.tolist() == [

@@ -182,11 +182,9 @@ def test_figures_and_findings_of_tiny_rows(studied):
 
 def test_a_run_without_the_section_has_no_08(make_run):
     without, with_it = make_run(name="a"), make_run({"seed_dependence": SEED_DEPENDENCE}, name="b")
-    assert plan.stages([without]) == [
-        s for s in plan.stages([with_it]) if s != "08_seed_dependence"
-    ]
-    assert not notebook_exhibits(without, "08_seed_dependence")
-    assert len(notebook_exhibits(with_it, "08_seed_dependence")) == 8
+    assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != SEED_STUDY]
+    assert not notebook_exhibits(without, SEED_STUDY.name)
+    assert len(notebook_exhibits(with_it, SEED_STUDY.name)) == 8
     made = [f for f in plan.profile_outputs([without, with_it]) if "seed_" in f.rsplit("/", 1)[1]]
     assert made
     assert all("/b/" in f or "_b." in f for f in made)

@@ -95,7 +95,7 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
     activation_cache(other, "text", rows, lm)  # most of it is there already
     remove(kept)
     with pytest.raises(
-        DiskFullError, match="keeping the activations of text .sae.cache_activations. needs"
+        DiskFullError, match=r"keeping the activations of text .sae\.cache_activations. needs"
     ):
         activation_cache(run, "text", rows, lm)
 

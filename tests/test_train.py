@@ -32,10 +32,8 @@ def start(recipe, dead=()):
     g = torch.Generator().manual_seed(2)
     training = Training(sae, TopK(K), LR, RECIPES[recipe], STEPS)
     sae.W_enc += 0.2 * torch.randn(D, F, generator=g)
-    (
-        sae.b_enc.copy_(0.1 * torch.randn(F, generator=g)),
-        sae.b_dec.copy_(0.1 * torch.randn(D, generator=g)),
-    )
+    sae.b_enc.copy_(0.1 * torch.randn(F, generator=g))
+    sae.b_dec.copy_(0.1 * torch.randn(D, generator=g))
     training.since_fired[list(dead)] = training.dead_after
     return training
 
@@ -254,7 +252,8 @@ def test_sizes_and_budgets_together_equal_each_alone():
     together = train_saes(
         batches_of(data, 64),
         D,
-        *map(list, zip(*(s[:2] for s in settings), strict=True)),
+        [s[0] for s in settings],
+        [s[1] for s in settings],
         [4] * 5,
         [s[2] for s in settings],
         [s[3] for s in settings],

@@ -68,10 +68,8 @@ def kill(*processes):
     """SIGKILL to processes and all below them, those above first: none is left to report that one
     has ended.
     """
-    for process in (
-        *processes,
-        *(child for parent in processes for child in parent.children(recursive=True)),
-    ):
+    below = [child for process in processes for child in process.children(recursive=True)]
+    for process in (*processes, *below):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -100,18 +98,19 @@ def slurm(tmp_path_factory):
 
 
 def begin(name, log):
-    """`make paper ENGINE=slurm`, in the background."""
-    return subprocess.Popen(
-        ["make", "-C", str(ROOT), "paper", f"PARAMS={folders[name]}", "ENGINE=slurm"],
-        stdout=log,
-        stderr=log,
-    )
+    """`make paper ENGINE=slurm`, in the background; what it says goes to the file `log`."""
+    with open(log, "w") as output:
+        return subprocess.Popen(
+            ["make", "-C", str(ROOT), "paper", f"PARAMS={folders[name]}", "ENGINE=slurm"],
+            stdout=output,
+            stderr=output,
+        )
 
 
 def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, tmp_path):
     name = PROFILES[0]
     state = slurm
-    log = open(tmp_path / "log", "w")
+    log = tmp_path / "log"
 
     # the process that submits is killed: its jobs go on, so that no other run may begin, here or on
     # the cluster
@@ -154,7 +153,7 @@ def test_killed_stopped_and_with_a_lost_node_the_csv_files_are_the_same(slurm, t
     second = make("paper", name)  # while the first is at work
     assert second.returncode != 0
     assert f"process {json.loads(lock(name).read_text())['pid']} on" in second.stderr
-    assert run.wait(timeout=1200) == 0, Path(log.name).read_text()[-3000:]
+    assert run.wait(timeout=1200) == 0, log.read_text()[-3000:]
 
     assert make("paper", PROFILES[1]).returncode == 0
     for place in ("artifacts", "figures"):
@@ -181,7 +180,7 @@ def test_another_engine_finds_everything_done(slurm):
 
 def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
     remove(ROOT / "artifacts" / PROFILES[0] / "neox" / "saes" / "library")
-    run = begin(PROFILES[0], open(tmp_path / "log", "w"))
+    run = begin(PROFILES[0], tmp_path / "log")
     until(lambda: running("train_corpus"))
     (job,) = running("train_corpus")
     sh("scancel", job)
@@ -190,7 +189,7 @@ def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
     assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in said
     assert f"train_corpus/neox_library/{job}.log" in said.split("'CANCELLED'")[1]
 
-    run = begin(PROFILES[0], open(tmp_path / "log", "w"))
+    run = begin(PROFILES[0], tmp_path / "log")
     until(lambda: running("train_corpus"))
     os.kill(
         json.loads(lock(PROFILES[0]).read_text())["pid"], signal.SIGINT

@@ -46,8 +46,8 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
                 )
             if file_hash(folder / "sae_weights.safetensors") != recorded[name, seed]:
                 raise SAEError(
-                    f"{folder}: its weights are not those {STAGE.name} wrote: delete the folder and "
-                    "run it again"
+                    f"{folder}: its weights are not those {STAGE.name} wrote: delete the folder "
+                    "and run it again"
                 )
             saes[name, seed] = sae.to(lm.device) if lm is not None else sae
     return saes
