@@ -231,8 +231,8 @@ def _said(problem):
         return f"{key} must be one of {_expected(limits)}, not {value!r}"
     if kind in LIMITS:
         name, words = LIMITS[kind]
-        meaning = _field(place).description
-        return f"{key} = {value} {words} {limits[name]:g}: {meaning}"
+        limit = limits[name] if isinstance(limits[name], int) else f"{limits[name]:g}"
+        return f"{key} = {value} {words} {limit}: {_field(place).description}"
     expected = EXPECTED.get(kind.split("_")[0])
     if expected is None:
         return f"{key}: {problem['msg']}"
