@@ -167,6 +167,11 @@ class Source(Section):
     text_key: TextKey | None = key("field that holds the text; several are joined", None)
     packages: Names = key("installed packages whose documentation is taken", ())
 
+    @property
+    def record_keys(self) -> list[TextKey]:
+        """The fields of its records that are read, that of the text first."""
+        return [self.text_key or "text"]
+
     def check_at(self, run: "Run", need: Need, at: str) -> bool:
         """Note what is wrong with this source, whose key is `at`; False: it is not one."""
         if self.role is not None:

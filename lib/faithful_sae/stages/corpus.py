@@ -28,7 +28,7 @@ from faithful_sae.runs.rows import run_first
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.stages.model import model_key, open_model
 from faithful_sae.stages.s01_generate_faithful import TEXT, text_disk
-from faithful_sae.stages.text import commit, files, keys, text_hash
+from faithful_sae.stages.text import commit, files, text_hash
 from faithful_sae.text.packing import (
     Ids,
     TokenRows,
@@ -183,7 +183,8 @@ def corpus_rows(
         parts = folder.with_name(f"{name}-{made.key}.partial")
         remove_others(parts)
         if faithful is None:
-            ids = read_ids(files(run, corpus, corpus.split), keys(corpus), lm.tokenizer, parts)
+            found = files(run, corpus, corpus.split)
+            ids = read_ids(found, corpus.record_keys, lm.tokenizer, parts)
         else:
             ids = _faithful_ids(faithful[1], faithful[2], lm, vocabulary)
         rows = pack(ids, lm.bos_id, run.sequence_length, run.corpus_tokens)

@@ -18,6 +18,7 @@ from faithful_sae.runs.schema import (
     Section,
     Seed,
     Source,
+    TextKey,
     check_file,
     check_name,
     key,
@@ -41,6 +42,10 @@ class Task(Source):
     train_split: str | None = key("split of the Hub dataset to train on", None)
     test_split: str | None = key("split of the Hub dataset to measure on", None)
     label_key: str | None = key("field that holds the label", None)
+
+    @property
+    def record_keys(self) -> list[TextKey]:
+        return [*super().record_keys, self.label_key or "label"]
 
     def check_at(self, run: Run, need: Need, at: str) -> bool:
         if not super().check_at(run, need, at):

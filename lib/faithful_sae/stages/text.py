@@ -13,8 +13,7 @@ import numpy as np
 
 from faithful_sae.files import ROOT, digest, file_hash
 from faithful_sae.runs.code import code_hash
-from faithful_sae.runs.schema import Corpus, Run
-from faithful_sae.stages.s06_probing import Task
+from faithful_sae.runs.schema import Run, Source
 from faithful_sae.text import documentation, hub
 from faithful_sae.text.read import CorpusError, File, draw_examples, read_files, read_records
 
@@ -58,7 +57,8 @@ def documentation_file(run: Run, kind: str, packages: Sequence[str], size: int) 
 def documents(run: Run, name: str) -> Iterator[str]:
     """Yield the texts of a corpus that is not generated, in its own order."""
     corpus = run.corpora[name]
-    return (record[0] for record, _ in read_files(files(run, corpus, corpus.split), keys(corpus)))
+    found = files(run, corpus, corpus.split)
+    return (record[0] for record, _ in read_files(found, corpus.record_keys))
 
 
 def text_hash(run: Run, name: str) -> str:
@@ -69,7 +69,7 @@ def text_hash(run: Run, name: str) -> str:
     return file_hash(_local_file(run, corpus))
 
 
-def files(run: Run, entry: Corpus | Task, split: str | None) -> list[File]:
+def files(run: Run, entry: Source, split: str | None) -> list[File]:
     """The files of a corpus or a task, in order.
 
     Args:
@@ -85,13 +85,7 @@ def files(run: Run, entry: Corpus | Task, split: str | None) -> list[File]:
     return [functools.partial(hub.fetch, "dataset", entry.hub, at, name) for name in names]
 
 
-def keys(entry: Corpus | Task) -> list:
-    """The fields of its records: text, and the label of a task."""
-    label = [entry.label_key or "label"] if isinstance(entry, Task) else []
-    return [entry.text_key or "text", *label]
-
-
-def commit(run: Run, entry: Corpus | Task) -> str:
+def commit(run: Run, entry: Source) -> str:
     """Of a dataset of the Hub."""
     assert entry.hub
     return run.hub.commit("dataset", entry.hub, entry.revision)
@@ -124,19 +118,19 @@ def labelled(
     limits = (probing.max_train, probing.max_test)
     if task.documentation:
         path = documentation_file(run, task.documentation, task.packages, sum(limits))
-        records = list(read_records(path, keys(task)))
+        records = list(read_records(path, task.record_keys))
         inputs = {"file": file_hash(path)}
         records = [records[i] for i in rng.permutation(len(records))]
         cut = round(len(records) * limits[0] / sum(limits))
         parts = [records[:cut], records[cut:]]
     elif task.train:
         paths = [run.resolve(task.train), run.resolve(task.test)]
-        parts = [list(read_records(path, keys(task))) for path in paths]
+        parts = [list(read_records(path, task.record_keys)) for path in paths]
         inputs = {path.name: file_hash(path) for path in paths}
     else:
         parts = []
         for split, limit in zip((task.train_split, task.test_split), limits, strict=True):
-            records = read_files(files(run, task, split), keys(task))
+            records = read_files(files(run, task, split), task.record_keys)
             parts.append([record for record, _ in itertools.islice(records, limit * 2)])
         inputs = {"commit": commit(run, task)}
     train, test = draw_examples(parts, limits, rng, f"{run.file}: probing.tasks.{name}")
@@ -150,7 +144,7 @@ def source_problems(run: Run) -> Iterator[str]:
     """Read the local files of a run once, before any work: a line for each that is not readable,
     UTF-8, with the keys asked for, not empty.
     """
-    sources: list[tuple[str, str, Corpus | Task]] = [
+    sources: list[tuple[str, str, Source]] = [
         (f"corpora.{name}.path", c.path, c) for name, c in run.corpora.items() if c.path
     ]
     for name, task in run.tasks.items():
@@ -159,7 +153,7 @@ def source_problems(run: Run) -> Iterator[str]:
                 sources.append((f"probing.tasks.{name}.{part}", path, task))
     for key, path, entry in sources:
         try:
-            for _ in read_records(run.resolve(path), keys(entry)):
+            for _ in read_records(run.resolve(path), entry.record_keys):
                 pass
         except CorpusError as error:
             yield f"{run.file}: {key}: {error}"
@@ -169,7 +163,7 @@ def hub_source_problems(run: Run) -> Iterator[str]:
     """Find the Hub datasets of a run and read the first record of each, before any work: a line for
     each where that fails.
     """
-    sources: list[tuple[str, Corpus | Task, str | None]] = [
+    sources: list[tuple[str, Source, str | None]] = [
         (f"corpora.{name}", c, c.split) for name, c in run.corpora.items() if c.hub
     ]
     for name, task in run.tasks.items():
@@ -178,6 +172,6 @@ def hub_source_problems(run: Run) -> Iterator[str]:
                 sources.append((f"probing.tasks.{name}", task, split))
     for key, entry, split in sources:
         try:
-            next(read_files(files(run, entry, split), keys(entry)))
+            next(read_files(files(run, entry, split), entry.record_keys))
         except (CorpusError, hub.HubError) as error:
             yield f"{run.file}: {key}: {error}"
