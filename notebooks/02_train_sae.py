@@ -41,8 +41,8 @@ from faithful_sae.paper.plots.paper import training
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.training import train_all
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it

@@ -23,7 +23,7 @@ from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
+from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, folders, hub_run  # noqa: F401 - fixtures
 

@@ -18,10 +18,10 @@ from faithful_sae.runs.rows import rows_file
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.training import train_all
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from faithful_sae.sae.train import training_bytes, training_disk
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.s01_generate_faithful import text_disk
-from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s08_seed_dependence import study, wanted_saes
+from faithful_sae.stages.training import train_all
 from faithful_sae.text.packing import rows_disk
 
 GPT2 = Shape(

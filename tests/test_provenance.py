@@ -269,12 +269,18 @@ def test_unrelated_code_does_not(package, module, old, new):
     assert before == after
 
 
+def bases(node):
+    return node.bases if isinstance(node, ast.ClassDef) else []
+
+
 def imports(file):
-    """Modules of the library that a file imports anywhere, read with ast."""
+    """Modules of the library that a file imports, but for what declarations of stages need."""
     from faithful_sae import PUBLIC
 
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    tree.body = [node for node in tree.body if "Stage" not in map(ast.unparse, bases(node))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {
                 a.name.removeprefix("faithful_sae.")
@@ -308,6 +314,12 @@ def test_lib_files_are_all_that_is_imported(file):
         found |= new
         todo += new
     assert set(lib_files(file)) == found
+
+
+@pytest.mark.parametrize("notebook", ["03_sfr", "04_ffr", "05_fidelity", "06_probing"])
+def test_what_measures_does_not_depend_on_how_saes_are_trained(notebook):
+    files = lib_files(ROOT / "notebooks" / f"{notebook}.py")
+    assert PACKAGE / "sae" / "train.py" not in files
 
 
 # --- provenance.json ------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae.sae import SAEError, load_sae
 from faithful_sae.stages.corpus import make_faithful, read_shards
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
+from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN
 
 WEIGHTS = "sae_weights.safetensors"

@@ -36,12 +36,12 @@ from faithful_sae.sae.published import measure
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.training import train_all
 from fake_hub import Repository, serve
 from test_hub import OLD, check
 

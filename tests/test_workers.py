@@ -20,7 +20,7 @@ from faithful_sae.lm import sampling
 from faithful_sae.runs.registry import stages
 from faithful_sae.stages.corpus import faithful_fingerprint, make_faithful, sample_share
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
+from faithful_sae.stages.training import train_all
 
 FORK = multiprocessing.get_context("fork")
 

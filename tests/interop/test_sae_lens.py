@@ -26,7 +26,7 @@ from faithful_sae import TopKSAE, load_model, load_sae
 from faithful_sae.paper.publish import publish
 from faithful_sae.sae.formats.hooks import check_hook
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import train_all
+from faithful_sae.stages.training import train_all
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

@@ -19,8 +19,8 @@ from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.s02_train_sae import STAGE, corpus_saes
-from faithful_sae.stages.training import activation_stream, corpus_is_trained
+from faithful_sae.stages.s02_train_sae import STAGE
+from faithful_sae.stages.training import activation_stream, corpus_is_trained, corpus_saes
 
 
 class _Bars:

@@ -24,7 +24,9 @@ def lib_files(path: Path, but: tuple[str, ...] = ()) -> list[Path]:
     found: set[Path] = set()
     todo = [Path(path)]
     while todo:
-        places = [PACKAGE / name.replace(".", "/") for name in imports(todo.pop())]
+        places = [
+            PACKAGE / name.replace(".", "/") for name in imports(todo.pop(), declarations=False)
+        ]
         files = {
             file
             for place in places
@@ -52,9 +54,16 @@ def code_hash(*modules: str) -> str:
     return digest(versions | trees)
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Names below faithful_sae that a file imports anywhere; some are of things, not of modules."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imports(file: Path, declarations: bool = True) -> Iterator[str]:
+    """Names below faithful_sae that a file imports anywhere; some are of things, not of modules.
+
+    Args:
+        declarations: whether what a Stage's declaration imports counts. It says what a stage
+            needs, and nothing that a notebook computes depends on it.
+    """
+    todo: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -64,6 +73,13 @@ def imports(file: Path) -> Iterator[str]:
             room, _, rest = name.partition(".")
             if room == "faithful_sae" and rest:
                 yield PUBLIC.get(rest, rest)
+        if declarations or not _is_declaration(node):
+            todo += ast.iter_child_nodes(node)
+
+
+def _is_declaration(node: ast.AST) -> bool:
+    bases = node.bases if isinstance(node, ast.ClassDef) else []
+    return any(isinstance(base, ast.Name) and base.id == "Stage" for base in bases)
 
 
 def _within(file: Path, rooms: tuple[str, ...]) -> bool:

@@ -6,6 +6,9 @@ Each formula of a stage's `needs` that another stage has as well stands here, on
 from faithful_sae.lm.architectures import Shape, forward_bytes
 from faithful_sae.runs.schema import Run
 
+# bytes per logit: logits, log p, log q, three terms of KL, in float32; one in the model's own dtype
+LOGIT = 26
+
 
 def train_tokens(run: Run) -> int:
     """Tokens of a corpus that SAEs are trained on, if it has corpus_tokens."""

@@ -119,12 +119,57 @@ class GenerateFaithful(Stage):
         total = 0.0
         if e := run.embedded:
             kind = "training of the language model"
-            step, evaluated = rates.once(kind, lambda: _training_step(run, rates))
+            step, evaluated = rates.once(kind, lambda: self._training_step(run, rates))
             heldout = e.train_tokens / (1 - run.heldout) - e.train_tokens
             total += e.steps * step + EVALUATIONS * heldout * evaluated
         shards = math.ceil(g.tokens / g.shard_tokens)
         steps = g.tokens / g.batch_rows + shards * g.max_new_tokens / 2
-        return total + steps * rates.once("sampling", lambda: _sampling_step(run, rates))
+        return total + steps * rates.once("sampling", lambda: self._sampling_step(run, rates))
+
+    def _sampling_step(self, run, rates):
+        """Seconds of one token for each row, the rows anywhere between their first token and their
+        last, as they are after a while.
+        """
+        import torch
+
+        from faithful_sae.lm.decoding import Decoder
+        from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
+
+        g = run.generate
+        lm = rates.lm
+        slots = torch.arange(g.batch_rows)
+        generator = torch.Generator(lm.device).manual_seed(0)
+        ids = torch.full((g.batch_rows,), lm.bos_id)
+        with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
+
+            def step():
+                decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()
+                logits = decoder.step(ids, slots)[:, : lm.vocab_size].float()
+                p = next_token_probabilities(logits, g.temperature, g.top_p)
+                draw_tokens(p, generator).cpu()
+
+            return rates.time_of(step)
+
+    def _training_step(self, run: Run, rates: Any) -> tuple[float, float]:
+        """Seconds of one optimiser step of the embedded model, and of one held-out token."""
+        import torch
+
+        from faithful_sae.lm import embedded
+
+        e = run.embedded
+        model = embedded.initialise(e, 0).train()
+        optimisers = embedded.optimisers(model, e)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randint(e.vocab_size, (e.batch_rows, e.context), generator=generator)
+
+        def step():
+            embedded.cross_entropy(model, rows).backward()
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+
+        evaluated = rates.time_of(lambda: embedded.evaluate(model, rows, e.batch_rows))
+        return rates.time_of(step), evaluated / rows.numel()
 
 
 # what an embedded language model depends on, and what text that a model writes does beside it
@@ -138,53 +183,6 @@ def text_disk(generate: Generate) -> int:
     """
     shards = math.ceil(generate.tokens / generate.shard_tokens)
     return 4 * (generate.tokens + shards * generate.batch_rows * generate.max_new_tokens)
-
-
-def _sampling_step(run, rates):
-    """Seconds of one token for each row, the rows anywhere between their first token and their
-    last, as they are after a while.
-    """
-    import torch
-
-    from faithful_sae.lm.decoding import Decoder
-    from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
-
-    g = run.generate
-    lm = rates.lm
-    slots = torch.arange(g.batch_rows)
-    generator = torch.Generator(lm.device).manual_seed(0)
-    ids = torch.full((g.batch_rows,), lm.bos_id)
-    with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
-
-        def step():
-            decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()
-            logits = decoder.step(ids, slots)[:, : lm.vocab_size].float()
-            p = next_token_probabilities(logits, g.temperature, g.top_p)
-            draw_tokens(p, generator).cpu()
-
-        return rates.time_of(step)
-
-
-def _training_step(run: Run, rates: Any) -> tuple[float, float]:
-    """Seconds of one optimiser step of the embedded model, and of one held-out token."""
-    import torch
-
-    from faithful_sae.lm import embedded
-
-    e = run.embedded
-    model = embedded.initialise(e, 0).train()
-    optimisers = embedded.optimisers(model, e)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(e.vocab_size, (e.batch_rows, e.context), generator=generator)
-
-    def step():
-        embedded.cross_entropy(model, rows).backward()
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-
-    evaluated = rates.time_of(lambda: embedded.evaluate(model, rows, e.batch_rows))
-    return rates.time_of(step), evaluated / rows.numel()
 
 
 STAGE = GenerateFaithful()

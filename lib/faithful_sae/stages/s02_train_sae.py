@@ -5,11 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pandas as pd
-
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
-from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import (
     ByName,
     Count,
@@ -236,40 +233,6 @@ class TrainSAE(Stage):
 def trained_file(run: Run, corpus: str) -> Path:
     """What stands for the SAEs of a corpus in the workflow: a file with their hash."""
     return run.artifacts / "trained" / f"{corpus}.txt"
-
-
-def corpus_saes(run: Run, name: str, lm: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train the SAEs of one corpus, or read them where they are published, unless they are there
-    already.
-
-    Returns:
-        (curves, summary): training curves, and one row per SAE.
-    """
-    from faithful_sae.stages.published import published_corpus
-    from faithful_sae.stages.training import train_corpus
-
-    return (published_corpus if name in run.published else train_corpus)(run, name, lm)
-
-
-def train_all(run: Run, lm: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows
-    `training` and `saes`, and returns both.
-
-    A row of `training` without a step is what a published SAE does on the run's own text.
-    """
-    made = [corpus_saes(run, name, lm) for name in run.sae.train_on]
-    curves = pd.concat([part for part, _ in made], ignore_index=True)
-    curves = curves.loc[:, ["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]]
-    curves = curves.astype({"step": "Int64"})
-    summary = pd.concat([part for _, part in made], ignore_index=True)
-    read = ["tokens", "distinct_tokens", "passes"]
-    columns = ["corpus", "seed", *read, "fvu", "l0", "dead", "weights", "source"]
-    summary = summary.loc[:, columns]
-    summary = summary.astype({"tokens": "Int64", "distinct_tokens": "Int64"})
-    curves["tokens"] = curves.step * run.sae.batch_tokens
-    write_rows(run, "training", curves)
-    write_rows(run, "saes", summary)
-    return curves, summary
 
 
 STAGE = TrainSAE()

@@ -9,11 +9,9 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Names, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
-from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes
+from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora
 
-# bytes per logit: logits, log p, log q and three terms of KL in float32, one in the model's dtype
-LOGIT = 26
 SHORT = 0.5  # seconds for which its passes are timed
 
 
@@ -57,27 +55,26 @@ class FidelityMatrix(Stage):
         without.
         """
         f = run.fidelity
-        more, one = rates.once("fidelity", lambda: _passes(run, rates))
+        more, one = rates.once("fidelity", lambda: self._passes(run, rates))
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
         return batches * 2 * (one + (count_saes(run) - 1) * more)
 
+    def _passes(self, run: Run, rates: Any) -> tuple[float, float]:
+        """Seconds of a batch of rows once more through the model with a reconstruction in place,
+        and with the first SAE.
+        """
+        from faithful_sae.metrics.fidelity import fidelity_of_all
 
-def _passes(run: Run, rates: Any) -> tuple[float, float]:
-    """Seconds of a batch of rows once more through the model with a reconstruction in place, and
-    with the first SAE.
-    """
-    from faithful_sae.metrics.fidelity import fidelity_of_all
+        rows = run.fidelity.batch_rows
+        ids = rates.ids(rows).numpy()
+        saes = {seed: rates.sae(seed) for seed in range(2)}
 
-    rows = run.fidelity.batch_rows
-    ids = rates.ids(rows).numpy()
-    saes = {seed: rates.sae(seed) for seed in range(2)}
+        def time(some):
+            return rates.time_of(lambda: fidelity_of_all(some, rates.lm, ids, rows, (True,)), SHORT)
 
-    def time(some):
-        return rates.time_of(lambda: fidelity_of_all(some, rates.lm, ids, rows, (True,)), SHORT)
-
-    one = time({0: saes[0]})
-    two = time(saes)
-    return max(two - one, one / 10), one
+        one = time({0: saes[0]})
+        two = time(saes)
+        return max(two - one, one / 10), one
 
 
 def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:

@@ -13,8 +13,7 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
-from faithful_sae.stages.budget import reading_bytes, saes_bytes, train_tokens
-from faithful_sae.stages.s05_fidelity import LOGIT
+from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 
 GROUPS = ("shared", "orphan", "fake")
 

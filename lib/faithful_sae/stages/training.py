@@ -17,6 +17,7 @@ from faithful_sae.files import (
 from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.keys import Fingerprint, settings
+from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Run
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream
@@ -25,6 +26,40 @@ from faithful_sae.stages.corpus import corpus, rows_key
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.s02_train_sae import ACTIVATIONS, sae_settings
 from faithful_sae.text.packing import TokenRows, is_content
+
+
+def corpus_saes(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Train the SAEs of one corpus, or read them where they are published, unless they are there
+    already.
+
+    Returns:
+        (curves, summary): training curves, and one row per SAE.
+    """
+    # which puts them where those of a training would be
+    from faithful_sae.stages.published import published_corpus
+
+    return (published_corpus if name in run.published else train_corpus)(run, name, lm)
+
+
+def train_all(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows
+    `training` and `saes`, and returns both.
+
+    A row of `training` without a step is what a published SAE does on the run's own text.
+    """
+    made = [corpus_saes(run, name, lm) for name in run.sae.train_on]
+    curves = pd.concat([part for part, _ in made], ignore_index=True)
+    curves = curves.loc[:, ["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]]
+    curves = curves.astype({"step": "Int64"})
+    summary = pd.concat([part for _, part in made], ignore_index=True)
+    read = ["tokens", "distinct_tokens", "passes"]
+    columns = ["corpus", "seed", *read, "fvu", "l0", "dead", "weights", "source"]
+    summary = summary.loc[:, columns]
+    summary = summary.astype({"tokens": "Int64", "distinct_tokens": "Int64"})
+    curves["tokens"] = curves.step * run.sae.batch_tokens
+    write_rows(run, "training", curves)
+    write_rows(run, "saes", summary)
+    return curves, summary
 
 
 def train_corpus(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
