@@ -62,7 +62,7 @@ lint: $(STAMP)  ## formatting, common mistakes and types: ruff and pyright
 
 test: $(STAMP)  ## formatting and types, unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@$(MAKE) --no-print-directory -f $(ROOT)/Makefile lint
-	@cd $(ROOT) && $(PY) -m pytest tests -n $(CORES) --dist loadfile
+	@cd $(ROOT) && $(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder tests
 	@cd $(ROOT) && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
 
 test-interop: $(PEERS)/.stamp  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
