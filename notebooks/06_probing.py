@@ -34,6 +34,7 @@
 
 # %%
 import numpy as np
+import torch
 
 from faithful_sae.metrics.probing import pooled_representations
 from faithful_sae.runs.rows import open_run
@@ -86,19 +87,18 @@ chosen.pivot_table(index="task", columns="corpus", values="accuracy", sort=False
 # ## Check
 #
 # The mean is over real tokens: the same text alone, and padded beside a longer one, has the same
-# representation.
+# representation, up to the rounding of the model's dtype (16 units of it, and at least 1e-3).
 
 # %%
 texts = sorted(examples[next(iter(examples))][0][:16], key=len)
-together = pooled_representations({}, lm, texts, run.probing.max_tokens, run.probing.include_bos)[
-    "baseline"
-]
-alone = pooled_representations({}, lm, texts[:1], run.probing.max_tokens, run.probing.include_bos)[
-    "baseline"
-]
-print(
-    "padding changes a representation by "
-    f"{np.abs(together[0] - alone[0]).max() / np.abs(alone[0]).max():.1e} of its size"
+together, alone = (
+    pooled_representations({}, lm, some, run.probing.max_tokens, run.probing.include_bos)
+    for some in (texts, texts[:1])
 )
+first = alone["baseline"][0]
+change = np.abs(together["baseline"][0] - first).max() / np.abs(first).max()
+allowed = max(1e-3, 16 * torch.finfo(lm.model.dtype).eps)
 print(f"probes that did not converge: {(~rows.converged).sum()} of {len(rows)}")
-np.testing.assert_allclose(together[0], alone[0], rtol=1e-3, atol=1e-3)
+said = f"padding changes a representation by {change:.1e} of its size; {allowed:.1e} is allowed"
+print(said)
+assert change <= allowed, said

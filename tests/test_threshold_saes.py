@@ -70,8 +70,8 @@ def execute(notebook, **parameters):
             names |= parameters
 
 
-@pytest.fixture
-def run(make_run, tmp_path):
+@pytest.fixture(params=["float32", "bfloat16"])
+def run(make_run, tmp_path, request):
     """A run that trains none of its SAEs but those of 08; it has every notebook there is."""
     places = make_run().file.parent
     model = make_model("llama")
@@ -82,7 +82,7 @@ def run(make_run, tmp_path):
     for seed in (42, 49):
         write_jumprelu(random_sae(make_run(), seed), places / "jumprelu" / f"seed{seed}")
         write_batch_topk(random_sae(make_run(), seed), places / "batch_topk" / f"seed{seed}")
-    return make_run(CHANGES | {"model": str(tmp_path / "model")})
+    return make_run(CHANGES | {"model": str(tmp_path / "model"), "dtype": request.param})
 
 
 def test_every_notebook_on_saes_with_thresholds(run):
