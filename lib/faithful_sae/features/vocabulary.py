@@ -23,7 +23,9 @@ def display_strings(tokenizer: Any, ids: Sequence[int] | None = None) -> list[st
         show = _from_bytes
     elif "ByteFallback" in kind or "\\u2581" in kind:
         show = _from_sentencepiece
-    return ["" if piece is None else piece if piece in added else show(piece) for piece in pieces]
+    # a padded vocabulary has ids that no piece belongs to
+    known = [piece or "" for piece in pieces]
+    return [piece if piece in added else show(piece) for piece in known]
 
 
 def visible(text: str, blanks: bool = True) -> str:

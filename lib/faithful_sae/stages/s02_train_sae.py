@@ -192,7 +192,8 @@ class TrainSAE(Stage):
         n = len(s.seeds)
         one = sae_bytes(shape.d_model, s.d_sae)
         if len(run.published) == len(s.train_on):  # read and measured, not trained
-            work, saved = n * one + 3 * 4 * s.batch_tokens * s.d_sae, 0
+            work = n * one + 3 * 4 * s.batch_tokens * s.d_sae
+            saved = 0
         else:
             work = training_bytes(shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
             saved = n * 3 * one

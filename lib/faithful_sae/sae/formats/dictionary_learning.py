@@ -111,5 +111,7 @@ def _hook(trainer, buffer):
     layer = trainer.get("layer")
     if name and "resid" not in name:
         return name
+    if layer is None:
+        return None
     enters = buffer.get("io") == "in" or "resid_pre" in name
-    return None if layer is None else f"blocks.{layer}.hook_resid_{'pre' if enters else 'post'}"
+    return f"blocks.{layer}.hook_resid_{'pre' if enters else 'post'}"
