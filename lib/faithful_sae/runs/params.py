@@ -54,7 +54,7 @@ def load_params(path: str | Path) -> Run:
     file = next((p.resolve() for p in (path, ROOT / path) if p.is_file()), None)
     if file is None:
         raise ParamsError(f"{path}: no such parameter file")
-    values = read_values(file)
+    values = _merged(file)
     if isinstance(values, dict):
         if isinstance(values.get("corpora"), dict):  # null: one of the defaults that this has not
             values["corpora"] = {k: v for k, v in values["corpora"].items() if v is not None}
@@ -133,16 +133,8 @@ def read_profile(folder: str | Path) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
-def read_values(file: Path) -> Any:
-    """What a file says, over what the file it extends says.
-
-    Raises:
-        ParamsError: unreadable; a file that extends one that is not there, or itself.
-    """
-    return _merged(file, ())
-
-
-def _merged(file: Path, seen: tuple[Path, ...]) -> Any:
+def _merged(file: Path, seen: tuple[Path, ...] = ()) -> Any:
+    """What a file says, over what the file it extends says."""
     values = _read(file)
     if not isinstance(values, dict):
         return values
