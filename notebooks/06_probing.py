@@ -42,6 +42,7 @@ from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.text import labelled
+from faithful_sae.text.read import class_counts
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it
@@ -61,7 +62,7 @@ saes = load_saes(run, lm)
 # %%
 examples = {name: labelled(run, name)[0] for name in run.probing.tasks}
 for name, (texts, labels) in examples.items():
-    print(f"{name}: {len(texts)} training texts, labels {sorted(set(labels))}")
+    print(f"{name}: {len(texts)} training texts, {class_counts(labels)}")
     for text, label in zip(texts[:3], labels[:3], strict=True):
         print(f"    {label}  {text[:110]!r}")
 

@@ -4,9 +4,12 @@ broken one.
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import BOS
@@ -120,7 +123,7 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
     assert [text for (text,) in read_records(path, ["text"])] == TEXTS
     if ".txt" not in name:
         assert list(read_records(path, ["text", "label"])) == [
-            (t, i % 2) for i, t in enumerate(TEXTS)
+            (t, str(i % 2)) for i, t in enumerate(TEXTS)
         ]
 
 
@@ -215,10 +218,80 @@ def test_a_flipped_byte_in_compressed_text(tmp_path, name):
         refused(path)
 
 
-def test_csv_with_ragged_lines(tmp_path):
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        ("text,label\na,1\nb,2,3,4\n", "line 3 has 4 fields, and the first line names 2"),
+        ("text\nHello, world\n", "line 2 has 2 fields, and the first line names 1"),
+        ("text,label\na,1\nb\n", "line 3 has 1 fields"),
+        ('text,label\n"a" b,1\n', "line 2 is not csv"),
+        ('text,label\na,1\n"b,0\nc,1\n', "line 4 is not csv (unexpected end of data)"),
+        ("text,text\na,b\n", "more than one column 'text'"),
+    ],
+)
+def test_a_csv_is_never_guessed_at(tmp_path, lines, said):
     path = tmp_path / "t.csv"
-    path.write_text("text,label\na,1\nb,2,3,4\n")
-    refused(path, "csv")
+    path.write_text(lines)
+    refused(path, said)
+
+
+def test_csv_fields_are_text_as_they_stand(tmp_path):
+    """Numbers, truth values and what pandas takes for missing; a line break and quotes; a text
+    longer than the csv module's own limit.
+    """
+    path = tmp_path / "t.csv"
+    long = "w2 " * 100_000
+    path.write_text(f'more,text,label\n,12,01\nx,NA,1\ny,"a ""b""\nc",1.0\n\nz,{long},True\n')
+    assert list(read_records(path, ["text", "label"])) == [
+        ("12", "01"),
+        ("NA", "1"),
+        ('a "b"\nc', "1.0"),
+        (long, "True"),
+    ]
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    refused(path, "more than one column 'text'")
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.txt", "t.csv.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    path = write(tmp_path / name)
+    zipped = name.endswith(".gz")
+    content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    marked = b"\xef\xbb\xbf" + content
+    path.write_bytes(gzip.compress(marked) if zipped else marked)
+    assert [text for (text,) in read_records(path, ["text"])] == TEXTS
+
+
+def test_half_of_a_surrogate_pair_names_its_record(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude42"}\n{"text": "a \\ud800 b"}\n')
+    refused(path, "record 2", "'\\ud800'", "surrogate")
+
+
+@pytest.mark.parametrize(
+    "value, text", [('"x"', "x"), ("0", "0"), ("-1", "-1"), ("true", "True"), ("2.0", "2")]
+)
+def test_a_label_is_text(tmp_path, value, text):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"text": "a", "label": {value}}}\n')
+    assert list(read_records(path, ["text", "label"])) == [("a", text)]
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "0.73", '["a"]', '{"a": 1}', '""', '" "'])
+def test_what_is_no_label_names_its_record(tmp_path, value):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"text": "a", "label": "x"}}\n{{"text": "b", "label": {value}}}\n')
+    refused(path, "record 2", "'label'", "names no class", keys=("text", "label"))
+
+
+def test_a_missing_label_of_a_parquet_file_names_its_record(tmp_path):
+    """Where a label is missing, pandas writes the others as floats: 1.0 is the class 1."""
+    path = write(tmp_path / "t.parquet", [{"text": "a", "label": 1}, {"text": "b", "label": None}])
+    refused(path, "record 2", "'label' holds", keys=("text", "label"))
 
 
 def test_unknown_format_and_missing_file(tmp_path):
@@ -280,32 +353,54 @@ def test_a_changed_file_is_packed_anew(make_run, lm):
 
 def test_labelled(make_run):
     run = make_run({"probing.max_train": 10, "probing.max_test": 7})
-    (texts, labels), (test_texts, test_labels), inputs = labelled(run, "parity")
+    (texts, labels), (test_texts, test_labels) = labelled(run, "parity")
     true = {
-        r["text"]: r["label"]
+        r["text"]: str(r["label"])
         for r in map(json.loads, (run.file.parent / "train.jsonl").read_text().splitlines())
     }
     assert len(texts) == len(labels) == 10
     assert len(test_texts) == len(test_labels) == 7
-    assert set(inputs) == {"train.jsonl", "test.jsonl"}
     assert [true[t] for t in texts] == labels
     assert [true[t] for t in test_texts] == test_labels
     assert labelled(run, "parity")[0] == (texts, labels)
     assert texts != list(true)[:10]
 
 
-def test_labels_that_cannot_be_probed(make_run):
+def write_task(run, train, test):
+    for name, labels in (("train", train), ("test", test)):
+        records = [{"text": f"w{i}", "label": label} for i, label in enumerate(labels)]
+        write(run.file.parent / f"{name}.jsonl", records)
+
+
+def test_examples_are_drawn_from_the_whole_of_sorted_files(make_run):
+    """Of 100 texts sorted by class, half of them in each, a tenth is drawn: all of one class would
+    be a chance of 0.002.
+    """
+    run = make_run({"probing.max_train": 10, "probing.max_test": 10})
+    write_task(run, ["a"] * 50 + ["b"] * 50, ["a"] * 50 + ["b"] * 50)
+    train, test = labelled(run, "parity")
+    for texts, labels in (train, test):
+        assert [label == "b" for label in labels] == [int(text[1:]) >= 50 for text in texts]
+        assert set(labels) == {"a", "b"}
+        assert len(set(texts)) == 10
+
+
+@pytest.mark.parametrize(
+    "train, test, said",
+    [
+        (["x", "y"] * 3, ["x", "z", "z"], "test labels never occur in training: 1 class ('z' 2)"),
+        (["x"] * 4, ["x"], "two classes .*: the 4 training texts have 1 class ('x' 4)"),
+        ([str(i / 7) for i in range(20)], ["0.0"], "20 classes .* and 10 more), most of them once"),
+        (["x", "y"] * 3, [None], "record 1: 'label' holds None"),
+        (["1", 1, "01"] * 2, ["2"], "test labels never occur in training"),
+    ],
+)
+def test_labels_that_cannot_be_probed_are_found_before_any_work(make_run, train, test, said):
     run = make_run()
-    (run.file.parent / "test.jsonl").write_text('{"text": "a", "label": "never seen"}\n')
-    with pytest.raises(
-        CorpusError, match=r"parity: test labels .*never seen.* never occur in training"
-    ):
-        labelled(run, "parity")
-    (run.file.parent / "train.jsonl").write_text(
-        '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n'
-    )
-    with pytest.raises(CorpusError, match="parity: needs at least two labels"):
-        labelled(run, "parity")
+    write_task(run, train, test)
+    (problem,) = source_problems(run)
+    assert problem.startswith(f"{run.file}: probing.tasks.parity: ")
+    assert re.search(re.sub(r"([()+])", r"\\\1", said), problem)
 
 
 def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
@@ -316,5 +411,5 @@ def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
     empty, lacking = source_problems(run)
     assert empty.startswith(f"{run.file}: corpora.text.path: ")
     assert "empty" in empty
-    assert lacking.startswith(f"{run.file}: probing.tasks.parity.test: ")
+    assert lacking.startswith(f"{run.file}: probing.tasks.parity: {run.file.parent}/test.jsonl: ")
     assert "line 1 has no key 'label'" in lacking

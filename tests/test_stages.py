@@ -6,10 +6,12 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from faithful_sae.files import DiskFullError, MissingInputError, remove
 from faithful_sae.runs.params import load_params
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
@@ -19,6 +21,9 @@ from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import activation_cache, train_all
+
+TEXT = {"role": "pile", "path": "text.jsonl", "text_key": "text"}
+FIDELITY = {"fidelity.corpora": ["named"]}
 
 
 @pytest.fixture
@@ -43,6 +48,27 @@ def test_training_again_reuses_what_is_there_and_a_new_corpus_leaves_the_old_one
     assert stamp(run, "text") == before[0]
     train_all(run.changed(sae=run.sae.changed(lr=0.002)), lm)
     assert stamp(run, "text") > before[0]
+
+
+@pytest.mark.parametrize("name", ["2023", "007", "1e3", "True", "NA", "nan"])
+def test_a_corpus_may_be_called_like_a_number(make_run, name):
+    file = make_run({"corpora": {"named": TEXT}, "sae.train_on": ["named"], **FIDELITY}).file
+    file.write_text(
+        file.read_text().replace("- named", f"- '{name}'").replace("named:", f"{name}:")
+    )
+    run = load_params(file)
+    lm = open_model(run)
+    train_all(run, lm)
+    assert list(load_saes(run, lm)) == [(name, 42), (name, 49)]
+    seed_comparison(run, load_saes(run, lm))
+    assert read_rows(run, "sfr").corpus.tolist() == [name]
+
+
+def test_rows_come_back_as_they_were_written(make_run):
+    run = make_run()
+    rows = pd.DataFrame({"corpus": ["01", None], "task": ["a", "b"], "x": [1.5, None], "n": [1, 2]})
+    write_rows(run, "sfr", rows)
+    pd.testing.assert_frame_equal(read_rows(run, "sfr"), rows)
 
 
 def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(

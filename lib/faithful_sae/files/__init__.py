@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,25 @@ def write_csv(path: str | Path, rows: Any) -> None:
     """Write a DataFrame as csv, atomically and with as many digits as identify a float64."""
     with atomic_path(path) as tmp:
         rows.to_csv(tmp, index=False, lineterminator="\n")
+
+
+def text_columns(rows: Any) -> list[str]:
+    """The columns of a DataFrame that hold nothing but text, and some."""
+    found = {name: values.dropna() for name, values in rows.select_dtypes(exclude="number").items()}
+    return [
+        name
+        for name, values in found.items()
+        if len(values) and all(isinstance(value, str) for value in values)
+    ]
+
+
+def read_csv(path: str | Path, text: Iterable[str]) -> Any:
+    """The DataFrame that `write_csv` wrote. `text`: its `text_columns`, which stay text, though
+    they look like numbers: a corpus may be called 2023.
+    """
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(text, str))
 
 
 def digest(record: Any) -> str:

@@ -11,7 +11,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from faithful_sae.files import ROOT, atomic_path, file_hash, write_csv
+from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_columns, write_csv
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
@@ -163,7 +163,7 @@ def save_figure(
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", data)
-    figure = draw(pd.read_csv(folder / f"{stem}.csv", keep_default_na=False, na_values=[""]))
+    figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
     # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
     figure.text(
         0.005,

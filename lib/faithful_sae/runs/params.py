@@ -183,8 +183,8 @@ def _fill_in(entries, kind, key, file):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (PyYAML keeps the last one in silence) and reads
-    2e-4 as a number.
+    """SafeLoader that refuses a key given twice (PyYAML keeps the last one in silence), takes keys
+    as they stand (a corpus may be called 2023, 010 or yes), and reads 2e-4 as a number.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -195,6 +195,8 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"key {key.value!r} is given twice", key.start_mark
                 )
             seen.append(key.value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
 

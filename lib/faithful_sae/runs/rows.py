@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from faithful_sae.files import MissingInputError, read_json, write_csv, write_json
+from faithful_sae.files import (
+    MissingInputError,
+    read_csv,
+    read_json,
+    text_columns,
+    write_csv,
+    write_json,
+)
 from faithful_sae.runs.keys import made_with
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.registry import writer
@@ -34,7 +41,8 @@ def write_rows(run: Run, name: str, rows: pd.DataFrame) -> None:
     """
     path = rows_file(run, name)
     write_csv(path, rows)
-    write_json(path.with_suffix(".json"), {"made_with": made_with(run, writer(name))})
+    record = {"made_with": made_with(run, writer(name)), "text": text_columns(rows)}
+    write_json(path.with_suffix(".json"), record)
 
 
 def read_rows(run: Run, name: str) -> pd.DataFrame:
@@ -46,7 +54,7 @@ def read_rows(run: Run, name: str) -> pd.DataFrame:
     path = rows_file(run, name)
     if not path.exists():
         raise MissingInputError(f"{path} is missing: {run_first(run, name)}")
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return read_csv(path, read_json(path.with_suffix(".json"))["text"])
 
 
 def run_first(run: Run, rows: str) -> str:

@@ -67,17 +67,12 @@ def _listed(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _named(value):
-    return {str(name): item for name, item in value.items()} if isinstance(value, dict) else value
-
-
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Ints = Annotated[tuple[int, ...], BeforeValidator(_listed)]
 Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
-ByName = BeforeValidator(_named)  # of a mapping: YAML reads a name like 2023 as a number
 # one text, or several; the tags stand in pydantic's places, from which problems are told
 TextKey = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")],
@@ -279,7 +274,7 @@ class Run(Section):
         "read of each corpus at most, held-out rows included", unit="tokens", gt=0
     )
     heldout: float = key("share of each corpus's rows that is kept for evaluation", 0.1, gt=0, lt=1)
-    corpora: Annotated[dict[str, Corpus], ByName] = key("text, by name", min_length=1)
+    corpora: dict[str, Corpus] = key("text, by name", min_length=1)
     _file: Path = PrivateAttr()
 
     if TYPE_CHECKING:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import (
-    ByName,
     Count,
     Ints,
     Names,
@@ -90,7 +89,7 @@ class SAE(Section):
     )
     seeds: Ints = key("initialisations compared", (42, 49), paper="Table 5")
     data_seed: Seed = key("order of the activations, the same for all seeds", 0)
-    published: Annotated[dict[str, Published], ByName] | None = key(
+    published: dict[str, Published] | None = key(
         "per corpus of train_on, where its SAEs are read from instead of trained", None
     )
 

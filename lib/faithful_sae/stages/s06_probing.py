@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import (
-    ByName,
     Count,
     Model,
     Need,
@@ -66,7 +65,7 @@ class Task(Source):
 class Probing(Section):
     """Linear probes."""
 
-    tasks: Annotated[dict[str, Task], ByName] = key("labelled text, by name", min_length=1)
+    tasks: dict[str, Task] = key("labelled text, by name", min_length=1)
     max_train: Count = key("training texts at most", paper="4.4")
     max_test: Count = key("test texts at most")
     max_tokens: Count = key("texts are cut here, BOS included", unit="tokens")
@@ -135,7 +134,7 @@ def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
     p = run.probing
     records = []
     for name in p.tasks:
-        (train_texts, train_labels), (test_texts, test_labels), _ = labelled(run, name)
+        (train_texts, train_labels), (test_texts, test_labels) = labelled(run, name)
         train, test = (
             pooled_representations(
                 saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{name}: {part}"

@@ -100,78 +100,89 @@ def _local_file(run, corpus):
 # --- labelled text --------------------------------------------------------------------------------
 
 
-def labelled(
-    run: Run, name: str
-) -> tuple[tuple[list[str], list], tuple[list[str], list], dict[str, str]]:
-    """A probing task, shuffled with its seed and cut to max_train and max_test.
+def labelled(run: Run, name: str) -> list[tuple[list[str], list[str]]]:
+    """A probing task, drawn with its seed and cut to max_train and max_test.
 
     Returns:
-        (texts, labels) to train on, (texts, labels) to test on, and hashes of what was read.
+        (texts, labels) to train on, and to test on.
 
     Raises:
-        CorpusError: unreadable file, wrong key, or as draw_examples.
+        CorpusError: unreadable file or dataset, wrong key, or as draw_examples; with the task's
+            key.
     """
     probing = run.probing
     assert probing, f"{run.file}: has no probing tasks"
-    task = probing.tasks[name]
-    rng = np.random.default_rng(probing.seed)
+    try:
+        return _labelled(run, probing, probing.tasks[name])
+    except (CorpusError, hub.HubError) as error:
+        raise CorpusError(f"{run.file}: probing.tasks.{name}: {error}") from None
+
+
+def _labelled(run, probing, task):
+    keys = tuple(task.record_keys)
     limits = (probing.max_train, probing.max_test)
-    if task.documentation:
-        path = documentation_file(run, task.documentation, task.packages, sum(limits))
-        records = list(read_records(path, task.record_keys))
-        inputs = {"file": file_hash(path)}
-        records = [records[i] for i in rng.permutation(len(records))]
-        cut = round(len(records) * limits[0] / sum(limits))
-        parts = [records[:cut], records[cut:]]
-    elif task.train:
-        paths = [run.resolve(task.train), run.resolve(task.test)]
-        parts = [list(read_records(path, task.record_keys)) for path in paths]
-        inputs = {path.name: file_hash(path) for path in paths}
-    else:
-        parts = []
-        for split, limit in zip((task.train_split, task.test_split), limits, strict=True):
-            records = read_files(files(run, task, split), task.record_keys)
-            parts.append([record for record, _ in itertools.islice(records, limit * 2)])
-        inputs = {"commit": commit(run, task)}
-    train, test = draw_examples(parts, limits, rng, f"{run.file}: probing.tasks.{name}")
-    return train, test, inputs
+    if task.hub:
+        splits = [files(run, task, split) for split in (task.train_split, task.test_split)]
+        parts = tuple(tuple(file() for file in split) for split in splits)
+        return _drawn_from_hub(parts, keys, limits, probing.seed)
+    if task.train:
+        parts = ((run.resolve(task.train),), (run.resolve(task.test),))
+        return _drawn_from(parts, keys, limits, probing.seed)
+    rng = np.random.default_rng(probing.seed)
+    path = documentation_file(run, task.documentation, task.packages, sum(limits))
+    records = list(read_records(path, keys))
+    records = [records[i] for i in rng.permutation(len(records))]
+    cut = round(len(records) * limits[0] / sum(limits))
+    return draw_examples([lambda: records[:cut], lambda: records[cut:]], limits, rng)
+
+
+def _drawn_from(parts, keys, limits, seed):
+    def records(paths):
+        return itertools.chain.from_iterable(read_records(path, keys) for path in paths)
+
+    read = [functools.partial(records, paths) for paths in parts]
+    return draw_examples(read, limits, np.random.default_rng(seed))
+
+
+# files at a commit do not change, and each model of a profile asks for the same: 6 s where there
+# are 650,000 texts
+_drawn_from_hub = functools.cache(_drawn_from)
 
 
 # --- before any work ------------------------------------------------------------------------------
 
 
 def source_problems(run: Run) -> Iterator[str]:
-    """Read the local files of a run once, before any work: a line for each that is not readable,
-    UTF-8, with the keys asked for, not empty.
+    """Read the local files of a run once, before any work: a line for each corpus or task that is
+    not readable, UTF-8, with the keys asked for, not empty, or whose labels cannot be probed.
     """
-    sources: list[tuple[str, str, Source]] = [
-        (f"corpora.{name}.path", c.path, c) for name, c in run.corpora.items() if c.path
-    ]
-    for name, task in run.tasks.items():
-        for part in ("train", "test"):
-            if path := getattr(task, part):
-                sources.append((f"probing.tasks.{name}.{part}", path, task))
-    for key, path, entry in sources:
-        try:
-            for _ in read_records(run.resolve(path), entry.record_keys):
-                pass
-        except CorpusError as error:
-            yield f"{run.file}: {key}: {error}"
+    for name, entry in run.corpora.items():
+        if entry.path:
+            path = run.resolve(entry.path)
+            try:
+                for _ in read_records(path, entry.record_keys):
+                    pass
+            except CorpusError as error:
+                yield f"{run.file}: corpora.{name}.path: {error}"
+    yield from _task_problems(run, [name for name, task in run.tasks.items() if task.train])
 
 
 def hub_source_problems(run: Run) -> Iterator[str]:
-    """Find the Hub datasets of a run and read the first record of each, before any work: a line for
-    each where that fails.
+    """Find the Hub datasets of a run, read the first record of each corpus and the whole of each
+    task, before any work: a line for each where that fails.
     """
-    sources: list[tuple[str, Source, str | None]] = [
-        (f"corpora.{name}", c, c.split) for name, c in run.corpora.items() if c.hub
-    ]
-    for name, task in run.tasks.items():
-        if task.hub:
-            for split in (task.train_split, task.test_split):
-                sources.append((f"probing.tasks.{name}", task, split))
-    for key, entry, split in sources:
+    for name, entry in run.corpora.items():
+        if entry.hub:
+            try:
+                next(read_files(files(run, entry, entry.split), entry.record_keys))
+            except (CorpusError, hub.HubError) as error:
+                yield f"{run.file}: corpora.{name}: {error}"
+    yield from _task_problems(run, [name for name, task in run.tasks.items() if task.hub])
+
+
+def _task_problems(run, names):
+    for name in names:
         try:
-            next(read_files(files(run, entry, split), entry.record_keys))
-        except (CorpusError, hub.HubError) as error:
-            yield f"{run.file}: {key}: {error}"
+            labelled(run, name)
+        except CorpusError as error:
+            yield str(error)

@@ -2,16 +2,18 @@
 way, whatever they come from.
 """
 
+import csv
 import gzip
 import itertools
 import json
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import load_file, save_file
@@ -19,12 +21,15 @@ from safetensors.numpy import load_file, save_file
 from faithful_sae.files import atomic_path
 from faithful_sae.text.packing import joined, separate, tokenize
 
-# of a csv or parquet file
+# documents are longer than a field may be by default
+csv.field_size_limit(sys.maxsize)
+
+# of a parquet file
 RECORDS_AT_ONCE = 10_000
 # are tokenised between two saves: a reading that is killed loses at most so many
 PART_DOCUMENTS = 20_000
 
-# the field that holds the text, or several; then any others
+# the field that holds the text, or several; then that of a label, if there are labels
 Keys = Sequence[str | tuple[str, ...]]
 # returns the path, so that a file of the Hub is fetched when it is read
 File = Callable[[], Path]
@@ -40,20 +45,22 @@ class CorpusError(ValueError):
 
 
 def read_records(path: str | Path, keys: Keys, start: int = 0) -> Iterator[tuple]:
-    """Yield a tuple of the fields `keys` for every record of a jsonl, csv, parquet or txt file, or
-    one of those with .gz.
+    """Yield (text,) or (text, label) of every record of a jsonl, csv, parquet or txt file, or one
+    of those with .gz. Nothing is guessed: text is text, and so is a label, whether a file has it as
+    text, whole number or truth value.
 
-    A txt file has one field, its text; its documents are separated by blank lines.
+    A txt file has one field, its text; its documents are separated by blank lines. The first line
+    of a csv file names its columns.
 
     Args:
         path: of the file.
-        keys: of the text, then of anything else. A tuple in the first place: these texts, joined by
-            an empty line, are the text.
+        keys: of the text, then of a label. A tuple in the first place: these texts, joined by an
+            empty line, are the text.
         start: records to pass over; in a parquet file they are not read.
 
     Raises:
-        CorpusError: unknown format, missing field, wrong type, text that is not UTF-8, broken line,
-            no record at all.
+        CorpusError: unknown format, missing field or one that is there twice, wrong type, a label
+            that names no class, text that is not Unicode, broken line, no record at all.
     """
     return (record for _, record in _numbered_records(path, keys, start))
 
@@ -80,14 +87,13 @@ def _numbered_records(path, keys, start):
         records = _raw_records(path, [*several, *keys[1:]], start)
         for number, record in enumerate(records, start + 1):
             texts = record[: len(several)]
-            for key, text in zip(several, texts, strict=False):  # a txt file has no keys
-                if text is not None and not isinstance(text, str):
-                    raise CorpusError(
-                        f"{path}: record {number}: {key!r} holds {type(text).__name__}, not text"
-                    )
-            if whole := "\n\n".join(text for text in texts if text and text.strip()):
-                empty = False
-                yield number, (whole, *record[len(several) :])
+            labels = zip(keys[1:], record[len(several) :], strict=False)  # a txt file has no keys
+            try:
+                if whole := _joined_text(several, texts):
+                    empty = False
+                    yield number, (whole, *(_label(key, value) for key, value in labels))
+            except ValueError as error:
+                raise CorpusError(f"{path}: record {number}: {error}") from None
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path}: not UTF-8 (byte {error.start} of a block: "
@@ -96,10 +102,35 @@ def _numbered_records(path, keys, start):
         ) from None
     except (EOFError, OSError, zlib.error, pyarrow.ArrowInvalid) as error:
         raise CorpusError(f"{path}: cannot be read ({error}): is it whole?") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CorpusError(f"{path}: not a readable csv ({error})") from None
     if empty:
         raise CorpusError(f"{path}: empty: it holds no text")
+
+
+def _joined_text(keys, texts):
+    for key, text in zip(keys, texts, strict=False):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{key!r} holds {type(text).__name__}, not text")
+    whole = "\n\n".join(text for text in texts if text and text.strip())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        # JSON can write it, and no tokenizer can read it
+        raise ValueError(
+            f"its text holds {whole[error.start]!a}, half of a surrogate pair: repair or remove it"
+        ) from None
+    return whole
+
+
+def _label(key, value):
+    """A label as text: 0 and "0" are one class, 01 and 1 are two."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(value if isinstance(value, bool) else int(value))
+    raise ValueError(
+        f"{key!r} holds {value!r}, which names no class: give text or a whole number, or leave "
+        "such records out"
+    )
 
 
 def _raw_records(path, columns, start):
@@ -122,10 +153,11 @@ def _raw_records(path, columns, start):
 
 def _need_columns(path, there, columns):
     for key in columns:
-        if key not in there:
+        if (times := there.count(key)) != 1:
+            found = "more than one" if times else "no"
             raise CorpusError(
-                f"{path}: no column {key!r}; it has {', '.join(map(repr, there))}: set text_key "
-                "or label_key"
+                f"{path}: {found} column {key!r}; it has {', '.join(map(repr, there))}: set "
+                "text_key or label_key"
             )
 
 
@@ -147,11 +179,27 @@ def _parquet_records(path, columns, start):
 
 
 def _csv_records(path, columns):
-    for chunk in pd.read_csv(
-        path, chunksize=RECORDS_AT_ONCE, encoding="utf-8", keep_default_na=False
-    ):
-        _need_columns(path, list(chunk.columns), columns)
-        yield from chunk[columns].itertuples(index=False, name=None)
+    with _opened(path, newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            header = next(lines, None)
+            if header is None:
+                return
+            _need_columns(path, header, columns)
+            places = [header.index(key) for key in columns]
+            for fields in lines:
+                if fields and len(fields) != len(header):
+                    raise CorpusError(
+                        f"{path}: line {lines.line_num} has {len(fields)} fields, and the first "
+                        f"line names {len(header)}: put text that has commas between double quotes"
+                    )
+                if fields:
+                    yield tuple(fields[place] for place in places)
+        except csv.Error as error:
+            raise CorpusError(
+                f"{path}: line {lines.line_num} is not csv ({error}): in a quoted text, a double "
+                "quote is written twice"
+            ) from None
 
 
 def _json_records(path, columns):
@@ -184,10 +232,10 @@ def _paragraphs(path):
                 yield ("".join(group).strip(),)
 
 
-def _opened(path):
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+def _opened(path, newline=None):
+    # with or without the mark that some editors begin a file with
+    how = {"encoding": "utf-8-sig", "newline": newline}
+    return gzip.open(path, "rt", **how) if path.suffix == ".gz" else open(path, **how)
 
 
 # --- token ids ------------------------------------------------------------------------------------
@@ -230,32 +278,61 @@ def read_ids(
 
 
 def draw_examples(
-    parts: Iterable[Sequence[tuple]], limits: Sequence[int], rng: np.random.Generator, where: str
-) -> list[tuple[list[str], list]]:
-    """Shuffle the training and the test part of a probing task and cut each to its limit.
+    parts: Iterable[Callable[[], Iterable[tuple[str, str]]]],
+    limits: Sequence[int],
+    rng: np.random.Generator,
+) -> list[tuple[list[str], list[str]]]:
+    """Draw the training and the test examples of a probing task, each from the whole of its part:
+    a file may be sorted by class.
+
+    A part is read twice, to count its records and to take those drawn, so that memory holds no
+    more than these.
 
     Args:
-        parts: records (text, label) of both.
+        parts: each gives the records (text, label) of one from the first.
         limits: examples to keep of each.
-        rng: of the order.
-        where: the task in words, with which an error begins.
+        rng: of what is drawn, and of the order.
 
     Returns:
         (texts, labels) of both.
 
     Raises:
-        CorpusError: fewer than two labels, a label that training has never seen.
+        CorpusError: fewer than two classes, as many as a score has, or one that training has never
+            seen.
     """
-    chosen = []
-    for records, limit in zip(parts, limits, strict=True):
-        records = [records[i] for i in rng.permutation(len(records))[:limit]]
-        chosen.append(([text for text, _ in records], [label for _, label in records]))
-    (_, train_labels), (_, test_labels) = chosen
-    if len(set(train_labels)) < 2 or not test_labels:
+    (train, train_labels), (test, test_labels) = (
+        _drawn(part, limit, rng) for part, limit in zip(parts, limits, strict=True)
+    )
+    classes = set(train_labels)
+    said = f"the {len(train)} training texts have {class_counts(train_labels)}"
+    if len(classes) < 2 or not test:
         raise CorpusError(
-            f"{where}: needs at least two labels to train on and one example to test on; it has "
-            f"labels {sorted(set(train_labels))} and {len(test_labels)} test examples"
+            "needs at least two classes to train on and one example to test on: "
+            f"{said}, and there are {len(test)} test texts"
         )
-    if unseen := set(test_labels) - set(train_labels):
-        raise CorpusError(f"{where}: test labels {sorted(unseen)} never occur in training")
-    return chosen
+    if 2 * len(classes) > len(train):
+        raise CorpusError(f"{said}, most of them once: is label_key right? A score is no class")
+    if unseen := sorted(set(test_labels) - classes):
+        raise CorpusError(
+            f"test labels never occur in training: {class_counts(test_labels, unseen)}; {said}"
+        )
+    return [(train, train_labels), (test, test_labels)]
+
+
+def class_counts(labels: Sequence[str], classes: Sequence[str] | None = None) -> str:
+    """How often each class occurs, or each of some, in words; no more than ten are named."""
+    counts = Counter(labels)
+    classes = classes or sorted(counts)
+    named = ", ".join(f"{name!r} {counts[name]:,}" for name in classes[:10])
+    more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+    return f"{len(classes)} class{'es' * (len(classes) != 1)} ({named}{more})"
+
+
+def _drawn(part, limit, rng):
+    count = sum(1 for _ in part())
+    places = {number: place for place, number in enumerate(rng.permutation(count)[:limit].tolist())}
+    drawn = [("", "")] * len(places)
+    for number, record in enumerate(part()):
+        if number in places:
+            drawn[places[number]] = record
+    return [text for text, _ in drawn], [label for _, label in drawn]
