@@ -194,6 +194,8 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
 
 
 def _note(exhibit, runs, separator=" "):
+    if exhibit.of_paper:
+        return "The paper's printed numbers, and nothing measured here."
     note = profile_note(runs)
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:

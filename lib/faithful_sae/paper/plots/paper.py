@@ -304,3 +304,36 @@ def _probe_bars(ax, data, metric, colours):
     values = data.loc[:, metric]
     ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))
     ax.set_xticks(range(3), ["baseline", "SAE", "recon."])
+
+
+@styled
+def reanalysis(data: DataFrame) -> Figure:
+    """Each printed comparison in the direction that the paper claims, with its 95 % interval under
+    low (thick) and high (thin) noise; filled where Holm's p is below 0.05 under both.
+    """
+    units = {"SFR": "share of latents", "FFR": "fake latents", "probes": "share of sentences"}
+    figure, axes = grid(len(units), len(units), 3.6)
+    readings = {"for": COLOURS[2], "against": COLOURS[0], "open": "0.55"}
+    for ax, (measure, unit) in zip(axes, units.items(), strict=True):
+        part = data[data.measure == measure].iloc[::-1].reset_index(drop=True)
+        for y, row in part.iterrows():
+            colour = readings[row.reading_low]
+            for error, width in ((row.se_high, 0.7), (row.se_low, 2.2)):
+                ends = row.claimed - 1.96 * error, row.claimed + 1.96 * error
+                ax.plot(ends, (y, y), color=colour, linewidth=width, solid_capstyle="butt")
+            face = colour if row.reading_low == row.reading_high else "white"
+            ax.plot(row.claimed, y, "o", color=colour, markerfacecolor=face, markersize=3.4)
+        names = [_compared(row) for row in part.itertuples()]
+        ax.set_yticks(range(len(part)), names, fontsize=5.3)
+        ax.axvline(0, color="0.2", linewidth=0.6)
+        ax.set(title=f"{measure} ({unit})", xlabel="difference, as the paper claims →")
+    title = "for or against the claim under low noise; filled: under high noise too"
+    colour_legend(figure, readings, title=title)
+    return figure
+
+
+def _compared(row):
+    """A comparison in few words: model, and what faithful text is compared with."""
+    other = row.compared_with.replace("Faithful, other model's", "other model's")
+    section = f" ({row.section})" if row.measure == "SFR" else ""
+    return f"{row.model}: {other.removeprefix('best other on ').partition(' (')[0]}{section}"
