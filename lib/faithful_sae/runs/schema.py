@@ -332,10 +332,6 @@ class Run(Section):
         """The probing tasks by name."""
         return self.probing.tasks if self.probing else {}
 
-    def settings(self, *keys: str) -> dict[str, Any]:
-        """The named top-level values as plain data, for provenance."""
-        return {name: plain(getattr(self, name)) for name in keys}
-
     def check(self, run: "Run", need: Need) -> None:
         on_gpu = self.gpus == 1 or self.device == "cuda"
         why = f"= {self.gpus} needs device: cuda; write `gpus: 1` with device: {self.device}"

@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from faithful_sae.files import read_json
 from faithful_sae.paper.tables import gather, heading, text_of
 from faithful_sae.runs.catalogue import exhibits, paper_models
+from faithful_sae.runs.keys import SHOWN, settings
 from faithful_sae.runs.params import LISTED
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import Run
@@ -66,8 +67,8 @@ def sae_card(
     trained_on = {corpus.hub for corpus in corpora if corpus.hub}
     if any(corpus.faithful == "self" for corpus in corpora):
         trained_on.add(dataset)
-    settings = run.settings("sae", "sequence_length", "dtype")
-    sae = settings.pop("sae")
+    trained_with = settings(run, ("sae", "sequence_length", "dtype"), SHOWN)
+    sae = trained_with.pop("sae")
     hook = f"residual stream entering block {run.layer} (blocks.{run.layer}.hook_resid_pre)"
     example = f"{names[0]}/seed{sae['seeds'][0]}"
     saes = run.artifacts / "saes"
@@ -95,7 +96,7 @@ def sae_card(
         parameters=_yaml(
             {"hook": hook}
             | {key: value for key, value in sae.items() if key not in LEFT_OUT}
-            | settings
+            | trained_with
         ),
         provenance=_provenance(saes / names[0]),
     )
@@ -124,7 +125,7 @@ def dataset_card(run: Run, repository: str) -> DatasetCard:
         model=_model(run),
         paper=PAPER,
         statistics=None if statistics is None else _statistics(run, statistics.iloc[0]),
-        parameters=_yaml({"model": model_name(run)} | run.settings("dtype", "generate")),
+        parameters=_yaml({"model": model_name(run)} | settings(run, ("dtype", "generate"), SHOWN)),
         provenance=_provenance(run.artifacts / "faithful"),
     )
 
