@@ -32,6 +32,9 @@ from faithful_sae.lm.architectures import (
 )
 from faithful_sae.text import hub
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+
 
 class _Stop(Exception):
     """Carries the hooked tensor out of a forward pass that need not go on."""
@@ -179,11 +182,15 @@ def load_model(
         gpus: how many of the GPUs it is spread over.
 
     Raises:
-        ModelError: fewer GPUs than asked for; missing or incomplete folder, unknown or gated or
-            unreachable model, an architecture that is not known, no tokenizer, more tokens than the
-            embedding has rows, no BOS, layer out of range.
+        ModelError: no such device or dtype; fewer GPUs than asked for; missing or incomplete
+            folder, unknown or gated or unreachable model, an architecture that is not known, no
+            tokenizer, more tokens than the embedding has rows, no BOS, layer out of range.
     """
     name = str(id_or_path)
+    if dtype not in DTYPES:
+        raise ModelError(f"{name}: dtype {dtype!r} must be one of {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise ModelError(f"{name}: device {device!r} must be one of {', '.join(DEVICES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
