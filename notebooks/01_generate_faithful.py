@@ -30,10 +30,14 @@
 
 # %%
 import pandas as pd
-import scipy.stats
+import torch
 from IPython.display import Image, display
 
-from faithful_sae.metrics.coverage import dataset_statistics, first_token_table
+from faithful_sae.metrics.coverage import (
+    dataset_statistics,
+    first_token_fit,
+    first_token_table,
+)
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import first_token, lm_training
 from faithful_sae.runs.rows import open_run, read_rows, write_rows
@@ -136,13 +140,13 @@ Image(save_figure(run, "first_token", data, first_token), retina=True)
 # ## Check
 #
 # If sampling is what it claims to be, the first tokens are multinomial draws from the model's
-# distribution. A chi-square test over the tokens expected at least five times (the others pooled)
-# must not find otherwise.
+# distribution. A chi-square test must not find otherwise. Its cells are tokens in order of
+# probability, at least five expected in each. What a narrow dtype rounds away does not count.
 
 # %%
-g, expected = run.generate, start.numpy() * len(documents)
-often = expected >= 5
-observed = [*first_counts[often], first_counts[~often].sum()]
-test = scipy.stats.chisquare(observed, [*expected[often], expected[~often].sum()])
-print(f"chi-square p = {test.pvalue:.3f} over {len(observed)} cells")
-assert test.pvalue > 1e-4 or (g.temperature, g.top_p, g.first_token) != (1.0, 1.0, "bos")
+g = run.generate
+p, cells = first_token_fit(start, first_counts, torch.finfo(lm.model.dtype).eps)
+said = f"first tokens as draws from the model's distribution: p = {p:.3g} over {cells} cells"
+print(said)
+as_it_is = (g.temperature, g.top_p, g.first_token) == (1.0, 1.0, "bos")
+assert p > 1e-4 or not as_it_is, f"{said}; 1e-4 is the least allowed"

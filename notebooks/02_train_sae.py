@@ -39,6 +39,7 @@ from IPython.display import Image
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import training
 from faithful_sae.runs.rows import open_run
+from faithful_sae.sae.activations import token_activations
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
@@ -106,14 +107,20 @@ Image(save_figure(run, "training", curves, training), retina=True)
 
 # %%
 saes = load_saes(run, lm)
-tokens = x[:, 1:].flatten(0, 1)
-sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
-z = sae.encode(tokens)
+name = run.sae.train_on[0]
+sae = saes[name, run.sae.seeds[0]]
+tokens = token_activations(lm, ids, run.sae.include_bos)
 variance = (tokens - tokens.mean(0)).pow(2).sum()
 unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / variance
-active = int((z > 0).sum(-1).max())
+active = int((sae.encode(tokens) > 0).sum(-1).max())
 print(f"{len(saes)} SAEs; most active latents on a token: {active}; FVU here {unexplained:.3f}")
-trained = [s for (name, _), s in saes.items() if name not in run.published]
-assert all((s.W_dec.norm(dim=-1) - 1).abs().max() < 1e-5 for s in trained)
-assert active <= (sae.k or sae.d_sae)
-assert unexplained < 1 or run.published
+
+# %%
+norms = [s.W_dec.norm(dim=-1) for (corpus, _), s in saes.items() if corpus not in run.published]
+off = max([0.0, *((norm - 1).abs().max().item() for norm in norms)])
+assert off < 1e-5, f"the norm of a decoder row is off 1 by {off:.1e}; 1e-5 is allowed"
+assert active <= (sae.k or sae.d_sae), f"{active} latents are active on a token, not {sae.k}"
+said = (
+    f"{name}: the first SAE leaves {unexplained:.2f} of the variance: lower sae.lr, or train more"
+)
+assert unexplained < 1 or name in run.published, said

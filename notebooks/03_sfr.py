@@ -77,7 +77,8 @@ Image(
 # ## Check
 #
 # A dictionary whose rows are shuffled is the same dictionary: matching must find the shuffle, and
-# SFR must be 1. Random directions share next to nothing.
+# SFR must be 1 (rows of zeros, which some published SAEs have, apart). Random directions share next
+# to nothing.
 
 # %%
 sae = saes[run.sae.train_on[0], run.sae.seeds[0]]
@@ -90,7 +91,12 @@ print(
     f"own copy, shuffled: mean cosine {found.cosine.mean():.6f}; random directions: "
     f"{(random.cosine >= run.sfr.threshold).mean():.3f} shared"
 )
-assert found.cosine.min() > 1 - 1e-5
-assert shared_feature_ratio(sae, sae) == 1.0
-assert rows.sfr.between(0, 1).all()
-assert (rows.sfr_encoder_decoder <= rows.sfr).all()
+
+# %%
+there = (sae.W_dec.norm(dim=-1) > 0).numpy()
+off = 1 - found.cosine[there].min()
+assert off < 1e-5, f"a latent and itself, shuffled, have a cosine of 1 - {off:.1e}; 1e-5 is allowed"
+itself = shared_feature_ratio(sae, sae)
+assert itself == there.mean(), f"SFR of an SAE and itself is {itself}, not {there.mean()}"
+more = (rows.sfr_encoder_decoder - rows.sfr).max()
+assert more <= 0, f"encoder and decoder share more than the decoder alone, by {more:.1e}"

@@ -92,5 +92,8 @@ print(
     f"SAE: {fake.max()}"
 )
 # TopK fires at most k latents; an SAE with thresholds may fire any number
-assert all(total[key] <= (sae.k or sae.d_sae) + 1e-9 for key, sae in saes.items())
-assert all(fake[key] <= total[key] / run.ffr.frequency for key in saes)
+beyond = {key: total[key] - (sae.k or sae.d_sae) for key, sae in saes.items()}
+off = max(beyond.values())
+assert off < 1e-9, f"more than k latents per token are active, by {off:.1e}: {beyond}"
+off = (fake * run.ffr.frequency - total).max()
+assert off < 1e-9, f"more latents are fake than can fire so often, by {off:.1e}"

@@ -137,7 +137,8 @@ rows.groupby(["include_bos", "trained_on"], sort=False)[
 # %% [markdown]
 # ## Check
 #
-# Splicing in the activation itself must change nothing at all, whatever the architecture.
+# Splicing in the activation itself must change nothing at all, whatever the architecture and dtype.
+# KL is at least 0, up to the rounding of float32, in which it is computed.
 
 # %%
 ids = torch.tensor(corpus(run, run.fidelity.corpora[0], lm).heldout[:2], dtype=torch.int64)
@@ -147,6 +148,7 @@ print(
     f"largest change of a logit with x spliced in for x: {difference}; SAEs raise CE on average "
     f"by {rows.ce_diff.mean():.3f}"
 )
-assert difference == 0
-assert (rows.kl >= 0).all()
-assert (rows.explained_variance <= 1).all()
+assert difference == 0, f"x spliced in for x changes a logit by {difference:.1e}, not by 0"
+assert rows.kl.min() > -1e-5, f"KL is {rows.kl.min():.1e}; at least -1e-5 is allowed"
+most = rows.explained_variance.max()
+assert most <= 1, f"an SAE explains {most:.6f} of the variance, more than all"

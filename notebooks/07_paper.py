@@ -303,7 +303,8 @@ absent = [
 ]
 print(f"absent files: {absent or 'none'}; notebooks not run: {len(missing)}")
 print(verdicts.verdict.value_counts().to_dict())
-assert not absent
+assert not absent, f"absent files: {absent}"
 for rows, table in (("dataset", table1), ("probing", table6), ("ffr", table7)):
     here = {run.label for run in measured(runs, rows)}
-    assert set(table[table.source == "here"].model) == here, rows
+    shown = set(table[table.source == "here"].model)
+    assert shown == here, f"{rows}: the table shows {shown}, but measured are {here}"

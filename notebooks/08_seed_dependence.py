@@ -226,13 +226,20 @@ verdicts.style.hide(axis="index").set_properties(
 # %%
 first = next(iter(saes.values()))
 twins = hit_masks(match_seeds({"itself": first, "copy": first}), threshold)
-assert all(hits.all() for hits in twins.values())
+missed = sum(int((~hits).sum()) for hits in twins.values())
 curve = rows["seed_curve"]
 mean = curve.groupby("seeds").only_in_base.mean()
 base = curve[(curve.base == study.seeds[0]) & (curve.seeds == curve.seeds.max())].only_in_base
 print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with all")
 print(verdicts.verdict.value_counts().to_dict())
-assert abs(mean.iloc[0] - (1 - plain.shared.mean())) < 1e-12
-assert abs(base.item() - (latents.seeds_sharing == 0).mean()) < 1e-12
-assert mean.is_monotonic_decreasing
-assert (plain.shared <= plain.shared_decoder).all()
+
+# %%
+assert not missed, f"{missed} latents do not share themselves"
+off = {
+    "only in the base with 2 seeds": abs(mean.iloc[0] - (1 - plain.shared.mean())),
+    "only in the base with all": abs(base.item() - (latents.seeds_sharing == 0).mean()),
+    "only in the base with a seed more": mean.diff().fillna(0).max(),
+    "shared, beyond the decoder": (plain.shared - plain.shared_decoder).max(),
+}
+for what, by in off.items():
+    assert by < 1e-12, f"{what}: off by {by:.1e}; 1e-12 is allowed"

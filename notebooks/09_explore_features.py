@@ -174,9 +174,8 @@ Image(save_figure(run, "feature_steering", response, feature_plots.steering), re
 
 # %%
 text, latent = explore.example_text(run, lm), int(picked.latent[0])
-before, after = continuation(
-    lm, sae, text, latent, "add", 2 * picked["max"][0], seed=run.features.seed
-)
+length, amount = min(40, lm.context // 2), 2 * picked["max"][0]
+before, after = continuation(lm, sae, text, latent, "add", amount, length, seed=run.features.seed)
 print(f"{text!r}\n  goes on      {before!r}\n  with {latent:<7} {after!r}")
 
 # %% [markdown]
@@ -201,7 +200,10 @@ counted = index.latents.histogram.map(sum)
 fired = (index.latents.frequency * index.meta["tokens"]).round()
 active = index.latents.frequency.sum()
 print(f"active latents per token: {active:.3f}; shared: {index.latents.shared.mean():.3f}")
-assert (counted == fired).all()
-assert active <= (sae.k or sae.d_sae) + 1e-9
-assert explore.twins_agree(indexes, run)
-assert (response[response.dose == 0].kl == 0).all()
+off = (counted - fired).abs().max()
+assert off == 0, f"histogram and frequency of a latent differ by {off:.0f} activations"
+most = sae.k or sae.d_sae
+assert active <= most + 1e-9, f"{active:.3f} latents per token are active, more than {most}"
+assert explore.twins_agree(indexes, run), "twins are not those of notebook 03, or not mutual"
+change = response[response.dose == 0].kl.abs().max()
+assert change == 0, f"a dose of 0 changes the next token by {change:.1e} nats, not by 0"

@@ -20,17 +20,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs import schema
@@ -63,42 +53,40 @@ def make_tokenizer(vocabulary=VOCABULARY, **special):
     )
 
 
-def make_model(architecture, vocabulary=VOCABULARY, seed=0, spread=0.25):
+# beside the sizes that all have
+OWN_SIZES = {
+    "gpt2": {},
+    "gpt_neox": {"intermediate_size": 32},
+    "llama": {"intermediate_size": 32, "num_key_value_heads": 1},
+    "gemma2": {
+        "intermediate_size": 32,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": 6,
+    },
+    "mistral": {"intermediate_size": 32, "num_key_value_heads": 1, "sliding_window": 6},
+    "qwen2": {"intermediate_size": 32, "num_key_value_heads": 1},
+    "qwen3": {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8},
+}
+
+
+def make_model(architecture, vocabulary=VOCABULARY, seed=0, spread=0.25, context=CONTEXT):
     """A random causal LM, 3 blocks wide 16 (Llama has 8 embedding rows that no token uses, as
     padded vocabularies do).
     """
     torch.manual_seed(seed)
-    common = {"initializer_range": spread, **SPECIAL}
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "max_position_embeddings": CONTEXT,
-        **common,
-    }
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocabulary,
-                n_positions=CONTEXT,
-                n_embd=16,
-                n_layer=LAYERS,
-                n_head=2,
-                **common,
-            )
-        )
-    if architecture == "gpt_neox":
-        return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocabulary, **sizes))
-    if architecture == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(vocab_size=vocabulary + 8, num_key_value_heads=1, **sizes)
-        )
-    return Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, sliding_window=6, **sizes
-        )
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=vocabulary + 8 * (architecture == "llama"),
+        hidden_size=16,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        initializer_range=spread,
+        **SPECIAL,
+        **OWN_SIZES[architecture],
     )
+    return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.fixture(scope="session")

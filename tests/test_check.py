@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig
 from yaml import safe_dump, safe_load
 
-from conftest import set_key
+from conftest import make_model, make_tokenizer, set_key
 from faithful_sae.engine import check as module
 from faithful_sae.engine import timing
 from faithful_sae.engine.check import check
@@ -22,7 +23,7 @@ from faithful_sae.runs.params import load_params
 from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.corpus import make_faithful
-from faithful_sae.stages.model import open_model
+from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.training import train_all
 from fake_hub import TOKEN, Repository, serve
 from test_hub import OLD, environment, folders, hub_run  # noqa: F401 - fixtures
@@ -191,7 +192,7 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     *memory, disk = check(run.file.parent, False, said.append)
     of = {line.split(": ")[1].split()[0]: line for line in memory}
-    shape, _ = module._sizes(run)
+    shape = model_shape(run)
     large = [stage for stage in model_stages(run) if needs(run, shape, stage).memory > 10**9]
     assert list(of) == [stage.name for stage in large]
     assert {"01", "02", "03", "04", "05", "06"} <= {name[:2] for name in of}
@@ -215,7 +216,7 @@ def test_a_card_that_is_too_small_for_some_stages(make_run, card):
         {"device": "cuda", "generate.batch_rows": 20_000, "corpora.text.text_key": "text"}
     )
     (line,) = check(run.file.parent, False, lambda line: None)
-    shape, _ = module._sizes(run)
+    shape = model_shape(run)
     need = needs(run, shape, stages()["01_generate_faithful"]).device_memory
     assert (
         f"01_generate_faithful needs {need / 1e9:.1f} GB of GPU memory, and there are 1.0 GB: "
@@ -274,3 +275,28 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
     assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage
+
+
+def test_models_that_cannot_be_used_are_named_before_any_work(make_run, tmp_path):
+    """From config.json and tokenizer.json alone, a line each; sizes that nobody knows stop
+    nothing.
+    """
+    gemma3 = AutoConfig.for_model("gemma3")
+    opt = AutoConfig.for_model("opt", num_hidden_layers=3)
+    longer = make_tokenizer()
+    longer.add_tokens(["w64"])
+    for name, config in (("gemma3", gemma3), ("opt", opt), ("longer", make_model("gpt2").config)):
+        config.save_pretrained(tmp_path / name)
+        (tmp_path / name / "model.safetensors").touch()
+        tokenizer = longer if name == "longer" else make_tokenizer()
+        tokenizer.save_pretrained(tmp_path / name)
+    make_run({"model": str(tmp_path / "gemma3"), "label": "Gemma"}, "gemma3")
+    make_run({"model": str(tmp_path / "opt"), "label": "OPT"}, "opt")
+    run = make_run({"model": str(tmp_path / "longer")}, "longer")
+    found = check(run.file.parent, probe=False, show=lambda line: None)
+    assert len(found) == 3
+    for line, name in zip(found, ("gemma3", "longer", "opt"), strict=True):
+        assert line.startswith(f"{run.file.with_name(name)}.yaml: model = ")
+    assert "cannot sample from a model of type 'gemma3', only from gpt2" in found[0]
+    assert "ids up to 64, but its embedding has 64 rows" in found[1]
+    assert "cannot sample from a model of type 'opt'" in found[2]

@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.stats import entropy
+from scipy.stats import chisquare, entropy, kstest
 
 from conftest import make_tokenizer
-from faithful_sae.metrics.coverage import dataset_statistics, first_token_kl, first_token_table
+from faithful_sae.metrics.coverage import (
+    dataset_statistics,
+    first_token_fit,
+    first_token_kl,
+    first_token_table,
+)
 
 DOCUMENTS = [np.array(d, np.int32) for d in ([2, 3, 3, 1], [2, 2], [4, 0], [2], [3, 1])]
 MODEL = np.array([0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0])
@@ -67,3 +72,51 @@ def test_panels():
     ]
     assert table.dataset.tolist() == [0, 0, 0.6, 0.2, 0.2, 0, 0, 0]
     assert table.model.tolist() == MODEL.tolist()
+
+
+# --- are the first tokens draws of the model's? ---------------------------------------------------
+
+
+def draws(n, p, seed):
+    return np.random.default_rng(seed).multinomial(n, p)
+
+
+def test_fit_is_scipys_chi_square_of_the_same_cells():
+    """100 draws: cells end where 10, 20, .. of them are expected; the rest, 4 and 1, joins the
+    last.
+    """
+    p = np.array([0.04, 0.5, 0.01, 0.3, 0.15])
+    counts = np.array([2, 60, 0, 25, 13])
+    found, cells = first_token_fit(p, counts, 0.0)
+    assert cells == 3
+    assert found == pytest.approx(chisquare([60, 25, 15], [50, 30, 20]).pvalue, rel=1e-9)
+
+
+def test_fit_of_true_draws_is_uniform():
+    p = np.random.default_rng(0).dirichlet(np.full(50, 0.5))
+    fits = [first_token_fit(p, draws(2000, p, seed), 1.2e-7)[0] for seed in range(300)]
+    assert kstest(fits, "uniform").pvalue > 1e-3
+
+
+def test_fit_sees_a_wrong_distribution_over_many_rare_tokens():
+    """None of 50,000 tokens is expected even once."""
+    p = np.full(50_000, 1 / 50_000)
+    wrong = np.repeat([1.2, 0.8], 25_000) / 50_000
+    assert first_token_fit(p, draws(4000, wrong, 0), 1.2e-7)[0] < 1e-4
+    assert first_token_fit(p, draws(4000, p, 0), 1.2e-7)[0] > 1e-4
+
+
+def test_fit_allows_what_a_narrow_dtype_rounds_away():
+    """Probabilities off by 3 %, as from logits of bfloat16, show in a million draws."""
+    p = np.full(200, 1 / 200)
+    rounded = p * np.tile([1.03, 0.97], 100)
+    counts = draws(1_000_000, rounded, 0)
+    assert first_token_fit(p, counts, 2**-23)[0] < 1e-4
+    assert first_token_fit(p, counts, 2**-7)[0] > 1e-4
+    twice = draws(1_000_000, p * np.tile([1.2, 0.8], 100), 0)
+    assert first_token_fit(p, twice, 2**-7)[0] < 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_few_draws_are_one_cell_and_fit(n):
+    assert first_token_fit(MODEL, draws(n, MODEL, 0), 0.0) == (1.0, 1)

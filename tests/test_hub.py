@@ -486,8 +486,8 @@ def test_loading_a_model_of_the_hub_says_in_one_line_what_is_wrong(server, tmp_p
     printed, said = online(code.format("shut/model"), server, home)
     assert not printed
     assert said == (
-        "faithful_sae.lm.model.ModelError: shut/model: a gated model: accept its licence on its "
-        "Hub page, then `hf auth login` (and there is no such folder)"
+        "faithful_sae.lm.architectures.ModelError: shut/model: a gated model: accept its licence "
+        "on its Hub page, then `hf auth login` (and there is no such folder)"
     )
     assert online(code.format("shut/model"), server, home, HF_TOKEN=TOKEN)[0].strip() == OLD
     assert "no such model on the Hub" in online(code.format("tiny/none"), server, home)[1]

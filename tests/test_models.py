@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import ARCHITECTURES, BOS, EOS, LAYERS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae import load_model
@@ -213,6 +213,39 @@ def test_eos_takes_the_place_of_a_missing_bos_and_says_so(folder):
     with pytest.warns(UserWarning, match="no BOS; EOS '<eos>'"):
         lm = load_model(folder, 0, "cpu", "float32")
     assert lm.bos_id == EOS
+
+
+def test_a_tokenizer_longer_than_the_embedding(folder):
+    """A token was added, and the embedding not resized."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["w64"])
+    tokenizer.save_pretrained(folder)
+    refused(folder, "ids up to 64", "64 rows", "resize_token_embeddings(65)")
+
+
+SMALL = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None}
+UNKNOWN = {
+    "opt": (
+        {"hidden_size": 16, "ffn_dim": 8, "num_hidden_layers": 2, "word_embed_proj_dim": 16},
+        "blocks",
+    ),
+    "mpt": ({"d_model": 16, "n_layers": 2, "n_heads": 2}, "max_position_embeddings"),
+    "bloom": ({"hidden_size": 16, "n_layer": 2, "n_head": 2}, "max_position_embeddings"),
+    "mamba": ({"hidden_size": 16, "num_hidden_layers": 2}, "num_attention_heads"),
+    "gemma3": ({}, "text_config"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_architecture_that_is_not_known(tmp_path, kind):
+    sizes, why = UNKNOWN[kind]
+    config = AutoConfig.for_model(kind, **({**SMALL, **sizes} if sizes else {}))
+    config.save_pretrained(tmp_path)
+    if kind == "opt":  # its blocks are seen when it is built
+        config.num_attention_heads = 2
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    refused(tmp_path, f"type {kind!r}", why, layer=1)
 
 
 def test_neither_bos_nor_eos(folder):

@@ -18,15 +18,13 @@ from transformers.utils import logging
 from faithful_sae.engine import plan
 from faithful_sae.engine.timing import estimate, on_this_machine
 from faithful_sae.files import ROOT, is_current, read_json
-from faithful_sae.lm.architectures import Shape, shape_of, weights
-from faithful_sae.lm.decoding import Decoder
-from faithful_sae.lm.model import ModelError
+from faithful_sae.lm.architectures import ModelError, Shape, weights
 from faithful_sae.runs.needs import Needs, needs
 from faithful_sae.runs.params import read_profile
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.schema import ParamsError, Run
 from faithful_sae.runs.stage import Stage
-from faithful_sae.stages.model import unloaded_model
+from faithful_sae.stages.model import model_shape
 from faithful_sae.text import hub
 
 PROBE_SHARE = 0.5  # of the free memory, that a model with random weights may take
@@ -58,8 +56,11 @@ def check(profile: str, probe: bool = True, show: Show = print) -> list[str]:
     disk: dict[Path, int] = {}
     for run in map(on_this_machine, runs):
         well = not any(line.startswith(f"{run.file}: ") for line in problems)
+        named = any(line.startswith(f"{run.file}: model = ") for line in problems)
         found, total, needed = _check_run(run, probe and well, show)
-        problems += found
+        problems += [
+            line for line in found if not named or not line.startswith(f"{run.file}: model: ")
+        ]
         hours.append(total)
         for folder, size in needed.items():
             disk[folder] = disk.get(folder, 0) + size
@@ -90,12 +91,12 @@ def _check_run(
     """(problems, seconds or None, {folder: bytes}) of one run, after its table."""
     show(f"\n{run.label}  ({run.file.name}, {run.device})")
     try:
-        shape, problems = _sizes(run)
+        shape = model_shape(run)
     except (hub.HubError, ModelError) as error:
         show(f"  its sizes are not known: {error}")
         return [f"{run.file}: model: {error}", *_device_problems(run, {})], None, {}
     wanted = {stage: needs(run, shape, stage) for stage in model_stages(run)}
-    problems += [*_device_problems(run, wanted), *_memory_problems(run, wanted)]
+    problems = [*_device_problems(run, wanted), *_memory_problems(run, wanted)]
     seconds, how = _times(run, shape, probe and not problems, show)
     disk = {stage: _to_write(run, stage, need.disk) for stage, need in wanted.items()}
     show(f"  {'stage':<22}{'tokens':>10}{'GPU':>10}{'RAM':>10}{'disk':>10}{'time':>10}")
@@ -110,17 +111,6 @@ def _check_run(
         if not hub.has_weights(run.model, at):
             total[Path(constants.HF_HUB_CACHE)] = weights(shape)
     return problems, sum(seconds.values()) if seconds else None, total
-
-
-def _sizes(run: Run) -> tuple[Shape, list[str]]:
-    with torch.device("meta"):
-        model = unloaded_model(run)
-    problems = []
-    try:
-        Decoder(model, 1, 1)
-    except ModelError as error:
-        problems.append(f"{run.file}: model: {error}")
-    return shape_of(model), problems
 
 
 def _device_problems(run: Run, wanted: dict[Stage, Needs]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faithful_sae.files import ROOT, is_current, read_json, remove
-from faithful_sae.lm.architectures import sizes_of
+from faithful_sae.lm.architectures import not_sampled, sizes_of, tokens_in, too_many_tokens
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
@@ -220,10 +220,10 @@ def make_documentation(source: str, path: str) -> None:
 
 def problems(runs: list[Run]) -> Iterator[str]:
     """Find what would fail later, a line each: a local model folder without config, weights or
-    tokenizer; a layer or length beyond the model's; a local corpus or task file that cannot be
-    read, is empty, is not UTF-8 or lacks its key; a published SAE in a folder that is none, is
-    damaged, or is not of the run's model, layer, d_sae or k; results of another folder's in the
-    way.
+    tokenizer, of an architecture that is not known, or whose tokenizer does not fit; a layer or
+    length beyond the model's; a local corpus or task file that cannot be read, is empty, is not
+    UTF-8 or lacks its key; a published SAE in a folder that is none, is damaged, or is not of the
+    run's model, layer, d_sae or k; results of another folder's in the way.
     """
     for run in runs:
         if folder := run.model_folder:
@@ -256,6 +256,8 @@ def hub_problems(runs: list[Run]) -> Iterator[str]:
                 at = run.hub.commit("model", run.model, run.revision)
                 config = hub.fetch("model", run.model, at, "config.json")
                 files = hub.repository_files("model", run.model, at)
+                if "tokenizer.json" in files:
+                    hub.fetch("model", run.model, at, "tokenizer.json")
                 yield from _model_problems(run, files, config, f"its files at {at}")
             except hub.HubError as error:
                 yield f"{run.file}: model: {error}"
@@ -323,6 +325,8 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
         why = f"no readable config.json in {where} ({error})"
         return [f"{run.file}: model = {run.model!r}: {why}"]
     found = []
+    if why := not_sampled(record.get("model_type")):
+        found.append(f"{run.file}: model = {run.model!r}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
         found.append(f"{run.file}: model = {run.model!r}: no *.safetensors weights in {where}")
     if not {"tokenizer.json", "tokenizer_config.json"} & set(files):
@@ -330,5 +334,11 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
             f"{run.file}: model = {run.model!r}: no tokenizer in {where}: copy tokenizer.json and "
             "tokenizer_config.json beside config.json"
         )
+    try:
+        tokens = tokens_in(read_json(config.with_name("tokenizer.json")))
+    except (OSError, ValueError, KeyError, TypeError):
+        tokens = 0  # none, or one that only transformers can read
+    if why := too_many_tokens(tokens, record.get("vocab_size")):
+        found.append(f"{run.file}: model = {run.model!r}: {why}")
     sizes = sizes_of(record)
     return found + too_small(run, Model(run.model, sizes.layers, sizes.context))

@@ -13,6 +13,75 @@ from typing import Any
 BLOCKS = ("layers", "h")
 # whose attention has nothing that decoding.Decoder's lacks
 MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")
+# without which a model cannot be used at all, as transformers calls them
+NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+
+
+class ModelError(ValueError):
+    """A model cannot be used as asked; the message says which, why and what to do."""
+
+
+# --- what is known --------------------------------------------------------------------------------
+
+
+def unknown(config: Any) -> str | None:
+    """Why no model of a transformers configuration can be used, or None."""
+    kind = f"a model of type {config.model_type!r}"
+    if hasattr(config, "text_config"):
+        return (
+            f"{kind} has its text model inside a larger one (text_config): take a model of text "
+            "alone"
+        )
+    if lacking := [name for name in NEEDED if not hasattr(config, name)]:
+        return f"{kind} has no {', '.join(lacking)}: take one of {', '.join(MODELS)}"
+    return None
+
+
+def not_sampled(kind: str | None) -> str | None:
+    """Why there is no sampling from a model of a model_type, or None."""
+    if kind in MODELS:
+        return None
+    return (
+        f"cannot sample from a model of type {kind!r}, only from {', '.join(MODELS)}: take one of "
+        "these"
+    )
+
+
+def blocks_of(model: Any) -> Any:
+    """The blocks of a transformers model, in the order in which they run.
+
+    Raises:
+        ModelError: it keeps them elsewhere than the architectures known here.
+    """
+    for name in BLOCKS:
+        if hasattr(model.base_model, name):
+            return getattr(model.base_model, name)
+    raise ModelError(
+        f"{model.name_or_path}: a model of type {model.config.model_type!r} keeps its blocks where "
+        f"they are not looked for ({', '.join(BLOCKS)}): take one of {', '.join(MODELS)}"
+    )
+
+
+def tokens_in(tokenizer: dict) -> int:
+    """How many embedding rows the ids of a tokenizer.json need: the largest id + 1."""
+    words = tokenizer["model"]["vocab"]
+    ids = words.values() if isinstance(words, dict) else range(len(words))
+    added = (token["id"] for token in tokenizer.get("added_tokens", ()))
+    return 1 + max(-1, *ids, *added)
+
+
+def too_many_tokens(tokens: int, rows: int | None) -> str | None:
+    """What is wrong with a tokenizer whose ids need so many embedding rows, or None.
+
+    Args:
+        rows: of the embedding; None: not known.
+    """
+    if rows is None or tokens <= rows:
+        return None
+    return (
+        f"its tokenizer has ids up to {tokens - 1}, but its embedding has {rows} rows: save it "
+        f"after model.resize_token_embeddings({tokens}), or with the tokenizer it was trained with"
+    )
 
 
 # --- sizes ----------------------------------------------------------------------------------------

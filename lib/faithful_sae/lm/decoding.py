@@ -11,8 +11,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from faithful_sae.kernels.one_token_attention import TILE, one_token_attention
-from faithful_sae.lm.architectures import MODELS
-from faithful_sae.lm.model import ModelError
+from faithful_sae.lm.architectures import ModelError, not_sampled
 
 NAME = "one_token"
 
@@ -32,11 +31,8 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int):
-        if model.config.model_type not in MODELS:
-            raise ModelError(
-                f"{model.name_or_path}: cannot sample from a model of type "
-                f"{model.config.model_type!r}, only from {', '.join(MODELS)}: take one of these"
-            )
+        if why := not_sampled(model.config.model_type):
+            raise ModelError(f"{model.name_or_path}: {why}")
         self.model = model
         self.shape = (rows, -(-length // TILE))
         self.layers: dict[int, list[torch.Tensor]] = {}

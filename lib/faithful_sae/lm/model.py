@@ -22,12 +22,18 @@ from safetensors import SafetensorError
 from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from faithful_sae.lm.architectures import BLOCKS, Shape, shape_of
+from faithful_sae.lm.architectures import (
+    ModelError,
+    Shape,
+    blocks_of,
+    shape_of,
+    too_many_tokens,
+    unknown,
+)
 from faithful_sae.text import hub
 
-
-class ModelError(ValueError):
-    """A model cannot be used as asked; the message says which, why and what to do."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class _Stop(Exception):
@@ -50,7 +56,7 @@ class LanguageModel:
     revision: str | None = None
 
     def __post_init__(self):
-        self.blocks = _blocks(self.model)
+        self.blocks = blocks_of(self.model)
         self.device = self.model.get_output_embeddings().weight.device
         homes = [next(block.parameters()).device for block in self.blocks]
         # of the blocks, by device
@@ -176,10 +182,15 @@ def load_model(
         gpus: how many of the GPUs it is spread over.
 
     Raises:
-        ModelError: fewer GPUs than asked for; missing or incomplete folder, unknown or gated or
-            unreachable model, no tokenizer, no BOS, layer out of range.
+        ModelError: no such device or dtype; fewer GPUs than asked for; missing or incomplete
+            folder, unknown or gated or unreachable model, an architecture that is not known, no
+            tokenizer, more tokens than the embedding has rows, no BOS, layer out of range.
     """
     name = str(id_or_path)
+    if dtype not in DTYPES:
+        raise ModelError(f"{name}: dtype {dtype!r} must be one of {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise ModelError(f"{name}: device {device!r} must be one of {', '.join(DEVICES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -193,8 +204,7 @@ def load_model(
             f"{name} more, or lower gpus"
         )
     folder, at = _located(name, revision)
-    with explained(name, "model"):
-        config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder, name)
     if not 0 <= layer < config.num_hidden_layers:
         raise ModelError(
             f"{name}: layer {layer} is out of range: it has blocks 0 to "
@@ -202,12 +212,15 @@ def load_model(
         )
     with explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.get_vocab()
     # transformers makes up an empty one
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+    if not set(ids) - set(tokenizer.all_special_tokens):
         raise ModelError(
             f"{name}: no tokenizer in it: copy the model's tokenizer.json and "
             "tokenizer_config.json beside config.json"
         )
+    if why := too_many_tokens(1 + max(ids.values()), config.vocab_size):
+        raise ModelError(f"{name}: {why}")
     bos_id = beginning_of_sequence(tokenizer, name)
     with explained(name, "model"):
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -225,6 +238,19 @@ def load_model(
     model.name_or_path = name
     spread(model.eval(), [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device])
     return LanguageModel(model, tokenizer, layer, bos_id, at)
+
+
+def read_config(folder: Path | str, name: str) -> Any:
+    """The configuration of a model folder, as transformers reads it.
+
+    Raises:
+        ModelError: no readable config.json, or an architecture that is not known.
+    """
+    with explained(name, "model"):
+        config = AutoConfig.from_pretrained(folder)
+    if why := unknown(config):
+        raise ModelError(f"{name}: {why}")
+    return config
 
 
 def _located(name, revision):
@@ -264,7 +290,7 @@ def device_map(model: Any, n: int) -> dict[torch.nn.Module, int]:
     lengths; so no device holds more than an equal share and one block, or the embedding, more.
     """
     parts = list(model.base_model.children())
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     at = parts.index(blocks)
     behind = [part for part in parts[at + 1 :] if _bytes(part)]
     # rotary embeddings, too, serve from the first
@@ -285,12 +311,6 @@ def device_map(model: Any, n: int) -> dict[torch.nn.Module, int]:
 
 def _bytes(module):
     return sum(weights.nbytes for weights in module.parameters())
-
-
-def _blocks(model):
-    return next(
-        getattr(model.base_model, name) for name in BLOCKS if hasattr(model.base_model, name)
-    )
 
 
 def _fetch(device):

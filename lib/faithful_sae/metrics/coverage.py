@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -70,6 +71,38 @@ def dataset_statistics(
         "kl": kl,
         "missing_mass": missing,
     }, first_counts
+
+
+def first_token_fit(
+    bos_distribution: ArrayLike, first_counts: np.ndarray, eps: float
+) -> tuple[float, int]:
+    """Chi-square test that the first tokens are draws from the model's distribution.
+
+    Tokens are put in order of probability, and the order is cut into cells of at least five
+    expected draws. In a narrow dtype each batch rounds its probabilities anew; as far as each is
+    off by no more than 8 eps, that does not count.
+
+    Args:
+        bos_distribution: float64 [V], the model's after BOS.
+        first_counts: int64 [V], of dataset_statistics.
+        eps: of the model's dtype.
+
+    Returns:
+        (p, number of cells); of one cell p is 1.
+    """
+    model = np.asarray(bos_distribution)
+    n = int(first_counts.sum())
+    order = np.argsort(-model, kind="stable")
+    # the last cell holds the rest
+    cut = np.minimum(np.cumsum(model[order] * n) // 10, max(n // 10 - 1, 0))
+    cells = np.unique(cut, return_inverse=True)[1]
+    observed, expected = (np.bincount(cells, x[order]) for x in (first_counts, model * n))
+    if len(observed) < 2:
+        return 1.0, 1
+    statistic = np.sum((observed - expected) ** 2 / expected)
+    return float(scipy.stats.ncx2.sf(statistic, len(observed) - 1, n * (8 * eps) ** 2)), len(
+        observed
+    )
 
 
 def first_token_table(

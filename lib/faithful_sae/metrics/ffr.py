@@ -72,10 +72,12 @@ def firing_frequency(
         S arrays float64 [A, F], fractions 0-1.
 
     Raises:
-        ValueError: n_tokens < 1.
+        ValueError: n_tokens < 1, sequence_length < 2.
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens = {n_tokens} must be at least 1")
+    if sequence_length < 2:
+        raise ValueError(f"sequence_length = {sequence_length} must be at least 2: BOS and a token")
     counts = [torch.zeros(len(activations), sae.d_sae, dtype=torch.int64) for sae in saes]
     with tqdm(total=n_tokens, unit="token", unit_scale=True, desc="random tokens") as bar:
         for ids in random_batches(
@@ -112,6 +114,9 @@ def fake_feature_ratio(
         activation: above which it fires; 0 is the paper's, 1.0 the authors' code's.
         seed: of the tokens.
         sequence_length: tokens in a row, BOS counted; fewer if the model takes no more.
+
+    Raises:
+        ValueError: as firing_frequency; an SAE of another width than the model.
     """
     (frequencies,) = firing_frequency(
         [sae], lm, n_tokens, min(sequence_length, lm.context), seed, (activation,)

@@ -70,6 +70,9 @@ def fidelity(
     Args:
         include_bos: whether BOS positions are replaced and measured, too.
         batch_rows: rows per forward pass.
+
+    Raises:
+        ValueError: as fidelity_of_all.
     """
     measured = fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))
     return measured["sae", include_bos]
@@ -96,15 +99,22 @@ def fidelity_of_all(
         description: of the progress bar.
 
     Returns:
-        {(name, include_bos): Fidelity}.
+        {(name, include_bos): Fidelity}. Where all x are alike, explained variances are NaN; where
+        x = 0 changes no prediction, ce_recovered is.
 
     Raises:
-        ValueError: no rows, rows of one token, or an SAE of another width than the model.
+        ValueError: no rows, rows of one token, without BOS no token before another, or an SAE of
+            another width than the model.
     """
-    if len(tokens) == 0 or tokens.shape[1] < 2:
+    if tokens.ndim != 2 or len(tokens) == 0 or tokens.shape[1] < 2:
         raise ValueError(
             "fidelity needs rows of at least two tokens, not an array of shape "
             f"{list(tokens.shape)}"
+        )
+    if False in modes and (tokens[:, :-1] == lm.bos_id).all():
+        raise ValueError(
+            "the token rows hold no token but BOS with another behind it, and BOS is left out "
+            "(include_bos=False): there is nothing to predict"
         )
     for name, sae in saes.items():
         if sae.d_model != lm.d_model:
@@ -204,10 +214,14 @@ class _Sums:
             ce_diff=mean("ce_sae") - mean("ce"),
             kl=mean("kl"),
             l2=mean("error") / len(self.center),
-            explained_variance=1 - s["error"] / s["variance"],
+            explained_variance=1 - _ratio(s["error"], s["variance"]),
             ev_authors=mean("ev_authors"),
             ev_legacy=mean("ev_legacy"),
             ce_zero=ce_zero,
             ce_mean=ce_mean,
-            ce_recovered=(ce_zero - mean("ce_sae")) / (ce_zero - mean("ce")),
+            ce_recovered=_ratio(ce_zero - mean("ce_sae"), ce_zero - mean("ce")),
         )
+
+
+def _ratio(part, whole):
+    return part / whole if whole else math.nan

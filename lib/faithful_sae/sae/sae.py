@@ -102,7 +102,12 @@ class TopKSAE:
         return torch.zeros_like(norm), norm / self.d_model**0.5
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] -> [.., F]."""
+        """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] of any dtype -> [.., F].
+
+        Raises:
+            SAEError: x of another width than d_model.
+        """
+        x = _fitting(x, self.d_model, "activations x", "d_model").to(self.W_enc.dtype)
         if self.normalisation != "none":
             shift, scale = self.frame(x)
             x = (x - shift) / (scale + 1e-5 if self.normalisation == "layer_norm" else scale)
@@ -137,7 +142,11 @@ class TopKSAE:
     def decode(self, z: Tensor) -> Tensor:
         """x_hat [.., D] from dense latents [.., F]; of the normalised x, if there is a
         normalisation.
+
+        Raises:
+            SAEError: z of another width than d_sae.
         """
+        z = _fitting(z, self.d_sae, "latents z", "d_sae").to(self.W_dec.dtype)
         return z @ self.W_dec + self.b_dec
 
     def decode_topk(self, values: Tensor, indices: Tensor) -> Tensor:
@@ -157,7 +166,7 @@ class TopKSAE:
         """decode(encode(x)), less the normalisation: [.., D] -> [.., D]."""
         x_hat = self.decode_topk(*self.encode_topk(x))
         if self.normalisation != "none":
-            shift, scale = self.frame(x)
+            shift, scale = self.frame(x.to(x_hat.dtype))
             x_hat = x_hat * scale + shift
         return x_hat
 
@@ -196,6 +205,15 @@ def load_sae(folder: Path | str) -> TopKSAE:
     sae = TopKSAE.__new__(TopKSAE)
     vars(sae).update(vars(read_folder(folder)))
     return sae
+
+
+def _fitting(tensor, width, what, name):
+    if not tensor.ndim or tensor.shape[-1] != width:
+        raise SAEError(
+            f"{what} of shape {list(tensor.shape)} do not fit an SAE with {name} = {width}: the "
+            "last axis must be that"
+        )
+    return tensor
 
 
 def sae_bytes(d_model: int, d_sae: int) -> int:

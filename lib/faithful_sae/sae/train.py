@@ -91,6 +91,7 @@ class Training:
             checkpoint: named in the error.
 
         Raises:
+            ValueError: a value of x is not finite.
             FloatingPointError: the loss is no longer finite.
         """
         sae = self.sae
@@ -105,6 +106,11 @@ class Training:
             )
         loss, error, counts = self.evaluate(i, x)
         if not torch.isfinite(loss):
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"batch {i}: its activations hold NaN or infinity: the language model's "
+                    "weights are damaged, or its dtype is too narrow"
+                )
             saved = f"; {checkpoint}" if checkpoint else ""
             raise FloatingPointError(
                 f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower "
@@ -208,7 +214,8 @@ def train_saes(
     the memory see training_bytes.
 
     Args:
-        batches: float32 [B, D], n_tokens in all, batch_tokens in each but perhaps the last.
+        batches: [B, D], or [.., T, D], of any float dtype; n_tokens in all, batch_tokens in each
+            but perhaps the last.
         d_model: D.
         d_sae: F, for all SAEs or one for each; so are k, lr and n_tokens.
         k: active latents per token of a TopK SAE; or a Variant with settings of its own.
@@ -228,14 +235,25 @@ def train_saes(
 
     Raises:
         SAEError: k > d_sae.
-        FloatingPointError: a loss that is not finite, with the step and the last good checkpoint.
+        FloatingPointError: a loss that is not finite though the activations are, with the step and
+            the last good checkpoint.
         DiskFullError: while saving a checkpoint; the one before is kept.
-        ValueError: no batch; a list of another length than seeds.
+        ValueError: no batch, or one that is empty, too long, of another width or not finite; no
+            seed; a list of another length than seeds; a number that is not positive; no such
+            recipe.
     """
+    if not len(seeds):
+        raise ValueError("no seeds: name one for each SAE")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} must be one of {', '.join(RECIPES)}")
     widths = _one_each(d_sae, seeds, "d_sae")
     variants = [v if isinstance(v, Variant) else TopK(v) for v in _one_each(k, seeds, "k")]
     rates = _one_each(lr, seeds, "lr")
     budgets = _one_each(n_tokens, seeds, "n_tokens")
+    positive = {"lr": rates, "n_tokens": budgets, "batch_tokens": [batch_tokens]}
+    for name, values in positive.items():
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"{name} = {values} must be above 0 and finite")
     trainings = [
         Training(
             variant.new(d_model, width, seed, device),
@@ -259,7 +277,8 @@ def train_saes(
         unit_scale=True,
         desc=description,
     ) as bar:
-        for step, x in enumerate(batches, first):
+        for step, batch in enumerate(batches, first):
+            x = _rows(batch, d_model, batch_tokens, step)
             for training, tokens in zip(trainings, budgets, strict=True):
                 if step < training.n_steps:
                     training.step(step, x[: tokens - step * batch_tokens], checkpoint)
@@ -277,6 +296,21 @@ def train_saes(
     if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _rows(batch, d_model, batch_tokens, step):
+    """float32 [B, D] of a batch [.., D]."""
+    shape = list(batch.shape)
+    if shape[-1:] != [d_model] or not batch.numel():
+        raise ValueError(
+            f"batch {step} has the shape {shape}: activations [B, {d_model}] are needed"
+        )
+    x = batch.reshape(-1, d_model).float()
+    if len(x) > batch_tokens:
+        raise ValueError(
+            f"batch {step} has {len(x)} activations, more than batch_tokens = {batch_tokens}"
+        )
+    return x
 
 
 def _save(checkpoint, step, trainings, position):

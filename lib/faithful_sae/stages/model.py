@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from faithful_sae.files import MissingInputError, file_hash, is_current, locked, seal, write_csv
 from faithful_sae.lm import ngram
 from faithful_sae.lm.architectures import Shape, shape_of
 from faithful_sae.lm.embedded import initialise, train_language_model, train_tokenizer
-from faithful_sae.lm.model import LanguageModel, ModelError, explained, load_model
+from faithful_sae.lm.model import LanguageModel, ModelError, explained, load_model, read_config
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import too_small
 from faithful_sae.runs.rows import run_first, write_rows
@@ -60,7 +60,7 @@ def model_shape(run: Run) -> Shape:
 
     Raises:
         HubError: a model of the Hub whose config.json is neither in the cache nor within reach.
-        ModelError: no readable config.json.
+        ModelError: as read_config.
     """
     with torch.device("meta"):
         return shape_of(unloaded_model(run))
@@ -74,8 +74,8 @@ def unloaded_model(run: Run) -> PreTrainedModel:
         return initialise(run.embedded, run.embedded.seed)
     at = model_commit(run)
     folder = hub.fetch("model", run.model, at, "config.json").parent if at else run.model_folder
+    config = read_config(str(folder), str(folder))
     with explained(str(folder), "model"):
-        config = AutoConfig.from_pretrained(str(folder))
         return AutoModelForCausalLM.from_config(
             config, dtype=config.dtype if run.dtype == "auto" else getattr(torch, run.dtype)
         )

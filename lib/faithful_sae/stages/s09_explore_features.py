@@ -280,13 +280,15 @@ def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.Dat
 
 
 def example_text(run: Run, lm: Any, words: int = 24) -> str:
-    """The beginning of the held-out text, for the cell that waits for one's own."""
+    """The beginning of the held-out text, for the cell that waits for one's own; at most half of
+    the model's context.
+    """
     from faithful_sae.sae.activations import as_ids
     from faithful_sae.stages.corpus import corpus
 
     row = corpus(run, run.features.corpus, lm).heldout[0]
     ids = as_ids(row)
-    return lm.tokenizer.decode(ids[ids != lm.bos_id][:words])
+    return lm.tokenizer.decode(ids[ids != lm.bos_id][: min(words, lm.context // 2 - 1)])
 
 
 def histogram_rows(index: Any, latents: pd.DataFrame) -> pd.DataFrame:

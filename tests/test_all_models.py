@@ -1,17 +1,23 @@
-"""Every notebook, with its checks, on published SAEs that keep what is above a threshold: as many
-latents as that may be, not `sae.k`.
+"""Every notebook, with its checks, on a model of each architecture. Each has something of its own
+that a check might not allow for: a narrow dtype, a large vocabulary, long rows, no BOS; and SAEs
+published with a threshold, which keep as many latents as that may be, not `sae.k`.
 """
 
+import base64
 import json
+from pathlib import Path
 
 import jupytext
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from conftest import BOS, FEATURES, SEED_DEPENDENCE, make_model, make_tokenizer
 from faithful_sae.engine.plan import problems, refuse
 from faithful_sae.files import ROOT
+from faithful_sae.lm.architectures import MODELS
+from faithful_sae.lm.embedded import train_tokenizer
 from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.sae.sae import TopKSAE
@@ -21,14 +27,30 @@ from faithful_sae.stages.saes import load_saes
 
 CHANGES = {
     "generate.tokens": 3000,
-    "sae.published": {
-        "faithful": {"path": "jumprelu/seed{seed}"},
-        "text": {"path": "batch_topk/seed{seed}"},
-    },
     "fidelity.corpora": ["faithful", "text"],
     "seed_dependence": SEED_DEPENDENCE,
     "features": FEATURES,
 }
+PUBLISHED = {
+    "sae.published": {
+        "faithful": {"path": "jumprelu/seed{seed}"},
+        "text": {"path": "batch_topk/seed{seed}"},
+    }
+}
+# what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
+MODEL = {
+    "llama": PUBLISHED | {"dtype": "bfloat16"},
+    "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000},
+    "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True},
+    "gemma2": {"dtype": "bfloat16", "vocabulary": 50_000},
+    "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
+    | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500},
+    "qwen2": PUBLISHED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
+    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]},
+}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def random_sae(run, seed):
@@ -70,22 +92,44 @@ def execute(notebook, **parameters):
             names |= parameters
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=MODEL)
 def run(make_run, tmp_path, request):
-    """A run that trains none of its SAEs but those of 08; it has every notebook there is."""
+    """A run of the architecture; it has every notebook there is."""
     places = make_run().file.parent
-    model = make_model("llama")
-    # room for the 40 tokens that notebook 09 lets it write
-    model.config.max_position_embeddings = 64
-    model.save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    changes = CHANGES | MODEL[request.param]
+    vocabulary = changes.pop("vocabulary", 64)
+    folder = tmp_path / "model"
+    model = make_model(request.param, vocabulary, context=changes.pop("context", 32))
+    model.save_pretrained(folder)
+    tokenizer = make_tokenizer(vocabulary)
+    if changes.pop("without_bos", False):
+        tokenizer = train_tokenizer(["a b c"], vocabulary)
+        tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
     for seed in (42, 49):
         write_jumprelu(random_sae(make_run(), seed), places / "jumprelu" / f"seed{seed}")
         write_batch_topk(random_sae(make_run(), seed), places / "batch_topk" / f"seed{seed}")
-    return make_run(CHANGES | {"model": str(tmp_path / "model"), "dtype": request.param})
+    run = make_run(changes | {"model": str(folder)})
+    text = places / "text.jsonl"
+    text.write_text(text.read_text() * 8)
+    return run
 
 
-def test_every_notebook_on_saes_with_thresholds(run):
+@pytest.fixture
+def drawn_once(monkeypatch, request):
+    """Figures are laid out for all models, and written as pdf and png, which takes most of the
+    time, for one.
+    """
+    if "llama" not in request.node.name:
+        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Path(file).write_bytes(PNG))
+
+
+def test_each_architecture_is_among_them():
+    assert set(MODEL) == set(MODELS)
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_every_notebook(run):
     refuse(problems([run]))
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
@@ -93,6 +137,8 @@ def test_every_notebook_on_saes_with_thresholds(run):
     for notebook in wanted:
         execute(notebook, params=str(run.file))
     execute(profile_stage().name, profile=str(run.file.parent))
+    if not run.published:
+        return
 
     # were at most k latents active on a token, nothing would have been tried
     lm = open_model(run)
