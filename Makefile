@@ -20,6 +20,8 @@ WORKERS ?=
 GPUS    ?=
 PROBE   ?=
 VERBOSE ?=
+# names of files are UTF-8, whatever the terminal is
+export PYTHONUTF8 := 1
 CHOSEN   = "$(if $(PARAMS),$(PARAMS),$(PROFILE))"
 # without the folder that make is called in, where a file may be called like a library
 DO       = $(PY) -P -m faithful_sae

@@ -40,7 +40,8 @@ class Progress:
         for note in NOTE.findall(text):
             self._tell(note)
         line = re.split(r"[\r\n]", text)[-1].strip()
-        if BAR.search(line) and time.time() - self.last > EVERY:
+        # not before it knows its rate
+        if BAR.search(line) and "?" not in line and time.time() - self.last > EVERY:
             self.last = time.time()
             self._tell(re.sub(r"[|].*[|]", "", line))
 
@@ -95,7 +96,8 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, str]) -> None:
     """Execute a notebook; the process ends where a cell failed."""
-    title = " · ".join([notebook.stem, *(Path(v).stem for k, v in parameters.items() if k == "params")])
+    model = parameters.get("params")  # not where it is one of a profile
+    title = f"{notebook.stem} · {Path(model).stem}" if model else notebook.stem
     # another of the user's own would come first
     os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, from_root, is_current, read_json, remove
+from faithful_sae.files import ROOT, atomic_path, from_root, is_current, read_json, remove
 from faithful_sae.lm.architectures import sizes_of
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
@@ -286,7 +286,8 @@ def take_possession(runs: list[Run]) -> None:
     """
     folder = ROOT / "artifacts" / runs[0].profile
     owner = from_root(runs[0].file.parent)
-    (folder / "profile.txt").write_text(f"{owner}\n", encoding="utf-8")
+    with atomic_path(folder / "profile.txt") as tmp:
+        tmp.write_text(f"{owner}\n", encoding="utf-8")
     for leftover in folder.rglob(".*.tmp"):
         remove(leftover)
     for run in runs:

@@ -20,6 +20,8 @@ from faithful_sae.runs.params import profile_folder
 from faithful_sae.runs.schema import ParamsError
 
 PROFILES = ROOT / "workflow" / "profiles"
+# as `-m snakemake`, but it does not say which profile it uses
+SNAKEMAKE = "from snakemake import cli; cli.print = lambda *_, **__: None; cli.main()"
 REFUSED = 3  # the Snakefile's exit code where nothing was begun
 GOES_ON = "what is finished is kept, and the same command goes on from there"
 
@@ -68,7 +70,7 @@ class Workflow:
         # as JSON: of a bare word Snakemake guesses the type
         said = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in config.items() if v]
         return [
-            *(sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"),
+            *(sys.executable, "-c", SNAKEMAKE, "--snakefile", "workflow/Snakefile"),
             *("--profile", f"workflow/profiles/{self.engine}", *where),
             *(*words, "--config", *said),
         ]
