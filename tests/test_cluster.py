@@ -3,7 +3,6 @@ tests/slurm/smoke.py.
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,11 +13,10 @@ import pytest
 
 from faithful_sae.engine import cluster, plan
 from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
-from faithful_sae.files import ROOT
+from faithful_sae.files import ROOT, seal
 from faithful_sae.runs.keys import workflow_settings
 from faithful_sae.runs.needs import needs
 from faithful_sae.runs.params import load_profile
-from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import ParamsError
@@ -114,7 +112,7 @@ def test_slurm_that_does_not_answer_is_asked_only_where_jobs_may_be(here):
 def test_stop_ends_a_run_and_all_it_started(here, engine):
     process, child = hold(here, engine)
     queue(here, f"{prefix('mine')}_1")
-    stop("mine")
+    assert stop("mine")
     assert process.wait(timeout=10) == -9
     deadline = time.time() + 10
     while (
@@ -126,6 +124,7 @@ def test_stop_ends_a_run_and_all_it_started(here, engine):
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
     assert (here / "cancelled").exists() == (engine == "slurm")
     claim("mine", "local").close()
+    assert not stop("mine"), "nothing is left to stop"
 
 
 def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
@@ -138,8 +137,9 @@ def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
                 step,
                 "faithful_sae",
                 "notebook",
-                f"{here}/artifacts/{name}/x.ipynb",
+                f"artifacts/{name}/x.ipynb",
             ],
+            cwd=here,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -149,7 +149,7 @@ def test_stop_ends_what_outlived_its_run_but_no_other_profile_s(here):
         for name, process in steps.items():
             process.stdout.readline()
             claim(name, "local").close()
-        stop("mine")
+        assert stop("mine")
         assert steps["mine"].wait(timeout=10) == -9
         assert steps["mine2"].poll() is None
     finally:
@@ -254,7 +254,7 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
         weights = run.artifacts / "saes" / name / "seed42" / "sae_weights.safetensors"
         weights.parent.mkdir(parents=True)
         weights.write_bytes(b"whole")
-        write_provenance(run.artifacts / "saes" / name / "provenance.json", key="k")
+        seal(run.artifacts / "saes" / name, "k", {})
         marker.parent.mkdir(exist_ok=True)
         marker.write_text("hash")
     rows = rows_file(run, "saes")
@@ -266,29 +266,3 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
     plan.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
     assert not rows.exists()  # without which Snakemake would have no use for a new mark
-
-
-def test_a_failed_job_shows_what_its_cell_said_and_its_log(tmp_path, capsys):
-    log = tmp_path / "7.log"
-    log.write_text(
-        "[Sat Nov 21 12:00:00 2026]\nlocalrule 03_sfr:\n  ▸ 03_sfr · neox\n  ✗ 03_sfr.py failed "
-        "in cell 4:\nIndexError: 5\n"
-        "[Sat Nov 21 12:00:09 2026]\nError in rule 03_sfr:\n    a screen of it\n"
-    )
-    record = logging.makeLogRecord(
-        {
-            "rule_name": "03_sfr",
-            "rule_msg": "SLURM-job '7' failed.For further error details",
-            "log": ["x.ipynb", str(log)],
-        }
-    )
-    handler = cluster.Failures()
-    handler.emit(record)
-    handler.emit(
-        logging.makeLogRecord({"rule_name": "03_sfr", "rule_msg": None, "log": ["x.ipynb"]})
-    )  # of one machine: printed already
-    handler.emit(logging.makeLogRecord({"msg": "something else"}))
-    assert capsys.readouterr().err == (
-        "  ✗ 03_sfr.py failed in cell 4:\nIndexError: 5\n"
-        f"  ✗ 03_sfr: SLURM-job '7' failed. log: {log}\n"
-    )

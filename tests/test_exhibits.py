@@ -20,7 +20,7 @@ from faithful_sae.paper.exhibits import (
     save_table,
     unmeasured,
 )
-from faithful_sae.runs import catalogue
+from faithful_sae.runs import catalogue, provenance
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import stages
@@ -239,6 +239,32 @@ def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):
     assert drawn[0] is not data
     assert drawn[0].y.tolist() == data.y.tolist()
     assert drawn[0].name[0] == "NA"
+
+
+def test_another_run_writes_the_same_provenance(make_measured_run, root, monkeypatch):
+    """What is committed changes with the result alone: not with the time, the commit, or what other
+    notebooks happen to have run.
+    """
+    run = make_measured_run("tiny", {"faithful": [0.5]})
+    file = root / "figures" / "handmade" / "training_tiny.provenance.json"
+    aside = root / "artifacts" / "handmade" / "exhibits" / "training_tiny.json"
+    written = []
+    for commit in ("first", "second"):
+        monkeypatch.setattr(provenance, "git_commit", lambda commit=commit: commit)
+        data = pd.DataFrame({"x": [1.0], "y": [2.0]})
+        save_figure(run, "training", data, lambda _: Figure())
+        written.append((file.read_bytes(), json.loads(aside.read_text())["git_commit"]))
+        rows_file(run, "sfr").unlink(missing_ok=True)
+        write_rows(run, "saes", pd.DataFrame({"corpus": ["another"]}))
+        write_rows(run, "probing", pd.DataFrame({"task": ["another"]}))
+    (first, a), (second, b) = written
+    assert (a, b) == ("first", "second")
+    assert first == second
+    inputs = json.loads(first)["inputs"]
+    assert set(inputs) == {"tiny/dataset.csv"}
+    write_rows(run, "dataset", pd.DataFrame({"documents": [1]}))
+    save_figure(run, "training", data, lambda _: Figure())
+    assert file.read_bytes() != second
 
 
 def test_what_is_not_measured_is_named_in_the_notes_and_in_provenance(make_measured_run, root):

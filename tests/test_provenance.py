@@ -18,12 +18,13 @@ from faithful_sae.files import (
     file_hash,
     is_current,
     require_space,
+    seal,
     write_csv,
     write_json,
 )
 from faithful_sae.runs import code
 from faithful_sae.runs.code import code_hash, lib_files
-from faithful_sae.runs.provenance import write_provenance
+from faithful_sae.runs.provenance import provenance
 
 # --- atomic writes --------------------------------------------------------------------------------
 
@@ -133,13 +134,7 @@ def artefact(tmp_path):
         (tmp / "deep").mkdir(parents=True)
         (tmp / "a.bin").write_bytes(bytes(range(256)))
         (tmp / "deep" / "b.txt").write_text("b")
-        write_provenance(
-            tmp / "provenance.json",
-            key="k",
-            parameters={"seed": 1},
-            inputs={"x": "y"},
-            seconds=1.26,
-        )
+        seal(tmp, "k", provenance(parameters={"seed": 1}, inputs={"x": "y"}, seconds=1.26))
     return folder
 
 
@@ -334,7 +329,7 @@ def test_record(artefact):
     assert record["parameters"] == {"seed": 1}
     assert record["inputs"] == {"x": "y"}
     assert record["wall_seconds"] == 1.3
-    assert record["packages"]["torch"] == torch.__version__
+    assert record["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert record["packages"]["transformers"] == transformers.__version__
     assert record["device"] == "cpu"
     assert record["threads"] == torch.get_num_threads()

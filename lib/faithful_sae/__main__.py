@@ -3,6 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+from faithful_sae.files import speak_anywhere
 
 PROFILE = "a folder of parameter files, or the name of one in params/"
 # what each command needs is imported when it runs: some of it takes seconds
@@ -48,23 +51,54 @@ def with_gpus(args: argparse.Namespace) -> None:
     run_with_gpus(args.params, args.command)
 
 
+def paper(args: argparse.Namespace) -> None:
+    _workflow(args).paper()
+
+
+def tables(args: argparse.Namespace) -> None:
+    _workflow(args).tables()
+
+
+def dry(args: argparse.Namespace) -> None:
+    _workflow(args).dry()
+
+
+def report(args: argparse.Namespace) -> None:
+    _workflow(args).report()
+
+
+def _workflow(args: argparse.Namespace) -> Any:
+    from faithful_sae.engine.workflow import workflow
+
+    return workflow(**{name: value for name, value in vars(args).items() if name != "run"})
+
+
 def stop(args: argparse.Namespace) -> None:
-    from faithful_sae.engine.cluster import BusyError, stop
-    from faithful_sae.runs.params import load_profile
+    from faithful_sae.engine.cluster import stop
+    from faithful_sae.engine.workflow import GOES_ON
+    from faithful_sae.runs.params import profile_folder
 
-    profile = load_profile(args.profile)[0].profile
-    try:
-        stop(profile)
-    except BusyError as error:
-        sys.exit(f"\n  {error}\n")
-    print(f"stopped: nothing of profile {profile} is running")
+    profile = profile_folder(args.profile).name
+    ended = stop(profile)
+    print(f"stopped: {GOES_ON}" if ended else f"nothing of profile {profile} is running")
 
 
-def job_prefix(args: argparse.Namespace) -> None:
-    from faithful_sae.engine.cluster import prefix
-    from faithful_sae.runs.params import load_profile
+def clean(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.cluster import claim
+    from faithful_sae.engine.plan import owner_problems, refuse
+    from faithful_sae.files import ROOT, remove
+    from faithful_sae.runs.params import profile_folder
 
-    print(prefix(load_profile(args.profile)[0].profile))
+    folder = profile_folder(args.profile)
+    refuse(owner_problems(folder))
+    results = ROOT / "artifacts" / folder.name
+    if not results.exists():
+        print(f"there is nothing in {results}")
+        return
+    lock = claim(folder.name, "local")
+    remove(results)
+    lock.close()
+    print(f"deleted: {results}; its figures stay")
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -131,10 +165,25 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("params", help="the parameter file that says how many")
     command.add_argument("command", nargs=argparse.REMAINDER)
 
+    for run, says in (
+        (paper, "make all tables and figures of a profile"),
+        (tables, "make the tables and figures of what there is"),
+        (dry, "show what there is to do, and why"),
+        (report, "write an HTML report of the last run"),
+    ):
+        command = add(run, says)
+        command.add_argument("profile", help=PROFILE)
+        command.add_argument("--engine", default="local", help="a folder in workflow/profiles")
+        command.add_argument("--cores", default="all", help="of this machine")
+        command.add_argument("--gpus", help="of this machine")
+        command.add_argument("--models", help="some language models of the profile")
+        command.add_argument("--workers", type=int, help="jobs that share the sampling of a text")
+        command.add_argument("--verbose", action="store_true", help="show what Snakemake says")
+
     command = add(stop, "end the run of a profile, and what a killed one has left running")
     command.add_argument("profile", help=PROFILE)
 
-    command = add(job_prefix, "print what the names of a profile's Slurm jobs begin with")
+    command = add(clean, "delete what a profile computed; its figures stay")
     command.add_argument("profile", help=PROFILE)
 
     command = add(publish, "write what would go to the Hub, and list it")
@@ -151,12 +200,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    from faithful_sae.engine.cluster import BusyError
     from faithful_sae.runs.schema import ParamsError
 
+    speak_anywhere()
     args = parser().parse_args()
     try:
         args.run(args)
-    except ParamsError as error:
+    except (ParamsError, BusyError) as error:
         sys.exit(f"\n  {error}\n")
 
 

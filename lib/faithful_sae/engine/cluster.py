@@ -8,13 +8,11 @@ name, and as long as one is queued no other run begins.
 
 import contextlib
 import json
-import logging
 import math
 import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -52,23 +50,6 @@ def megabytes(run: Run, stage: Stage) -> int:
 
     notebook = PROCESS if stage.profile else needs(run, model_shape(run), stage).memory
     return math.ceil((notebook + SNAKEMAKE) / 1e6)
-
-
-class Failures(logging.Handler):
-    """Prints why a Slurm job failed, what its cell said, and where its log is; Snakemake's own
-    account of it fills a screen.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logs = [Path(log) for log in getattr(record, "log", ()) if str(log).endswith(".log")]
-        for log in logs:
-            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            error = re.search(r"^(  ✗ |Traceback ).*?(?=^\[\w{3} |\Z)", said, re.M | re.S)
-            if error:
-                print(error.group().rstrip(), file=sys.stderr)
-            message, rule = getattr(record, "rule_msg", None), getattr(record, "rule_name", None)
-            reason = (message or "").partition("For further")[0].strip()
-            print(f"  ✗ {rule}: {reason or 'failed'} log: {log}", file=sys.stderr, flush=True)
 
 
 # --- one run at a time ----------------------------------------------------------------------------
@@ -132,37 +113,44 @@ def jobs(profile: str) -> list[str]:
     return [job for job, name in pairs if name.startswith(f"{prefix(profile)}_")]
 
 
-def stop(profile: str) -> None:
+def stop(profile: str) -> bool:
     """End the run of a profile: its process and all it started on this machine, also what outlived
-    it, and its Slurm jobs.
+    it, and its Slurm jobs. Whether there was any of it.
 
     Raises:
         BusyError: it runs on another machine; Slurm does not answer, or jobs do not end.
     """
     path = _path(profile)
     if not path.exists():
-        return
+        return False
     lock = Lock(path)
     holder = _holder(lock)
-    if not lock.take():
+    found = not lock.take()
+    if found:
         if holder.get("host") != socket.gethostname():
             raise BusyError(
                 f"profile {profile} is being made by {_where(holder)}: `make stop` it there"
             )
-        _kill(holder["pid"])
+        kill(holder["pid"])
         lock.take(wait=True)
     # with the lock held nobody submits another job meanwhile
     if holder.get("engine", "local") != "local":
-        _cancel_jobs(profile)
-    for process in psutil.process_iter(["cmdline"]):
+        found |= _cancel_jobs(profile)
+    for process in psutil.process_iter(["cmdline", "cwd"]):
         words = process.info["cmdline"] or []
         step = "faithful_sae" in words and STEPS & set(words)
-        if step and any(f"{path.parent}/" in word for word in words):
-            _kill(process.pid)
+        # jobs are given paths as seen from the repository
+        places = [Path(process.info["cwd"] or ROOT, word) for word in words if step]
+        if any(place.is_relative_to(path.parent) for place in places):
+            kill(process.pid)
+            found = True
     lock.close()
+    return found
 
 
 def _cancel_jobs(profile):
+    """Whether there were any."""
+    found = False
     deadline = time.time() + STOPPING
     while left := jobs(profile):
         if time.time() > deadline:
@@ -171,7 +159,9 @@ def _cancel_jobs(profile):
                 "cluster"
             )
         subprocess.run(["scancel", *left], check=False)
+        found = True
         time.sleep(1)
+    return found
 
 
 def _path(profile):
@@ -190,7 +180,8 @@ def _where(holder):
     return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
-def _kill(pid):
+def kill(pid: int) -> None:
+    """End a process and all below it at once."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         # the parent first: it starts nothing more

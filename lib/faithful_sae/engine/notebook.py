@@ -6,17 +6,23 @@ progress bar is shown now and then as one line.
 """
 
 import logging
+import os
 import re
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import jupytext
 import papermill
 
-from faithful_sae.files import locked
+from faithful_sae.files import ROOT, from_root, locked
 
 EVERY = 15  # seconds between two lines of progress
+
+
+BAR = re.compile(r"\[\d+:\d\d(:\d\d)?[<,]")  # of a progress bar's line: its time, [01:23<04:56,
+NOTE = re.compile(r"(?:^|UserWarning: )(note: .*)", re.M)
 
 
 class Progress:
@@ -24,18 +30,23 @@ class Progress:
     `note:`, after the step's name.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, stream: TextIO | None = None) -> None:
         self.title = title
+        self.stream = stream
         self.last = time.time()
 
     def __call__(self, text: str) -> None:
         text = text.strip()
-        for note in re.findall(r"(?:^|UserWarning: )note: .*", text, re.M):
-            print(f"    {self.title}  {note.removeprefix('UserWarning: ')}", flush=True)
+        for note in NOTE.findall(text):
+            self._tell(note)
         line = re.split(r"[\r\n]", text)[-1].strip()
-        if "%|" in line and time.time() - self.last > EVERY:
+        # not before it knows its rate
+        if BAR.search(line) and "?" not in line and time.time() - self.last > EVERY:
             self.last = time.time()
-            print(f"    {self.title}  {re.sub(r'[|].*[|]', '', line)}", flush=True)
+            self._tell(re.sub(r"[|].*[|]", "", line))
+
+    def _tell(self, line: str) -> None:
+        print(f"    {self.title}  {line}", file=self.stream, flush=True)
 
 
 class _Handler(logging.Handler):
@@ -63,7 +74,6 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.handlers = [_Handler(Progress(title))]
-        print(f"  ▸ {title}", flush=True)
         try:
             papermill.execute_notebook(
                 source,
@@ -72,6 +82,8 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str
                 cwd=notebook.parent,
                 progress_bar=False,
                 log_output=True,
+                # it warns of its own transport, and of the interrupt that ends it
+                extra_arguments=["--log-level=CRITICAL"],
             )
         except papermill.PapermillExecutionError:
             running.replace(failed)
@@ -83,11 +95,13 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, str]) -> None:
-    """Execute a notebook, and say how it went; the process ends where a cell failed."""
-    title = " · ".join([notebook.stem, *(Path(value).stem for value in parameters.values())])
-    start = time.time()
+    """Execute a notebook; the process ends where a cell failed."""
+    model = parameters.get("params")  # not where it is one of a profile
+    title = f"{notebook.stem} · {Path(model).stem}" if model else notebook.stem
+    # another of the user's own would come first
+    os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
     try:
-        execute(notebook, output, parameters, title)
+        execute(notebook, output, {k: _shown(v) for k, v in parameters.items()}, title)
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         kept = output.with_suffix(".failed.ipynb")
@@ -95,4 +109,11 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, str]) -> No
             f"  ✗ {notebook} failed in cell {error.exec_count}:\n{plain}\n"
             f"  the executed notebook is kept: {kept}"
         )
-    print(f"  ✓ {title}  {time.time() - start:.0f} s", flush=True)
+
+
+def _shown(place):
+    """A file or folder of parameters, as an executed notebook says it: it runs elsewhere, and what
+    lies in the repository may move with it.
+    """
+    path = Path(place).resolve()
+    return from_root(path) if path.is_relative_to(ROOT) else str(path)

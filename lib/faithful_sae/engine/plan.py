@@ -3,11 +3,12 @@ checks before any work. All of it is asked of the stages' declarations.
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, is_current, read_json, remove
+from faithful_sae.files import ROOT, atomic_path, from_root, is_current, read_json, remove
 from faithful_sae.lm.architectures import not_sampled, sizes_of, tokens_in, too_many_tokens
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
@@ -210,9 +211,6 @@ def make_documentation(source: str, path: str) -> None:
     """
     kind, packages, size = json.loads(source)
     documentation.write(kind, packages, size, Path(path))
-    megabytes = Path(path).stat().st_size / 1e6
-    named = ", ".join(packages) or "the language reference"
-    print(f"  ✓ {kind} of {named}, {megabytes:.1f} MB", flush=True)
 
 
 # --- before any work ------------------------------------------------------------------------------
@@ -233,12 +231,19 @@ def problems(runs: list[Run]) -> Iterator[str]:
         config = folder and folder / "config.json"
         local = [name for name, entry in run.published.items() if entry.path]
         yield from _published_problems(run, config, local)
-    owner = ROOT / "artifacts" / runs[0].profile / "profile.txt"
-    folder = str(runs[0].file.parent)
-    if owner.exists() and (other := owner.read_text(encoding="utf-8").strip()) != folder:
+    yield from owner_problems(runs[0].file.parent)
+
+
+def owner_problems(folder: Path) -> Iterator[str]:
+    """Results of another folder's of parameter files, which would mix with those of this; not of
+    one that is not there any more, which was renamed or moved.
+    """
+    note = ROOT / "artifacts" / folder.name / "profile.txt"
+    other = (ROOT / note.read_text(encoding="utf-8").strip()).resolve() if note.exists() else folder
+    if other != folder and other.is_dir():
         yield (
-            f"{folder}: artifacts/{runs[0].profile} holds the results of {other}: rename the "
-            f"folder, or `make clean PARAMS={other}` first"
+            f"{folder}: artifacts/{folder.name} holds the results of {other}: rename the folder, "
+            f"or `make clean PARAMS={shlex.quote(str(other))}` first, which deletes them"
         )
 
 
@@ -282,7 +287,9 @@ def take_possession(runs: list[Run]) -> None:
     say that other things are missing than are.
     """
     folder = ROOT / "artifacts" / runs[0].profile
-    (folder / "profile.txt").write_text(f"{runs[0].file.parent}\n", encoding="utf-8")
+    owner = from_root(runs[0].file.parent)
+    with atomic_path(folder / "profile.txt") as tmp:
+        tmp.write_text(f"{owner}\n", encoding="utf-8")
     for leftover in folder.rglob(".*.tmp"):
         remove(leftover)
     for run in runs:

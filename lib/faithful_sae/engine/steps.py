@@ -9,29 +9,27 @@ it was.
 
 import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from faithful_sae.engine.notebook import Progress
+from faithful_sae.engine.notebook import BAR, NOTE, Progress
 from faithful_sae.files import atomic_path, locked, read_json
 from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.s02_train_sae import STAGE
 from faithful_sae.stages.training import activation_stream, corpus_is_trained, corpus_saes
 
 
-class _Bars:
-    """A stream that hands progress bars on as lines, and the rest as it is."""
+class _Lines:
+    """A stream that hands progress bars and notes on as lines of a step, and the rest as it is."""
 
     def __init__(self, progress: Progress, stream: TextIO) -> None:
         self.progress = progress
         self.stream = stream
 
     def write(self, text: str) -> int:
-        if "%|" in text:
+        if BAR.search(text) or NOTE.search(text):
             self.progress(text)
         elif text.strip():
             self.stream.write(text if text.endswith("\n") else f"{text}\n")
@@ -42,13 +40,14 @@ class _Bars:
 
 
 @contextlib.contextmanager
-def _told(title: str) -> Any:
-    """Say when a step begins and ends, and how far it is; progress bars become lines."""
-    start = time.time()
-    print(f"  ▸ {title}", flush=True)
-    with contextlib.redirect_stderr(_Bars(Progress(title), sys.stderr)):
+def _told(*title: str) -> Any:
+    """Tell of a step in lines that begin with its title."""
+    progress = Progress(" · ".join(title), sys.stdout)
+    with (
+        contextlib.redirect_stdout(_Lines(progress, sys.stdout)),
+        contextlib.redirect_stderr(_Lines(progress, sys.stderr)),
+    ):
         yield
-    print(f"  ✓ {title}  {time.time() - start:.0f} s", flush=True)
 
 
 def train_corpus(params: Path, name: str, output: Path) -> None:
@@ -57,7 +56,7 @@ def train_corpus(params: Path, name: str, output: Path) -> None:
     Args:
         output: a file that is written at the end, with the hash of what was trained.
     """
-    with locked(output.with_suffix(".lock")), _told(f"{STAGE.name} · {name} · {params.stem}"):
+    with locked(output.with_suffix(".lock")), _told("train_corpus", params.stem, name):
         run = open_run(params)
         corpus_saes(run, name, open_model(run))
         record = read_json(run.artifacts / "saes" / name / "provenance.json")
@@ -73,13 +72,14 @@ def compute_share(what: str, params: Path, worker: int, of: int, output: Path) -
         worker: number of this share, from 0; of: how many there are.
         output: an empty file that is written at the end.
     """
-    with _told(f"{what} · {params.stem} · share {worker}/{of}"):
+    kind, _, name = what.partition(":")
+    with _told(f"share_of_{kind}", params.stem, *([name] if name else []), str(worker)):
         run = open_run(params)
         if what == "text":  # an embedded model is trained first, by one of the workers
             train_embedded_model(run)
             sample_share(run, open_model(run), worker, of)
         else:
-            keep_activations(run, what.partition(":")[2], worker, of)
+            keep_activations(run, name, worker, of)
     output.touch()
 
 

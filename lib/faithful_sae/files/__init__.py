@@ -10,9 +10,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,18 @@ class DiskFullError(OSError):
 
 class MissingInputError(FileNotFoundError):
     """An earlier notebook has not made what this one reads; the message names it."""
+
+
+def from_root(path: str | Path) -> str:
+    """A path as seen from the repository: it still holds when both have moved together."""
+    return os.path.relpath(path, ROOT)
+
+
+def speak_anywhere() -> None:
+    """Let this process print to a terminal that lacks a character: `?` stands for it there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a notebook or a test takes it
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_colu
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
-from faithful_sae.runs.registry import model_stages, stages
-from faithful_sae.runs.rows import lacking
+from faithful_sae.runs.registry import before, model_stages, stages
+from faithful_sae.runs.rows import lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
 
@@ -24,7 +24,8 @@ README = """# Tables and figures
 
 These are the exhibits of the profile `{profile}`, as `make paper PROFILE={profile}` writes them. A
 table is there as csv, md and tex, a figure as png, pdf and the csv it is drawn from; the
-`.provenance.json` beside it names its parameters, inputs, versions and commit.
+`.provenance.json` beside it names its parameters, inputs and versions. When and where it was made
+is in `artifacts/{profile}/exhibits`.
 
 | exhibit | paper | made by | files |
 |---|---|---|---|
@@ -208,18 +209,28 @@ def _note(exhibit, runs, separator=" "):
 
 def _provenance(exhibit, runs, stem):
     rows = {
-        f"{run.name}/{path.name}": file_hash(path)
+        f"{run.name}/{name}.csv": file_hash(rows_file(run, name))
         for run in runs
-        for path in sorted((run.artifacts / "rows").glob("*.csv"))
-        if not lacking(run, path.stem)
+        for stage in _made_of(exhibit, run)
+        for name in stage.rows_of(run)
+        if not lacking(run, name)
     }
     write_provenance(
         runs[0].figures / f"{stem}.provenance.json",
+        runs[0].artifacts.parent / "exhibits" / f"{stem}.json",
         parameters={run.name: plain(run) for run in runs},
         inputs=rows | runs[0].hub.commits(),
         device=runs[0].device,
         missing=unmeasured(runs).to_dict("records") if exhibit.scope == "profile" else None,
     )
+
+
+def _made_of(exhibit, run):
+    """The stages whose rows are finished when a notebook makes its exhibit for a run: what else is
+    there depends on what happens to have run.
+    """
+    stage = stages()[exhibit.notebook]
+    return [s for s in model_stages(run) if s.paper] if stage.profile else before(stage)
 
 
 def figures_readme(profile: str = "laptop") -> str:

@@ -7,6 +7,7 @@ the folder's `_defaults.yaml`: sections key by key, anything below a section's k
 
 import difflib
 import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -20,6 +21,7 @@ from faithful_sae.runs.schema import Model, Need, ParamsError, Run, Section, one
 
 LISTED = ROOT / "params" / "corpora.yaml"
 DEFAULTS = "_defaults.yaml"
+BRACES = {"{", "}"}  # the workflow takes what is between them for a wildcard
 EXPECTED = {  # what pydantic asks for, in words
     "int": "a whole number",
     "float": "a number",
@@ -73,45 +75,61 @@ def load_params(path: str | Path) -> Run:
     return run
 
 
-def load_profile(folder: str | Path) -> list[Run]:
+def load_profile(name: str | Path) -> list[Run]:
     """All runs of a profile, sorted by name.
 
     Args:
-        folder: a folder, or the name of one in `params/`.
+        name: a folder, or the name of one in `params/`.
 
     Raises:
         ParamsError: as read_profile, and for every file that cannot be used.
     """
-    runs, problems = read_profile(folder)
+    runs, problems = read_profile(name)
     if problems:
         raise ParamsError("\n  ".join(problems))
     return runs
 
 
-def read_profile(folder: str | Path) -> tuple[list[Run], list[str]]:
-    """(runs that can be used, sorted by name; what is wrong with the other files, a line each).
+def profile_folder(name: str | Path) -> Path:
+    """The folder of a profile, links resolved; what is in it is not read.
+
+    Args:
+        name: a folder, or the name of one in `params/`; a relative one is looked for in the
+            working directory, then in the repository.
 
     Raises:
-        ParamsError: no such folder, or no YAML in it; a folder named like a built-in profile
-            (outputs would mix).
+        ParamsError: no such folder; one named like a built-in profile (outputs would mix), or so
+            that no workflow can use it.
     """
-    folder = Path(folder)
     built_in = ROOT / "params"
-    if not folder.is_dir() and (built_in / folder).is_dir():
-        folder = built_in / folder
-    if not folder.is_dir():
+    places = (Path(name), ROOT / name, built_in / name)
+    folder = next((place.resolve() for place in places if place.is_dir()), None)
+    if folder is None:
         known = ", ".join(sorted(p.name for p in built_in.iterdir() if p.is_dir()))
         raise ParamsError(
-            f"{folder}: no such profile: give a folder of YAML files, or one of {known}"
+            f"{name}: no such profile: give a folder of YAML files, or one of {known}"
         )
-    folder = folder.resolve()
     owner = built_in / folder.name
     if owner.is_dir() and owner != folder:
         raise ParamsError(
             f"{folder}: results go to figures/{folder.name}, which belongs to {owner}: rename the "
             "folder"
         )
-    files = [file for file in sorted(folder.glob("*.yaml")) if file.name != DEFAULTS]
+    for path in (ROOT, Path(folder.name)):
+        if set(str(path)) & BRACES:
+            raise ParamsError(f"{path}: a folder of results may have no {{ or }}: rename it")
+    return folder
+
+
+def read_profile(name: str | Path) -> tuple[list[Run], list[str]]:
+    """(runs that can be used, sorted by name; what is wrong with the other files, a line each).
+
+    Raises:
+        ParamsError: as profile_folder; no YAML in it.
+    """
+    folder = profile_folder(name)
+    # hidden ones are what editors and macOS keep beside a file
+    files = [f for f in sorted(folder.glob("*.yaml")) if f.name != DEFAULTS and f.name[0] != "."]
     if not files:
         raise ParamsError(
             f"{folder}: no .yaml file in this profile: add one per language model (see "
@@ -120,6 +138,9 @@ def read_profile(folder: str | Path) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     problems = []
     for file in files:
+        if set(file.stem) & {*BRACES, *string.whitespace}:
+            problems.append(f"{file}: a model's name may have no space and no {{ or }}: rename it")
+            continue
         try:
             runs.append(load_params(file))
         except ParamsError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, digest, seal, write_json
+from faithful_sae.files import ROOT, digest, write_json
 
 STARTED = time.time()
 PACKAGES = (
@@ -23,6 +23,8 @@ PACKAGES = (
     "pandas",
     "matplotlib",
 )
+# how it came about that it was made: another run makes the same and differs in these
+CIRCUMSTANCES = ("device", "threads", "git_commit", "wall_seconds", "written")
 
 
 def provenance(
@@ -54,7 +56,8 @@ def provenance(
         "parameters_hash": digest(parameters),
         "inputs": inputs or {},
         **({} if missing is None else {"missing": missing}),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        # without the suffix of a build, which the device stands for
+        "packages": {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES},
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
@@ -63,18 +66,18 @@ def provenance(
     }
 
 
-def write_provenance(path: str | Path, *, key: str | None = None, **made: Any) -> None:
-    """Write the `provenance` of a result.
+def write_provenance(path: Path, beside: Path, **made: Any) -> None:
+    """Write the `provenance` of an exhibit.
 
     Args:
-        path: the `provenance.json` (or `<exhibit>.provenance.json`) to write.
-        key: an artefact's; its folder, complete but for this file, is then hashed as well.
+        path: the `<exhibit>.provenance.json` to write. It may be committed, so another run that
+            makes the same exhibit writes the same bytes.
+        beside: a file for the circumstances of this run.
         made: as provenance.
     """
-    if key:
-        seal(Path(path).parent, key, provenance(**made))
-    else:
-        write_json(path, {"key": None, "content": None, **provenance(**made)})
+    record = provenance(**made)
+    write_json(beside, {name: record.pop(name) for name in CIRCUMSTANCES})
+    write_json(path, record)
 
 
 def git_commit() -> str | None:
