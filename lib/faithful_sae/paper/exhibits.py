@@ -121,7 +121,7 @@ def save_table(
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
     _write(
         folder / f"{stem}.md",
-        f"**{exhibit.title}** ({exhibit.paper}). {_literal(note)}\n\n{markdown}\n",
+        f"**{exhibit.title}** ({exhibit.paper}). {_note(exhibit, runs, shown=_literal)}\n\n{markdown}\n",
     )
     caption = f"{exhibit.title} ({exhibit.paper}). {note}".translate(TEX)
     tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
@@ -203,8 +203,8 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" "):
-    note = profile_note(runs)
+def _note(exhibit, runs, separator=" ", shown=str):
+    note = shown(profile_note(runs))
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:
         note += (
