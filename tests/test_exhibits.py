@@ -6,10 +6,13 @@ import html
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.text import Text
 
 from faithful_sae.engine.plan import chosen, run_outputs
 from faithful_sae.files import ROOT
@@ -20,6 +23,9 @@ from faithful_sae.paper.exhibits import (
     save_table,
     unmeasured,
 )
+from faithful_sae.paper.plots import style
+from faithful_sae.paper.plots.paper import matrix
+from faithful_sae.paper.plots.style import FONT, as_written, characters, fallbacks, styled
 from faithful_sae.runs import catalogue, provenance
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.params import load_profile
@@ -211,6 +217,63 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
     assert not set("<*`$") & set(cell)
     assert "](" not in cell
     assert "a_b" in cell
+
+
+LABEL = "a $b^2$ {c} 100% x_1 & #2 ~ |d| *e*"
+
+
+def test_a_label_is_shown_as_it_is_written(make_run, root):
+    """In a figure no part of it is a formula, in LaTeX and Markdown none is a sign."""
+    run = make_run({"label": LABEL})
+    figure = matrix(
+        pd.DataFrame({"trained_on": ["$x"], "evaluated_on": ["^y$ $z"], "ce_diff": [0.5]}),
+        "ce_diff",
+        LABEL,
+    )
+    shown = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
+    assert [shown[name] for name in ("$x", "^y$ $z", LABEL)] == [False] * 3
+    save_figure(run, "fidelity_ce", pd.DataFrame({"x": [1]}), lambda frame: figure)
+    save_table(run, "fidelity", pd.DataFrame({"x": [1]}))
+    folder = root / "figures" / "handmade"
+    assert LABEL in html.unescape((folder / "fidelity_tiny.md").read_text())
+    assert r"a \$b\textasciicircum{}2\$ \{c\} 100\% x\_1 \& \#2 \textasciitilde{} |d|" in (
+        folder / "fidelity_tiny.tex"
+    ).read_text().replace("\n", " ")
+
+
+def test_numbers_on_a_logarithmic_axis_stay_formulas():
+    @styled
+    def draw():
+        figure = Figure()
+        figure.subplots().plot([1, 10_000])
+        figure.axes[0].set_yscale("log")
+        return figure
+
+    labels = draw().axes[0].get_yticklabels()
+    assert all(label.get_parse_math() for label in labels)
+    assert any("10^{3}" in label.get_text() for label in labels)
+
+
+def test_characters_that_the_font_lacks_come_from_another_or_a_note_names_them(monkeypatch, capsys):
+    figure = Figure()
+    text = figure.text(0, 0, "a\u4e2d")
+    plain = figure.text(0, 0, "é\n±")
+    family = plain.get_fontfamily()
+    other = SimpleNamespace(name="Other", fname="other.ttf")
+    own = characters(findfont(FONT))
+    monkeypatch.setattr(style.font_manager.fontManager, "ttflist", [other])
+    monkeypatch.setattr(
+        style, "characters", lambda file: {"\u4e2d"} if file == "other.ttf" else own
+    )
+    fallbacks.cache_clear()
+    as_written([text, plain])
+    assert text.get_fontfamily() == [FONT, "Other"]
+    assert plain.get_fontfamily() == family
+    assert not capsys.readouterr().out
+    for _ in range(2):
+        as_written([figure.text(0, 0, "\u4e2d\u4e8c")])
+    assert capsys.readouterr().out.count("no font here has \u4e8c") == 1
+    fallbacks.cache_clear()
 
 
 def test_a_figure_is_drawn_from_its_csv_and_repeats(make_run, root):

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_columns, write_csv
+from faithful_sae.paper.plots.style import as_written
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
@@ -20,6 +21,11 @@ from faithful_sae.runs.rows import lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
 
+# what LaTeX would take for its own
+TEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 README = """# Tables and figures
 
 These are the exhibits of the profile `{profile}`, as `make paper PROFILE={profile}` writes them. A
@@ -114,8 +120,11 @@ def save_table(
     shown = table.map(lambda value: _cell(value, digits))
     shown.columns = [str(column).replace("_", " ") for column in table.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
-    _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {note}\n\n{markdown}\n")
-    caption = f"{exhibit.title} ({exhibit.paper}). {note}".replace("_", r"\_")
+    _write(
+        folder / f"{stem}.md",
+        f"**{exhibit.title}** ({exhibit.paper}). {_note(exhibit, runs, shown=_literal)}\n\n{markdown}\n",
+    )
+    caption = f"{exhibit.title} ({exhibit.paper}). {note}".translate(TEX)
     tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
     _write(folder / f"{stem}.tex", tex)
     _provenance(exhibit, runs, stem)
@@ -166,7 +175,7 @@ def save_figure(
     write_csv(folder / f"{stem}.csv", data)
     figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
     # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
-    figure.text(
+    note = figure.text(
         0.005,
         1 + 0.03 / figure.get_figheight(),
         _note(exhibit, runs, "\n"),
@@ -174,6 +183,7 @@ def save_figure(
         color="0.35",
         va="bottom",
     )
+    as_written([note])
     # neither date nor version: same data, same bytes
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         with (
@@ -194,10 +204,10 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" "):
+def _note(exhibit, runs, separator=" ", shown=str):
     if exhibit.of_paper:
         return "The paper's printed numbers, and nothing measured here."
-    note = profile_note(runs)
+    note = shown(profile_note(runs))
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:
         note += (

@@ -66,7 +66,7 @@ def first_token(data: DataFrame) -> Figure:
         top = data.nlargest(10, name, keep="first")
         ax = axes[column]
         ax.bar(range(len(top)), top.loc[:, name], color=colour, width=0.75)
-        ax.set_xticks(range(len(top)), [_label(t) for t in top.token], rotation=0)
+        ax.set_xticks(range(len(top)), [visible(str(t)) for t in top.token], rotation=0)
         ax.set(title=f"Top 10 first tokens: {title}", ylabel=ylabel)
         ax = axes[2 + column]
         falling_curve(ax, data.loc[:, name], color=colour)
@@ -80,11 +80,6 @@ def first_token(data: DataFrame) -> Figure:
     for ax in axes[2:]:
         ax.set(ylim=(lowest / 2, 1), xlim=(0, len(data)))
     return figure
-
-
-def _label(token):
-    """A token as one sees it; a dollar sign would begin a formula."""
-    return visible(str(token)).replace("$", r"\$")
 
 
 @styled

@@ -9,7 +9,15 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from pandas import DataFrame
 from scipy.stats import gaussian_kde
 
-from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, legend_below, styled
+from faithful_sae.paper.plots.style import (
+    COLOURS,
+    FORMULA,
+    WIDTH,
+    grid,
+    groups,
+    legend_below,
+    styled,
+)
 
 AGREE = COLOURS[2]
 DISAGREE = COLOURS[1]
@@ -170,7 +178,9 @@ def only_in_base(data: DataFrame) -> Figure:
         ax.plot(part.seeds, part.only_in_base, style, color=colour, label=part.label.iloc[0])
     ax.set(xlabel="seeds", ylabel="latents only in the base (share)", ylim=(0, 1))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="upper right" if seen.high.iloc[-1] < 0.6 else "lower left")
+    legend = ax.legend(loc="upper right" if seen.high.iloc[-1] < 0.6 else "lower left")
+    for text in legend.get_texts():
+        text.set_gid(FORMULA)
     return figure
 
 

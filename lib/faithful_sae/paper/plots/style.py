@@ -2,17 +2,23 @@
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.typing import RcKeyType
 from pandas import DataFrame, Series
 
+FONT = "DejaVu Sans"
+# gid of a text that is one
+FORMULA = "formula"
 WIDTH = 6.8  # inches, a page's text width
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 7.5,
@@ -26,7 +32,7 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
     "legend.frameon": False,
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
 }
 # Okabe and Ito's palette, colour-blind safe: the first two are warm, and faithful text stands out
 COLOURS = (
@@ -40,6 +46,8 @@ COLOURS = (
     "#7F7F7F",
     "#332288",
 )
+# one note says it, of all figures
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 P = ParamSpec("P")
 
 
@@ -50,11 +58,53 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
+            as_written(figure.findobj(Text))
             # lays it out while the style is in force
             figure.draw_without_rendering()
         return figure
 
     return drawn
+
+
+def as_written(texts: Iterable[Any]) -> None:
+    """Let texts of a figure say what they say: a dollar sign begins no formula, and characters that
+    the font lacks come from another that is installed; a note names those that none has.
+    """
+    for text in texts:
+        said = text.get_text()
+        # empty: the number at a tick, which may become a formula
+        if said and text.get_gid() != FORMULA:
+            text.set_parse_math(False)
+        if unlike := frozenset(said) - characters(font_manager.findfont(FONT)) - {"\n"}:
+            text.set_fontfamily([FONT, *fallbacks(unlike)])
+
+
+@functools.cache
+def characters(file: str) -> frozenset[str]:
+    """Those that a font has; none where the file cannot be read."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(file).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def fallbacks(wanted: frozenset[str]) -> tuple[str, ...]:
+    """Names of installed fonts that together have some characters, as far as any has."""
+    found = []
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: entry.name):
+        # matplotlib's own: boxes for all characters, and parts of formulas
+        if entry.name.startswith(("Last Resort", "STIX", "cm")):
+            continue
+        if wanted & characters(entry.fname):
+            found.append(entry.name)
+            wanted -= characters(entry.fname)
+    if wanted:
+        print(
+            f"note: no font here has {' '.join(sorted(wanted))}: figures show a box for each; "
+            "install one that has them"
+        )
+    return tuple(found)
 
 
 def grid(
