@@ -120,10 +120,8 @@ def save_table(
     shown = table.map(lambda value: _cell(value, digits))
     shown.columns = [str(column).replace("_", " ") for column in table.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
-    _write(
-        folder / f"{stem}.md",
-        f"**{exhibit.title}** ({exhibit.paper}). {_note(exhibit, runs, shown=_literal)}\n\n{markdown}\n",
-    )
+    said = _note(exhibit, runs, shown=_literal)
+    _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {said}\n\n{markdown}\n")
     caption = f"{exhibit.title} ({exhibit.paper}). {note}".translate(TEX)
     tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
     _write(folder / f"{stem}.tex", tex)
@@ -204,7 +202,7 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" ", shown=str):
+def _note(exhibit, runs, separator=" ", shown: Callable[[str], str] = str):
     if exhibit.of_paper:
         return "The paper's printed numbers, and nothing measured here."
     note = shown(profile_note(runs))
