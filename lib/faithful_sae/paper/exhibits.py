@@ -119,10 +119,8 @@ def save_table(
     shown = table.map(lambda value: _cell(value, digits))
     shown.columns = [str(column).replace("_", " ") for column in table.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
-    _write(
-        folder / f"{stem}.md",
-        f"**{exhibit.title}** ({exhibit.paper}). {_note(exhibit, runs, shown=_literal)}\n\n{markdown}\n",
-    )
+    in_markdown = f"**{exhibit.title}** ({exhibit.paper}). {_note(exhibit, runs, shown=_literal)}"
+    _write(folder / f"{stem}.md", f"{in_markdown}\n\n{markdown}\n")
     caption = f"{exhibit.title} ({exhibit.paper}). {note}".translate(TEX)
     tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
     _write(folder / f"{stem}.tex", tex)
