@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
 
 WEIGHTS = "sae.safetensors"
-# a folder's name that is a place in a model: a block or what is in it, an embedding, the last norm
-PLACE = re.compile(r"\b(layers|h)\.\d|embed|\b(wte|wpe|norm|ln_f|final_layer_norm|lm_head)$")
+# a folder's name that is a place in a model: a block or what is in it, or what is before and behind
+# the blocks
+PLACE = re.compile(
+    r"\b(layers|h)\.\d"
+    r"|^(?:\w+\.)*(embed_tokens|embed_in|wte|wpe|norm|ln_f|final_layer_norm|lm_head|embed_out)$"
+)
 # may be other than false
 KNOWN = {
     "activation",
