@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import BOS
+from faithful_sae.features.text import text_ids
+from faithful_sae.lm.embedded import train_tokenizer
 from faithful_sae.stages.corpus import corpus_rows
 from faithful_sae.stages.text import labelled, source_problems
 from faithful_sae.text.packing import is_content, pack, tokenize
@@ -413,3 +415,32 @@ def test_every_bad_file_is_listed_with_the_key_of_the_yaml(make_run):
     assert "empty" in empty
     assert lacking.startswith(f"{run.file}: probing.tasks.parity: {run.file.parent}/test.jsonl: ")
     assert "line 1 has no key 'label'" in lacking
+
+
+# --- special tokens written in a text -------------------------------------------------------------
+
+WRITTEN = ["x<|endoftext|>y", "<|endoftext|>", "plain text"]
+
+
+def test_a_special_token_written_in_a_text_is_text():
+    tokenizer = train_tokenizer(["the plain text of a page"] * 3, 280)
+    for text, ids in zip(WRITTEN, tokenize(WRITTEN, tokenizer), strict=True):
+        assert tokenizer.bos_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_an_added_token_that_is_not_special_stays_one():
+    """As GPT-NeoX's runs of blanks: ids of a text without special tokens are as they were."""
+    tokenizer = train_tokenizer(["the plain text of a page"] * 3, 280)
+    tokenizer.add_tokens(["plain"])
+    (ids,) = tokenize(["plain text"], tokenizer)
+    assert ids == tokenizer("plain text", add_special_tokens=False).input_ids
+    assert len(tokenizer) - 1 in ids
+
+
+def test_what_is_probed_and_typed_in_is_text_too(lm):
+    """BOS comes first, and nowhere else."""
+    lm.tokenizer = train_tokenizer(["ab"], 257)
+    lm.tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
+    ids = text_ids(lm, "a<|e|><|endoftext|>")[0].tolist()
+    assert ids.count(lm.tokenizer.bos_token_id) == 1 and ids[0] == lm.bos_id

@@ -425,7 +425,7 @@ def test_several_contradictions_of_one_file_are_a_line_each(make_run):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"sae.seeds": [42, 2**63]}, f"sae.seeds[1] = {2**63} must be 0 or more, below 2^63"),
+        ({"sae.seeds": [42, 2**63]}, "sae.seeds is too large: it must be below 2^63"),
         ({"sae.data_seed": 2**63}, f"sae.data_seed = {2**63} must be below"),
         ({"generate.seed": 2**80}, f"generate.seed = {2**80} must be below"),
         ({"probing.seed": -1}, "probing.seed = -1 must be at least 0"),
@@ -708,3 +708,60 @@ def test_the_fixture_lists_every_key():
     left_out = [fields[name] for name in set(fields) - set(VALUES)]
     assert all(isinstance(field.default, Section) for field in left_out)
     assert yaml.safe_dump(VALUES)
+
+
+# --- what passes as YAML and cannot be meant ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("layer: 010", "010 would be read as 8: write that, or quotes around a text"),
+        ("layer: -0_7", "-0_7 would be read as -7"),
+        ("layer: 1:30", "1:30 would be read as 90"),
+        ("heldout: 0:0.5", "0:0.5 would be read as 0.5"),
+        ("label: 2024", "label must be text, not 2024: put quotes around it"),
+        ('label: ""', "label is blank: write something"),
+        ('label: "  "', "label is blank: write something"),
+        ('label: "a\\nb"', "label = 'a\\nb' must be one line without control characters"),
+        (
+            "corpus_tokens: 9223372036854775808",
+            "corpus_tokens is too large: it must be below 2^63",
+        ),
+        ("heldout: .nan", "heldout must be a finite number, not nan"),
+    ],
+)
+def test_what_cannot_be_meant(make_run, line, said):
+    """One line, in the place of the key's own."""
+    file = make_run(load=False)
+    key = line.split(":")[0]
+    lines = file.read_text().splitlines()
+    (at,) = [i for i, text in enumerate(lines) if text.startswith(f"{key}:")]
+    lines[at] = line
+    file.write_text("\n".join(lines))
+    found = refused(file)
+    assert said in found
+    assert "\n" not in found
+
+
+def test_a_learning_rate_without_end(make_run):
+    found = refused(make_run({"sae.lr": float("inf")}, load=False))
+    assert "sae.lr must be a finite number, not inf" in found
+
+
+@pytest.mark.parametrize("name", ["no", "off", "yes", "on", "y", "n"])
+def test_english_words_are_names_and_labels_not_truth_values(make_run, name):
+    file = make_run(
+        {"corpora.NAME": {"role": None, "path": "text.jsonl", "text_key": "text"}}, load=False
+    )
+    text = file.read_text().replace("label: Tiny", f"label: {name}").replace("NAME:", f"{name}:")
+    file.write_text(text)
+    run = load_params(file)
+    assert run.label == name
+    assert name in run.corpora
+
+
+def test_a_truth_value_is_true_or_false(make_run):
+    file = make_run(load=False)
+    file.write_text(file.read_text().replace("include_bos: false", "include_bos: off", 1))
+    assert "include_bos must be true or false, not 'off'" in refused(file)

@@ -585,6 +585,11 @@ def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
     sparsify(tmp_path / "run" / "layers.3.mlp")
     with pytest.raises(SAEError, match=r"reads layers.3.mlp"):
         check_hook(load_sae(tmp_path / "run" / "layers.3.mlp"), "EleutherAI/pythia-70m", 3, "")
+    for name in ("embed_tokens", "model.embed_tokens", "transformer.wte", "gpt_neox.embed_in"):
+        sparsify(tmp_path / "run" / name)
+        for layer in (0, 3):
+            with pytest.raises(SAEError, match=f"reads {name}, but the profile hooks"):
+                check_hook(load_sae(tmp_path / "run" / name), "pythia-70m", layer, "")
     sparsify(tmp_path / "elsewhere" / "my-sae")
     assert load_sae(tmp_path / "elsewhere" / "my-sae").metadata == {}
     topk = LINEAR | {"b_dec": B_DEC}

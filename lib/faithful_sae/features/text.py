@@ -10,6 +10,7 @@ import torch
 
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.vocabulary import display_strings
+from faithful_sae.text.packing import text_tokens
 
 # the explorer works without a model, and then need not wait for transformers
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def text_ids(lm: LanguageModel, text: str, room: int = 0) -> torch.Tensor:
     Raises:
         FeatureError: an empty text, or one longer than the model's context.
     """
-    ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    (ids,) = text_tokens([text], lm.tokenizer)
     if not ids:
         raise FeatureError(f"the text {text!r} has no tokens: type at least one word")
     if 1 + len(ids) + room > lm.context:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.text.packing import text_tokens
 
 if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
@@ -51,10 +52,7 @@ def pooled_representations(
     """
     if not len(texts):
         raise ValueError("no texts to pool")
-    ids = [
-        [lm.bos_id, *i][:max_tokens]
-        for i in lm.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    ]
+    ids = [[lm.bos_id, *i][:max_tokens] for i in text_tokens(texts, lm.tokenizer)]
     out: dict[Any, np.ndarray] = {"baseline": np.zeros((len(ids), lm.d_model), np.float32)}
     for name, sae in saes.items():
         out[name, "sae"] = np.zeros((len(ids), sae.d_sae), np.float32)

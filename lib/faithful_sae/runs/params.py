@@ -25,7 +25,7 @@ BRACES = {"{", "}"}  # the workflow takes what is between them for a wildcard
 EXPECTED = {  # what pydantic asks for, in words
     "int": "a whole number",
     "float": "a number",
-    "finite": "a number",
+    "finite": "a finite number",
     "string": "text",
     "bool": "true or false",
     "tuple": "a list",
@@ -204,8 +204,9 @@ def _fill_in(entries, kind, key, file):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (PyYAML keeps the last one in silence), takes keys
-    as they stand (a corpus may be called 2023, 010 or yes), and reads 2e-4 as a number.
+    """SafeLoader that refuses a key given twice (PyYAML keeps the last one in silence) and numbers
+    that are not what they seem. It takes keys as they stand (a corpus may be called 2023), yes, no,
+    on and off as text, and 2e-4 as a number.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -220,11 +221,28 @@ class _Loader(yaml.SafeLoader):
                 key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: Any) -> int | float:
+        whole = node.tag.endswith("int")
+        number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if ":" in node.value or re.match(r"[-+]?0[0-9_]+$", node.value):
+            why = f"{node.value} would be read as {number}: write that, or quotes around a text"
+            raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+        return number
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 
@@ -242,6 +260,8 @@ def _said(problem):
         return f"unknown key {key}: {_near(place)}"
     if kind == "missing":
         return f"missing key {key}: add it (docs/parameters.md has every key with its meaning)"
+    if kind == "unmeant":
+        return f"{key} {problem['msg']}"
     if kind == "literal_error":
         return f"{key} must be one of {_expected(limits)}, not {value!r}"
     if kind in LIMITS:
@@ -251,7 +271,8 @@ def _said(problem):
     expected = EXPECTED.get(kind.split("_")[0])
     if expected is None:
         return f"{key}: {problem['msg']}"
-    return f"{key} must be {expected}, not {value!r}"
+    quoted = ": put quotes around it" if kind == "string_type" and value is not None else ""
+    return f"{key} must be {expected}, not {value!r}{quoted}"
 
 
 def _expected(limits):

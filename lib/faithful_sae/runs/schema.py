@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from faithful_sae.files import ROOT
 from faithful_sae.text.documentation import KINDS
@@ -84,6 +94,16 @@ class Section(BaseModel):
     """A mapping of a parameter file: no other keys, no conversion of types, no change later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_meant(cls, value: Any) -> Any:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str) and not one.strip():
+                raise PydanticCustomError("unmeant", "is blank: write something, or nothing at all")
+            if isinstance(one, int) and one >= 2**63:
+                raise PydanticCustomError("unmeant", "is too large: it must be below 2^63")
+        return value
 
     def check(self, run: "Run", need: Need) -> None:
         """Note what contradicts other keys of the run; called when all keys have been read."""
@@ -333,6 +353,8 @@ class Run(Section):
         return self.probing.tasks if self.probing else {}
 
     def check(self, run: "Run", need: Need) -> None:
+        why = f"= {self.label!r} must be one line without control characters"
+        need(self.label.isprintable(), "label", why)
         on_gpu = self.gpus == 1 or self.device == "cuda"
         why = f"= {self.gpus} needs device: cuda; write `gpus: 1` with device: {self.device}"
         need(on_gpu, "gpus", why)

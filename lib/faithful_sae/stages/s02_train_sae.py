@@ -95,7 +95,7 @@ class SAE(Section):
 
     def check(self, run: Run, need: Need) -> None:
         for i, seed in enumerate(self.seeds):
-            need(0 <= seed < 2**63, f"sae.seeds[{i}]", f"= {seed} must be 0 or more, below 2^63")
+            need(seed >= 0, f"sae.seeds[{i}]", f"= {seed} must be at least 0")
         why = f"= {self.k} exceeds sae.d_sae = {self.d_sae}: at most every latent can be active"
         need(self.k <= self.d_sae, "sae.k", why)
         several = len(self.seeds) >= 2 and len(set(self.seeds)) == len(self.seeds)

@@ -75,11 +75,20 @@ def rows_disk(corpus_tokens: int) -> int:
     return 2 * 4 * corpus_tokens
 
 
+def text_tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The ids of texts as what they are: nothing is put around them, and `<|endoftext|>` or the
+    like, written in a text, is split like any other word.
+    """
+    return tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+    ).input_ids
+
+
 def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Yield the ids of each text, without special tokens; an empty document is passed over."""
+    """Yield the ids of each text, as text_tokens; an empty document is passed over."""
     texts = iter(texts)
     while batch := list(itertools.islice(texts, DOCUMENTS_AT_ONCE)):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False).input_ids:
+        for ids in text_tokens(batch, tokenizer):
             if ids:
                 yield ids
 

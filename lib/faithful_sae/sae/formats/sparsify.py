@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
 
 WEIGHTS = "sae.safetensors"
+# a folder's name that is a place in a model: a block or what is in it, or what is before and behind
+# the blocks
+PLACE = re.compile(
+    r"\b(layers|h)\.\d"
+    r"|^(?:\w+\.)*(embed_tokens|embed_in|wte|wpe|norm|ln_f|final_layer_norm|lm_head|embed_out)$"
+)
 # may be other than false
 KNOWN = {
     "activation",
@@ -77,7 +83,7 @@ def _metadata(folder):
     layer = layer_of(folder.name)
     run = folder.parent / "config.json"
     # or else the folder was renamed
-    hook = folder.name if re.search(r"\b(layers|h)\.\d", folder.name) else None
+    hook = folder.name if PLACE.search(folder.name) else None
     if layer is not None:
         hook = f"blocks.{layer - 1}.hook_resid_post"
     model = read_json(run).get("model") if run.is_file() else None
