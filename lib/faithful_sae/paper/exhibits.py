@@ -139,7 +139,7 @@ def _write(path, text):
         tmp.write_text(text, encoding="utf-8")
 
 
-def _literal(text):
+def _literal(text: str) -> str:
     """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is
     written as an entity. a_b may stay.
     """
@@ -201,7 +201,7 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" ", shown=str):
+def _note(exhibit, runs, separator=" ", shown: Callable[[str], str] = str):
     note = shown(profile_note(runs))
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:
