@@ -140,7 +140,7 @@ def _write(path, text):
         tmp.write_text(text, encoding="utf-8")
 
 
-def _literal(text):
+def _literal(text: str) -> str:
     """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is
     written as an entity. a_b may stay.
     """
