@@ -274,3 +274,21 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
     assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage
+
+
+def test_threads_that_wait_for_each_other_are_noted(make_run, monkeypatch):
+    """`threads` times jobs at once: 2 times 2 of 4 cores is room enough on 4 cores, not on 2."""
+
+    def noted(cores, **changes):
+        lines = []
+        monkeypatch.setattr(module, "CORES", cores)
+        folder = make_run(changes).file.parent
+        assert check(str(folder), False, lines.append, cores=4) == []
+        return [line for line in lines if "wait for each other" in line]
+
+    assert noted(4, threads=2) == []
+    assert noted(4, threads=1) == []
+    (line,) = noted(2, threads=2)
+    assert line.startswith("note: tiny.yaml: 2 jobs of 2 threads")
+    (line,) = noted(2, threads=3)
+    assert line.startswith("note: tiny.yaml: 1 job of 3 threads")
