@@ -46,7 +46,7 @@ stop: ready  ## end the run of a profile, its jobs on a cluster, and what a kill
 	@$(DO) stop $(CHOSEN)
 
 check: ready  ## list all that would fail in a profile, and the memory, disk and time it takes (PROBE=0: no time)
-	@$(DO) check $(CHOSEN) $(if $(filter 0,$(PROBE)),--no-probe)
+	@$(DO) check $(CHOSEN) --cores "$(CORES)" $(if $(filter 0,$(PROBE)),--no-probe)
 
 publish: ready  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
 	@$(DO) publish $(CHOSEN) $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)

@@ -107,8 +107,9 @@ def test_a_failed_job_names_its_notebook_and_is_kept(board, capsys, tmp_path):
     begin(tell, 0)
     (tmp_path / "01.failed.ipynb").touch()
     log = [str(tmp_path / "01.ipynb")]
+    tell("error", level=logging.ERROR, msg="a screen of it", exception="RuleException")
     tell("job_error", level=logging.ERROR, jobid=0, rule_name="x", rule_msg=None, log=log)
-    tell("error", level=logging.ERROR, msg="CalledProcessError in rule 01_generate")
+    tell("error", level=logging.ERROR, msg="At least one job did not complete successfully.")
     said = capsys.readouterr().err
     assert said.startswith("  ✗ 01_generate · a  failed, see ")
     assert said.endswith("/01.failed.ipynb\n")

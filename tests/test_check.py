@@ -300,3 +300,58 @@ def test_models_that_cannot_be_used_are_named_before_any_work(make_run, tmp_path
     assert "cannot sample from a model of type 'gemma3', only from gpt2" in found[0]
     assert "ids up to 64, but its embedding has 64 rows" in found[1]
     assert "cannot sample from a model of type 'opt'" in found[2]
+
+
+def test_threads_that_wait_for_each_other_are_noted(make_run, monkeypatch):
+    """`threads` times jobs at once: 2 times 2 of 4 cores is room enough on 4 cores, not on 2."""
+
+    def noted(cores, **changes):
+        lines = []
+        monkeypatch.setattr(module, "CORES", cores)
+        folder = make_run(changes).file.parent
+        assert check(str(folder), False, lines.append, cores=4) == []
+        return [line for line in lines if "wait for each other" in line]
+
+    assert noted(4, threads=2) == []
+    assert noted(4, threads=1) == []
+    (line,) = noted(2, threads=2)
+    assert line.startswith("note: tiny.yaml: 2 jobs of 2 threads")
+    (line,) = noted(2, threads=3)
+    assert line.startswith("note: tiny.yaml: 1 job of 3 threads")
+
+
+def write_opt(folder):
+    AutoConfig.for_model("opt", num_hidden_layers=3).save_pretrained(folder)
+    (folder / "model.safetensors").touch()
+    make_tokenizer().save_pretrained(folder)
+
+
+def test_ten_faults_at_once_are_ten_lines(make_run, tmp_path):
+    run = make_run()
+    places = run.file.parent
+    write_opt(tmp_path / "opt")
+    (places / "commas.csv").write_text("text\nHello, world\n")
+    (places / "half.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    (places / "null.csv").write_text("text,label\na,x\nb,\n")
+    (places / "sorted.csv").write_text("text,label\na,x\nb,x\n")
+    task = run.tasks["parity"].model_dump(exclude_defaults=True)
+    corpus = {"role": "pile", "text_key": "text"}
+    faults = {
+        "csv": ({"corpora.text": corpus | {"path": "commas.csv"}}, "line 2 has 2 fields"),
+        "surrogate": ({"corpora.text": corpus | {"path": "half.jsonl"}}, "record 2: its text"),
+        "label": ({"probing.tasks": {"t": task | {"train": "null.csv"}}}, "record 2: 'label'"),
+        "class": ({"probing.tasks": {"t": task | {"train": "sorted.csv"}}}, "two classes"),
+        "missing": ({"corpora.text": corpus | {"path": "no.jsonl"}}, "no such file"),
+        "model": ({"model": str(tmp_path / "opt")}, "cannot sample from a model of type 'opt'"),
+        "seed": ({"sae.seeds": [42, 2**70]}, "sae.seeds[1]"),
+        "blank": ({"label": " "}, "label"),
+        "key": ({"sae.kk": 3}, "unknown key sae.kk"),
+        "layer": ({"layer": 7}, "layer = 7 is out of range"),
+    }
+    for name, (changes, _) in faults.items():
+        another(run, name, **changes)
+    found = check(str(places), probe=False, show=lambda line: None)
+    assert len(found) == 10, found
+    for name, (_, said) in faults.items():
+        (line,) = [line for line in found if f"/{name}.yaml: " in line]
+        assert said in line

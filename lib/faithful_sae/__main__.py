@@ -14,7 +14,9 @@ PROFILE = "a folder of parameter files, or the name of one in params/"
 def check(args: argparse.Namespace) -> None:
     from faithful_sae.engine.check import check
 
-    problems = check(args.profile, not args.no_probe, lambda line: print(line, flush=True))
+    problems = check(
+        args.profile, not args.no_probe, lambda line: print(line, flush=True), args.cores
+    )
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     print("\n  ".join([f"\n{count}{':' if problems else ''}", *problems]))
     sys.exit(bool(problems))
@@ -140,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     command = add(check, "list all that would fail in a profile, and what it needs")
     command.add_argument("profile", help=PROFILE)
     command.add_argument("--no-probe", action="store_true", help="do not measure how long it takes")
+    command.add_argument("--cores", type=int, help="that jobs would share")
 
     command = add(notebook, "run one notebook, and keep what it printed")
     command.add_argument("notebook", type=Path, help="a text notebook (.py)")

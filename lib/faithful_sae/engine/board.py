@@ -64,9 +64,10 @@ class Board(logging.Handler):
         elif submitted := SUBMITTED.match(record.getMessage()):
             job, number, log = submitted.groups()
             tell(f"    {self.running[int(job)][0]}  Slurm job {number}, log: {from_root(log)}")
-        # of a job that failed all has been said
-        elif record.levelno >= logging.ERROR and not self.failed:
-            tell(record.getMessage(), sys.stderr)
+        # why a job failed it has said itself
+        elif record.levelno >= logging.ERROR and said.get("exception") != "RuleException":
+            if not self.failed:
+                tell(record.getMessage(), sys.stderr)
 
     def _finished(self, name: str, start: float) -> None:
         seconds = time.time() - start

@@ -5,6 +5,7 @@ commits found, as `make paper` holds them); computes memory and disk of every st
 for some seconds how fast this machine is.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,17 +28,21 @@ from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.model import model_shape
 from faithful_sae.text import hub
 
+CORES = os.cpu_count() or 1  # of this machine
 PROBE_SHARE = 0.5  # of the free memory, that a model with random weights may take
 Show = Callable[[str], Any]
 
 
-def check(profile: str, probe: bool = True, show: Show = print) -> list[str]:
+def check(
+    profile: str, probe: bool = True, show: Show = print, cores: int | None = None
+) -> list[str]:
     """Check a profile, telling on the way.
 
     Args:
         profile: a folder, or the name of one in params/.
         probe: whether to measure how long it takes.
         show: is given the lines that are told.
+        cores: that jobs would share; by default those of this machine.
 
     Returns:
         all problems found, a line each: what is wrong, and the parameter files it is wrong in.
@@ -52,6 +57,7 @@ def check(profile: str, probe: bool = True, show: Show = print) -> list[str]:
         problems += [*plan.problems(runs), *plan.hub_problems(runs)]
         for note in runs[0].hub.moved():
             show(note)
+        _show_crowded(runs, cores or CORES, show)
     hours = []
     disk: dict[Path, int] = {}
     for run in map(on_this_machine, runs):
@@ -203,6 +209,18 @@ def _disk_problems(disk: dict[Path, int], show: Show) -> Iterator[str]:
             yield (
                 f"{folder}: the profile needs {_size(needed)} of disk and a tenth to spare, and "
                 f"{_size(free)} are free: free some space"
+            )
+
+
+def _show_crowded(runs: list[Run], cores: int, show: Show) -> None:
+    """Note runs whose jobs side by side have more threads than this machine has cores."""
+    for run in runs:
+        jobs = max(cores // run.threads, 1)
+        if run.threads * jobs > CORES:
+            show(
+                f"note: {run.file.name}: {jobs} job{'s' if jobs > 1 else ''} of {run.threads} "
+                f"threads wait for each other on {CORES} cores, and may take ten times as long: "
+                "lower threads, or give CORES=n"
             )
 
 

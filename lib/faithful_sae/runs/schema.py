@@ -284,7 +284,11 @@ class Run(Section):
     gpus: int = key(
         "GPUs that one model is spread over: room, not speed", 1, changes="nothing", gt=0
     )
-    threads: Count = key("CPU threads of a notebook; part of what makes results repeat", 1)
+    threads: Count = key(
+        "CPU threads of a notebook; part of what makes results repeat. Where other jobs use the cores "
+        "too, 2 can be ten times slower than 1",
+        1,
+    )
     hours: Hours = key("limits of a job on a cluster", Hours(), changes="nothing")
     layer: int = key("the hook: the residual stream entering this block", paper="Table 5", ge=0)
     sequence_length: int = key(
