@@ -343,7 +343,7 @@ def test_ten_faults_at_once_are_ten_lines(make_run, tmp_path):
         "class": ({"probing.tasks": {"t": task | {"train": "sorted.csv"}}}, "two classes"),
         "missing": ({"corpora.text": corpus | {"path": "no.jsonl"}}, "no such file"),
         "model": ({"model": str(tmp_path / "opt")}, "cannot sample from a model of type 'opt'"),
-        "seed": ({"sae.seeds": [42, 2**70]}, "sae.seeds[1]"),
+        "seed": ({"sae.seeds": [42, 2**70]}, "sae.seeds is too large"),
         "blank": ({"label": " "}, "label"),
         "key": ({"sae.kk": 3}, "unknown key sae.kk"),
         "layer": ({"layer": 7}, "layer = 7 is out of range"),

@@ -5,18 +5,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import speak_anywhere
+from faithful_sae.files import ReadOnlyError, speak_anywhere
 
 PROFILE = "a folder of parameter files, or the name of one in params/"
 # what each command needs is imported when it runs: some of it takes seconds
 
 
 def check(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.plan import first_problems
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    # at once: what follows takes seconds to import
+    for line in first_problems(args.profile):
+        tell(f"  {line}")
+
     from faithful_sae.engine.check import check
 
-    problems = check(
-        args.profile, not args.no_probe, lambda line: print(line, flush=True), args.cores
-    )
+    problems = check(args.profile, not args.no_probe, tell, args.cores)
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     print("\n  ".join([f"\n{count}{':' if problems else ''}", *problems]))
     sys.exit(bool(problems))
@@ -210,7 +217,7 @@ def main() -> None:
     args = parser().parse_args()
     try:
         args.run(args)
-    except (ParamsError, BusyError) as error:
+    except (ParamsError, BusyError, ReadOnlyError) as error:
         sys.exit(f"\n  {error}\n")
 
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from faithful_sae.engine.cluster import jobs
-from faithful_sae.files import ROOT, remove
+from faithful_sae.files import ROOT, Lock, remove
 
 HERE = Path(__file__).parent
 PROFILES = "on_slurm", "on_this_machine"
@@ -104,6 +104,7 @@ def begin(name, log):
             ["make", "-C", str(ROOT), "paper", f"PARAMS={folders[name]}", "ENGINE=slurm"],
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
 
 
@@ -179,7 +180,11 @@ def test_another_engine_finds_everything_done(slurm):
 
 
 def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
-    remove(ROOT / "artifacts" / PROFILES[0] / "neox" / "saes" / "library")
+    artifacts = ROOT / "artifacts" / PROFILES[0] / "neox"
+    remove(artifacts / "saes" / "library")
+    # the job waits for this lock, so that it is never done before it is cancelled
+    lock = Lock(artifacts / "trained" / "library.lock")
+    assert lock.take()
     run = begin(PROFILES[0], tmp_path / "log")
     until(lambda: running("train_corpus"))
     (job,) = running("train_corpus")
@@ -188,11 +193,12 @@ def test_a_cancelled_job_names_its_log_and_is_submitted_again(slurm, tmp_path):
     said = (tmp_path / "log").read_text()
     assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in said
     assert f"train_corpus/neox_library/{job}.log" in said.split("'CANCELLED'")[1]
+    assert "failed: train_corpus · neox · library" in said
 
     run = begin(PROFILES[0], tmp_path / "log")
     until(lambda: running("train_corpus"))
-    os.kill(
-        json.loads(lock(PROFILES[0]).read_text())["pid"], signal.SIGINT
-    )  # Ctrl-C takes its jobs along
+    os.killpg(run.pid, signal.SIGINT)  # Ctrl-C takes its jobs along
     assert run.wait(timeout=300) != 0
+    assert "interrupted: " in (tmp_path / "log").read_text()
     until(lambda: not jobs(PROFILES[0]), 60)
+    lock.close()

@@ -65,9 +65,12 @@ class Board(logging.Handler):
             job, number, log = submitted.groups()
             tell(f"    {self.running[int(job)][0]}  Slurm job {number}, log: {from_root(log)}")
         # why a job failed it has said itself
-        elif record.levelno >= logging.ERROR and said.get("exception") != "RuleException":
-            if not self.failed:
-                tell(record.getMessage(), sys.stderr)
+        elif (
+            record.levelno >= logging.ERROR
+            and said.get("exception") != "RuleException"
+            and not self.failed
+        ):
+            tell(record.getMessage(), sys.stderr)
 
     def _finished(self, name: str, start: float) -> None:
         seconds = time.time() - start

@@ -13,7 +13,7 @@ from faithful_sae.lm.architectures import not_sampled, sizes_of, tokens_in, too_
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
-from faithful_sae.runs.params import too_small
+from faithful_sae.runs.params import read_profile, too_small
 from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import Corpus, Model, ParamsError, Run
@@ -214,6 +214,20 @@ def make_documentation(source: str, path: str) -> None:
 
 
 # --- before any work ------------------------------------------------------------------------------
+
+
+def first_problems(profile: str) -> Iterator[str]:
+    """What can be said of a profile within a second or two: of its parameter files, then as
+    `problems`, each as soon as it is found.
+    """
+    try:
+        runs, found = read_profile(profile)
+    except ParamsError as error:
+        yield str(error)
+        return
+    yield from found
+    if runs:
+        yield from problems(runs)
 
 
 def problems(runs: list[Run]) -> Iterator[str]:

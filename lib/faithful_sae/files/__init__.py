@@ -27,6 +27,10 @@ class DiskFullError(OSError):
     """No space left: says which file, and that nothing complete was lost."""
 
 
+class ReadOnlyError(RuntimeError):
+    """Results cannot be written for want of rights; the message names the place."""
+
+
 class MissingInputError(FileNotFoundError):
     """An earlier notebook has not made what this one reads; the message names it."""
 
@@ -76,12 +80,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 class Lock:
     """A lock file that one process holds, or several that share it. It ends with the process,
     however that ends; the file stays, and may hold what its owner says of itself.
+
+    Raises:
+        ReadOnlyError: it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # open for as long as the lock is held
-        self.file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # open for as long as the lock is held
+            self.file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise ReadOnlyError(
+                f"{error.filename}: {error.strerror}: results are written here: make it writable "
+                "for you, or work in a copy of your own"
+            ) from None
 
     def take(self, shared: bool = False, wait: bool = False) -> bool:
         """Take it; False where another process is in the way, unless this waits for it."""

@@ -11,6 +11,7 @@ other, so more GPUs make room, not speed, and change no number.
 """
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from faithful_sae.lm.architectures import (
 from faithful_sae.text import hub
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICE = re.compile(r"auto|cpu|cuda(:(?P<number>\d+))?")
 
 
 class _Stop(Exception):
@@ -175,7 +176,7 @@ def load_model(
         id_or_path: a folder in Hugging Face's format (config.json, *.safetensors, tokenizer files)
             or a Hub id.
         layer: block whose input is hooked, 0 to n_layers - 1.
-        device: "cpu", "cuda", or "auto" (a GPU if there is one).
+        device: "cpu", "cuda", "cuda:1" and the like, or "auto" (a GPU if there is one).
         dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
         revision: branch, tag or commit of a Hub model; the commit it resolves to is kept in
             `.revision`.
@@ -189,14 +190,15 @@ def load_model(
     name = str(id_or_path)
     if dtype not in DTYPES:
         raise ModelError(f"{name}: dtype {dtype!r} must be one of {', '.join(DTYPES)}")
-    if device not in DEVICES:
-        raise ModelError(f"{name}: device {device!r} must be one of {', '.join(DEVICES)}")
+    asked = DEVICE.fullmatch(device)
+    if not asked:
+        raise ModelError(f"{name}: device {device!r} must be auto, cpu, cuda, or cuda:1 and the like")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.startswith("cuda") and int(asked["number"] or 0) >= torch.cuda.device_count():
         raise ModelError(
-            "device: cuda was asked for and there is none here: write `device: auto` or `cpu` to "
-            f"run {name} without"
+            f"device: {device} was asked for and there is none here: write `device: auto` or `cpu` "
+            f"to run {name} without"
         )
     if gpus > 1 and (device != "cuda" or torch.cuda.device_count() < gpus):
         raise ModelError(

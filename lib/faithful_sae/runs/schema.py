@@ -285,8 +285,8 @@ class Run(Section):
         "GPUs that one model is spread over: room, not speed", 1, changes="nothing", gt=0
     )
     threads: Count = key(
-        "CPU threads of a notebook; part of what makes results repeat. Where other jobs use the cores "
-        "too, 2 can be ten times slower than 1",
+        "CPU threads of a notebook; part of what makes results repeat. Where other jobs use the "
+        "cores too, 2 can be ten times slower than 1",
         1,
     )
     hours: Hours = key("limits of a job on a cluster", Hours(), changes="nothing")

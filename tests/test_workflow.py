@@ -1,0 +1,176 @@
+"""The ways in, through `make` and the command line: where results lie and whose they are, names of
+files, a copied environment, a terminal that lacks characters.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from faithful_sae.engine import plan
+from faithful_sae.engine.plan import owner_problems, take_possession
+from faithful_sae.files import ROOT, Lock, ReadOnlyError, from_root, remove
+from faithful_sae.runs.params import profile_folder, read_profile
+from faithful_sae.runs.schema import ParamsError
+
+SMOKE = ROOT / "params" / "smoke"
+
+
+def make(*words, **more):
+    command = ["make", "-f", str(ROOT / "Makefile"), *words]
+    return subprocess.run(command, capture_output=True, text=True, **more)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of parameter files with a space and an accent, and its results."""
+    folder = tmp_path / "two words" / "my prófile"
+    shutil.copytree(SMOKE, folder)
+    results = ROOT / "artifacts" / folder.name
+    yield folder, results
+    remove(results)
+    remove(ROOT / "figures" / folder.name)
+
+
+# --- make clean -----------------------------------------------------------------------------------
+
+
+def test_clean_deletes_what_is_the_folder_s_alone(own, tmp_path):
+    folder, results = own
+    results.mkdir()
+    (results / "profile.txt").write_text(from_root(folder))
+    other = tmp_path / folder.name
+    shutil.copytree(folder, other)
+    refused = make("clean", f"PARAMS={other}")
+    assert refused.returncode != 0
+    assert f"holds the results of {folder}" in refused.stderr
+    assert results.exists()
+    (folder / "broken.yaml").write_text("a: b: c")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert make("clean", "PARAMS=link", cwd=tmp_path).returncode == 0
+    assert not results.exists()
+
+
+def test_clean_leaves_a_built_in_profile_to_its_own_folder(tmp_path):
+    shutil.copytree(SMOKE, tmp_path / "laptop")
+    refused = make("clean", f"PARAMS={tmp_path / 'laptop'}")
+    assert refused.returncode != 0
+    assert f"belongs to {ROOT / 'params' / 'laptop'}" in refused.stderr
+
+
+# --- whose results --------------------------------------------------------------------------------
+
+
+def test_the_note_of_the_owner_holds_in_a_moved_pair(tmp_path, monkeypatch, make_run):
+    run = make_run()
+    here = tmp_path / "root"
+    monkeypatch.setattr(plan, "ROOT", here)
+    monkeypatch.setattr(plan, "from_root", lambda path: os.path.relpath(path, here))
+    (here / "artifacts" / "handmade").mkdir(parents=True)
+    take_possession([run])
+    note = here / "artifacts" / "handmade" / "profile.txt"
+    assert note.read_text() == "../handmade\n"
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(here, moved / "root")
+    shutil.copytree(run.file.parent, moved / "handmade")
+    monkeypatch.setattr(plan, "ROOT", moved / "root")
+    assert list(owner_problems(moved / "handmade")) == []
+    (line,) = owner_problems(run.file.parent)
+    assert f"holds the results of {moved / 'handmade'}" in line
+    remove(moved / "handmade")
+    assert list(owner_problems(run.file.parent)) == [], "renamed: nobody else's any more"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    command = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(tmp_path)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs rights")
+    try:
+        with pytest.raises(ReadOnlyError, match=r"Read-only .*: make it writable for you, or"):
+            Lock(tmp_path / "mine" / ".lock")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_names_of_folders_and_models(tmp_path):
+    folder = tmp_path / "pro file"
+    shutil.copytree(SMOKE, folder)
+    (folder / "neox.yaml").rename(folder / "c++|(a.yaml")
+    (folder / "._c.yaml").write_bytes(b"\0\1")
+    (folder / ".#c.yaml").symlink_to("nobody@host.1:2")
+    runs, problems = read_profile(folder)
+    assert [run.name for run in runs] == ["c++|(a"]
+    assert problems == []
+    result = make("dry", f"PARAMS={folder}")
+    assert result.returncode == 0, result.stderr
+    assert "train_corpus" in result.stdout
+    (folder / "c++|(a.yaml").rename(folder / "a b.yaml")
+    _, (line,) = read_profile(folder)
+    assert line == f"{folder}/a b.yaml: a model's name may have no space and no {{ or }}: rename it"
+    folder.rename(tmp_path / "{run}")
+    with pytest.raises(ParamsError, match="may have no { or }: rename it"):
+        profile_folder(tmp_path / "{run}")
+
+
+def test_a_profile_whose_name_is_a_number(tmp_path):
+    shutil.copytree(SMOKE, tmp_path / "2024")
+    result = make("dry", "PROFILE=2024", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_an_engine_that_is_none():
+    result = make("dry", "PROFILE=smoke", "ENGINE=slrum")
+    assert result.returncode != 0
+    assert "ENGINE: 'slrum' must be one of local, slurm" in result.stderr
+
+
+# --- terminals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters(tmp_path, encoding):
+    shutil.copytree(SMOKE, tmp_path / "arrow→")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "faithful_sae", "clean", str(tmp_path / "arrow→")]
+    result = subprocess.run(command, capture_output=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(b"artifacts/arrow?\n")
+
+
+# --- a copied environment -------------------------------------------------------------------------
+
+
+def test_a_copied_environment_is_made_this_folder_s(tmp_path):
+    """With a `python` and a `pip` that only say what they were asked."""
+    here = tmp_path / "a copy"
+    (here / "lib").mkdir(parents=True)
+    (here / "workflow").mkdir()
+    for name in ("environment.sh", "moved.py"):
+        shutil.copy(ROOT / "workflow" / name, here / "workflow")
+    (here / "environment.yml").touch()
+    (here / "lib" / "pyproject.toml").touch()
+    scripts = here / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    python = scripts / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> asked\n')
+    python.chmod(0o755)
+    (scripts / "pip").write_text("#!/old place/.venv/bin/python\n")
+    (here / ".venv" / "pyvenv.cfg").write_text("command = python3 -m venv /old place/.venv\n")
+    (here / ".venv" / ".stamp").write_text("/old place\n")
+
+    def ready():
+        command = ["sh", str(here / "workflow" / "environment.sh"), ".venv"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert ready() == ".venv is that of /old place: it is made this folder's\n"
+    assert (scripts / "pip").read_text() == f"#!{here}/.venv/bin/python\n"
+    asked = (here / "asked").read_text()
+    assert asked == "-m pip install --quiet --disable-pip-version-check --no-deps -e ./lib\n"
+    assert ready() == ""
+    assert (here / "asked").read_text() == asked
