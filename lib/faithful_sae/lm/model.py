@@ -192,7 +192,9 @@ def load_model(
         raise ModelError(f"{name}: dtype {dtype!r} must be one of {', '.join(DTYPES)}")
     asked = DEVICE.fullmatch(device)
     if not asked:
-        raise ModelError(f"{name}: device {device!r} must be auto, cpu, cuda, or cuda:1 and the like")
+        raise ModelError(
+            f"{name}: device {device!r} must be auto, cpu, cuda, or cuda:1 and the like"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and int(asked["number"] or 0) >= torch.cuda.device_count():
