@@ -144,6 +144,13 @@ def test_fidelity_without_bos_on_rows_of_nothing_else(lm, sae):
         fidelity(sae, lm, rows, include_bos=False)
 
 
+@pytest.mark.parametrize("unknown", [-1, 72])
+def test_fidelity_of_ids_that_the_model_has_not(lm, sae, unknown):
+    assert lm.shape.vocab_size == 72
+    with pytest.raises(ValueError, match=f"hold ids .*{unknown}.*, and the model's are 0 to 71"):
+        fidelity(sae, lm, torch.tensor([[BOS, 5, unknown]]).numpy())
+
+
 def test_fidelity_without_bos_on_rows_of_one_token(lm, sae):
     """What follows the only token is not known: nothing is predicted from it."""
     with pytest.raises(ValueError, match="nothing to predict"):

@@ -156,6 +156,7 @@ def test_explained_variances_worked_by_hand():
     x = torch.tensor([[[values[i + 2 * r]] for i in range(2)] for r in range(2)])
     lm: Any = SimpleNamespace(
         d_model=1,
+        shape=SimpleNamespace(vocab_size=5),
         device=torch.device("cpu"),
         bos_id=99,
         activations=lambda ids: x,

@@ -765,3 +765,9 @@ def test_a_truth_value_is_true_or_false(make_run):
     file = make_run(load=False)
     file.write_text(file.read_text().replace("include_bos: false", "include_bos: off", 1))
     assert "include_bos must be true or false, not 'off'" in refused(file)
+
+
+@pytest.mark.parametrize("name", ["_private", ".hidden", "-option", "a b", "a/b", "é|", "{run}"])
+def test_a_corpus_whose_name_fits_no_folder(make_run, name):
+    with pytest.raises(ParamsError, match="corpora are folder names too: "):
+        make_run({"corpora": {name: {"role": "pile", "path": "text.jsonl", "text_key": "text"}}})

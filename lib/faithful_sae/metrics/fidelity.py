@@ -103,8 +103,8 @@ def fidelity_of_all(
         x = 0 changes no prediction, ce_recovered is.
 
     Raises:
-        ValueError: no rows, rows of one token, without BOS no token before another, or an SAE of
-            another width than the model.
+        ValueError: no rows, rows of one token, without BOS no token before another, ids that the
+            model has not, or an SAE of another width than the model.
     """
     if tokens.ndim != 2 or len(tokens) == 0 or tokens.shape[1] < 2:
         raise ValueError(
@@ -115,6 +115,12 @@ def fidelity_of_all(
         raise ValueError(
             "the token rows hold no token but BOS with another behind it, and BOS is left out "
             "(include_bos=False): there is nothing to predict"
+        )
+    known = lm.shape.vocab_size
+    if not 0 <= tokens.min() <= tokens.max() < known:
+        raise ValueError(
+            f"the token rows hold ids {tokens.min()} to {tokens.max()}, and the model's are 0 to "
+            f"{known - 1}"
         )
     for name, sae in saes.items():
         if sae.d_model != lm.d_model:

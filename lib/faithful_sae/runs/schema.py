@@ -246,9 +246,13 @@ class Corpus(Source):
 
 
 def check_name(need: Need, at: str, name: str) -> None:
-    """Note a name that cannot be a folder's."""
-    fit = re.fullmatch(r"[\w.-]*\w[\w.-]*", name)
-    why = f"are folder names too, so {name!r} may hold letters, digits, - _ . only"
+    """Note a name that cannot be a folder's, would be a hidden one's or an option's, or is left out
+    of a figure's legend.
+    """
+    fit = re.fullmatch(r"[^\W_][\w.-]*", name)
+    why = (
+        f"are folder names too: {name!r} may hold letters, digits, - _ . and begin with the former"
+    )
     need(fit, at, why)
 
 
