@@ -118,6 +118,16 @@ def test_names_of_folders_and_models(tmp_path):
         profile_folder(tmp_path / "{run}")
 
 
+def test_braces_in_what_is_read_are_found_before_any_work(make_run):
+    run = make_run()
+    file = run.file.parent / "text.jsonl"
+    file.rename(file.with_name("{text}.jsonl"))
+    run = make_run({"corpora.text.path": "{text}.jsonl"})
+    (line,) = plan.problems([run])
+    assert line.startswith(f"{run.file}: {run.file.parent}/{{text}}.jsonl: ")
+    assert "placeholders" in line
+
+
 def test_a_profile_whose_name_is_a_number(tmp_path):
     shutil.copytree(SMOKE, tmp_path / "2024")
     result = make("dry", "PROFILE=2024", cwd=tmp_path)

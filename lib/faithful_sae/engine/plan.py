@@ -235,7 +235,8 @@ def problems(runs: list[Run]) -> Iterator[str]:
     tokenizer, of an architecture that is not known, or whose tokenizer does not fit; a layer or
     length beyond the model's; a local corpus or task file that cannot be read, is empty, is not
     UTF-8 or lacks its key; a published SAE in a folder that is none, is damaged, or is not of the
-    run's model, layer, d_sae or k; results of another folder's in the way.
+    run's model, layer, d_sae or k; a file whose path has braces; results of another folder's in the
+    way.
     """
     for run in runs:
         if folder := run.model_folder:
@@ -245,7 +246,18 @@ def problems(runs: list[Run]) -> Iterator[str]:
         config = folder and folder / "config.json"
         local = [name for name, entry in run.published.items() if entry.path]
         yield from _published_problems(run, config, local)
+        for path in _inputs(run):
+            if set("{}") & set(path):
+                why = "the workflow takes { and } for placeholders: rename it"
+                yield f"{run.file}: {path}: {why}"
     yield from owner_problems(runs[0].file.parent)
+
+
+def _inputs(run):
+    """All that a run's steps read, sorted."""
+    found = {path for stage in model_stages(run) for path in stage_inputs(run, stage)}
+    trained = run.sae.train_on if run.sae else ()
+    return sorted(found.union(*(corpus_inputs(run, name) for name in trained)))
 
 
 def owner_problems(folder: Path) -> Iterator[str]:
