@@ -122,7 +122,8 @@ def set_key(values, key, value):
     if value is KeyError:
         del values[last]
     else:
-        values[last] = value
+        # a later key may be one of its own
+        values[last] = copy.deepcopy(value)
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
 
 def _note(exhibit, runs, separator=" ", shown: Callable[[str], str] = str):
     if exhibit.of_paper:
-        return "The paper's printed numbers, and nothing measured here."
+        return f"The paper's printed numbers; profile {runs[0].profile} measured none of them."
     note = shown(profile_note(runs))
     lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:

@@ -106,12 +106,12 @@ class Training:
             )
         loss, error, counts = self.evaluate(i, x)
         if not torch.isfinite(loss):
+            saved = f"; {checkpoint}" if checkpoint else ""
             if not x.isfinite().all():
                 raise ValueError(
                     f"batch {i}: its activations hold NaN or infinity: the language model's "
-                    "weights are damaged, or its dtype is too narrow"
+                    f"weights are damaged, or its dtype is too narrow{saved}"
                 )
-            saved = f"; {checkpoint}" if checkpoint else ""
             raise FloatingPointError(
                 f"seed {sae.metadata['seed']}: the loss is {loss.item()} at step {i}: lower "
                 f"sae.lr = {self.lr}{saved}"
