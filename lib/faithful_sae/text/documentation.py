@@ -12,6 +12,7 @@ in the opposite order, so a corpus that stops early and a task share few files o
 """
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -185,10 +186,16 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     """
     if not packages:
         return {"python": platform.python_version()}
-    distributions = importlib.metadata.packages_distributions()
+    distributions = _distributions()
     if missing := [package for package in packages if package not in distributions]:
         raise ValueError(NOT_INSTALLED.format(missing[0]))
     return {package: importlib.metadata.version(distributions[package][0]) for package in packages}
+
+
+@functools.cache
+def _distributions():
+    """Of all that can be imported: it takes half a second, and the workflow asks often."""
+    return importlib.metadata.packages_distributions()
 
 
 def write(kind: str, packages: Sequence[str], size: int, path: Path) -> None:
