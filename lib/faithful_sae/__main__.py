@@ -12,18 +12,18 @@ PROFILE = "a folder of parameter files, or the name of one in params/"
 
 
 def check(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.board import tell
     from faithful_sae.engine.plan import first_problems
 
-    def tell(line: str) -> None:
-        print(line, flush=True)
-
+    found = []
     # at once: what follows takes seconds to import
     for line in first_problems(args.profile):
         tell(f"  {line}")
+        found.append(line)
 
     from faithful_sae.engine.check import check
 
-    problems = check(args.profile, not args.no_probe, tell, args.cores)
+    problems = check(args.profile, not args.no_probe, tell, args.cores, found)
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     print("\n  ".join([f"\n{count}{':' if problems else ''}", *problems]))
     sys.exit(bool(problems))

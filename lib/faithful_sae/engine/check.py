@@ -34,7 +34,11 @@ Show = Callable[[str], Any]
 
 
 def check(
-    profile: str, probe: bool = True, show: Show = print, cores: int | None = None
+    profile: str,
+    probe: bool = True,
+    show: Show = print,
+    cores: int | None = None,
+    found: list[str] | None = None,
 ) -> list[str]:
     """Check a profile, telling on the way.
 
@@ -43,18 +47,20 @@ def check(
         probe: whether to measure how long it takes.
         show: is given the lines that are told.
         cores: that jobs would share; by default those of this machine.
+        found: what plan.first_problems has said, so that texts are not read again.
 
     Returns:
         all problems found, a line each: what is wrong, and the parameter files it is wrong in.
     """
     logging.set_verbosity_error()
+    problems = list(plan.first_problems(profile) if found is None else found)
     try:
-        runs, problems = read_profile(profile)
-    except ParamsError as error:
-        return [str(error)]
+        runs, _ = read_profile(profile)
+    except ParamsError:
+        return problems
     if runs:
         show(f"{len(runs)} language models: texts, models and datasets ...")
-        problems += [*plan.problems(runs), *plan.hub_problems(runs)]
+        problems += plan.hub_problems(runs)
         for note in runs[0].hub.moved():
             show(note)
         _show_crowded(runs, cores or CORES, show)
@@ -63,9 +69,9 @@ def check(
     for run in map(on_this_machine, runs):
         well = not any(line.startswith(f"{run.file}: ") for line in problems)
         named = any(line.startswith(f"{run.file}: model = ") for line in problems)
-        found, total, needed = _check_run(run, probe and well, show)
+        more, total, needed = _check_run(run, probe and well, show)
         problems += [
-            line for line in found if not named or not line.startswith(f"{run.file}: model: ")
+            line for line in more if not named or not line.startswith(f"{run.file}: model: ")
         ]
         hours.append(total)
         for folder, size in needed.items():

@@ -13,7 +13,7 @@ from faithful_sae.lm.architectures import not_sampled, sizes_of, tokens_in, too_
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
-from faithful_sae.runs.params import read_profile, too_small
+from faithful_sae.runs.params import BRACES, read_profile, too_small
 from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import Corpus, Model, ParamsError, Run
@@ -247,7 +247,7 @@ def problems(runs: list[Run]) -> Iterator[str]:
         local = [name for name, entry in run.published.items() if entry.path]
         yield from _published_problems(run, config, local)
         for path in _inputs(run):
-            if set("{}") & set(path):
+            if BRACES & set(path):
                 why = "the workflow takes { and } for placeholders: rename it"
                 yield f"{run.file}: {path}: {why}"
     yield from owner_problems(runs[0].file.parent)

@@ -100,9 +100,8 @@ def first_token_fit(
     if len(observed) < 2:
         return 1.0, 1
     statistic = np.sum((observed - expected) ** 2 / expected)
-    return float(scipy.stats.ncx2.sf(statistic, len(observed) - 1, n * (8 * eps) ** 2)), len(
-        observed
-    )
+    p = scipy.stats.ncx2.sf(statistic, len(observed) - 1, n * (8 * eps) ** 2)
+    return float(p), len(observed)
 
 
 def first_token_table(
