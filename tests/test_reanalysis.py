@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from faithful_sae.paper.reanalysis import comparisons, holm, patterns
+from faithful_sae.paper.reanalysis import comparisons, patterns
+from faithful_sae.paper.verdicts import holm
 
 # measure, model, compared with: difference, z and Holm's p under low, then under high noise
 EXPECTED = {

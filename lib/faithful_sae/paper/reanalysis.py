@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy.stats import binom, norm
 
 from faithful_sae.paper.tables import ROLE_NAMES, TASKS
+from faithful_sae.paper.verdicts import holm
 from faithful_sae.runs.catalogue import exhibits, paper_models
 
 LEVEL = 0.05
@@ -68,18 +68,6 @@ def comparisons() -> pd.DataFrame:
         decided = np.where(z > 0, "for", "against")
         rows[f"reading_{noise}"] = np.where(rows[f"p_{noise}"] < LEVEL, decided, "open")
     return rows
-
-
-def holm(p: ArrayLike) -> np.ndarray:
-    """Holm's adjusted p values: the smallest times n, the next times n - 1, ..., none below one
-    before it, none above 1.
-    """
-    p = np.asarray(p, float)
-    order = p.argsort()
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    out = np.empty(len(p))
-    out[order] = np.minimum(steps, 1)
-    return out
 
 
 def _row(section, measure, model, other, difference, sign, errors):
