@@ -42,7 +42,7 @@ from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import first_token, lm_training
 from faithful_sae.runs.rows import open_run, read_rows, write_rows
 from faithful_sae.stages.corpus import make_faithful, read_shards
-from faithful_sae.stages.model import open_model, train_embedded_model
+from faithful_sae.stages.model import open_model, pretraining_counts, train_embedded_model
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it
@@ -118,9 +118,15 @@ for ids in documents[:3]:
 # divergence KL(model ‖ dataset) of the first token is infinite as soon as one possible token is
 # missing. It is therefore taken over the tokens that do occur, and `missing_mass` is the model's
 # probability of the others.
+#
+# Two of these numbers have a limit that is not the text's. No text covers tokens that hardly any
+# text has, such as single bytes: `pretraining_coverage` is what the model's own training text
+# covers, where it is known, and `relative_coverage` the share of that which the samples cover. And
+# KL is not 0 even if sampling is perfect, since rare tokens are not drawn: the `expected` values
+# are those of as many first tokens, drawn from the model's distribution itself.
 
 # %%
-statistics, first_counts = dataset_statistics(documents, start)
+statistics, first_counts, counts = dataset_statistics(documents, start, pretraining_counts(run))
 write_rows(run, "dataset", pd.DataFrame([statistics]))
 pd.DataFrame([statistics]).round(4)
 
@@ -132,7 +138,7 @@ pd.DataFrame([statistics]).round(4)
 # below one over that number is not seen.
 
 # %%
-data = first_token_table(start, first_counts, lm.tokenizer)
+data = first_token_table(start, first_counts, counts, lm.tokenizer)
 write_rows(run, "first_token", data)
 Image(save_figure(run, "first_token", data, first_token), retina=True)
 

@@ -18,8 +18,10 @@
 #
 # Does the model still work when its activations are replaced by what the SAE makes of them? Each
 # SAE is evaluated on several corpora, its own and others (paper, section 4.3, Figure 5, Appendix
-# B). Rows of the matrices are what an SAE was trained on, columns what it is evaluated on. It is
-# always evaluated on text that it was not trained on.
+# B). Rows of the matrices are what an SAE was trained on, columns what it is evaluated on. With
+# `rows_from: heldout` the SAE was not trained on that text. Of an embedded model's own training
+# corpus the rows are ones that the language model has not seen either; what a ready-made model has
+# seen, nobody here can say.
 #
 # * **CE difference**: next-token cross-entropy with $\hat x$ in place of $x$, minus the model's
 #   own. Nats per token, lower is better.
@@ -37,13 +39,13 @@
 import torch
 from IPython.display import Image
 
+from faithful_sae.paper import figure_data
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.paper import matrix
-from faithful_sae.paper.tables import heading
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s05_fidelity import fidelity_matrix
+from faithful_sae.stages.s05_fidelity import corpus_cross_entropy, fidelity_matrix
 from faithful_sae.stages.saes import load_saes
 
 # %% tags=["parameters"]
@@ -68,16 +70,29 @@ run.fidelity
 
 # %%
 rows = fidelity_matrix(run, saes, lm)
-first = rows[(rows.seed == run.sae.seeds[0]) & ~rows.include_bos]
-data = first.assign(
-    **{
-        column: first[column].map(lambda name: heading(run, name))
-        for column in ("trained_on", "evaluated_on")
-    }
-)
 rows.groupby(["include_bos", "evaluated_on"], sort=False)[
     ["ce", "ce_zero", "ce_mean"]
 ].mean().round(3)
+
+# %% [markdown]
+# ## How far is each text from the model?
+#
+# The model's own cross-entropy on held-out rows of every corpus, no SAE in place. For its own text
+# there are two numbers: as it was sampled, each document after a BOS, and as it is packed into
+# rows. They should agree up to `error`. Otherwise packing makes of faithful text something that the
+# model would not write. Notebook 07 sets these numbers against SFR.
+
+# %%
+corpus_cross_entropy(run, lm).round(3)
+
+# %% [markdown]
+# ## The matrices
+#
+# Each cell is the mean over the SAEs of all measured seeds, and below it half of its 95 % interval.
+# Other seeds and other rows of the same text are both in it.
+
+# %%
+data = figure_data.fidelity(run)
 
 # %% [markdown]
 # ## CE difference
@@ -86,7 +101,8 @@ rows.groupby(["include_bos", "evaluated_on"], sort=False)[
 # does the SAE get on text of another kind?
 
 # %%
-title = f"{run.label}, seed {run.sae.seeds[0]}"
+seeds = len(run.fidelity.seeds or run.sae.seeds)
+title = f"{run.label}, {seeds} seed{'s' if seeds > 1 else ''}"
 Image(
     save_figure(
         run, "fidelity_ce", data, lambda d: matrix(d, "ce_diff", f"CE difference (nats), {title}")

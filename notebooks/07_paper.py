@@ -27,12 +27,18 @@
 # **Read this first.** On the `laptop` and `smoke` profiles the language models are small models of
 # software documentation, and each corpus stands in for one of the paper's (first table). Their
 # numbers can agree with a claim or not. They cannot equal the paper's.
+#
+# **Intervals.** `0.547 ± 0.010` is a mean and half of its 95 % interval. The unit is the seed: a
+# number of SAEs would be another with other seeds, and pairs of seeds that share one are not
+# independent. So the interval leaves out one seed at a time. Where a number is measured on rows or
+# texts, these are drawn again as well (bootstrap), and both parts are added. The language model,
+# the corpora and their order are one each: of other ones an interval says nothing.
 
 # %%
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
-from faithful_sae.paper import tables
+from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import profile_note, save_figure, save_table, unmade, unmeasured
 from faithful_sae.paper.links import feature_links
@@ -88,7 +94,8 @@ Image(save_figure(runs, "method", method_boxes(), method), retina=True)
 #
 # On small profiles each corpus stands in for one of the paper's, and the tables below call it by
 # the paper's name (column `plays`). Look at what the text is, how many tokens there were to train
-# on, and in how many passes.
+# on, and in how many passes. A role says nothing of how far a text is from the model. That is `CE`,
+# the model's own cross-entropy on held-out rows, in nats per token.
 
 # %%
 save_table(runs, "corpora", tables.corpora_table(trained), 2)
@@ -107,6 +114,10 @@ save_table(runs, "language_models", tables.language_models(runs), 3)
 # Percent of the vocabulary, overall and as first token, and KL(model ‖ dataset) of the first token
 # in nats. The claims: over 90 % of the vocabulary for every model, and a KL below 2 for most
 # (section 5.4). Few tokens cover less of a vocabulary, so look at `tokens` and `vocab_size` too.
+#
+# Beside each number stands what it could be at best. `pretraining_coverage` is what the model's own
+# training text covers of the vocabulary, and `relative_coverage` how much of that the samples
+# cover. `expected` is what perfect sampling of as many documents gives.
 
 # %%
 table1 = save_table(runs, "table1", tables.table1(runs))
@@ -116,8 +127,11 @@ table1.round(4)
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
 #
 # The claim: SFR is higher on faithful text than on each instruction corpus (section 4.1). Compare
-# `faithful` with the other corpora of its row. If their order changes in the columns `alive`, dead
-# latents decide it.
+# `faithful` with the other corpora of its row, and the difference with the intervals. The last
+# columns are what the paper's own two seeds give here, without the others.
+#
+# SFR still grows when an SAE is trained longer (notebook 08), so with few tokens it also measures
+# how fast a corpus is learnt. That holds for Tables 3 and 4, too.
 
 # %%
 table2 = save_table(runs, "table2", tables.sfr_table(trained, "table2", tables.INSTRUCTION))
@@ -130,7 +144,9 @@ table2.round(4)
 
 # %%
 Image(
-    save_figure(runs, "sfr_instruction", tables.bars_data(table2, tables.INSTRUCTION), plots.bars),
+    save_figure(
+        runs, "sfr_instruction", figure_data.bars(trained, table2, tables.INSTRUCTION), plots.bars
+    ),
     retina=True,
 )
 
@@ -159,7 +175,39 @@ table4.round(4)
 
 # %%
 shown = {*tables.WEB, *tables.columns_without_role(trained)}
-Image(save_figure(runs, "sfr_web", tables.bars_data(table4, shown), plots.bars), retina=True)
+Image(
+    save_figure(runs, "sfr_web", figure_data.bars(trained, table4, shown), plots.bars), retina=True
+)
+
+# %% [markdown]
+# ## Is it more than a threshold?
+#
+# A ratio that is cut at 0.7 may be 0 for SAEs that are half way there. The mean cosine of matched
+# latents (PW-MCC) needs no threshold. Look whether corpora keep their order from column to column:
+# decoder, encoder, and what the latents do on held-out text. If they change it in `alive`, dead
+# latents decide.
+
+# %%
+save_table(runs, "shared_features", tables.shared_features(trained), 3).round(3)
+
+# %% [markdown]
+# ## Does distance from the model lower SFR?
+#
+# The paper's reason for its claims is that text far from the model makes SAEs less alike. Roles are
+# a detour to that. Here it is asked directly: each corpus is a point, its cross-entropy under the
+# model against the SFR of its SAEs. The paper expects them to fall from left to right.
+
+# %%
+data = figure_data.mechanism(trained)
+Image(save_figure(runs, "mechanism_points", data, plots.mechanism), retina=True)
+
+# %% [markdown]
+# The rank correlation says how well they do. Its interval is over seeds, for the corpora that there
+# are. `p_corpora` asks the other question: how often would so few corpora, in any order, fall as
+# much?
+
+# %%
+save_table(runs, "mechanism", tables.mechanism(trained), 3)
 
 # %% [markdown]
 # ## Table 5: training configurations
@@ -187,7 +235,7 @@ table6.round(4)
 # axes do not start at 0.
 
 # %%
-data = tables.probing_figure_data(trained)
+data = figure_data.probing(trained)
 Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 
 # %% [markdown]
@@ -195,7 +243,8 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 #
 # In percent of the dictionary, mean over seeds. The claim: the faithful SAE has the lowest FFR, for
 # most models (section 5.7). One latent is 100 / `d_sae` percent, so on a small dictionary a
-# difference may be a single latent.
+# difference may be a single latent. Columns `ids that occur` leave out ids that the model does not
+# write: see whether the order of corpora survives that.
 
 # %%
 table7 = save_table(runs, "table7", tables.table7(trained))
@@ -217,13 +266,22 @@ for run in measured(trained, "fidelity"):
 # %% [markdown]
 # ## The paper's claims
 #
-# Each claim, what was measured, and a verdict by one rule. Nothing is tuned until a claim holds.
-# Look at the numbers behind a verdict: a close call is easy to see. *Not testable* means that the
-# profile lacks what is compared. *So far* means that models which may change the verdict have not
-# been measured.
+# A claim names differences that should be above 0. By one rule (`faithful_sae/paper/verdicts.py`):
+#
+# - *agrees*: the one-sided 95 % bound of each of them is above 0.
+# - *disagrees*: one of them is below 0, by its bound.
+# - *no difference*: all lie within a narrow margin around 0, by their 90 % intervals.
+# - *undecided*: the seeds are too few for differences of this size; `seeds_needed` says how many
+#   would show them four times out of five.
+# - *not testable*: the number would come out like this whatever the SAEs' text, as for a probe at
+#   chance, or the profile lacks what is compared.
+#
+# A claim on most models or cells agrees when more than half do, and disagrees when that can no
+# longer happen. `effect`, `low` and `high` are of the difference that speaks least for the claim.
+# `p_holm` is corrected for the number of claims in the table. Nothing is tuned until a claim holds.
 
 # %%
-verdicts = save_table(runs, "claims", claims(runs))
+verdicts = save_table(runs, "claims", claims(runs), 3)
 verdicts.style.hide(axis="index").set_properties(
     **{"text-align": "left", "white-space": "pre-wrap"}
 )

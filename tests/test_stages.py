@@ -222,3 +222,11 @@ def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):
     np.testing.assert_array_equal(
         np.asarray(same.train), np.asarray(first.train)
     )  # one tokenizer: the ids as they were sampled
+
+
+def test_rows_keep_every_character_of_a_text(make_run):
+    run = make_run({})
+    texts = ["\r", "a\nb", '"', "", ",", "\r\n", "é"]
+    write_rows(run, "dataset", pd.DataFrame({"token": texts, "count": range(7)}))
+    back = read_rows(run, "dataset")
+    assert back.token.fillna("").tolist() == texts

@@ -203,7 +203,14 @@ def read_csv(path: str | Path, text: Iterable[str]) -> Any:
     """
     import pandas as pd
 
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(text, str))
+    # a lone carriage return is a character like others: to_csv does not quote it
+    return pd.read_csv(
+        path,
+        keep_default_na=False,
+        na_values=[""],
+        dtype=dict.fromkeys(text, str),
+        lineterminator="\n",
+    )
 
 
 def digest(record: Any) -> str:

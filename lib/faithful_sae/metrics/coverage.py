@@ -41,16 +41,23 @@ def first_token_kl(model: np.ndarray, counts: np.ndarray) -> tuple[float, float]
 
 
 def dataset_statistics(
-    documents: Iterable[np.ndarray], bos_distribution: ArrayLike
-) -> tuple[dict[str, float], np.ndarray]:
+    documents: Iterable[np.ndarray],
+    bos_distribution: ArrayLike,
+    pretraining: np.ndarray | None = None,
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """One row of Table 1, and the first tokens behind Appendix C.
 
     Args:
         documents: ids without BOS, int.
         bos_distribution: float64 [V], the model's after BOS.
+        pretraining: int64 [V], how often each token stands in the text that the model was trained
+            on; None where that is not known.
 
     Returns:
-        (record, first_counts int64 [V]); coverages in percent, KL in nats.
+        (record, first_counts int64 [V], counts int64 [V] of all tokens); coverages in percent, KL
+        in nats. `pretraining_coverage` is what the pretraining text covers, `relative_coverage` the
+        share of its tokens that the documents cover (NaN where it is not known). `expected` values
+        are those of perfect sampling.
     """
     model = np.asarray(bos_distribution)
     vocabulary = len(model)
@@ -62,15 +69,56 @@ def dataset_statistics(
         all_counts += np.bincount(ids, minlength=vocabulary)
         first_counts[ids[0]] += 1
     kl, missing = first_token_kl(model, first_counts)
-    return {
+    of_pretraining = relative = np.nan
+    if pretraining is not None:
+        of_pretraining = 100 * np.count_nonzero(pretraining) / vocabulary
+        relative = 100 * float((all_counts[pretraining > 0] > 0).mean())
+    record = {
         "documents": n,
         "tokens": int(all_counts.sum()),
         "vocab_size": vocabulary,
         "all_token_coverage": 100 * np.count_nonzero(all_counts) / vocabulary,
+        "pretraining_coverage": of_pretraining,
+        "relative_coverage": relative,
         "first_token_coverage": 100 * np.count_nonzero(first_counts) / vocabulary,
         "kl": kl,
         "missing_mass": missing,
-    }, first_counts
+        **perfect_sampling(model, n),
+    }
+    return record, first_counts, all_counts
+
+
+def perfect_sampling(
+    bos_distribution: ArrayLike, n_documents: int, draws: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """What Table 1 would say of first tokens drawn from the model's distribution itself.
+
+    With few documents for a large vocabulary KL is not 0 then: over the tokens that are seen, it is
+    about their number, less one, over twice the number of documents.
+
+    Args:
+        bos_distribution: float64 [V], the model's after BOS.
+        n_documents: first tokens drawn.
+        draws: datasets that are simulated.
+        seed: of these.
+
+    Returns:
+        mean and standard deviation over datasets: expected_kl, expected_kl_sd (nats),
+        expected_first_token_coverage (percent), expected_missing_mass.
+    """
+    model = np.asarray(bos_distribution, float)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        counts = rng.multinomial(n_documents, model / model.sum())
+        found.append((*first_token_kl(model, counts), np.count_nonzero(counts)))
+    kl, missing, seen = np.array(found).T
+    return {
+        "expected_kl": float(kl.mean()),
+        "expected_kl_sd": float(kl.std(ddof=1)),
+        "expected_first_token_coverage": 100 * float(seen.mean()) / len(model),
+        "expected_missing_mass": float(missing.mean()),
+    }
 
 
 def first_token_fit(
@@ -105,14 +153,17 @@ def first_token_fit(
 
 
 def first_token_table(
-    bos_distribution: ArrayLike, first_counts: np.ndarray, tokenizer: "PreTrainedTokenizerBase"
+    bos_distribution: ArrayLike,
+    first_counts: np.ndarray,
+    counts: np.ndarray,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> pd.DataFrame:
     """The four panels of Appendix C as one table: token id, text, the model's probability, the
-    dataset's frequency.
+    dataset's frequency as first token, and how often it stands anywhere in the dataset.
 
     Args:
         bos_distribution: float64 [V], the model's after BOS.
-        first_counts: int64 [V], of dataset_statistics.
+        first_counts: int64 [V], of dataset_statistics; so is counts.
     """
     return pd.DataFrame(
         {
@@ -123,5 +174,6 @@ def first_token_table(
             ],
             "model": np.asarray(bos_distribution),
             "dataset": first_counts / first_counts.sum(),
+            "count": counts,
         }
     )

@@ -4,6 +4,10 @@ uniformly random tokens.
     FFR = 100 x |latents that fire on more than tau of the random tokens| / d_sae
 
 in percent, as in the paper's Table 7.
+
+Tokens that a model never meets in its training have embeddings that hardly moved from where they
+began. Where a vocabulary has many, uniform ids measure reactions to these, so that the ratio is
+also taken with ids that occur in text alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +31,15 @@ BATCH_ROWS = 32
 
 
 def random_batches(
-    n_tokens: int, sequence_length: int, vocab_size: int, bos_id: int, seed: int, batch_rows: int
+    n_tokens: int,
+    sequence_length: int,
+    ids: torch.Tensor,
+    bos_id: int,
+    seed: int,
+    batch_rows: int,
 ) -> Iterator[torch.Tensor]:
-    """Yield int64 [<= batch_rows, T]: rows of BOS and uniformly random ids, n_tokens random ids in
-    all; the last row may be short.
+    """Yield int64 [<= batch_rows, T]: rows of BOS and ids drawn uniformly from `ids`, n_tokens of
+    them in all; the last row may be short.
     """
     generator = torch.Generator().manual_seed(seed)
     width = sequence_length - 1
@@ -42,7 +51,7 @@ def random_batches(
         yield torch.cat(
             [
                 torch.full((shape[0], 1), bos_id),
-                torch.randint(vocab_size, shape, generator=generator),
+                ids[torch.randint(len(ids), shape, generator=generator)],
             ],
             dim=1,
         )
@@ -56,6 +65,7 @@ def firing_frequency(
     seed: int = 0,
     activations: Sequence[float] = (0.0,),
     batch_rows: int = BATCH_ROWS,
+    ids: ArrayLike | None = None,
 ) -> list[np.ndarray]:
     """How often every latent of several SAEs fires on random tokens. One pass of the language model
     serves all of them.
@@ -67,23 +77,25 @@ def firing_frequency(
         seed: of the tokens.
         activations: A thresholds; firing means above one.
         batch_rows: rows per forward pass.
+        ids: int [N], which tokens are drawn; None: all that the model has.
 
     Returns:
         S arrays float64 [A, F], fractions 0-1.
 
     Raises:
-        ValueError: n_tokens < 1, sequence_length < 2.
+        ValueError: n_tokens < 1, sequence_length < 2, no ids.
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens = {n_tokens} must be at least 1")
     if sequence_length < 2:
         raise ValueError(f"sequence_length = {sequence_length} must be at least 2: BOS and a token")
+    drawn = torch.arange(lm.vocab_size) if ids is None else torch.as_tensor(ids)
+    if not len(drawn):
+        raise ValueError("ids is empty: there is no token to draw")
     counts = [torch.zeros(len(activations), sae.d_sae, dtype=torch.int64) for sae in saes]
     with tqdm(total=n_tokens, unit="token", unit_scale=True, desc="random tokens") as bar:
-        for ids in random_batches(
-            n_tokens, sequence_length, lm.vocab_size, lm.bos_id, seed, batch_rows
-        ):
-            x = lm.activations(ids)[:, 1:].flatten(0, 1)
+        for batch in random_batches(n_tokens, sequence_length, drawn, lm.bos_id, seed, batch_rows):
+            x = lm.activations(batch)[:, 1:].flatten(0, 1)
             for sae, count in zip(saes, counts, strict=True):
                 values, indices = sae.encode_topk(x)
                 for row, threshold in zip(count, activations, strict=True):

@@ -21,6 +21,8 @@ over all tokens in float64.
 
 With BOS, every position is replaced and measured. Without, BOS positions keep their x, and neither
 they nor the predictions made from them are measured.
+
+Sums of each row are kept beside the means, for intervals over rows (uncertainty.bootstrap_error).
 """
 
 import math
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -38,6 +41,9 @@ from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
+
+
+ROW_SUMS = ("ce", "ce_sae", "kl", "error", "variance")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def fidelity(
     Raises:
         ValueError: as fidelity_of_all.
     """
-    measured = fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))
+    measured, _ = fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))
     return measured["sae", include_bos]
 
 
@@ -85,7 +91,7 @@ def fidelity_of_all(
     batch_rows: int = 16,
     modes: Sequence[bool] = (True, False),
     description: str = "fidelity",
-) -> dict[tuple[Any, bool], Fidelity]:
+) -> tuple[dict[tuple[Any, bool], Fidelity], dict[tuple[Any, bool], pd.DataFrame]]:
     """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
 
     Cost per row: one stopped forward pass for the mean, one full pass, and per SAE and mode one
@@ -99,8 +105,10 @@ def fidelity_of_all(
         description: of the progress bar.
 
     Returns:
-        {(name, include_bos): Fidelity}. Where all x are alike, explained variances are NaN; where
-        x = 0 changes no prediction, ce_recovered is.
+        ({(name, include_bos): Fidelity}, {(name, include_bos): rows}). Where all x are alike,
+        explained variances are NaN; where x = 0 changes no prediction, ce_recovered is. rows: one
+        per token row, with the positions measured and scored, and the sums of ce, ce_sae, kl
+        (nats), error and variance (squared units of x) over them.
 
     Raises:
         ValueError: no rows, rows of one token, without BOS no token before another, ids that the
@@ -148,12 +156,13 @@ def fidelity_of_all(
             if value == "mean":
                 replacement = means[mode].float().expand_as(x)
             sums.add(lm, ids, x, replacement, log_p, measured[mode])
-    return {
+    records = {
         (name, mode): sums.result(
             *(ablations[value, mode].mean("ce_sae") for value in ("zero", "mean"))
         )
         for (name, mode), sums in jobs.items()
     }
+    return records, {key: sums.by_row() for key, sums in jobs.items()}
 
 
 def _mean(lm, tokens, batch_rows, include_bos):
@@ -168,19 +177,26 @@ def _mean(lm, tokens, batch_rows, include_bos):
 
 
 class _Sums:
-    """Running float64 sums of one SAE (or ablation) on one corpus."""
+    """float64 sums of one SAE (or ablation) on one corpus, row by row."""
 
     def __init__(self, mean):
         self.center = mean
-        self.sums = {}
-        self.counts = {}
+        self.parts = {}
+
+    def _add(self, name, values, where):
+        """values [B, T'], of which those `where` bool [B, T'] count."""
+        sums = torch.where(where, values.double(), 0.0).sum(1)
+        self.parts.setdefault(name, []).append(sums.cpu())
+        self.parts.setdefault(f"{name} count", []).append(where.sum(1).cpu())
+
+    def rows(self, name):
+        return torch.cat(self.parts[name]).numpy()
+
+    def total(self, name):
+        return math.fsum(self.rows(name))
 
     def mean(self, name):
-        return self.sums[name] / self.counts[name]
-
-    def _add(self, name, values):
-        self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
-        self.counts[name] = self.counts.get(name, 0) + values.numel()
+        return self.total(name) / self.total(f"{name} count")
 
     def add(self, lm, ids, x, x_hat, log_p, measured):
         """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
@@ -191,42 +207,70 @@ class _Sums:
         )
         scored = measured[:, :-1]
         targets = ids[:, 1:, None]
-        self._add("ce", -log_p.gather(-1, targets)[..., 0][scored])
-        self._add("ce_sae", -log_q.gather(-1, targets)[..., 0][scored])
-        self._add("kl", (log_p.exp() * (log_p - log_q)).sum(-1)[scored])
+        self._add("ce", -log_p.gather(-1, targets)[..., 0], scored)
+        self._add("ce_sae", -log_q.gather(-1, targets)[..., 0], scored)
+        self._add("kl", (log_p.exp() * (log_p - log_q)).sum(-1), scored)
         error = (x_hat - x).double().pow(2).sum(-1)
         centred = (x.double() - self.center).pow(2).sum(-1)
-        self._add("error", error[measured])
-        self._add("variance", centred[measured])
-        self._add("ev_legacy", 1 - error[measured] / centred[measured])
-        self._add(
-            "ev_authors",
-            torch.stack(
-                [
-                    1 - (a - b)[m].double().var() / a[m].double().var()
-                    for a, b, m in zip(x, x_hat, measured, strict=True)
-                    if m.any()
-                ]
-            ),
+        self._add("error", error, measured)
+        self._add("variance", centred, measured)
+        self._add("ev_legacy", 1 - error / centred, measured)
+        explained = torch.stack(
+            [
+                1 - (a - b)[m].double().var() / a[m].double().var()
+                for a, b, m in zip(x, x_hat, measured, strict=True)
+            ]
         )
+        self._add("ev_authors", explained[:, None], measured.any(1, keepdim=True))
 
     def result(self, ce_zero, ce_mean):
         mean = self.mean
-        s = self.sums
         return Fidelity(
-            tokens=self.counts["error"],
+            tokens=int(self.total("error count")),
             ce=mean("ce"),
             ce_sae=mean("ce_sae"),
             ce_diff=mean("ce_sae") - mean("ce"),
             kl=mean("kl"),
             l2=mean("error") / len(self.center),
-            explained_variance=1 - _ratio(s["error"], s["variance"]),
+            explained_variance=1 - _ratio(self.total("error"), self.total("variance")),
             ev_authors=mean("ev_authors"),
             ev_legacy=mean("ev_legacy"),
             ce_zero=ce_zero,
             ce_mean=ce_mean,
             ce_recovered=_ratio(ce_zero - mean("ce_sae"), ce_zero - mean("ce")),
         )
+
+    def by_row(self):
+        sums = {name: self.rows(name) for name in ROW_SUMS}
+        counts = {"measured": self.rows("error count"), "scored": self.rows("ce count")}
+        return pd.DataFrame({**counts, **sums})
+
+
+def cross_entropy_of_rows(
+    lm: "LanguageModel", rows: Sequence[np.ndarray], batch_rows: int, include_bos: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The model's own cross-entropy on each of some rows, packed ones or documents.
+
+    Args:
+        rows: int [T], each with BOS first; they may differ in length.
+        batch_rows: rows per forward pass; shorter ones are padded on the right.
+        include_bos: whether predictions made from BOS count.
+
+    Returns:
+        (sums float64 [R] in nats, counts int64 [R] of predictions).
+    """
+    sums, counts = [], []
+    for start in range(0, len(rows), batch_rows):
+        batch = [torch.from_numpy(np.asarray(row, np.int64)) for row in rows[start:][:batch_rows]]
+        lengths = torch.tensor([len(row) for row in batch])
+        ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=lm.bos_id)
+        logits, _ = lm.logits(ids)
+        losses = -F.log_softmax(logits[:, :-1].float(), -1).cpu().gather(-1, ids[:, 1:, None])
+        scored = torch.arange(1, ids.shape[1]) < lengths[:, None]
+        scored &= (ids[:, :-1] != lm.bos_id) | include_bos
+        sums.append(torch.where(scored, losses[..., 0].double(), 0.0).sum(1))
+        counts.append(scored.sum(1))
+    return torch.cat(sums).numpy(), torch.cat(counts).numpy()
 
 
 def _ratio(part, whole):

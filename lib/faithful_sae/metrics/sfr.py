@@ -1,6 +1,11 @@
 """The shared feature ratio (paper 3.4): how much of its dictionary an SAE owes to its seed.
 
 SFR = share of latents whose matched cosine is >= threshold;  the others are orphans
+
+Its siblings need no threshold. PW-MCC is the mean cosine of matched latents (Song et al. 2025,
+"Mechanistic Interpretability Should Prioritize Feature Consistency in SAEs"): of decoder rows, of
+encoder columns, each by a matching of its own, and here of activations as well: the correlation of
+latents that the decoder matches, over tokens.
 """
 
 from collections.abc import Mapping
@@ -8,11 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from faithful_sae.matching import Matching, match_features, match_pairs
 from faithful_sae.sae.sae import TopKSAE
 
 CRITERIA = ("decoder", "encoder+decoder")
+THRESHOLDS = np.linspace(0, 1, 51).round(2)
+# tokens whose latents are there at once
+TOKENS_AT_ONCE = 1024
 
 
 def shared_feature_ratio(
@@ -64,28 +75,34 @@ def match_seeds(saes: Mapping[Any, TopKSAE]) -> dict[tuple, tuple[Matching, Matc
 
 
 def compare_seeds(
-    saes: Mapping[Any, TopKSAE], threshold: float, dead_below: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    saes: Mapping[Any, TopKSAE], x: Tensor, threshold: float, dead_below: float
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Match all pairs of seeds of one corpus.
 
     Args:
         saes: by seed, each with `.firing`.
+        x: activations [N, D] of held-out tokens, on which latents are correlated.
         threshold: least cosine of a shared latent.
         dead_below: a latent that fires on a share of tokens at or below it is dead (0: it never
             fired over the last tenth of the training).
 
     Returns:
-        (rows, latents). rows, one per pair: sfr (the paper's, over all latents),
+        (rows, latents, curve). rows, one per pair: sfr (the paper's, over all latents),
         sfr_encoder_decoder, sfr_strict (the authors' > instead of >=), sfr_alive (over latents
-        alive in the first SAE and matched to one alive in the second), mean share of dead latents.
-        latents, one row per latent of the first: its match, both cosines, alive flags.
+        alive in the first SAE and matched to one alive in the second), mean_cosine and
+        mean_encoder_cosine (PW-MCC), mean_correlation, mean share of dead latents. latents, one row
+        per latent of the first: its match, both cosines, alive flags. curve, one row per pair and
+        threshold: sfr there.
 
     Raises:
         ValueError: an SAE without firing frequencies.
     """
     rows = []
     tables = []
-    for (seed_a, seed_b), (decoder, encoder) in match_seeds(saes).items():
+    curves = []
+    matchings = match_seeds(saes)
+    correlation = matched_correlations(saes, matchings, x)
+    for (seed_a, seed_b), (decoder, encoder) in matchings.items():
         a, b = saes[seed_a], saes[seed_b]
         firing = _firing(a)
         alive_a = firing > dead_below
@@ -102,6 +119,8 @@ def compare_seeds(
                 "sfr_strict": (decoder.cosine > threshold).mean(),
                 "sfr_alive": is_shared[both].mean() if both.any() else np.nan,
                 "mean_cosine": decoder.cosine.mean(),
+                "mean_encoder_cosine": encoder.cosine.mean(),
+                "mean_correlation": correlation[seed_a, seed_b].mean(),
                 "dead": 1 - (alive_a.mean() + alive_b.mean()) / 2,
             }
         )
@@ -120,7 +139,76 @@ def compare_seeds(
                 }
             )
         )
-    return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)
+        shares = [shared(decoder, None, t).mean() for t in THRESHOLDS]
+        pair = {"seed_a": seed_a, "seed_b": seed_b}
+        curves.append(pd.DataFrame({**pair, "threshold": THRESHOLDS, "sfr": shares}))
+    latents, curve = (pd.concat(parts, ignore_index=True) for parts in (tables, curves))
+    return pd.DataFrame(rows), latents, curve
+
+
+def matched_correlations(
+    saes: Mapping[Any, TopKSAE], matchings: Mapping[tuple, tuple[Matching, Matching]], x: Tensor
+) -> dict[tuple, np.ndarray]:
+    """Pearson correlation of each latent with the one that the decoder matches it with, over
+    tokens.
+
+    Args:
+        saes: by name.
+        matchings: of match_seeds.
+        x: activations [N, D].
+
+    Returns:
+        {pair: float64 [F]}; 0 where one of the two is constant, as a dead latent is.
+    """
+    matched = {
+        pair: torch.as_tensor(decoder.permutation) for pair, (decoder, _) in matchings.items()
+    }
+    squares: dict[Any, Tensor | float] = dict.fromkeys(saes, 0.0)
+    sums: dict[Any, Tensor | float] = dict.fromkeys(saes, 0.0)
+    products: dict[tuple, Tensor | float] = dict.fromkeys(matched, 0.0)
+    for part in x.split(TOKENS_AT_ONCE):
+        latents = {name: sae.encode(part).cpu().double() for name, sae in saes.items()}
+        for name, z in latents.items():
+            sums[name] += z.sum(0)
+            squares[name] += z.square().sum(0)
+        for (a, b), other in matched.items():
+            products[a, b] += (latents[a] * latents[b][:, other]).sum(0)
+    n = len(x)
+    found = {}
+    for (a, b), other in matched.items():
+        mean_a, mean_b = (torch.as_tensor(sums[name]) / n for name in (a, b))
+        spread_a, spread_b = (
+            (torch.as_tensor(squares[name]) / n - mean.square()).clamp_min(0).sqrt()
+            for name, mean in ((a, mean_a), (b, mean_b))
+        )
+        covariance = torch.as_tensor(products[a, b]) / n - mean_a * mean_b[other]
+        spread = spread_a * spread_b[other]
+        found[a, b] = torch.where(spread > 0, covariance / spread, 0.0).numpy()
+    return found
+
+
+def cosine_histogram(latents: pd.DataFrame, bins: ArrayLike) -> pd.DataFrame:
+    """How many latents of a corpus have which matched cosine, per pair of seeds on average.
+
+    Args:
+        latents: of compare_seeds, with a column `corpus`.
+        bins: edges.
+
+    Returns:
+        corpus, low, high (of the bin), alive and dead (latents per pair).
+    """
+    edges = np.asarray(bins)
+    parts = []
+    for corpus, part in latents.groupby("corpus", sort=False):
+        pairs = len(part[["seed_a", "seed_b"]].drop_duplicates())
+        alive = part.alive_both.astype(bool)
+        counts = {
+            name: np.histogram(part.decoder_cosine[chosen], edges)[0] / pairs
+            for name, chosen in (("alive", alive), ("dead", ~alive))
+        }
+        bounds = {"corpus": corpus, "low": edges[:-1], "high": edges[1:]}
+        parts.append(pd.DataFrame({**bounds, **counts}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _firing(sae):

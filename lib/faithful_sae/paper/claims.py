@@ -1,106 +1,96 @@
-"""The paper's claims as statements that measured rows agree or disagree with. Nothing is tuned
-until one holds.
+"""The paper's claims, and what a profile measures of them. Nothing is tuned until one holds.
 
-A claim is *not testable* where the profile lacks what it compares; otherwise the verdict is the
-statement's, evaluated on the numbers as they are. Differences are printed with what they are made
-of, so that a reader sees a close call. Models that would count and have not been measured are
-named; until they are, a verdict that they may change is one *so far*.
+Each claim names differences that should be above 0. Their intervals over seeds, rows and texts
+decide, by the one rule of verdicts.py. Language models that would count and have not been measured
+are named, and a verdict that they may change is not given.
 """
 
-import math
+from collections.abc import Callable
 
 import pandas as pd
 
-from faithful_sae.paper.tables import (
-    INSTRUCTION,
-    TASKS,
-    WEB,
+from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
+from faithful_sae.paper.estimates import (
+    ce_difference,
     ffr_values,
-    probing_means,
-    sae_corpora,
-    sfr_values,
+    pair_values,
+    probe_difference,
+    probe_estimates,
 )
+from faithful_sae.paper.tables import INSTRUCTION, TASKS, WEB, heading, sae_corpora
+from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import Run
 
-NOT_TESTABLE = "not testable"
-NOT_MEASURED = "not measured"
+# differences within which there is none, in the units of what is compared
+SHARE = 0.02
+NATS = 0.02
+PERCENT = 0.1
+MOST_COVERED = 90.0
+KL_LIMIT = 2.0
+CEILING = 0.99
 
 
 def claims(runs: list[Run]) -> pd.DataFrame:
-    """One row per claim: the statement, its section, what was measured, the verdict. Runs without
-    SAEs count for Table 1's alone.
+    """One row per claim: the statement, its section, and the columns of verdicts.judge. Runs
+    without SAEs count for Table 1's alone.
     """
     rows = [
         (
             "On faithful text SFR is higher than on each instruction corpus",
             "4.1, Table 2",
-            *_sfr(runs, INSTRUCTION, _highest),
+            _sfr(runs, INSTRUCTION),
         ),
         (
             "SFR is higher on a model's own text than on another model's",
             "5.2, Table 3",
-            *_sfr(runs, ("faithful-other",), _highest),
+            _sfr(runs, ("faithful-other",)),
         ),
         (
             "On web corpora SFR is at least that on faithful text, for most models",
             "5.3, Table 4",
-            *_sfr(runs, WEB, lambda p, others: min(others) >= p, needed=2, most=True),
+            _sfr(runs, WEB, needed=2, most=True, sign=-1),
         ),
         (
-            "Faithful text covers over 90 % of the vocabulary, for every model",
+            f"Faithful text covers over {MOST_COVERED:.0f} % of the vocabulary, for every model",
             "5.4, Table 1",
-            *_text(runs, "all_token_coverage", "{:.1f} %", lambda percent: percent > 90),
+            _text(runs, _coverage),
         ),
         (
-            "KL(model || dataset) of the first token stays below 2 for most models",
+            f"KL(model || dataset) of the first token stays below {KL_LIMIT:.0f} for most models",
             "5.4, Table 1",
-            *_text(runs, "kl", "{:.3f} nats", lambda kl: kl < 2, most=True),
+            _text(runs, _kl, most=True),
         ),
         (
             "Of the web SAEs FineWeb's has the highest CE difference off its own corpus",
             "5.5, Figure 5",
-            *_fineweb_ce(runs),
+            _fineweb_ce(runs),
         ),
         (
             "Probes read best from the faithful SAE's reconstruction in most cells",
             "5.6, Table 6",
-            *_probing(runs, TASKS, most=True),
+            _probing(runs, TASKS, most=True),
         ),
         (
             "On CoLA probes read best from the faithful SAE, for every model",
             "5.6, Table 6",
-            *_probing(runs, ("cola",), most=False),
+            _probing(runs, ("cola",), most=False),
         ),
-        ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", *_ffr(runs)),
+        ("The faithful SAE has the lowest FFR, for most models", "5.7, Table 7", _ffr(runs)),
     ]
-    return pd.DataFrame(rows, columns=["claim", "section", "measured", "verdict"])
+    return table_of([{"claim": c, "section": s, **judged} for c, s, judged in rows])
 
 
-def _verdict(found, runs, name, most=False) -> tuple[str, str]:
-    """What was measured, and the verdict.
+def _judge(runs, name, case, most=False, margin=0.0):
+    """The verdict on the models whose rows `name` are made, each a case or several.
 
     Args:
-        found: [(numbers in words, whether the claim holds for them)].
-        runs: the models that count, whether their rows `name` are made or not.
-        most: more than half of `found` must hold; otherwise all.
+        case: function of a run; its cases.
     """
     there = measured(runs, name)
     missing = [run.label for run in runs if run not in there]
-    waiting = [f"not measured: {', '.join(missing)}"] if missing else []
-    if not found and missing:
-        return waiting[0], NOT_MEASURED
-    if not found:
-        return "the profile has not what this compares", NOT_TESTABLE
-    held = sum(holds for _, holds in found)
-    agrees = held > len(found) / 2 if most else held == len(found)
-    verdict = "agrees" if agrees else "disagrees"
-    # of a claim on all models, one that does not hold is enough
-    settled = not missing or (not most and not agrees)
-    if not settled:
-        verdict += " so far"
-    texts = "; ".join([*(text for text, _ in found), *waiting])
-    return f"{held} of {len(found)}: {texts}", verdict
+    cases = [found for run in there for found in case(run)]
+    return judge(cases, missing, most, margin)
 
 
 def _comparable(runs, against, needed=1):
@@ -114,109 +104,135 @@ def _comparable(runs, against, needed=1):
     ]
 
 
-def _beside_faithful(label, values, against, holds, unit="", spread=""):
-    """A finding: the value of faithful text and those of the other roles `against`, in words, and
-    whether `holds` is true of them.
-
-    Args:
-        values: {role: value}.
-        holds: function of (faithful text's value, the others).
-    """
-    p = values["faithful"]
-    others = {role: values[role] for role in against if role in values and role != "faithful"}
-    rest = ", ".join(f"{role} {value:.3f}" for role, value in others.items())
-    return f"{label}: faithful {p:.3f}{spread}, {rest}{unit}", holds(p, others.values())
+def _by_role(run: Run) -> dict[str, str]:
+    """{role: name} of the corpora with SAEs that play one."""
+    return {corpus.role: name for name, corpus in sae_corpora(run).items() if corpus.role}
 
 
-def _highest(p, others):
-    return p > max(others)
-
-
-def _lowest(p, others):
-    return p < min(others)
-
-
-def _sfr(runs, against, holds, needed=1, most=False):
-    """The standard error is that of one SFR."""
-    runs = _comparable(runs, against, needed)
+def _against(
+    run: Run,
+    against: tuple[str, ...],
+    difference: Callable[[str, str], Estimate],
+    sign: int,
+    digits: int = 3,
+    chosen: str = "faithful",
+) -> tuple[Difference, ...]:
+    """What one corpus's number is above each of the others', or (sign -1) these above its."""
+    names = _by_role(run)
     found = []
-    for run in measured(runs, "sfr"):
-        assert run.sae
-        values = sfr_values([run])[run.name]
-        p = values["faithful"]
-        error = math.sqrt(max(p * (1 - p), 0) / run.sae.d_sae)
-        spread = f" (binomial s.e. {error:.3f})"
-        found.append(_beside_faithful(run.label, values, against, holds, spread=spread))
-    return _verdict(found, runs, "sfr", most)
+    for role in against:
+        if role in names and role != chosen:
+            ends = heading(run, names[chosen]), heading(run, names[role])
+            estimate = difference(names[chosen], names[role])
+            above, below = ends if sign > 0 else ends[::-1]
+            signed = estimate if sign > 0 else estimate.negative()
+            found.append(Difference(f"{above} over {below}", signed, digits))
+    return tuple(found)
 
 
-def _text(runs, column, words, holds, most=False):
+def _sfr(runs, against, needed=1, most=False, sign=1):
+    def case(run):
+        values = pair_values(run)
+
+        def difference(a, b):
+            return mean_over_seeds(values[a], values[b])
+
+        own = mean_over_seeds(values[_by_role(run)["faithful"]])
+        words = f"faithful {own.value:.3f}"
+        return [Case(run.label, _against(run, against, difference, sign), words=words)]
+
+    return _judge(_comparable(runs, against, needed), "sfr", case, most, SHARE)
+
+
+def _text(runs, case, most=False):
     """Of the faithful dataset."""
-    found = [
-        (f"{run.label} {words.format(value)}", holds(value))
-        for run in measured(runs, "dataset")
-        for value in read_rows(run, "dataset")[column]
-    ]
-    return _verdict(found, runs, "dataset", most)
+
+    def cases(run):
+        (row,) = read_rows(run, "dataset").to_dict("records")
+        return [case(run.label, row)]
+
+    return _judge(runs, "dataset", cases, most)
+
+
+def _coverage(label, row):
+    words = f"{row['all_token_coverage']:.1f} %"
+    limit = row["pretraining_coverage"]
+    if pd.notna(limit):
+        words += f", and {row['relative_coverage']:.1f} % of what its training text has"
+    covered = row["all_token_coverage"] > MOST_COVERED
+    excluded = None
+    if limit <= MOST_COVERED:
+        excluded = f"no text can tell: even the model's training text covers {limit:.1f} %"
+    return Case(label, fact=covered, words=words, excluded=excluded)
+
+
+def _kl(label, row):
+    expected, spread = row["expected_kl"], row["expected_kl_sd"]
+    words = f"{row['kl']:.3f} nats, perfect sampling {expected:.3f} ± {spread:.3f}"
+    excluded = None
+    if abs(expected - KL_LIMIT) > 2 * spread:
+        excluded = "it is decided by the number of documents, not by what they are"
+    return Case(label, fact=row["kl"] < KL_LIMIT, words=words, excluded=excluded)
 
 
 def _fineweb_ce(runs):
-    # on corpora that are none of the three's own, so that all three are averaged over the same
-    runs = [
-        run
-        for run in _comparable(runs, WEB, needed=2)
-        if {*run.fidelity.corpora} - {*_web_corpora(run)}
-    ]
-    found = []
-    for run in measured(runs, "fidelity"):
-        assert run.sae
-        roles = _web_corpora(run)
-        rows = read_rows(run, "fidelity")
-        rows = rows.loc[
-            (rows.seed == run.sae.seeds[0])
-            & ~rows.include_bos
-            & rows.trained_on.isin(roles)
-            & ~rows.evaluated_on.isin(roles)
-        ]
-        means = rows.groupby("trained_on").ce_diff.mean().rename(roles)
-        text, _ = _beside_faithful(run.label, means, WEB, _highest, " nats")
-        found.append((text, means.idxmax() == "fineweb"))
-    return _verdict(found, runs, "fidelity")
+    def elsewhere(run):
+        own = {name for role, name in _by_role(run).items() if role in WEB}
+        # on corpora that are none of the three's own, so that all three are averaged over the same
+        return [name for name in run.fidelity.corpora if name not in own]
 
+    def case(run):
+        def difference(a, b):
+            return ce_difference(run, elsewhere(run), a, b)
 
-def _web_corpora(run):
-    """{name: role} of the web corpora with SAEs."""
-    return {name: corpus.role for name, corpus in sae_corpora(run).items() if corpus.role in WEB}
+        return [Case(run.label, _against(run, WEB, difference, 1, chosen="fineweb"))]
+
+    runs = [run for run in _comparable(runs, WEB, needed=2) if elsewhere(run)]
+    return _judge(runs, "fidelity", case, margin=NATS)
 
 
 def _probing(runs, task_roles, most):
+    def case(run):
+        return [
+            _probe_case(run, name) for name, task in run.tasks.items() if task.role in task_roles
+        ]
+
     runs = [
         run
         for run in _comparable(runs, WEB)
         if {task.role for task in run.tasks.values()} & {*task_roles}
     ]
-    found = []
-    means = probing_means(runs)
-    for run in measured(runs, "probing"):
-        roles = _web_corpora(run)
-        for name, task in run.tasks.items():
-            part = means.loc[
-                (means.run == run.name)
-                & (means.task == name)
-                & (means.representation == "reconstruction")
-                & means.corpus.isin(roles)
-            ]
-            if task.role in task_roles and len(part):
-                values = part.set_index("corpus").accuracy.rename(roles)
-                found.append(_beside_faithful(f"{run.label}, {name}", values, WEB, _highest))
-    return _verdict(found, runs, "probing", most)
+    return _judge(runs, "probing", case, most, SHARE)
+
+
+def _probe_case(run, task):
+    """One cell; not testable where the probe on the activations themselves reads no more than
+    chance, or all there is.
+    """
+
+    def difference(a, b):
+        return probe_difference(run, task, a, b)
+
+    (baseline,) = probe_estimates(run, task, "baseline").values()
+    rows = read_rows(run, "probing")
+    chance = rows.loc[rows.task == task, ["chance", "majority"]].max(axis=None)
+    low, high = baseline.interval()
+    excluded = None
+    if low <= chance:
+        excluded = f"its baseline, {baseline.value:.3f}, is no better than chance"
+    elif high > CEILING:
+        excluded = f"its baseline, {baseline.value:.3f}, leaves no room above"
+    name = f"{run.label}, {task}"
+    return Case(name, _against(run, WEB, difference, 1), excluded=excluded)
 
 
 def _ffr(runs):
-    runs = _comparable(runs, WEB)
-    values = ffr_values(runs)
-    found = [
-        _beside_faithful(run.label, values[run.name], WEB, _lowest, " %")
-        for run in measured(runs, "ffr")
-    ]
-    return _verdict(found, runs, "ffr", most=True)
+    def case(run):
+        values = ffr_values(run)
+
+        def difference(a, b):
+            return mean_over_seeds(values[a], values[b])
+
+        return [Case(run.label, _against(run, WEB, difference, -1, digits=2))]
+
+    return _judge(_comparable(runs, WEB), "ffr", case, most=True, margin=PERCENT)

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_columns, write_csv
+from faithful_sae.paper.estimates import HALF
 from faithful_sae.paper.plots.style import as_written
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
@@ -117,8 +118,8 @@ def save_table(
     folder = runs[0].figures
     note = _note(exhibit, runs)
     write_csv(folder / f"{stem}.csv", table)
-    shown = table.map(lambda value: _cell(value, digits))
-    shown.columns = [str(column).replace("_", " ") for column in table.columns]
+    shown = _with_intervals(table.map(lambda value: _cell(value, digits)))
+    shown.columns = [str(column).replace("_", " ") for column in shown.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
     said = _note(exhibit, runs, shown=_literal)
     _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {said}\n\n{markdown}\n")
@@ -127,6 +128,16 @@ def save_table(
     _write(folder / f"{stem}.tex", tex)
     _provenance(exhibit, runs, stem)
     return table
+
+
+def _with_intervals(shown):
+    """Columns `x ±`, which hold halves of intervals, behind their numbers: 0.547 ± 0.010."""
+    halves = [column for column in shown if str(column).endswith(HALF)]
+    for half in halves:
+        number = half.removesuffix(HALF)
+        known = shown[half] != ""
+        shown.loc[known, number] += " ± " + shown.loc[known, half]
+    return shown.drop(columns=halves)
 
 
 def _cell(value, digits):

@@ -4,13 +4,29 @@ Columns are the paper's corpora; which corpus of a run plays which role its YAML
 exhibit `corpora` shows). A trained corpus without a role gets a column of its own in Tables 4 and
 7. `source` is `here` or `paper`. A run whose rows have not been made, or with other parameters, is
 left out: `exhibits.unmeasured` names it.
+
+A column `x ±` is half of the 95 % interval of x (estimates.py); it is empty where the seeds are too
+few for one, and for the paper, which gives none.
 """
 
+import itertools
+import math
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from faithful_sae.metrics.uncertainty import Estimate
+from faithful_sae.paper.estimates import (
+    HALF,
+    ffr_estimates,
+    pair_values,
+    probe_estimates,
+    rank_correlation,
+    sfr_estimates,
+)
+from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import ROLES, Corpus, Run
@@ -33,6 +49,7 @@ ROLE_NAMES = {
     "yelp": "Yelp",
     "agnews": "AG News",
 }
+PAPERS_SEEDS = (42, 49)  # Table 5
 Record = dict[str, Any]  # a row of a table
 
 
@@ -100,6 +117,7 @@ def corpora_table(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         used = _training_text(run)
+        ce = _cross_entropies(run)
         for name, corpus in run.corpora.items():
             row: Record = {
                 "model": run.label,
@@ -109,8 +127,7 @@ def corpora_table(runs: list[Run]) -> pd.DataFrame:
                 "training tokens": pd.NA,
                 "passes": pd.NA,
             }
-            if name in used:
-                row |= used[name]
+            row |= ce.get(name, {}) | used.get(name, {})
             if name in run.published:
                 source = run.published[name]
                 parts = (source.path, source.hub, source.folder)
@@ -122,6 +139,18 @@ def corpora_table(runs: list[Run]) -> pd.DataFrame:
             plays = ROLE_NAMES.get(task.role or "", "")
             rows.append({"model": run.label, "name": name, "plays": plays, "text": text})
     return pd.DataFrame(rows)
+
+
+def _cross_entropies(run):
+    """{corpus: the model's own CE on it, as packed and, of its own text, as sampled}."""
+    if not measured([run], "corpus_ce"):
+        return {}
+    found = {}
+    for row in read_rows(run, "corpus_ce").to_dict("records"):
+        found[row["corpus"]] = {"CE": row["ce"], f"CE{HALF}": 1.96 * row["error"]}
+        if not math.isnan(row.get("ce_as_sampled", math.nan)):
+            found[row["corpus"]]["CE as sampled"] = row["ce_as_sampled"]
+    return found
 
 
 def _training_text(run):
@@ -159,34 +188,28 @@ def table1(runs: list[Run]) -> pd.DataFrame:
         "tokens",
         "vocab_size",
         "all_token_coverage",
+        "pretraining_coverage",
+        "relative_coverage",
         "first_token_coverage",
+        "expected_first_token_coverage",
         "kl",
+        "expected_kl",
         "missing_mass",
+        "expected_missing_mass",
     ]
     records = [] if rows is None else rows.loc[:, kept].to_dict("records")
-    return beside(records, runs, exhibits()["table1"].numbers)
+    table = beside(records, runs, exhibits()["table1"].numbers)
+    whole = {name: "Int64" for name in ("tokens", "vocab_size") if name in table}
+    return table.astype(whole)
 
 
-def sfr_values(runs: list[Run], column: str = "sfr") -> dict[str, dict[str, float]]:
-    """{run name: {role or corpus name: SFR}}, averaged over the pairs of seeds."""
-    return _means(runs, "sfr", column)
-
-
-def ffr_values(runs: list[Run], column: str = "ffr") -> dict[str, dict[str, float]]:
-    """{run name: {role or corpus name: FFR in percent}}, averaged over seeds (paper 4)."""
-    return _means(runs, "ffr", column)
-
-
-def _means(runs, name, column):
-    means = {}
-    for run in measured(runs, name):
-        rows = read_rows(run, name).groupby("corpus", sort=False)
-        means[run.name] = _by_role(run, rows[column].mean())
-    return means
-
-
-def _by_role(run, values):
-    return {_column(run, corpus): float(value) for corpus, value in values.items()}
+def _cells(run: Run, estimates: dict[str, Estimate], digits_of: str = "") -> Record:
+    """{column: value, column ±: half of its interval} by role, or name."""
+    record: Record = {}
+    for corpus, estimate in estimates.items():
+        column = f"{_column(run, corpus)}{digits_of}"
+        record |= {column: estimate.value, f"{column}{HALF}": estimate.half_width()}
+    return record
 
 
 def _column(run, corpus):
@@ -206,50 +229,148 @@ def columns_without_role(runs: list[Run]) -> set[str]:
     }
 
 
+def _papers_pair(values):
+    """SFR of the paper's own two seeds, where they are among a corpus's; NaN otherwise."""
+    return values.get(PAPERS_SEEDS, values.get(PAPERS_SEEDS[::-1], math.nan))
+
+
 def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.DataFrame:
-    """Tables 2 and 4: SFR by role, then over latents alive in both SAEs, and the share of dead
-    latents.
+    """Tables 2 and 4: SFR by role over all pairs of seeds, and of the paper's own pair alone.
 
     Args:
         table_id: of Table 2, or of Table 4, which shows corpora without a role as well.
         roles: the columns.
     """
-    variants = {
-        "": "sfr",
-        ", alive": "sfr_alive",
-        ", dead share": "dead",
-        ", > instead of >=": "sfr_strict",
-        ", encoder+decoder": "sfr_encoder_decoder",
-    }
-    values = {suffix: sfr_values(runs, column) for suffix, column in variants.items()}
     rows = []
     for run in measured(runs, "sfr"):
         shown = {*roles, *(columns_without_role([run]) if table_id == "table4" else ())}
-        own = [role for role in values[""][run.name] if role in shown]
-        if own:
-            row = {"model": run.label}
-            for suffix, of in values.items():
-                row |= {f"{role}{suffix}": of[run.name][role] for role in own}
-            rows.append(row)
-    return beside(rows, runs, exhibits()[table_id].numbers)
+        estimates = {
+            corpus: estimate
+            for corpus, estimate in sfr_estimates(run).items()
+            if _column(run, corpus) in shown
+        }
+        if estimates:
+            assert run.sae
+            row = {"model": run.label, "seeds": len(run.sae.seeds), **_cells(run, estimates)}
+            values = pair_values(run)
+            pair = ", seeds {} and {}".format(*PAPERS_SEEDS)
+            rows.append(
+                row | {f"{_column(run, c)}{pair}": _papers_pair(values[c]) for c in estimates}
+            )
+    return _whole(beside(rows, runs, exhibits()[table_id].numbers))
+
+
+def _whole(table):
+    """Numbers of seeds as whole numbers, beside rows that have none."""
+    return table.astype({"seeds": "Int64"}) if "seeds" in table else table
 
 
 def table3(runs: list[Run]) -> pd.DataFrame:
     """SFR by target model and source of its faithful text."""
     rows = []
     labels = {run.name: run.label for run in runs}
-    sfr = sfr_values(runs)
     for run in measured(runs, "sfr"):
-        for corpus in sae_corpora(run).values():
-            if corpus.faithful and corpus.role in sfr[run.name]:
+        estimates = sfr_estimates(run)
+        values = pair_values(run)
+        for name, corpus in sae_corpora(run).items():
+            if corpus.faithful and corpus.role:
                 source = run.label if corpus.faithful == "self" else labels[corpus.faithful]
-                rows.append((run.label, source, "here", sfr[run.name][corpus.role]))
+                found = estimates[name]
+                rows.append(
+                    {
+                        "target": run.label,
+                        "text from": source,
+                        "source": "here",
+                        "seeds": found.seeds,
+                        "sfr": found.value,
+                        f"sfr{HALF}": found.half_width(),
+                        "sfr, seeds {} and {}".format(*PAPERS_SEEDS): _papers_pair(values[name]),
+                    }
+                )
     paper = exhibits()["table3"]
-    for key, values in paper.numbers.items():
-        for role, value in values.items():
+    for key, numbers in paper.numbers.items():
+        for role, value in numbers.items():
             source = key if role == "faithful" else paper.other_model[key]
-            rows.append((paper_models()[key], paper_models()[source], "paper", value))
-    return pd.DataFrame(rows, columns=["target", "text from", "source", "sfr"])
+            target = paper_models()[key]
+            row = {"target": target, "text from": paper_models()[source], "source": "paper"}
+            rows.append(row | {"sfr": value})
+    return _whole(pd.DataFrame(rows))
+
+
+def shared_features(runs: list[Run]) -> pd.DataFrame:
+    """What seeds have in common, by every measure: one row per model and corpus.
+
+    SFR, over all latents (the paper's), over latents alive in both SAEs, by encoder and decoder
+    together (Paulo and Belrose 2025), above instead of at least 0.7 (the authors' code); PW-MCC,
+    which needs no threshold, of decoder, encoder and activations; the share of dead latents.
+    """
+    columns = {
+        "SFR": "sfr",
+        "SFR, alive": "sfr_alive",
+        "SFR, encoder and decoder": "sfr_encoder_decoder",
+        "SFR, > for >=": "sfr_strict",
+        "PW-MCC decoder": "mean_cosine",
+        "PW-MCC encoder": "mean_encoder_cosine",
+        "PW-MCC activations": "mean_correlation",
+        "dead": "dead",
+    }
+    rows = []
+    for run in measured(runs, "sfr"):
+        found = {title: sfr_estimates(run, column) for title, column in columns.items()}
+        for corpus, one in found["SFR"].items():
+            row: Record = {"model": run.label, "corpus": heading(run, corpus), "seeds": one.seeds}
+            for title, estimates in found.items():
+                row |= {title: estimates[corpus].value}
+                if title != "dead":
+                    row |= {f"{title}{HALF}": estimates[corpus].half_width()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def mechanism(runs: list[Run]) -> pd.DataFrame:
+    """Does text that the model predicts worse lower SFR? The rank correlation of the two over the
+    corpora of each model, and the verdict on it; p_corpora is exact, over all orders of the
+    corpora.
+    """
+    rows = []
+    for run in with_mechanism(runs):
+        found = rank_correlation(run)
+        ce = read_rows(run, "corpus_ce").set_index("corpus").ce
+        sfr = {name: e.value for name, e in sfr_estimates(run).items()}
+        lower = Difference("minus rank correlation", found.negative(), digits=2)
+        judged = judge([Case(run.label, (lower,))])
+        rows.append(
+            {
+                "model": run.label,
+                "statement": "The worse the model predicts a text, the lower is its SFR",
+                "corpora": len(sfr),
+                "rank correlation": found.value,
+                f"rank correlation{HALF}": found.half_width(),
+                "p_corpora": _order_p([ce[name] for name in sfr], list(sfr.values())),
+                **judged,
+            }
+        )
+    return table_of(rows) if rows else pd.DataFrame(columns=["model", "statement", "verdict"])
+
+
+def with_mechanism(runs: list[Run]) -> list[Run]:
+    """The runs of which both SFR and the model's own CE are measured."""
+    trained = [run for run in runs if run.sae]
+    return [run for run in measured(trained, "sfr") if measured([run], "corpus_ce")]
+
+
+def _order_p(ce, sfr):
+    """One-sided p of a rank correlation as low as this, over all orders (of many corpora, over
+    10,000 of them).
+    """
+    x, y = (np.argsort(np.argsort(values)) for values in (ce, sfr))
+    n = len(x)
+    if math.factorial(n) <= 50_000:
+        orders = np.array(list(itertools.permutations(range(n))))
+    else:
+        rng = np.random.default_rng(0)
+        orders = np.array([rng.permutation(n) for _ in range(10_000)])
+    return float(((x[orders] * y).sum(1) <= (x * y).sum()).mean())
 
 
 def table5(runs: list[Run]) -> pd.DataFrame:
@@ -294,28 +415,6 @@ def probing_means(runs: list[Run]) -> pd.DataFrame:
     return means.reset_index()
 
 
-def probing_figure_data(runs: list[Run]) -> pd.DataFrame:
-    """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and
-    corpora by their headings.
-    """
-    means = probing_means(runs)
-    parts = [means.head(0)]
-    for run in measured(runs, "probing"):
-        shown = {
-            name: heading(run, name)
-            for name, corpus in sae_corpora(run).items()
-            if corpus.role in (*WEB, None)
-        }
-        titles = {
-            name: f"{name} ({ROLE_NAMES[task.role]})" if task.role else name
-            for name, task in run.tasks.items()
-        }
-        here = means.corpus.isna() | means.corpus.isin(shown)
-        part = means.loc[(means.run == run.name) & here]
-        parts.append(part.assign(corpus=part.corpus.map(shown), task=part.task.map(titles)))
-    return pd.concat(parts, ignore_index=True)
-
-
 def table6(runs: list[Run]) -> pd.DataFrame:
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
     appendix C.1.
@@ -338,8 +437,14 @@ def table6(runs: list[Run]) -> pd.DataFrame:
         for name, task in run.tasks.items():
             part = means.loc[(means.run == run.name) & (means.task == name)]
             baseline = part.loc[part.representation == "baseline", "accuracy"]
-            reconstruction = part.loc[part.representation == "reconstruction"]
-            accuracy = _by_role(run, reconstruction.set_index("corpus").accuracy)
+            accuracy = _cells(
+                run,
+                {
+                    corpus: estimate
+                    for corpus, estimate in probe_estimates(run, name, "reconstruction").items()
+                    if _column(run, corpus) in columns
+                },
+            )
             rows.append(
                 {
                     "model": run.label,
@@ -347,7 +452,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                     "task": name,
                     "plays": ROLE_NAMES.get(task.role or "", ""),
                     "baseline": baseline.iloc[0],
-                    **{role: value for role, value in accuracy.items() if role in columns},
+                    **accuracy,
                 }
             )
             counterpart = (run.beside or "", task.role or "")
@@ -359,23 +464,23 @@ def table6(runs: list[Run]) -> pd.DataFrame:
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:
-    """FFR in percent, by the paper's definition (activation > 0) and the authors' code's (> 1)."""
-    ffr = ffr_values(runs)
-    authors = ffr_values(runs, "ffr_authors")
+    """FFR in percent: by the paper's definition (activation > 0 on uniform ids), on ids alone that
+    the model's own text has, and by the authors' code (activation > 1).
+    """
     rows = []
     for run in measured(runs, "ffr"):
         columns = {*WEB, *columns_without_role([run])}
-        own = [role for role in ffr[run.name] if role in columns]
-        rows.append(
-            {"model": run.label}
-            | {role: ffr[run.name][role] for role in own}
-            | {f"{role}, activation > 1": authors[run.name][role] for role in own}
-        )
-    return beside(rows, runs, exhibits()["table7"].numbers)
-
-
-def bars_data(table: pd.DataFrame, roles: Collection[str]) -> pd.DataFrame:
-    """A table of SFR by role in long form, for the bar figures: model, source, corpus, sfr."""
-    columns = [column for column in table.columns if column in roles]
-    long = table.melt(["model", "source"], columns, "corpus", "sfr").dropna(subset="sfr")
-    return long.assign(corpus=long.corpus.map(lambda role: ROLE_NAMES.get(role, role)))
+        row: Record = {"model": run.label}
+        for suffix, column in (
+            ("", "ffr"),
+            (", ids that occur", "ffr_occurring"),
+            (", activation > 1", "ffr_authors"),
+        ):
+            own = {
+                corpus: estimate
+                for corpus, estimate in ffr_estimates(run, column).items()
+                if _column(run, corpus) in columns
+            }
+            row |= {"seeds": max(e.seeds for e in own.values())} | _cells(run, own, suffix)
+        rows.append(row)
+    return _whole(beside(rows, runs, exhibits()["table7"].numbers))

@@ -24,6 +24,7 @@ the two sides; and Holm's over all statements of a table.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,7 @@ class Case:
 
 def judge(
     cases: Sequence[Case], missing: Sequence[str] = (), most: bool = False, margin: float = 0.0
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The verdict on one statement, as the columns of a table.
 
     Args:
@@ -126,7 +127,7 @@ def judge(
         (NA where none is undecided, or where no number of seeds would do); p, and verdict.
     """
     words = [*map(str, cases), *([f"not measured: {', '.join(missing)}"] if missing else [])]
-    row: dict[str, object] = {"measured": "; ".join(words), "verdict": _verdict(cases, missing)}
+    row: dict[str, Any] = {"measured": "; ".join(words), "verdict": _verdict(cases, missing)}
     counted = [case for case in cases if case.excluded is None]
     if not counted:
         row["measured"] = row["measured"] or "the profile has not what this compares"
@@ -200,7 +201,7 @@ def _p(sides, waiting, most):
     return float(min(1.0, 2 * min(p)))
 
 
-def table_of(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
+def table_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Judged statements, each a dict of its own columns and those of `judge`, with Holm's p."""
     table = pd.DataFrame(rows)
     own = [column for column in table if column not in COLUMNS]

@@ -26,15 +26,16 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import run_first
 from faithful_sae.runs.schema import Run, plain
-from faithful_sae.stages.model import model_key, open_model
+from faithful_sae.stages.model import heldout_text, model_key, open_model
 from faithful_sae.stages.s01_generate_faithful import TEXT, text_disk
 from faithful_sae.stages.text import commit, files, text_hash
 from faithful_sae.text.packing import (
+    Cut,
     Ids,
     TokenRows,
     pack,
     rows_disk,
-    tokenize,
+    text_tokens,
     without_end,
 )
 from faithful_sae.text.read import CorpusError, read_ids
@@ -201,18 +202,35 @@ def corpus_rows(
             f"too few for training and held-out rows (heldout = {run.heldout}): give more text or "
             "a shorter sequence_length"
         )
-    return TokenRows(name, rows[:-heldout], rows[-heldout:], rows_key(run, folder))
+    train, held_out = rows[:-heldout], rows[-heldout:]
+    if _pretraining(run, name):
+        # the end of `rows` is what the language model itself was trained on
+        n_train, held_out = heldout_text(run)
+        train, held_out = train[:n_train], held_out[:heldout]
+    return TokenRows(name, train, held_out, rows_key(run, name))
 
 
-def rows_key(run: Run, folder: Path) -> str:
-    """`TokenRows.key` of a folder of packed rows."""
-    return digest([file_hash(folder), run.heldout])
+def _pretraining(run, name):
+    """Whether a corpus is the text that the run's language model is trained on here."""
+    return bool(run.embedded) and name == run.embedded.corpus
+
+
+def rows_key(run: Run, name: str) -> str:
+    """`TokenRows.key` of a corpus whose rows are packed."""
+    heldout = model_key(run) if _pretraining(run, name) else run.heldout
+    return digest([file_hash(run.artifacts / "corpora" / name), heldout])
 
 
 def _faithful_ids(
     documents: Iterable[np.ndarray], tokenizer: Any, lm: LanguageModel, vocabulary: str
-) -> Iterator[Ids]:
+) -> Iterator[Ids | Cut]:
+    sampled = without_end(documents, {tokenizer.bos_token_id, tokenizer.eos_token_id})
     if digest(tokenizer.get_vocab()) == vocabulary:
-        return without_end(documents, {lm.bos_id, lm.tokenizer.eos_token_id})
-    texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in documents)
-    return tokenize(texts, lm.tokenizer)
+        yield from sampled
+        return
+    for document in sampled:
+        cut = isinstance(document, Cut)
+        text = tokenizer.decode(document.ids if cut else document, skip_special_tokens=True)
+        (ids,) = text_tokens([text], lm.tokenizer)
+        if ids:
+            yield Cut(ids) if cut else ids

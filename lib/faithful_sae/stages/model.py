@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from faithful_sae.files import MissingInputError, file_hash, is_current, locked, seal, write_csv
@@ -22,6 +24,9 @@ from faithful_sae.runs.schema import Model, Run
 from faithful_sae.stages.s01_generate_faithful import LANGUAGE_MODEL
 from faithful_sae.stages.text import documents, text_hash
 from faithful_sae.text import hub, packing
+
+# beside an embedded model's weights: held-out rows, and how often each token was trained on
+TEXT_FILE = "text.safetensors"
 
 
 def model_commit(run: Run) -> str | None:
@@ -151,7 +156,31 @@ def _train(run, e, folder, made):
         "ce_5gram": five_gram,
     }
     write_csv(folder / "evaluation.csv", pd.DataFrame([evaluation]))
+    counts = np.bincount(train_rows.ravel(), minlength=e.vocab_size)
+    save_file({"heldout": heldout_rows, "counts": counts}, folder / TEXT_FILE)
     seal(folder, made.key, made.record(seconds=time.time() - start))
+
+
+def heldout_text(run: Run) -> tuple[int, np.ndarray]:
+    """What an embedded model has not seen of its corpus.
+
+    Returns:
+        (how many rows of sequence_length lie wholly in its training text, held-out rows int32 [R,
+        sequence_length] from behind it).
+    """
+    e = run.embedded
+    text = load_file(run.artifacts / "lm" / TEXT_FILE)
+    seen = int(text["counts"].sum()) // e.context * (e.context - 1)
+    return seen // (run.sequence_length - 1), text["heldout"][:, : run.sequence_length]
+
+
+def pretraining_counts(run: Run) -> np.ndarray | None:
+    """int64 [V]: how often each token stands in an embedded model's training text; None of a model
+    whose training text is not known.
+    """
+    if not run.embedded:
+        return None
+    return load_file(run.artifacts / "lm" / TEXT_FILE)["counts"]
 
 
 def count_parameters(folder: str | Path) -> int:

@@ -128,6 +128,17 @@ def check_corpora(run: Run, need: Need, at: str, names: tuple[str, ...]) -> bool
     return some and once and all(there)
 
 
+def check_seeds(run: Run, need: Need, at: str, seeds: tuple[int, ...] | None) -> None:
+    """Note seeds of a measurement that no SAEs are trained with, or that come twice."""
+    if seeds is None:
+        return
+    known = ", ".join(map(str, run.sae.seeds))
+    for seed in seeds:
+        need(seed in run.sae.seeds, at, f"holds {seed}, which is not in sae.seeds ({known})")
+    once = seeds and len(set(seeds)) == len(seeds)
+    need(once, at, "must hold at least one seed, and none twice; null: all of sae.seeds")
+
+
 # what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own
 # entry of sae.published) those that are read, whose tokens and batches are for measuring them
 WHERE = ("layer", "threads", "dtype", "device")

@@ -1,12 +1,14 @@
 """03: the shared feature ratio of every corpus."""
 
+from typing import Any
+
 import pandas as pd
 
-from faithful_sae.lm.architectures import Shape
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Run, Section, key
-from faithful_sae.runs.stage import Memory, SAEs, Stage
-from faithful_sae.stages.budget import saes_bytes
+from faithful_sae.runs.schema import Count, Run, Section, key
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
+from faithful_sae.stages.budget import count_saes, group_bytes, reading_bytes, saes_bytes
 
 
 class SFR(Section):
@@ -19,38 +21,81 @@ class SFR(Section):
         ge=0,
         lt=1,
     )
+    tokens: Count = key(
+        "held-out tokens on which latents are correlated, at most", 8192, unit="tokens"
+    )
 
 
 class SharedFeatureRatio(Stage):
     sections = {"sfr": SFR}
     paper = True
-    rows = ("sfr", "matching")
+    rows = ("sfr", "matching", "sfr_curve")
     reads = ("saes",)
-    parameters = ("threads",)
+    parameters = (*MODEL, *ROWS_OF_TEXT, "layer", "sae.include_bos", "sae.lm_batch_rows")
     lower = "sae.d_sae"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return run.sae.train_on if run.sae else ()
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.matching import matching_bytes
+        from faithful_sae.metrics.sfr import TOKENS_AT_ONCE
 
-        matching = matching_bytes(shape.d_model, run.sae.d_sae, len(run.sae.seeds))
-        return Memory(0, saes_bytes(run, shape) + matching, weights=False)
+        s = run.sae
+        latents = 2 * 4 * TOKENS_AT_ONCE * s.d_sae
+        matching = matching_bytes(shape.d_model, s.d_sae, len(s.seeds))
+        kept = len(s.seeds) * 8 * TOKENS_AT_ONCE * s.d_sae
+        device = weights(shape) + saes_bytes(run, shape) + group_bytes(run, shape) + latents
+        return Memory(device, reading_bytes(run) + matching + kept)
+
+    def tokens(self, run: Run) -> int:
+        return len(run.sae.train_on) * run.sfr.tokens
+
+    def seconds(self, run: Run, rates: Any) -> float:
+        """Of the correlations; the matching is timed by nothing here, and takes about as long."""
+        encoded = count_saes(run) * run.sfr.tokens * rates.encode_token(dense=True)
+        return self.tokens(run) * rates.read_token() + encoded
 
 
-def seed_comparison(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Match the seeds of every corpus; writes rows `sfr` (one per corpus and pair) and `matching`
-    (one per latent), and returns both.
+def seed_comparison(
+    run: Run, saes: SAEs, lm: Any
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Match the seeds of every corpus; writes and returns rows `sfr` (one per corpus and pair),
+    `matching` (one per latent) and `sfr_curve` (one per threshold).
     """
     from faithful_sae.metrics import sfr
 
+    names = ("sfr", "matching", "sfr_curve")
     parts = []
     for name in run.sae.train_on:
         pair = {seed: saes[name, seed] for seed in run.sae.seeds}
-        tables = sfr.compare_seeds(pair, run.sfr.threshold, run.sfr.dead_below)
+        x = heldout_activations(run, name, lm, run.sfr.tokens)
+        tables = sfr.compare_seeds(pair, x, run.sfr.threshold, run.sfr.dead_below)
         parts.append([table.assign(corpus=name) for table in tables])
-    rows, latents = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
-    write_rows(run, "sfr", rows)
-    write_rows(run, "matching", latents)
-    return rows, latents
+    rows, latents, curve = (
+        pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)
+    )
+    for name, table in zip(names, (rows, latents, curve), strict=True):
+        write_rows(run, name, table)
+    return rows, latents, curve
+
+
+def heldout_activations(run: Run, name: str, lm: Any, n_tokens: int) -> Any:
+    """Activations float32 [<= n_tokens, D] of the first held-out tokens of a corpus, BOS among them
+    where SAEs are trained on it.
+    """
+    import torch
+
+    from faithful_sae.sae.activations import rows_in_batches, token_activations
+    from faithful_sae.stages.corpus import corpus
+
+    wanted = -(-n_tokens // (run.sequence_length - 1))
+    rows = corpus(run, name, lm).heldout[:wanted]
+    parts = [
+        token_activations(lm, ids, run.sae.include_bos)
+        for ids in rows_in_batches(rows, run.sae.lm_batch_rows)
+    ]
+    return torch.cat(parts)[:n_tokens].float()
 
 
 STAGE = SharedFeatureRatio()

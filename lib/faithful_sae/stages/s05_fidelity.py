@@ -1,16 +1,18 @@
 """05: fidelity of every SAE on every evaluation corpus."""
 
+import itertools
 import math
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Count, Names, Need, Run, Section, key
+from faithful_sae.runs.schema import Count, Ints, Names, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
-from faithful_sae.stages.s02_train_sae import check_corpora
+from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 
 SHORT = 0.5  # seconds for which its passes are timed
 
@@ -24,31 +26,39 @@ class Fidelity(Section):
         "train: the authors took the first rows of the training split", "heldout"
     )
     batch_rows: Count = key("rows per forward pass, each with all its logits", 16)
+    seeds: Ints | None = key("those of sae.seeds that are measured; null: all", None)
+    ce_rows: Count = key("held-out rows of each corpus for the model's own cross-entropy", 256)
 
     def check(self, run: Run, need: Need) -> None:
         check_corpora(run, need, "fidelity.corpora", self.corpora)
+        check_seeds(run, need, "fidelity.seeds", self.seeds)
 
 
 class FidelityMatrix(Stage):
     sections = {"fidelity": Fidelity}
     paper = True
-    rows = ("fidelity",)
+    rows = ("fidelity", "fidelity_rows", "corpus_ce")
     reads = ("saes",)
     parameters = (*MODEL, *ROWS_OF_TEXT, "layer")
     lower = "fidelity.batch_rows"
 
     def corpora(self, run: Run) -> tuple[str, ...]:
-        return run.fidelity.corpora if run.fidelity else ()
+        if not run.fidelity:
+            return ()
+        return tuple(dict.fromkeys((*run.sae.train_on, *run.fidelity.corpora)))
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         batch = run.fidelity.batch_rows * run.sequence_length
         logits = batch * shape.vocab_size * LOGIT
         # logits are not there yet while the blocks run, and latents are gone when KL is computed
-        device = weights(shape) + saes_bytes(run, shape) + forward_bytes(shape, batch) + logits
+        saes = saes_bytes(run, shape, run.fidelity.seeds)
+        device = weights(shape) + saes + forward_bytes(shape, batch) + logits
         return Memory(device, reading_bytes(run))
 
     def tokens(self, run: Run) -> int:
-        return len(run.fidelity.corpora) * run.fidelity.rows * run.sequence_length
+        f = run.fidelity
+        rows = len(f.corpora) * f.rows + len(self.corpora(run)) * f.ce_rows
+        return rows * run.sequence_length
 
     def seconds(self, run: Run, rates: Any) -> float:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
@@ -57,7 +67,7 @@ class FidelityMatrix(Stage):
         f = run.fidelity
         more, one = rates.once("fidelity", lambda: self._passes(run, rates))
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
-        return batches * 2 * (one + (count_saes(run) - 1) * more)
+        return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
 
     def _passes(self, run: Run, rates: Any) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
@@ -78,7 +88,8 @@ class FidelityMatrix(Stage):
 
 
 def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
-    """Fidelity of every SAE on fidelity.corpora, with and without BOS; writes rows `fidelity`.
+    """Fidelity of the SAEs of fidelity.seeds on fidelity.corpora, with and without BOS; writes rows
+    `fidelity`, which it returns, and `fidelity_rows`, the sums of each token row.
 
     Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those
     trained on.
@@ -87,7 +98,10 @@ def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
     from faithful_sae.stages.corpus import corpus
 
     f = run.fidelity
+    seeds = f.seeds or run.sae.seeds
+    chosen = {key: sae for key, sae in saes.items() if key[1] in seeds}
     records = []
+    by_row = []
     for name in f.corpora:
         tokens = corpus(run, name, lm)
         there = tokens.heldout if f.rows_from == "heldout" else tokens.train
@@ -97,12 +111,48 @@ def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
                 f"note: {name}: {len(rows)} {f.rows_from} rows, fewer than the {f.rows} asked for: "
                 "all are used"
             )
-        measured = fidelity_of_all(saes, lm, rows, f.batch_rows, description=f"fidelity on {name}")
+        title = f"fidelity on {name}"
+        measured, sums = fidelity_of_all(chosen, lm, rows, f.batch_rows, description=title)
         for ((trained_on, seed), include_bos), record in measured.items():
             where = {"trained_on": trained_on, "evaluated_on": name, "seed": seed}
-            records.append({**where, "include_bos": include_bos, **vars(record)})
+            where["include_bos"] = include_bos
+            records.append({**where, **vars(record)})
+            of_rows = sums[(trained_on, seed), include_bos]
+            by_row.append(pd.DataFrame({**where, "row": range(len(of_rows)), **of_rows}))
     table = pd.DataFrame(records)
     write_rows(run, "fidelity", table)
+    write_rows(run, "fidelity_rows", pd.concat(by_row, ignore_index=True))
+    return table
+
+
+def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:
+    """How well the model predicts each corpus: its own cross-entropy in nats per token on held-out
+    rows, predictions made from BOS left out; writes rows `corpus_ce`.
+
+    `ce` is on rows as they are packed; `ce_as_sampled`, of the model's own text, on documents as it
+    wrote them, each after a BOS. `error`s are the bootstrap's, over rows.
+    """
+    from faithful_sae.metrics.fidelity import cross_entropy_of_rows
+    from faithful_sae.metrics.uncertainty import bootstrap_error
+    from faithful_sae.stages.corpus import corpus, read_shards
+
+    f = run.fidelity
+
+    def measure(rows):
+        sums, counts = cross_entropy_of_rows(lm, rows, f.batch_rows, include_bos=False)
+        return {"ce": sums.sum() / counts.sum(), "error": bootstrap_error(sums, counts)}
+
+    records = []
+    for name in STAGE.corpora(run):
+        rows = corpus(run, name, lm).heldout[: f.ce_rows]
+        record = {"corpus": name, "rows": len(rows), **measure(rows)}
+        if run.corpora[name].faithful == "self":
+            documents = itertools.islice(read_shards(run), f.ce_rows)
+            sampled = measure([np.array([lm.bos_id, *ids]) for ids in documents])
+            record |= {f"{key}_as_sampled": value for key, value in sampled.items()}
+        records.append(record)
+    table = pd.DataFrame(records)
+    write_rows(run, "corpus_ce", table)
     return table
 
 

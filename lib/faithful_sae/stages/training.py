@@ -187,10 +187,9 @@ def _fingerprint(run: Run, parameters: dict[str, Any], tokens: str) -> Fingerpri
 
 def corpus_is_trained(run: Run, name: str) -> bool:
     """Whether the SAEs of a corpus are there, for its token rows as they are now."""
-    rows = run.artifacts / "corpora" / name
-    if not rows.exists():
+    if not (run.artifacts / "corpora" / name).exists():
         return False
-    made = _fingerprint(run, sae_settings(run, name), rows_key(run, rows))
+    made = _fingerprint(run, sae_settings(run, name), rows_key(run, name))
     return is_current(run.artifacts / "saes" / name, made.key)
 
 

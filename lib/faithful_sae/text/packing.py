@@ -3,6 +3,10 @@
 Documents are joined by BOS and cut into rows of `sequence_length` that each start with BOS, so
 every forward pass begins as the model's own generation does. Attention crosses documents within a
 row, as in the authors' code. No padding.
+
+BOS says that what precedes it has ended. After a sampled document that was only cut off at the
+limit of its length, the model would be right to be surprised by it, and text behind it would be no
+text of the model's. So such a document begins a row, and nothing follows it there.
 """
 
 import itertools
@@ -30,10 +34,20 @@ class TokenRows:
     key: str
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Ids of a document that did not end, but was cut off at a limit."""
+
+    ids: Ids
+
+
 def pack(
-    token_documents: Iterable[Ids], bos_id: int, sequence_length: int, max_tokens: int
+    token_documents: Iterable[Ids | Cut], bos_id: int, sequence_length: int, max_tokens: int
 ) -> np.ndarray:
     """Join documents by BOS and cut them into rows that start with BOS.
+
+    A document that was cut off fills whole rows of its own. What does not fill one, of those longer
+    or shorter than rows, is joined to the others.
 
     Args:
         token_documents: ids of each document, without BOS; no more are read than are needed.
@@ -45,20 +59,37 @@ def pack(
         int32 [R, sequence_length], R * sequence_length <= max_tokens; the tail that fills no row is
         dropped.
     """
-    pieces = []
-    total = 0
     width = sequence_length - 1
-    wanted = max_tokens // sequence_length * width
-    for ids in token_documents:
-        if pieces:
-            pieces.append(np.array([bos_id], np.int32))
-        pieces.append(np.asarray(ids, np.int32))
-        total += len(ids) + (len(pieces) > 1)
-        if total >= wanted:
+    wanted = max_tokens // sequence_length
+    blocks = [np.empty((0, width), np.int32)]
+    done = 0
+    pieces: list[np.ndarray] = []  # that fill no row yet
+    between = False  # whether a document was joined before
+    for document in token_documents if wanted else ():
+        ids = np.asarray(document.ids if isinstance(document, Cut) else document, np.int32)
+        if isinstance(document, Cut):
+            own, ids = _whole_rows(ids, width)
+            blocks.append(own)
+            done += len(own)
+        if len(ids):
+            pieces += [np.array([bos_id], np.int32)] if between else []
+            pieces.append(ids)
+            between = True
+            if sum(map(len, pieces)) >= width:
+                joined_rows, rest = _whole_rows(np.concatenate(pieces), width)
+                blocks.append(joined_rows)
+                done += len(joined_rows)
+                pieces = [rest]
+        if done >= wanted:
             break
-    stream = np.concatenate(pieces)[:wanted] if pieces else np.empty(0, np.int32)
-    body = stream[: len(stream) // width * width].reshape(-1, width)
+    body = np.concatenate(blocks)[:wanted]
     return np.concatenate([np.full((len(body), 1), bos_id, np.int32), body], axis=1)
+
+
+def _whole_rows(ids, width):
+    """([n, width], the ids that fill no row)."""
+    n = len(ids) // width
+    return ids[: n * width].reshape(n, width), ids[n * width :]
 
 
 def is_content(ids: Any, bos_id: int) -> Any:
@@ -93,14 +124,17 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
                 yield ids
 
 
-def without_end(token_documents: Iterable[Ids], ends: Collection[int | None]) -> Iterator[Ids]:
+def without_end(
+    token_documents: Iterable[Ids], ends: Collection[int | None]
+) -> Iterator[Ids | Cut]:
     """Drop the token with which a sampled document ended, one of `ends`: `pack` separates documents
-    by itself. Empty documents are dropped.
+    by itself. One without it was cut off. Empty documents are dropped.
     """
     for ids in token_documents:
-        ids = ids[:-1] if ids[-1] in ends else ids
+        ended = ids[-1] in ends
+        ids = ids[:-1] if ended else ids
         if len(ids):
-            yield ids
+            yield ids if ended else Cut(ids)
 
 
 def joined(documents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas import DataFrame
 
 from faithful_sae.features.vocabulary import visible
+from faithful_sae.paper.estimates import HALF
 from faithful_sae.paper.plots.style import (
     COLOURS,
     WIDTH,
@@ -123,24 +124,18 @@ def training(data: DataFrame) -> Figure:
 
 @styled
 def cosines(data: DataFrame) -> Figure:
-    """Histogram of matched decoder cosines per corpus; latents dead in either SAE are stacked in
-    grey.
+    """Histogram of matched decoder cosines per corpus, latents per pair of seeds; those dead in
+    either SAE are stacked in grey.
     """
     colours = corpus_colours(data.corpus)
     figure, axes = grid(len(colours), min(4, len(colours)), 1.55, sharex=True)
-    bins = np.linspace(min(0.0, data.decoder_cosine.min()), 1, 41)
-    threshold = data.threshold.iloc[0]
     for ax, (name, colour) in zip(axes, colours.items(), strict=True):
         part = data.loc[data.corpus == name]
-        alive = part.alive_both.astype(bool)
-        ax.hist(
-            [part.decoder_cosine[alive], part.decoder_cosine[~alive]],
-            bins,
-            stacked=True,
-            color=[colour, "0.75"],
-        )
-        ax.axvline(threshold, color="0.2", linewidth=0.8, linestyle="--")
-        ax.set_title(f"{name}\nSFR {(part.decoder_cosine >= threshold).mean():.3f}")
+        width = part.high - part.low
+        ax.bar(part.low, part.alive, width, align="edge", color=colour)
+        ax.bar(part.low, part.dead, width, align="edge", bottom=part.alive, color="0.75")
+        ax.axvline(part.threshold.iloc[0], color="0.2", linewidth=0.8, linestyle="--")
+        ax.set_title(f"{name}\nSFR {with_half(part.sfr.iloc[0], part.half_width.iloc[0])}")
     figure.supxlabel(
         "cosine of matched decoder rows (grey: dead in either SAE; dashed: threshold)", fontsize=7
     )
@@ -148,20 +143,81 @@ def cosines(data: DataFrame) -> Figure:
     return figure
 
 
+def with_half(value: float, half: float, digits: int = 3) -> str:
+    """A number with half of its interval, where there is one."""
+    said = f"{value:.{digits}f}"
+    return said if np.isnan(half) else f"{said} ± {half:.{digits}f}"
+
+
+@styled
+def sfr_curve(data: DataFrame) -> Figure:
+    """SFR at every threshold, mean over pairs of seeds and its interval; dashed: the paper's."""
+    figure, (ax,) = grid(1, 1, 2.5, WIDTH * 0.62)
+    colours = corpus_colours(data.corpus)
+    for (corpus,), part in groups(data, "corpus"):
+        ax.plot(part.threshold, part.sfr, color=colours[corpus], linewidth=0.9, label=corpus)
+        band = part.dropna(subset="half_width")
+        ax.fill_between(
+            band.threshold,
+            band.sfr - band.half_width,
+            band.sfr + band.half_width,
+            color=colours[corpus],
+            alpha=0.18,
+            linewidth=0,
+        )
+    ax.axvline(data.chosen.iloc[0], color="0.2", linestyle="--", linewidth=0.8)
+    ax.set(
+        xlabel="least cosine of a shared latent",
+        ylabel="shared feature ratio",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def mechanism(data: DataFrame) -> Figure:
+    """The model's own cross-entropy on a corpus against the SFR of SAEs trained on it; hollow: the
+    model's text as sampled, before it is packed into rows.
+    """
+    models = data.model.unique()
+    figure, axes = grid(max(len(models), 1), max(min(3, len(models)), 1), 2.5, sharey=True)
+    colours = corpus_colours(data.corpus)
+    for ax, model in zip(axes, models, strict=False):
+        for row in data.loc[data.model == model].itertuples():
+            colour = colours[row.corpus]
+            half = 0 if np.isnan(row.half_width) else row.half_width
+            ax.errorbar(
+                row.ce,
+                row.sfr,
+                xerr=1.96 * row.ce_error,
+                yerr=half,
+                fmt="o",
+                color=colour,
+                markersize=3.5,
+                linewidth=0.8,
+            )
+            if not np.isnan(row.ce_as_sampled):
+                ax.plot(row.ce_as_sampled, row.sfr, "o", color=colour, markerfacecolor="white")
+        ax.set(title=model, xlabel="cross-entropy of the model (nats per token)")
+    axes[0].set_ylabel("shared feature ratio")
+    colour_legend(figure, colours)
+    return figure
+
+
 @styled
 def firing(data: DataFrame) -> Figure:
-    """Sorted firing frequency of every latent on uniformly random tokens; above the dashed line a
-    latent is fake.
+    """Firing frequency of latents on uniformly random tokens, the most frequent first: mean and
+    range over seeds; above the dashed line a latent is fake.
     """
     figure, (ax,) = grid(1, 1, 2.5, WIDTH * 0.62)
     colours = corpus_colours(data.corpus)
-    for (corpus, seed), part in groups(data, "corpus", "seed"):
-        falling_curve(
-            ax,
-            part.frequency,
-            color=colours[corpus],
-            linewidth=0.8,
-            label=corpus if seed == data.seed.iloc[0] else None,
+    for (corpus,), part in groups(data, "corpus"):
+        shown = part.loc[part.frequency > 0]
+        ax.plot(shown["rank"], shown.frequency, color=colours[corpus], linewidth=0.8, label=corpus)
+        ax.fill_between(
+            shown["rank"], shown.low, shown.high, color=colours[corpus], alpha=0.15, linewidth=0
         )
     ax.axhline(data.tau.iloc[0], color="0.2", linestyle="--", linewidth=0.8)
     ax.set(
@@ -180,14 +236,16 @@ def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True
     on.
 
     Args:
-        value: the column of `data` that is shown.
+        value: the column of `data` that is shown, above half of its interval (column `value ±`).
         label: the title.
         lower_is_better: the better, the lighter.
     """
     table = data.pivot(index="trained_on", columns="evaluated_on", values=value)
     table = table.loc[list(dict.fromkeys(data.trained_on)), list(dict.fromkeys(data.evaluated_on))]
+    halves = data.pivot(index="trained_on", columns="evaluated_on", values=f"{value}{HALF}")
+    halves = halves.loc[table.index, table.columns].to_numpy()
     figure = Figure(
-        figsize=(1.9 + 0.72 * table.shape[1], 0.9 + 0.36 * table.shape[0]), layout="constrained"
+        figsize=(1.9 + 0.78 * table.shape[1], 0.9 + 0.42 * table.shape[0]), layout="constrained"
     )
     ax = figure.subplots()
     image = ax.imshow(table, cmap="viridis_r" if lower_is_better else "viridis", aspect="auto")
@@ -198,10 +256,10 @@ def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True
         ax.text(
             column,
             row,
-            f"{number:.3f}",
+            with_half(number, halves[row, column]).replace(" ±", "\n±"),
             ha="center",
             va="center",
-            fontsize=6.5,
+            fontsize=6,
             color="white" if dark else "black",
         )
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=25, ha="right")
@@ -215,7 +273,7 @@ def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True
 @styled
 def bars(data: DataFrame) -> Figure:
     """SFR as grouped bars: one group per model, one bar per corpus; measured here on the left, the
-    paper's on the right.
+    paper's on the right. Whiskers are 95 % intervals over seeds, which the paper has not.
     """
     sources = [source for source in ("here", "paper") if (data.source == source).any()]
     models = data.groupby("source").model.nunique()
@@ -229,6 +287,7 @@ def bars(data: DataFrame) -> Figure:
         of_models = list(groups(data.loc[data.source == source], "model"))
         for i, (_, part) in enumerate(of_models):
             mine = part.set_index("corpus").sfr.reindex(colours).dropna()
+            halves = part.set_index("corpus").half_width
             for j, (name, height) in enumerate(mine.items()):
                 x = i + (j - (len(mine) - 1) / 2) * width
                 ax.bar(
@@ -240,9 +299,12 @@ def bars(data: DataFrame) -> Figure:
                     edgecolor="white",
                     linewidth=0.3,
                 )
+                half = 0 if np.isnan(halves[name]) else halves[name]
+                if half:
+                    ax.errorbar(x, height, half, fmt="none", ecolor="0.15", elinewidth=0.7)
                 ax.text(
                     x,
-                    height,
+                    height + half,
                     f"{height:.2f}".removeprefix("0"),
                     ha="center",
                     va="bottom",
@@ -288,13 +350,20 @@ def _probe_bars(ax, data, metric, colours):
     """One model's probes on one task."""
     baseline = data.loc[data.representation == "baseline", metric].iloc[0]
     ax.bar(0, baseline, 0.5, color="0.55")
+    whisker = {"fmt": "none", "ecolor": "0.15", "elinewidth": 0.6}
+    if metric == "accuracy":
+        half = data.loc[data.representation == "baseline", "half_width"].iloc[0]
+        ax.errorbar(0, baseline, half, **whisker)
     width = 0.8 / len(colours)
     for group, kind in enumerate(("sae", "reconstruction"), 1):
         for j, name in enumerate(colours):
-            height = data.loc[(data.representation == kind) & (data.corpus == name), metric]
-            if len(height):
+            part = data.loc[(data.representation == kind) & (data.corpus == name)]
+            if len(part):
                 x = group + (j - (len(colours) - 1) / 2) * width
-                ax.bar(x, height.iloc[0], 0.95 * width, color=colours[name])
+                height = part[metric].iloc[0]
+                ax.bar(x, height, 0.95 * width, color=colours[name])
+                if metric == "accuracy" and not np.isnan(half := part.half_width.iloc[0]):
+                    ax.errorbar(x, height, half, **whisker)
     ax.axhline(baseline, color="0.4", linewidth=0.5, linestyle=":")
     values = data.loc[:, metric]
     ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))

@@ -1,0 +1,203 @@
+"""Measured rows of a run -> numbers with their uncertainty (metrics.uncertainty), by corpus.
+Tables, figures and claims all take them from here.
+
+Seeds are left out one at a time; what is measured on rows of text, or on labelled texts, adds the
+bootstrap over these. A difference of two corpora is taken seed by seed, row by row, text by text.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from faithful_sae.metrics.uncertainty import (
+    Estimate,
+    Values,
+    bootstrap_error,
+    jackknife,
+    mean_over_seeds,
+)
+from faithful_sae.runs.rows import read_rows
+from faithful_sae.runs.schema import Run
+
+# what a column of halves of 95 % intervals is called, after its numbers' own
+HALF = " ±"
+# what is summed over a row of tokens, over what
+RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
+    "ce_diff": lambda rows: (rows.ce_sae - rows.ce, rows.scored),
+    "kl": lambda rows: (rows.kl, rows.scored),
+    "explained_variance": lambda rows: (rows.error, rows.variance),
+    # per dimension: of a row of 512 tokens the number of dimensions is not known here
+    "l2": lambda rows: (rows.error, rows.measured),
+}
+
+
+def values_by(rows: pd.DataFrame, by: Sequence[str], column: str) -> dict[Any, Values]:
+    """{value of the columns `by`: {seeds: number}}; pairs have two seeds, SAEs one."""
+    seeds = ["seed_a", "seed_b"] if "seed_a" in rows else ["seed"]
+    found: dict[Any, Values] = {}
+    names: Any
+    for names, part in rows.groupby([*by], sort=False):
+        keys = part[seeds].astype(int).itertuples(index=False, name=None)
+        name = names[0] if len(by) == 1 else names
+        found[name] = dict(zip(keys, part[column].astype(float), strict=True))
+    return found
+
+
+def pair_values(run: Run, column: str = "sfr") -> dict[str, Values]:
+    """{corpus: {pair of seeds: SFR, or another column}}."""
+    return values_by(read_rows(run, "sfr"), ["corpus"], column)
+
+
+def sfr_estimates(run: Run, column: str = "sfr") -> dict[str, Estimate]:
+    """{corpus: SFR, or another column, over all pairs of seeds}."""
+    return {name: mean_over_seeds(values) for name, values in pair_values(run, column).items()}
+
+
+def ffr_values(run: Run, column: str = "ffr") -> dict[str, Values]:
+    """{corpus: {seed: FFR in percent}}."""
+    return values_by(read_rows(run, "ffr"), ["corpus"], column)
+
+
+def ffr_estimates(run: Run, column: str = "ffr") -> dict[str, Estimate]:
+    """{corpus: FFR in percent}."""
+    return {name: mean_over_seeds(values) for name, values in ffr_values(run, column).items()}
+
+
+# --- fidelity -------------------------------------------------------------------------------------
+
+
+class Fidelity(NamedTuple):
+    """What notebook 05 measured without BOS."""
+
+    table: pd.DataFrame
+    rows: pd.DataFrame
+
+
+def read_fidelity(run: Run) -> Fidelity:
+    """Rows `fidelity` and `fidelity_rows`, without BOS."""
+    tables = (read_rows(run, name) for name in ("fidelity", "fidelity_rows"))
+    return Fidelity(*(table.loc[~table.include_bos] for table in tables))
+
+
+def fidelity_cells(run: Run, measures: Iterable[str]) -> dict[str, dict[tuple, Estimate]]:
+    """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices."""
+    found = read_fidelity(run)
+    by = ["trained_on", "evaluated_on"]
+    of_cell = dict(iter(found.rows.groupby(by, sort=False)))
+    cells: dict[str, dict[tuple, Estimate]] = {}
+    for measure in measures:
+        cells[measure] = {}
+        for cell, values in values_by(found.table, by, measure).items():
+            over_seeds = mean_over_seeds(values)
+            sums, counts = _row_sums(of_cell[cell], measure)
+            error = bootstrap_error(sums, counts)
+            if measure == "l2":
+                error *= over_seeds.value / (sums.sum() / counts.sum())
+            cells[measure][cell] = _with_texts(over_seeds, error)
+    return cells
+
+
+def _row_sums(rows, measure):
+    """(sums, counts) [R] of each token row, mean over seeds."""
+    sums, counts = RATIOS[measure](rows)
+    table = pd.DataFrame({"row": rows.row, "sum": sums, "count": counts})
+    table = pd.DataFrame(table.groupby("row")[["sum", "count"]].mean())
+    return table["sum"].to_numpy(float), table["count"].to_numpy(float)
+
+
+def _with_texts(estimate, error):
+    return Estimate(estimate.value, estimate.seeds, estimate.seed_error, error)
+
+
+def ce_difference(run: Run, corpora: Iterable[str], trained_on: str, other: str) -> Estimate:
+    """By how many nats more the SAEs of one corpus raise CE than those of another, mean over some
+    evaluation corpora.
+    """
+    found = read_fidelity(run)
+    corpora = list(corpora)
+    errors = []
+    both = found.table.loc[found.table.evaluated_on.isin(corpora)]
+    per_seed = both.groupby(["trained_on", "seed"], sort=False).ce_diff.mean().reset_index()
+    values = values_by(per_seed, ["trained_on"], "ce_diff")
+    for corpus in corpora:
+        here = found.rows.loc[found.rows.evaluated_on == corpus]
+        parts = [
+            _row_sums(here.loc[here.trained_on == name], "ce_diff") for name in (trained_on, other)
+        ]
+        errors.append(bootstrap_error(parts[0][0] - parts[1][0], parts[0][1]))
+    error = float(np.sqrt(np.square(errors).sum()) / len(errors))
+    return _with_texts(mean_over_seeds(values[trained_on], values[other]), error)
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def read_probes(run: Run, task: str, representation: str) -> tuple[dict[str, Values], dict]:
+    """({corpus: {seed: accuracy}}, {corpus: share of seeds [N] that got each test text right}).
+
+    A representation that has no SAE (`baseline`) is under the corpus "".
+    """
+    accuracy, right = {}, {}
+    rows = read_rows(run, "probing_texts")
+    rows = rows.loc[(rows.task == task) & (rows.representation == representation)]
+    for corpus, part in rows.fillna({"corpus": "", "seed": 0}).groupby("corpus", sort=False):
+        texts = np.array([[digit == "1" for digit in text] for text in part.correct])
+        seeds = ((int(seed),) for seed in part.seed)
+        accuracy[str(corpus)] = dict(zip(seeds, texts.mean(1).tolist(), strict=True))
+        right[str(corpus)] = texts.mean(0)
+    return accuracy, right
+
+
+def probe_estimates(run: Run, task: str, representation: str) -> dict[str, Estimate]:
+    """{corpus: accuracy of its SAEs' probes}; the interval of one without seeds is that of texts
+    alone.
+    """
+    accuracy, right = read_probes(run, task, representation)
+    found = {}
+    for corpus, values in accuracy.items():
+        error = bootstrap_error(right[corpus], np.ones(len(right[corpus])))
+        if corpus:
+            found[corpus] = _with_texts(mean_over_seeds(values), error)
+        else:
+            found[corpus] = _of_texts(next(iter(values.values())), len(right[corpus]), error)
+    return found
+
+
+def _of_texts(value, n_texts, error):
+    """What was measured once, on so many texts: these are the degrees of freedom."""
+    return Estimate(value, n_texts, 0.0, error)
+
+
+def probe_difference(run: Run, task: str, corpus: str, other: str) -> Estimate:
+    """Accuracy of probes on the reconstruction by the SAEs of one corpus, above another's."""
+    accuracy, right = read_probes(run, task, "reconstruction")
+    paired = right[corpus] - right[other]
+    error = bootstrap_error(paired, np.ones(len(paired)))
+    return _with_texts(mean_over_seeds(accuracy[corpus], accuracy[other]), error)
+
+
+# --- the model's own cross-entropy against SFR ----------------------------------------------------
+
+
+def rank_correlation(run: Run) -> Estimate:
+    """Spearman's rank correlation, over corpora, of the model's CE with SFR; the interval is over
+    seeds, the corpora being given.
+    """
+    ce = read_rows(run, "corpus_ce").set_index("corpus").ce
+    values = pair_values(run)
+    corpora = list(values)
+
+    def correlation(seeds: Sequence[int]) -> float:
+        chosen = {*seeds}
+        means = []
+        for corpus in corpora:
+            pairs = [value for pair, value in values[corpus].items() if {*pair} <= chosen]
+            means.append(np.mean(pairs) if pairs else np.nan)
+        if np.isnan(means).any():
+            return np.nan
+        return float(pd.Series(means).rank().corr(ce[corpora].rank().reset_index(drop=True)))
+
+    assert run.sae
+    return jackknife(correlation, run.sae.seeds)

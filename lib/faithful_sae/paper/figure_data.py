@@ -1,0 +1,180 @@
+"""Measured rows -> the data of figures: what each draws, and no more, in long form, so that its csv
+can be read by itself.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from faithful_sae.metrics.sfr import cosine_histogram
+from faithful_sae.metrics.uncertainty import mean_over_seeds
+from faithful_sae.paper.estimates import (
+    HALF,
+    fidelity_cells,
+    probe_estimates,
+    sfr_estimates,
+    values_by,
+)
+from faithful_sae.paper.tables import (
+    ROLE_NAMES,
+    WEB,
+    heading,
+    probing_means,
+    sae_corpora,
+    with_mechanism,
+)
+from faithful_sae.runs.rows import measured, read_rows
+from faithful_sae.runs.schema import Run
+
+Record = dict[str, Any]
+BINS = 40
+
+
+def cosines(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
+    """Histogram of the matched cosines of every corpus, with its SFR.
+
+    Args:
+        latents: rows `matching`.
+    """
+    bins = np.linspace(min(0.0, latents.decoder_cosine.min()), 1, BINS + 1)
+    found = sfr_estimates(run)
+    table = cosine_histogram(latents, bins)
+    return table.assign(
+        sfr=table.corpus.map(lambda name: found[name].value),
+        half_width=table.corpus.map(lambda name: found[name].half_width()),
+        threshold=run.sfr.threshold,
+    )
+
+
+def sfr_curve(run: Run, curve: pd.DataFrame) -> pd.DataFrame:
+    """SFR of every corpus at every threshold, with half of its interval.
+
+    Args:
+        curve: rows `sfr_curve`.
+    """
+    rows = []
+    for (corpus, threshold), values in values_by(curve, ["corpus", "threshold"], "sfr").items():
+        found = mean_over_seeds(values)
+        row = {"corpus": corpus, "threshold": threshold, "sfr": found.value}
+        rows.append(row | {"half_width": found.half_width(), "chosen": run.sfr.threshold})
+    return pd.DataFrame(rows)
+
+
+def firing(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
+    """Sorted firing frequencies of every corpus: mean, least and largest over seeds at each rank.
+
+    Args:
+        latents: rows `firing`.
+    """
+    falling = latents.sort_values("frequency", ascending=False, kind="stable")
+    ranks = falling.groupby(["corpus", "seed"], sort=False).cumcount() + 1
+    grouped = falling.assign(rank=ranks).groupby(["corpus", "rank"]).frequency
+    table = grouped.agg(frequency="mean", low="min", high="max").reset_index()
+    order = {name: i for i, name in enumerate(run.sae.train_on)}
+    table = table.sort_values(
+        ["corpus", "rank"], key=lambda c: c.map(order) if c.name == "corpus" else c
+    )
+    return table.reset_index(drop=True).assign(tau=run.ffr.frequency)
+
+
+def mechanism(runs: list[Run]) -> pd.DataFrame:
+    """The model's own cross-entropy on each corpus against the SFR of SAEs trained on it."""
+    rows = []
+    for run in with_mechanism(runs):
+        ce = read_rows(run, "corpus_ce").set_index("corpus").to_dict("index")
+        for corpus, found in sfr_estimates(run).items():
+            rows.append(
+                {
+                    "model": run.label,
+                    "corpus": heading(run, corpus),
+                    "ce": ce[corpus]["ce"],
+                    "ce_error": ce[corpus]["error"],
+                    "ce_as_sampled": ce[corpus].get("ce_as_sampled", math.nan),
+                    "sfr": found.value,
+                    "half_width": found.half_width(),
+                }
+            )
+    columns = ["model", "corpus", "ce", "ce_error", "ce_as_sampled", "sfr", "half_width"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def probing(runs: list[Run]) -> pd.DataFrame:
+    """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and
+    corpora by their headings, with half of the accuracy's interval.
+    """
+    means = probing_means(runs)
+    means = means.loc[means.representation.isin(["baseline", "sae", "reconstruction"])]
+    parts = [means.head(0).assign(half_width=0.0)]
+    for run in measured(runs, "probing"):
+        shown = {
+            name: heading(run, name)
+            for name, corpus in sae_corpora(run).items()
+            if corpus.role in (*WEB, None)
+        }
+        titles = {
+            name: f"{name} ({ROLE_NAMES[task.role]})" if task.role else name
+            for name, task in run.tasks.items()
+        }
+        here = means.corpus.isna() | means.corpus.isin(shown)
+        part = means.loc[(means.run == run.name) & here]
+        halves = {
+            (task, kind, corpus): estimate.half_width()
+            for task, kind in {*zip(part.task, part.representation, strict=True)}
+            for corpus, estimate in probe_estimates(run, task, kind).items()
+        }
+        keys = zip(part.task, part.representation, part.corpus.fillna(""), strict=True)
+        part = part.assign(half_width=[halves[key] for key in keys])
+        parts.append(part.assign(corpus=part.corpus.map(shown), task=part.task.map(titles)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def fidelity(run: Run) -> pd.DataFrame:
+    """The matrices of Figure 5: every cell's mean over seeds and half of its interval."""
+    measures = ("ce_diff", "l2", "explained_variance")
+    cells = fidelity_cells(run, measures)
+    rows = []
+    for trained_on, evaluated_on in cells["ce_diff"]:
+        row: Record = {
+            "trained_on": heading(run, trained_on),
+            "evaluated_on": heading(run, evaluated_on),
+        }
+        for measure in measures:
+            found = cells[measure][trained_on, evaluated_on]
+            row |= {measure: found.value, f"{measure}{HALF}": found.half_width()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.DataFrame:
+    """A table of SFR by role in long form, for the bar figures: model, source, corpus, sfr,
+    half_width.
+    """
+    named = _called_here(runs)
+    parts = []
+    for role in (column for column in table.columns if column in roles):
+        half = table.get(f"{role}{HALF}", np.nan)
+        part = table[["model", "source"]].assign(
+            corpus=named.get(role, ROLE_NAMES.get(role, role)), sfr=table[role], half_width=half
+        )
+        parts.append(part)
+    long = pd.concat(parts, ignore_index=True).dropna(subset="sfr")
+    return long
+
+
+def _called_here(runs):
+    """{role: what it is called, with the name of the corpus that plays it, where all models have
+    one}.
+    """
+    names: dict[str, set[str]] = {}
+    for run in runs:
+        for name, corpus in sae_corpora(run).items():
+            if corpus.role:
+                names.setdefault(corpus.role, set()).add(name)
+    return {
+        role: f"{ROLE_NAMES[role]} (here {next(iter(found))})"
+        for role, found in names.items()
+        if len(found) == 1 and not role.startswith("faithful")
+    }
