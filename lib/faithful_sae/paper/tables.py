@@ -138,8 +138,8 @@ def _training_text(run):
 
 
 def language_models(runs: list[Run]) -> pd.DataFrame:
-    """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come
-    ready-made, and before 01).
+    """Held-out cross-entropy of each embedded model beside its n-gram model's (empty for models
+    that come ready-made, and before 01).
     """
     rows = []
     for run in runs:
