@@ -31,8 +31,8 @@ def best_order(
 ) -> tuple[int, float]:
     """(order, cross-entropy in nats per token) of the model that is best on the held-out text.
 
-    The order is chosen on the text that is scored, so no other choice up to `longest` gives a
-    lower cross-entropy. A network that is compared with it has no such advantage.
+    The order is chosen on the text that is scored: no other choice up to `longest` gives a lower
+    cross-entropy, and over none is a network's margin smaller.
 
     Args:
         train, heldout, vocab_size, longest: as probabilities; `heldout` is what is scored.

@@ -164,7 +164,11 @@ def table1(runs: list[Run]) -> pd.DataFrame:
         "missing_mass",
     ]
     records = [] if rows is None else rows.loc[:, kept].to_dict("records")
-    return beside(records, runs, exhibits()["table1"].numbers)
+    table = beside(records, runs, exhibits()["table1"].numbers)
+    # whole numbers, although the paper has none to put beside them
+    return table.astype(
+        dict.fromkeys(table.columns.intersection(["tokens", "vocab_size"]), "Int64")
+    )
 
 
 def sfr_values(runs: list[Run], column: str = "sfr") -> dict[str, dict[str, float]]:
