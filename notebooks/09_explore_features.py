@@ -102,11 +102,16 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # |---|---|---|---|
 # | MaxAct | contexts in which it is strongest | $\arg\max_X z_f(X)$ | Bricken et al. 2023 |
 # | PruningMaxAct | the shortest end of such a context that keeps half | shortest suffix $P$ of $X$ with $z_f(P) \ge z_f(X)/2$ | Foote et al. 2023, Gao et al. 2025 |
-# | MutInfo | tokens that say most about whether it fires | $\arg\max_w I(\text{token}=w;\ z_f>0)$ | after Wu et al. 2025 |
+# | MutInfo | tokens that say most about whether it fires | $\arg\max_w I(\text{token}=w;\ z_f>0)$, counted on the corpus | after Wu et al. 2025 |
 # | VocabProj | tokens it makes likelier | $\arg\max_w u_w \cdot \mathrm{norm}(d_f)$ | nostalgebraist 2020 |
 #
 # The first three read the input, the last reads the output. They need not agree: a latent may stand
 # for *what was just read* or for *what comes next*.
+#
+# The survey has MutInfo among the methods that read the output (3.2): its equations 7 and 8 estimate
+# the probabilities from output embeddings. Here it reads the input: they are counted on the corpus.
+# The counts are exact where those of every token and latent fit in memory. Where they do not, they
+# may be too low, which may change which tokens a list has and their order, and captions say so.
 
 # %%
 picked = explore.chosen(index.latents, run.features.per_group)
@@ -123,9 +128,10 @@ page["explanations"]
 # one of each part is shown. The token where a context is strongest stands in brackets.
 
 # %%
-save_table(run, "features", explore.describe(index, picked)).style.hide(axis="index").format(
-    precision=2, escape="html"
-)
+note = explore.mut_info_note(index)
+save_table(run, "features", explore.describe(index, picked), note=note).style.hide(
+    axis="index"
+).format(precision=2, escape="html")
 
 # %% [markdown]
 # ## How strongly do they fire?
@@ -154,7 +160,7 @@ print(
     .agg(["mean", "count"])
     .round(3)
 )
-Image(save_figure(run, "feature_agreement", agreement, feature_plots.agreement), retina=True)
+Image(save_figure(run, "feature_agreement", agreement, feature_plots.agreement, note), retina=True)
 
 # %% [markdown]
 # ## Steering

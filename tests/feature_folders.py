@@ -108,6 +108,7 @@ def write_index(
                 "layer": 3,
                 "k": 8,
                 "d_sae": d_sae,
+                "mut_info_lost": 0.0,
                 "tokens": 100_000,
                 "histogram_edges": EDGES,
                 "sfr_threshold": 0.7,

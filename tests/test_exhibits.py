@@ -208,6 +208,20 @@ def test_a_table_in_three_forms(make_run, root):
     assert record["parameters"]["tiny"]["sae"]["k"] == 4
 
 
+def test_a_note_about_the_numbers_stands_in_every_caption(make_run, root):
+    run = make_run()
+    note = "Counts are too low by 1 % of a_b. " + 12 * "And so on. "
+    save_table([run], "table2", pd.DataFrame({"n": [1]}), note=note)
+    figure = Figure()
+    save_figure(run, "training", pd.DataFrame({"x": [1]}), lambda _: figure, note)
+    folder = root / "figures" / "handmade"
+    assert "Counts are too low by 1 % of a_b." in (folder / "table2.md").read_text()
+    assert r"Counts are too low by 1 \% of a\_b." in (folder / "table2.tex").read_text()
+    said = figure.texts[0].get_text()
+    assert "\nCounts are too low by 1 % of a_b." in said
+    assert max(map(len, said.splitlines()[1:])) <= 100
+
+
 def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
     text = "a|b <script> &amp; __x__ *y* `z` [l](m) a_b $1$"
     save_table([make_run()], "table2", pd.DataFrame({"text": [text]}))

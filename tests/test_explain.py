@@ -20,6 +20,7 @@ from faithful_sae.features.steering import (
     kl_divergence,
     steered_log_probabilities,
 )
+from faithful_sae.kernels import latent_statistics
 from faithful_sae.lm.model import load_model
 from faithful_sae.sae.sae import TopKSAE
 
@@ -142,6 +143,96 @@ def test_mutual_information_is_scikit_learns(lm, sae, rows):
             part.value, [wanted[text] for text in part.text], rtol=1e-9, atol=1e-12
         )
         assert part.value.is_monotonic_decreasing
+
+
+PLANTED = 200  # tokens
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """(ids int [60, 100], fires bool [6000, 6]): six latents, each likelier on some of 200 tokens
+    than on others.
+    """
+    rng = np.random.default_rng(0)
+    often = 1 / (5 + np.arange(PLANTED))
+    ids = rng.choice(PLANTED, (60, 100), p=often / often.sum())
+    likely = rng.random((PLANTED, 6)) ** 4
+    return ids, rng.random((6000, 6)) < likely[ids.ravel()]
+
+
+@pytest.fixture(scope="module")
+def best_tokens(planted):
+    """{latent: [(token, information)]}, from the most on: scikit-learn's, of each token above the
+    latent's average.
+    """
+    ids, fires = planted
+    tokens = ids.ravel()
+    best = {}
+    for latent in range(6):
+        z = fires[:, latent]
+        above = [t for t in np.unique(tokens) if z[tokens == t].mean() > z.mean()]
+        information = [(t, mutual_info_score(tokens == t, z)) for t in above]
+        best[latent] = sorted(information, key=lambda pair: -pair[1])
+    return best
+
+
+def counted(planted, tokens, exact=False):
+    """The state of a pass over the planted world, in batches of 20 rows."""
+    ids, fires = planted
+    state = latent_statistics.empty(
+        6, top=1, strata=1, samples=1, window=1, tokens=tokens, exact=exact
+    )
+    indices = torch.arange(6).expand(2000, 6).contiguous()
+    for start in range(0, 60, 20):
+        values = torch.from_numpy(fires[100 * start : 100 * start + 2000].astype(np.float32))
+        latent_statistics.add_rows_of_tokens(
+            state, values, indices, ids[start : start + 20], start, 0, 0
+        )
+    return state
+
+
+def listed_tokens(planted, state, n):
+    """{latent: (tokens, information)} of mut_info_table."""
+    token_counts = np.bincount(planted[0].ravel(), minlength=PLANTED)
+    table = explain.mut_info_table(state, token_counts, [str(i) for i in range(PLANTED)], n)
+    return {
+        latent: (part.text.astype(int).tolist(), part.value.to_numpy())
+        for latent, part in table.groupby("latent")
+    }
+
+
+def test_exact_counts_by_brute_force(planted):
+    ids, fires = planted
+    state = counted(planted, PLANTED, exact=True)
+    for latent in range(6):
+        by_hand = np.bincount(ids.ravel()[fires[:, latent]], minlength=PLANTED)
+        assert (by_hand > 0).sum() > 64
+        np.testing.assert_array_equal(state["token_count"][latent], by_hand)
+    assert not state["lost"].any()
+
+
+def test_exact_counts_list_the_tokens_that_the_formula_does(planted, best_tokens):
+    found = listed_tokens(planted, counted(planted, PLANTED, exact=True), 10)
+    assert set(found) == set(range(6))
+    for latent, (tokens, information) in found.items():
+        assert tokens == [token for token, _ in best_tokens[latent][:10]]
+        np.testing.assert_allclose(information, [i for _, i in best_tokens[latent][:10]], rtol=1e-9)
+
+
+def test_too_few_counters_give_too_little_information_and_another_order(planted, best_tokens):
+    found = listed_tokens(planted, counted(planted, 64), 10)
+    for latent, (tokens, information) in found.items():
+        true = dict(best_tokens[latent])
+        assert all(i <= true[t] + 1e-12 for t, i in zip(tokens, information, strict=True))
+    wanted = {latent: [token for token, _ in best[:10]] for latent, best in best_tokens.items()}
+    assert {latent: tokens for latent, (tokens, _) in found.items()} != wanted
+
+
+def test_a_pass_that_fires_nowhere_has_no_mutual_information():
+    state = latent_statistics.empty(
+        3, top=1, strata=1, samples=1, window=1, tokens=PLANTED, exact=True
+    )
+    assert explain.mut_info_table(state, np.ones(PLANTED, int), ["x"] * PLANTED, 5).empty
 
 
 def test_mutual_information_of_extremes():

@@ -168,6 +168,14 @@ def test_rows_and_figures_of_the_chosen(explored):
         assert draw(data).get_axes()
 
 
+def test_a_caption_says_what_inexact_counts_lose(explored):
+    index = explored[3][42]
+    assert explore.mut_info_note(index) == ""
+    index.meta["mut_info_lost"] = 0.0123
+    assert "by at most 1.2 % of a latent's firings" in explore.mut_info_note(index)
+    assert "in another order" in explore.mut_info_note(index)
+
+
 def test_text_in_a_table_stays_text():
     assert [visible(text) for text in (" the", "  ", "a b", "x\n", "\t|<i>")] == [
         "␣the",

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import BOS, VOCABULARY
 from faithful_sae.features import collect as collecting
-from faithful_sae.features.build import build_index
-from faithful_sae.features.collect import Kept
+from faithful_sae.features.build import build_index, index_bytes
+from faithful_sae.features.collect import Kept, collect, exact_counts
 from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
 from faithful_sae.features.text import features_of_text
 from faithful_sae.features.vocabulary import display_strings, visible
@@ -194,6 +194,34 @@ def test_token_counters_are_exact_where_they_suffice_and_bounded_where_not():
     assert 0 < lost <= 2000 / (M + 1)
     assert all(n <= true[t] <= n + lost for t, n in found[0].items() if n)
     assert all(found[0].get(t, 0) for t, n in true.items() if n > lost)
+
+
+def test_counts_are_exact_where_they_fit():
+    assert exact_counts(512, 1024)
+    assert exact_counts(4096, 16_384)
+    assert not exact_counts(4096, 16_385)
+    assert not exact_counts(12_288, 50_257)
+
+
+def test_an_index_says_what_its_counts_lost(tmp_path, index, lm, sae, many_rows, monkeypatch):
+    assert index.meta["mut_info_lost"] == 0
+    monkeypatch.setattr(collecting, "EXACT_BYTES", 0)
+    monkeypatch.setattr(collecting, "TOKEN_COUNTERS", 3)
+    few = build_index(tmp_path / "few", lm, sae, many_rows, KEPT, batch_rows=BATCH, listed=5)
+    assert 0 < few.meta["mut_info_lost"] <= 1 / 4
+    said, exact = (
+        i.explanations().query("method == 'MutInfo'").set_index(["latent", "text"]).value
+        for i in (few, index)
+    )
+    assert not said.equals(exact)
+
+
+@pytest.mark.parametrize("exact_bytes", [2**29, 0])
+def test_memory_of_a_pass(lm, sae, many_rows, monkeypatch, exact_bytes):
+    monkeypatch.setattr(collecting, "EXACT_BYTES", exact_bytes)
+    state, _ = collect(lm, sae, many_rows, KEPT)
+    taken = sum(array.nbytes for array in state.values())
+    assert taken <= index_bytes(KEPT, 24, lm.model.config.vocab_size) <= 1.1 * taken
 
 
 def test_a_killed_pass_goes_on_to_the_same_bytes(tmp_path, lm, sae, many_rows, monkeypatch):

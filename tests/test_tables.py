@@ -110,6 +110,8 @@ def test_table_1(make_measured_run):
     ].tolist() == ["LLaMA 3.1-8B", "paper", 98.04, 10.31, 0.1054]
     assert len(table) == 9
     assert table.model.is_unique
+    assert table[["tokens", "vocab_size"]].dropna().map(str).map(str.isdigit).all(axis=None)
+    assert len(table.tokens.dropna()) == 1
 
 
 def test_table_3_says_whose_text(make_measured_run):

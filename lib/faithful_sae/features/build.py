@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from faithful_sae.features import explain
-from faithful_sae.features.collect import Kept, collect
+from faithful_sae.features.collect import TOKEN_COUNTERS, Kept, collect, exact_counts
 from faithful_sae.features.index import (
     CONTEXTS,
     EXPLANATIONS,
@@ -35,8 +35,8 @@ from faithful_sae.sae.sae import TopKSAE
 METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "MutInfo")
 # of the parquet files: what is read for one page
 LATENTS_PER_GROUP = 32
-# bytes of the histogram and the token counters of one latent in a pass
-LATENT_COUNTS = 1_700
+# bytes of the histogram and of the numbers of one latent in a pass
+LATENT_COUNTS = 900
 
 
 def build_index(
@@ -162,6 +162,7 @@ def build_index(
         **(about or {}),
         "d_sae": sae.d_sae,
         "tokens": tokens,
+        "mut_info_lost": float((state["lost"] / np.maximum(state["fired"], 1)).max()),
         "histogram_edges": edges,
         "sfr_threshold": sfr_threshold,
         "ffr_frequency": ffr_frequency,
@@ -184,12 +185,15 @@ def build_index(
     return FeatureIndex(folder)
 
 
-def index_bytes(kept: Kept, d_sae: int) -> int:
+def index_bytes(kept: Kept, d_sae: int, vocab_size: int) -> int:
     """Memory of what a pass keeps of all latents (kernels/latent_statistics.py): contexts with
     their windows, histograms and token counters.
     """
     places = kept.top + kept.strata * kept.samples
-    return d_sae * (places * (4 * (kept.left + 1 + kept.right) + 24) + LATENT_COUNTS)
+    # a counter that is not its token's by its place says whose it is
+    counters = 8 * vocab_size if exact_counts(d_sae, vocab_size) else 12 * TOKEN_COUNTERS
+    of_latent = places * (4 * (kept.left + 1 + kept.right) + 24) + counters + LATENT_COUNTS
+    return d_sae * of_latent
 
 
 def latent_table(state: Mapping[str, np.ndarray], tokens: int) -> tuple[pd.DataFrame, list[float]]:

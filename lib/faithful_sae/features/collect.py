@@ -1,9 +1,10 @@
 """One pass over the token rows of a corpus: the language model, the SAE, and what
 kernels/latent_statistics.py keeps of every latent.
 
-Memory: F x (N + S m) windows of left + 1 + right float32 and F x M token counters (N top contexts,
-S strata of m samples), however long the corpus. A killed pass goes on from its checkpoint, to the
-same bytes.
+Memory: F x (N + S m) windows of left + 1 + right float32 (N top contexts, S strata of m samples)
+and F x M token counters, however long the corpus. M is the vocabulary where that fits in
+EXACT_BYTES, and TOKEN_COUNTERS otherwise. A killed pass goes on from its checkpoint, to the same
+bytes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.activations import as_ids
 from faithful_sae.sae.sae import TopKSAE
 
-# M: a token's count is too low by at most 1/65 of the latent's firings
+# An exact count of every token for every latent, int64, may take this much. It is what GPT-2's
+# weights take in float32, so a machine that holds a language model holds it too, three times even,
+# as while a checkpoint is written: 64 million counts, which is 4,096 latents of 16,384 tokens or
+# 1,024 of 65,536. GPT-2's 12,288 latents of 50,257 tokens would take 5 GB, more than all else in
+# the notebook.
+EXACT_BYTES = 2**29
+# M where that is not enough: a count is too low by at most 1/65 of the latent's firings
 TOKEN_COUNTERS = 64
 
 
@@ -41,6 +48,11 @@ class Kept:
     left: int = 24
     right: int = 8
     seed: int = 0
+
+
+def exact_counts(d_sae: int, vocab_size: int) -> bool:
+    """Whether a pass counts every token of every latent (EXACT_BYTES), or has TOKEN_COUNTERS."""
+    return 8 * d_sae * vocab_size <= EXACT_BYTES
 
 
 def collect(
@@ -78,15 +90,18 @@ def collect(
         )
     if len(rows) == 0:
         raise FeatureError("no token rows to index: the corpus is empty")
+    vocab_size = lm.model.config.vocab_size
+    exact = exact_counts(sae.d_sae, vocab_size)
     state = latent_statistics.empty(
         sae.d_sae,
         top=kept.top,
         strata=kept.strata,
         samples=kept.samples,
         window=kept.left + 1 + kept.right,
-        tokens=TOKEN_COUNTERS,
+        tokens=vocab_size if exact else TOKEN_COUNTERS,
+        exact=exact,
     )
-    state["tokens"] = np.zeros(lm.model.config.vocab_size, np.int64)
+    state["tokens"] = np.zeros(vocab_size, np.int64)
     begin = 0
     if checkpoint and (saved := checkpoint.load()):
         begin, tensors, _ = saved

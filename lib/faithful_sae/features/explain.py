@@ -25,7 +25,11 @@ logit that d_f alone would give. Gemma's softcap, which keeps the order, is left
 MutInfo: the survey's equation 8 estimates the probabilities from output embeddings, with a softmax.
 Here they are counted on the corpus: of two yes-or-no variables, whether the token at a position is
 w and whether the latent fires there. Listed are tokens on which it fires more often than elsewhere.
-A count may be too low (see latent_statistics), which makes the information too low, never too high.
+So MutInfo, which the survey has among the methods that read the output, reads the input here.
+
+Where counts of every token do not fit (collect.EXACT_BYTES), a count may be too low, by at most
+`lost` of latent_statistics. Then the information of a token is too low, never too high, and by
+another amount for each token: a list may miss tokens, and its order may not be that of the formula.
 """
 
 from collections.abc import Mapping, Sequence
@@ -197,17 +201,26 @@ def mut_info_table(
         n: tokens of a latent.
     """
     total = token_counts.sum()
-    fired = state["fired"][:, None]
-    joint = state["token_count"]
-    counts = np.where(joint > 0, token_counts[state["token"]], 1)
-    listed = (joint > 0) & (joint * total > fired * counts)
-    information = np.where(listed, mutual_information(joint, fired, counts, total), -1.0)
-    # equal ones by id: counters have no order of their own
-    order = np.lexsort((state["token"], -information))[:, :n]
-    information, tokens = (np.take_along_axis(a, order, 1) for a in (information, state["token"]))
-    latents, ranks = np.nonzero(information >= 0)
-    texts = [vocabulary[i] for i in tokens[latents, ranks]]
-    return _table(latents, "MutInfo", ranks, texts, information[latents, ranks])
+    chosen = []
+    values = []
+    latents = np.flatnonzero(state["fired"])
+    for latent in latents:
+        fired = state["fired"][latent]
+        at = np.flatnonzero(state["token_count"][latent])
+        joint = state["token_count"][latent, at]
+        # exact counts are by token
+        tokens = state["token"][latent, at] if state["token"].size else at
+        above = joint * total > fired * token_counts[tokens]
+        tokens = tokens[above]
+        information = mutual_information(joint[above], fired, token_counts[tokens], total)
+        # equal ones by id: counters have no order of their own
+        first = np.lexsort((tokens, -information))[:n]
+        chosen.append(tokens[first])
+        values.append(information[first])
+    sizes = np.array([len(part) for part in chosen], int)
+    ranks = [rank for size in sizes for rank in range(size)]
+    texts = [vocabulary[i] for part in chosen for i in part]
+    return _table(np.repeat(latents, sizes), "MutInfo", ranks, texts, np.concatenate([[], *values]))
 
 
 def token_agreement(explanations: pd.DataFrame, n: int) -> pd.Series:

@@ -11,9 +11,12 @@ place: the largest activation, the first among equal ones.
              power of two lies s below that of the largest, the last all that are weaker. When a
              larger power of two comes, strata move down; the smallest keys of two strata are the
              smallest keys of their union, so the sample stays uniform.
-    tokens   M counters (Misra and Gries 1982): a token without a counter takes one from every
-             counter where none is free. So a count is too low by at most `lost`, itself at most
-             the number of firings / (M + 1), and exact where that is 0.
+    tokens   either a count for every token of the vocabulary, which is exact, or M counters (Misra
+             and Gries 1982): a token without a counter takes one from every counter where none is
+             free. So a count is too low by at most `lost`, itself at most the number of firings /
+             (M + 1), and exact where that is 0. Counts of one latent are too low by different
+             amounts, and a token may have lost all of its own: neither their order nor which
+             tokens are there is that of the exact counts.
 
 Histogram bins are the upper bits of a float32: four to each power of two from LOWEST on, BINS in
 all, the rest in the outermost.
@@ -39,7 +42,14 @@ NO_LEVEL = -1
 
 
 def empty(
-    n_latents: int, *, top: int, strata: int, samples: int, window: int, tokens: int
+    n_latents: int,
+    *,
+    top: int,
+    strata: int,
+    samples: int,
+    window: int,
+    tokens: int,
+    exact: bool = False,
 ) -> dict[str, np.ndarray]:
     """The state before any row: {name: array}.
 
@@ -49,7 +59,9 @@ def empty(
         strata: S.
         samples: m.
         window: positions kept around a peak.
-        tokens: M.
+        tokens: M; exact: the size of the vocabulary.
+        exact: whether counter i is that of token i, and `token`, which says whose a counter is, is
+            empty.
     """
     places = {"top": (n_latents, top), "sample": (n_latents, strata, samples)}
     state = {
@@ -58,7 +70,7 @@ def empty(
         "largest": np.zeros(n_latents, np.float32),
         "histogram": np.zeros((n_latents, BINS), np.int64),
         "level": np.full(n_latents, NO_LEVEL, np.int32),
-        "token": np.full((n_latents, tokens), -1, np.int32),
+        "token": np.full((n_latents, 0 if exact else tokens), -1, np.int32),
         "token_count": np.zeros((n_latents, tokens), np.int64),
         "lost": np.zeros(n_latents, np.int64),
     }
@@ -238,6 +250,9 @@ def _random(seed, latent, row):
 
 @loop
 def _count(t, token, count, lost, f):
+    if len(token) == 0:  # exact
+        count[t] += 1
+        return
     free = -1
     for j in range(len(token)):
         if token[j] == t:

@@ -1,143 +1,142 @@
-"""Interpolated n-gram language model: the yardstick a small neural language model has to beat.
+"""Interpolated n-gram language models: the yardstick a small neural language model has to beat.
 
-A network that does no better than counting the last four tokens has nothing in its hidden states
+A network that does no better than counting the last few tokens has nothing in its hidden states
 that is worth a sparse autoencoder. This is modified Kneser-Ney smoothing (Chen & Goodman 1998,
 section 3), the strongest of the count-based models, fitted on the tokens that the network is
 trained on and scored on the same held-out positions.
 
-    p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + gamma(h) p_{n-1}(w | h')
+    p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + gamma(h) q_{n-1}(w | h')
     gamma(h)   = (D_1 N_1(h) + D_2 N_2(h) + D_3 N_3+(h)) / c(h)
 
     h'         h without its first token
     N_r(h)     number of w with c(hw) = r
 
-At the highest order c counts occurrences, below it the distinct tokens that precede the n-gram; p_0
-is uniform. A history that was never seen leaves the prediction to the next lower order.
+p_n is the model of order n; its c counts occurrences. q_n, to which higher orders fall back, is the
+same with c the number of distinct tokens that precede the n-gram; q_0 is uniform. A history that
+was never seen leaves the prediction to q_{n-1}.
+
+The q_n are the same for all orders, so one way up from order 1 gives every model. Histories of one
+length are numbered in the order of their keys, and a key is a number times (vocab_size + 1) plus a
+token: whatever the order, it is below (n-grams seen) x (vocab_size + 1), which 64 bits hold.
 """
 
-from typing import Self
-
 import numpy as np
-from numpy.typing import ArrayLike
+
+# the longest n-grams that best_order tries
+LONGEST = 8
 
 
-class NGram:
-    """Interpolated modified Kneser-Ney model of token rows.
+def best_order(
+    train: np.ndarray, heldout: np.ndarray, vocab_size: int, longest: int = LONGEST
+) -> tuple[int, float]:
+    """(order, cross-entropy in nats per token) of the model that is best on the held-out text.
+
+    The order is chosen on the text that is scored: no other choice up to `longest` gives a lower
+    cross-entropy, and over none is a network's margin smaller.
+
+    Args:
+        train, heldout, vocab_size, longest: as probabilities; `heldout` is what is scored.
+
+    Raises:
+        ValueError: as probabilities.
+    """
+    models = probabilities(train, heldout, vocab_size, longest)
+    entropies = [float(-np.log(p).mean()) for p in models]
+    best = int(np.argmin(entropies))
+    return best + 1, entropies[best]
+
+
+def probabilities(
+    train: np.ndarray, scored: np.ndarray, vocab_size: int, longest: int
+) -> list[np.ndarray]:
+    """p(token | the tokens before it) of every token but the first of each row, by the models of
+    order 1 to `longest`.
 
     Histories do not cross rows: what precedes a row is a padding symbol, `vocab_size`, which is
     never predicted.
 
     Args:
-        order: tokens in the longest n-gram, the predicted one included.
+        train: int [R, T] rows whose n-grams are counted, ids in 0..vocab_size-1, T >= 2.
+        scored: int [S, U], of the same kind.
         vocab_size: number of token ids.
+        longest: tokens in the longest n-gram, the predicted one included.
+
+    Returns:
+        `longest` arrays float64 [S, U - 1]; over the vocabulary the probabilities after one history
+        sum to 1.
 
     Raises:
-        ValueError: an n-gram does not fit a 64-bit key, i.e. (vocab_size + 1) ** order >= 2 ** 63.
+        ValueError: longest < 1; no rows, rows too short, ids out of range.
     """
-
-    def __init__(self, order: int, vocab_size: int):
-        if order < 1 or (vocab_size + 1) ** order >= 2**63:
-            raise ValueError(
-                f"order {order} over {vocab_size} tokens does not fit a 64-bit key: take a lower "
-                "order"
-            )
-        self.vocab_size = vocab_size
-        self.order = order
-        self.base = vocab_size + 1
-
-    def fit(self, rows: np.ndarray) -> Self:
-        """Count the n-grams that end at every token but the first of each row; returns itself.
-
-        Args:
-            rows: int [R, T], ids in 0..vocab_size-1, T >= 2.
-
-        Raises:
-            ValueError: no rows, rows too short, ids out of range.
-        """
-        keys, counts = np.unique(self._ngrams(rows) @ self._powers(self.order), return_counts=True)
-        self.levels: list[_Level] = []  # from the highest order to the lowest
-        for n in range(self.order, 0, -1):
-            self.levels.append(_Level(keys, counts, self.base))
-            # an n-gram without its first token is preceded by as many distinct tokens as there are
-            # keys that end in it
-            keys, counts = np.unique(keys % self.base ** (n - 1), return_counts=True)
-        return self
-
-    def probability(self, ngrams: ArrayLike) -> np.ndarray:
-        """p(last token | the tokens before it).
-
-        Args:
-            ngrams: int [N, order]; `vocab_size` stands for a position before the start of the row.
-
-        Returns:
-            float64 [N]; over the vocabulary the probabilities after one history sum to 1.
-        """
-        keys = np.asarray(ngrams, np.int64) @ self._powers(self.order)
-        p = np.full(len(keys), 1 / self.vocab_size)
-        for n, level in zip(range(1, self.order + 1), reversed(self.levels), strict=True):
-            p = level.interpolate(keys % self.base**n, p)
-        return p
-
-    def cross_entropy(self, rows: np.ndarray) -> float:
-        """Mean negative log-likelihood in nats per token of every token but the first of each row.
-
-        Args:
-            rows: as of fit.
-        """
-        return float(-np.log(self.probability(self._ngrams(rows))).mean())
-
-    def _powers(self, n):
-        return self.base ** np.arange(n - 1, -1, -1, dtype=np.int64)
-
-    def _ngrams(self, rows):
-        """int64 [R * (T - 1), order]: the n-gram that ends at each predicted token."""
-        rows = np.asarray(rows)
-        if rows.ndim != 2 or rows.size == 0 or rows.shape[1] < 2:
-            raise ValueError(
-                f"rows must have shape [R, T] with R >= 1 and T >= 2, got {list(rows.shape)}"
-            )
-        if rows.min() < 0 or rows.max() >= self.vocab_size:
-            raise ValueError(
-                f"token ids must be in 0..{self.vocab_size - 1}, got {rows.min()}..{rows.max()}"
-            )
-        padded = np.pad(
-            rows.astype(np.int64),
-            ((0, 0), (max(self.order - 2, 0), 0)),
-            constant_values=self.vocab_size,
+    if longest < 1:
+        raise ValueError(f"longest = {longest} must be at least 1: tokens in an n-gram")
+    base = vocab_size + 1
+    token = _before(train, 0, vocab_size)
+    asked = _before(scored, 0, vocab_size)
+    # numbers of the histories; -1 for one that was not seen
+    history = np.zeros_like(token)
+    asked_history = np.zeros_like(asked)
+    q = np.full(len(asked), 1 / vocab_size)
+    found = []
+    for n in range(1, longest + 1):
+        # the n-grams seen, sorted by history, and the number of each position's
+        ngrams, ngram, occurrences = np.unique(
+            history * base + token, return_inverse=True, return_counts=True
         )
-        if self.order == 1:
-            padded = padded[:, 1:]
-        return np.lib.stride_tricks.sliding_window_view(padded, self.order, axis=1).reshape(
-            -1, self.order
+        histories = ngrams // base
+        at = _find(ngrams, asked_history * base + asked)
+        p = _interpolated(histories, occurrences, asked_history, at, q)
+        found.append(p.reshape(len(scored), -1))
+        if n == longest:
+            break
+        older = _before(train, n, vocab_size)
+        preceding = np.bincount(np.unique(ngram * base + older) // base)
+        q = _interpolated(histories, preceding, asked_history, at, q)
+        longer, history = np.unique(history * base + older, return_inverse=True)
+        asked_history = _find(longer, asked_history * base + _before(scored, n, vocab_size))
+    return found
+
+
+def _before(rows, back, vocab_size):
+    """int64 [R * (T - 1)]: the token `back` places before each predicted one, or padding."""
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.size == 0 or rows.shape[1] < 2:
+        raise ValueError(
+            f"rows must have shape [R, T] with R >= 1 and T >= 2, got {list(rows.shape)}"
         )
+    if rows.min() < 0 or rows.max() >= vocab_size:
+        raise ValueError(
+            f"token ids must be in 0..{vocab_size - 1}, got {rows.min()}..{rows.max()}"
+        )
+    predicted = rows.shape[1] - 1
+    tokens = np.full((len(rows), predicted), vocab_size, np.int64)
+    first = min(max(back - 1, 0), predicted)
+    begin = first + 1 - back
+    tokens[:, first:] = rows[:, begin : begin + predicted - first]
+    return tokens.ravel()
 
 
-class _Level:
-    """Counts of one order: sorted n-gram keys, and per history its total and the mass left for the
-    lower order.
+def _interpolated(histories, counts, asked_history, at, lower):
+    """p_n or q_n of what is asked, float64.
+
+    Args:
+        histories: int [n-grams], sorted: the number of each one's history.
+        counts: int [n-grams].
+        asked_history, at: int [asked], the history and the n-gram of each, -1 if not seen.
+        lower: float64 [asked], q_{n-1}.
     """
-
-    def __init__(self, keys, counts, base):
-        self.keys = keys
-        self.base = base
-        discounts = _discounts(counts)[np.minimum(counts, 3)]
-        self.discounted = counts - discounts
-        self.histories, starts = np.unique(keys // base, return_index=True)
-        self.totals = np.add.reduceat(counts, starts)
-        self.left = np.add.reduceat(discounts, starts)
-
-    def interpolate(self, keys, lower):
-        """p_n from the keys of n-grams (int64 [N]) and p_{n-1} (float64 [N])."""
-        at, seen = _find(self.histories, keys // self.base)
-        key_at, key_seen = _find(self.keys, keys)
-        counted = np.where(key_seen, self.discounted[key_at], 0)
-        p = (counted + self.left[at] * lower) / self.totals[at]
-        return np.where(seen, p, lower)
+    discounts = _discounts(counts)[np.minimum(counts, 3)]
+    totals = np.bincount(histories, counts)
+    left = np.bincount(histories, discounts)
+    counted = np.where(at >= 0, (counts - discounts)[at], 0)
+    p = (counted + left[asked_history] * lower) / totals[asked_history]
+    return np.where(asked_history >= 0, p, lower)
 
 
 def _find(sorted_keys, keys):
+    """Where each key is, -1 if nowhere; a key of a history that was not seen is negative."""
     at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return at, sorted_keys[at] == keys
+    return np.where(sorted_keys[at] == keys, at, -1)
 
 
 def _discounts(counts):

@@ -128,7 +128,8 @@ def first_token_fit(
 
     Tokens are put in order of probability, and the order is cut into cells of at least five
     expected draws. In a narrow dtype each batch rounds its probabilities anew; as far as each is
-    off by no more than 8 eps, that does not count.
+    off by no more than 8 eps, that does not count. Tokens of the tail share cells: how its weight
+    is spread over them is not tested.
 
     Args:
         bos_distribution: float64 [V], the model's after BOS.

@@ -5,6 +5,7 @@ profile it is from, and a profile's exhibits say when not all of it has been mea
 """
 
 import re
+import textwrap
 from collections.abc import Callable
 
 import matplotlib
@@ -105,7 +106,7 @@ def unmade(run: Run, stage: Stage) -> list[str]:
 
 
 def save_table(
-    runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, digits: int = 4
+    runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, digits: int = 4, note: str = ""
 ) -> pd.DataFrame:
     """Write a table as csv (all digits), md and tex (rounded), and return it for display.
 
@@ -113,17 +114,18 @@ def save_table(
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
         exhibit_id: of params/exhibits.yaml.
         digits: behind the point, in md and tex.
+        note: sentences about these numbers alone, for the caption.
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
-    note = _note(exhibit, runs)
+    caption_note = _note(exhibit, runs, note)
     write_csv(folder / f"{stem}.csv", table)
     shown = _with_intervals(table.map(lambda value: _cell(value, digits)))
     shown.columns = [str(column).replace("_", " ") for column in shown.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
-    said = _note(exhibit, runs, shown=_literal)
+    said = _note(exhibit, runs, note, shown=_literal)
     _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {said}\n\n{markdown}\n")
-    caption = f"{exhibit.title} ({exhibit.paper}). {note}".translate(TEX)
+    caption = f"{exhibit.title} ({exhibit.paper}). {caption_note}".translate(TEX)
     tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
     _write(folder / f"{stem}.tex", tex)
     _provenance(exhibit, runs, stem)
@@ -167,6 +169,7 @@ def save_figure(
     exhibit_id: str,
     data: pd.DataFrame,
     draw: Callable[[pd.DataFrame], Figure],
+    note: str = "",
 ) -> str:
     """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
 
@@ -175,6 +178,7 @@ def save_figure(
         exhibit_id: of params/exhibits.yaml.
         data: what is drawn.
         draw: makes the figure of the data read back from the csv.
+        note: as save_table.
 
     Returns:
         path of the png, for display.
@@ -184,15 +188,15 @@ def save_figure(
     write_csv(folder / f"{stem}.csv", data)
     figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
     # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
-    note = figure.text(
+    above = figure.text(
         0.005,
         1 + 0.03 / figure.get_figheight(),
-        _note(exhibit, runs, "\n"),
+        _note(exhibit, runs, textwrap.fill(note, 100), "\n"),
         fontsize=5.5,
         color="0.35",
         va="bottom",
     )
-    as_written([note])
+    as_written([above])
     # neither date nor version: same data, same bytes
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         with (
@@ -213,7 +217,7 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, separator=" ", shown: Callable[[str], str] = str):
+def _note(exhibit, runs, own, separator=" ", shown: Callable[[str], str] = str):
     if exhibit.of_paper:
         return f"The paper's printed numbers; profile {runs[0].profile} measured none of them."
     note = shown(profile_note(runs))
@@ -223,7 +227,7 @@ def _note(exhibit, runs, separator=" ", shown: Callable[[str], str] = str):
             f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have "
             "not run."
         )
-    return note
+    return f"{note}{separator}{shown(own)}" if own else note
 
 
 def _provenance(exhibit, runs, stem):

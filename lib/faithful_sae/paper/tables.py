@@ -167,8 +167,8 @@ def _training_text(run):
 
 
 def language_models(runs: list[Run]) -> pd.DataFrame:
-    """Held-out cross-entropy of each embedded model beside its 5-gram's (empty for models that come
-    ready-made, and before 01).
+    """Held-out cross-entropy of each embedded model beside its n-gram model's (empty for models
+    that come ready-made, and before 01).
     """
     rows = []
     for run in runs:
@@ -199,8 +199,10 @@ def table1(runs: list[Run]) -> pd.DataFrame:
     ]
     records = [] if rows is None else rows.loc[:, kept].to_dict("records")
     table = beside(records, runs, exhibits()["table1"].numbers)
-    whole = {name: "Int64" for name in ("tokens", "vocab_size") if name in table}
-    return table.astype(whole)
+    # whole numbers, although the paper has none to put beside them
+    return table.astype(
+        dict.fromkeys(table.columns.intersection(["tokens", "vocab_size"]), "Int64")
+    )
 
 
 def _cells(run: Run, estimates: dict[str, Estimate], digits_of: str = "") -> Record:

@@ -109,8 +109,8 @@ def open_model(run: Run) -> LanguageModel:
 def train_embedded_model(run: Run) -> pd.DataFrame | None:
     """Train the embedded language model if it is not there; None for a model that is not embedded.
 
-    Writes rows `language_model`: held-out cross-entropy of the model and of an interpolated 5-gram
-    fitted on the same tokens.
+    Writes rows `language_model`: held-out cross-entropy of the model and of an interpolated n-gram
+    model fitted on the same tokens, at the order that is best on the held-out text (best_order).
 
     Returns:
         the training log (tokens, train_ce, heldout_ce in nats per token).
@@ -142,7 +142,7 @@ def _train(run, e, folder, made):
     heldout = max(round(len(rows) * run.heldout), 1)
     train_rows = rows[:-heldout]
     heldout_rows = rows[-heldout:]
-    five_gram = ngram.NGram(5, e.vocab_size).fit(train_rows).cross_entropy(heldout_rows)
+    order, ce_ngram = ngram.best_order(train_rows, heldout_rows, e.vocab_size)
     log = train_language_model(e, train_rows, heldout_rows, tokenizer, folder, e.seed, made.key)
     evaluation = {
         "architecture": e.architecture,
@@ -153,7 +153,8 @@ def _train(run, e, folder, made):
         "tokens_seen": e.steps * e.batch_rows * e.context,
         "heldout_tokens": heldout_rows.size,
         "ce": log["heldout_ce"].iloc[-1],
-        "ce_5gram": five_gram,
+        "ce_ngram": ce_ngram,
+        "ngram_order": order,
     }
     write_csv(folder / "evaluation.csv", pd.DataFrame([evaluation]))
     counts = np.bincount(train_rows.ravel(), minlength=e.vocab_size)

@@ -21,8 +21,8 @@ class Embedded(Section):
 
     corpus: str = key("name of the corpus it is trained on")
     architecture: Literal["gpt_neox", "llama"] = key("Pythia's or Llama's")
-    # all bytes and BOS; the 5-gram model it is compared with has keys of 64 bits
-    vocab_size: int = key("tokens of its byte-level BPE, trained on the same text", ge=257, le=6207)
+    # all bytes and BOS
+    vocab_size: int = key("tokens of its byte-level BPE, trained on the same text", ge=257)
     d_model: Count = key("width of the residual stream")
     d_mlp: Count = key("width of the MLPs")
     n_layers: Count = key("blocks")

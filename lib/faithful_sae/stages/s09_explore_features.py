@@ -85,13 +85,15 @@ class ExploreFeatures(Stage):
         steering = forward_bytes(shape, length) + length * shape.vocab_size * LOGIT  # row by row
         device = weights(shape) + saes_bytes(run, shape) + max(reading, steering)
         # the state, as it is saved, and as it is written
-        return Memory(device, reading_bytes(run) + 3 * index_bytes(run.features, d_sae))
+        state = index_bytes(run.features, d_sae, shape.vocab_size)
+        return Memory(device, reading_bytes(run) + 3 * state)
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.features.build import index_bytes
 
-        # tokens beside activations, before they are compressed
-        return len(run.features.seeds) * 2 * index_bytes(run.features, run.sae.d_sae)
+        # tokens beside activations, before they are compressed; a checkpoint and the next one
+        state = index_bytes(run.features, run.sae.d_sae, shape.vocab_size)
+        return len(run.features.seeds) * 2 * state
 
     def tokens(self, run: Run) -> int:
         return len(run.features.seeds) * min(run.features.tokens, train_tokens(run))
@@ -240,6 +242,20 @@ def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def mut_info_note(index: Any) -> str:
+    """For the caption of what shows MutInfo: what is lost where its counts are not exact, and
+    nothing where they are.
+    """
+    lost = index.meta["mut_info_lost"]
+    if not lost:
+        return ""
+    return (
+        "MutInfo is of counts that are not exact, as those of every token and latent do not fit in "
+        f"memory: a count may be too low, by at most {100 * lost:.2g} % of a latent's firings, so "
+        "that tokens may be missing from a list and stand in another order than the formula gives."
+    )
 
 
 def _marked(context, left=10, right=3):

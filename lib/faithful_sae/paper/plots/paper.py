@@ -22,10 +22,11 @@ from faithful_sae.paper.plots.style import (
 
 @styled
 def lm_training(data: DataFrame) -> Figure:
-    """Cross-entropy of an embedded language model while it trains, against the 5-gram model's on
-    the same held-out text.
+    """Cross-entropy of an embedded language model while it trains, against the best n-gram model's
+    on the same held-out text.
     """
     figure, (ax,) = grid(1, 1, 2.2, WIDTH * 0.6)
+    order, ce_ngram = data.ngram_order.iloc[0], data.ce_ngram.iloc[0]
     ax.plot(data.tokens / 1e6, data.train_ce, color="0.7", label="training batches")
     held = data.dropna(subset="heldout_ce")
     ax.plot(
@@ -37,11 +38,11 @@ def lm_training(data: DataFrame) -> Figure:
         label="held-out text",
     )
     ax.axhline(
-        data.ce_5gram.iloc[0],
+        ce_ngram,
         color=COLOURS[0],
         linestyle="--",
         linewidth=0.9,
-        label=f"interpolated 5-gram, same tokens ({data.ce_5gram.iloc[0]:.2f})",
+        label=f"interpolated {order}-gram, same tokens ({ce_ngram:.2f})",
     )
     ax.set(
         xlabel="tokens seen (millions)",
