@@ -19,8 +19,9 @@
 # Notebook 03 asks how much two seeds share *on which text*. Paulo and Belrose (2025), *Sparse
 # Autoencoders Trained on the Same Data Learn Different Features*, asked it of seeds alone: same
 # model, same text, same order, another initialisation. FaithfulSAE takes its measure from them.
-# Here their experiments are repeated on this run's language model, on one corpus, with more seeds.
-# Then one number is changed at a time: latents, active latents, training tokens, layer.
+# Here their experiments are repeated on this run's language model, with the SAEs that notebook 02
+# trained on one corpus. Then one number is changed at a time: latents, active latents, training
+# tokens, layer.
 #
 # Their criterion is stricter than SFR. Decoder rows and encoder columns are matched apart. A latent
 # is **shared** if *both* matchings give it the same counterpart and *both* cosines reach the
@@ -55,9 +56,9 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 
 # %%
 run = open_run(params)
-study, threshold = run.seed_dependence, run.sfr.threshold
+study, seeds, threshold = run.seed_dependence, run.sae.seeds, run.sfr.threshold
 print(
-    f"{len(study.seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "
+    f"{len(seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "
     f"{study.sweep_seeds} seeds:"
 )
 print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.layers}")
@@ -65,10 +66,11 @@ print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.l
 # %% [markdown]
 # ## Training the seeds
 #
-# All SAEs of a layer are trained side by side from one stream of activations, so each of them sees
-# the same tokens in the same order. An SAE with a smaller budget sees the first of them, on a
-# schedule of its own. Finished ones are reused. `fvu` is the unexplained share of the variance at
-# the end. `dead` counts latents that no longer fire, which can be shared only by chance.
+# The SAEs that are as `sae` says are those of notebook 02. Those with one number changed are
+# trained here, from the same stream of activations: each sees the same tokens in the same order.
+# An SAE with a smaller budget sees the first of them, on a schedule of its own. Finished ones are
+# reused. `fvu` is the unexplained share of the variance at the end. `dead` counts latents that no
+# longer fire, which can be shared only by chance.
 
 # %%
 saes, summary = train_seeds(run)
@@ -121,7 +123,7 @@ rows["seed_modes"].round(3)
 
 # %%
 frequency = latents[["latent", "mean_cosine", "firing", "seeds_sharing"]].assign(
-    others=len(study.seeds) - 1, threshold=threshold
+    others=len(seeds) - 1, threshold=threshold
 )
 Image(save_figure(run, "seed_firing", frequency, seed_plots.firing), retina=True)
 
@@ -229,7 +231,7 @@ twins = hit_masks(match_seeds({"itself": first, "copy": first}), threshold)
 missed = sum(int((~hits).sum()) for hits in twins.values())
 curve = rows["seed_curve"]
 mean = curve.groupby("seeds").only_in_base.mean()
-base = curve[(curve.base == study.seeds[0]) & (curve.seeds == curve.seeds.max())].only_in_base
+base = curve[(curve.base == seeds[0]) & (curve.seeds == curve.seeds.max())].only_in_base
 print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with all")
 print(verdicts.verdict.value_counts().to_dict())
 

@@ -38,7 +38,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
     sae = run.sae
     study = run.seed_dependence
     assert sae and study, "notebook 08 does not run without them"
-    n = len(study.seeds)
+    n = len(sae.seeds)
     top, rare = _extremes(latents, n - 1)
     table = [
         (
