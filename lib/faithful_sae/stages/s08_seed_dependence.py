@@ -4,6 +4,7 @@ Belrose 2025).
 Notebook 02 has trained those that are as `sae` says. Those with one thing changed are trained here.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -90,9 +91,13 @@ class SeedStudy(Stage):
         "seed_saes",
         "seed_pairs",
         "seed_latents",
+        "seed_sharing",
+        "seed_who",
         "seed_modes",
         "seed_curve",
         "seed_fits",
+        "seed_extrapolated",
+        "seed_estimates",
         "seed_threshold",
     )
     reads = ("saes",)
@@ -267,12 +272,16 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
 def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     """Compare the SAEs of train_seeds; writes and returns the rows
 
-    seed_pairs       every pair of seeds, and at every swept value (column `sweep`) those there
-    seed_latents     every latent of the first seed: matched with the second, and over all seeds
-    seed_modes       the test of one mode on the first seed's matched cosines with each other seed
-    seed_curve       share of latents found in the base SAE alone, per base and number of seeds
-    seed_fits        the two power laws of that curve
-    seed_threshold   share of shared latents at every threshold: mean, least and largest of pairs
+    seed_pairs         every pair of seeds, and at every swept value (column `sweep`) those there
+    seed_latents       every latent of the first seed, matched with the second
+    seed_sharing       every latent of every seed, matched with all others
+    seed_who           per seed, whether latents that fire often or seldom are shared by others
+    seed_modes         the test of one mode on the matched cosines of every pair
+    seed_curve         share of latents found in the base SAE alone, per base and number of seeds
+    seed_fits          three laws of that curve
+    seed_extrapolated  the curve's mean and the laws, with intervals over seeds
+    seed_estimates     what all seeds say together, each with its error over seeds
+    seed_threshold     share of shared latents at every threshold, mean over pairs of seeds
     """
     from faithful_sae.metrics import seed_dependence
     from faithful_sae.metrics.sfr import match_seeds
@@ -285,41 +294,40 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     matchings = match_seeds(base)
     tables, pairs = _compared(base, matchings, threshold, sweep="seeds", value=len(base))
     for sweep, value, group in _swept(saes, plain, run.seed_dependence.sweep_seeds):
-        pairs += _compared(group, match_seeds(group), threshold, sweep=sweep, value=value)[1]
+        if all(base.get(seed) is sae for seed, sae in group.items()):
+            # matched before: they are among those of every sweep
+            found = {pair: matchings[pair] for pair in itertools.combinations(group, 2)}
+        else:
+            found = match_seeds(group)
+        pairs += _compared(group, found, threshold, sweep=sweep, value=value)[1]
 
-    masks = seed_dependence.hit_masks(matchings, threshold)
-    curve = seed_dependence.only_in_base(masks)
-    mean = curve.groupby("seeds").only_in_base.mean()
-    with_first = {b: table for (a, b), table in tables.items() if a == first}
-    cosine = {
-        b: (table.decoder_cosine + table.encoder_cosine) / 2 for b, table in with_first.items()
-    }
-    cuts = pd.concat(
-        [
-            seed_dependence.thresholds(tables[pair], *matchings[pair], THRESHOLDS)
-            for pair in matchings
-        ]
-    )
+    firing = {seed: sae.firing.numpy() for seed, sae in base.items()}
+    many, estimates = seed_dependence.many_seeds(matchings, firing, threshold)
+    modes = []
+    cuts = []
+    for (a, b), table in tables.items():
+        pair = {"seed_a": a, "seed_b": b}
+        cosines = (table.decoder_cosine + table.encoder_cosine) / 2
+        found = seed_dependence.modes_test(cosines)
+        modes.append(pair | dict(zip(("modes", "p"), found, strict=True)))
+        cut = seed_dependence.thresholds(table, *matchings[a, b], THRESHOLDS)
+        cuts.append(cut.melt("threshold", var_name="definition", value_name="share").assign(**pair))
     rows = {
         "seed_pairs": pd.DataFrame(pairs),
-        "seed_latents": with_first[second].assign(
-            mean_cosine=np.mean([t.decoder_cosine for t in with_first.values()], axis=0),
-            seeds_sharing=masks[first].sum(0),
-            firing=base[first].firing.numpy(),
+        "seed_latents": tables[first, second],
+        "seed_sharing": many["sharing"],
+        "seed_who": many["who"],
+        "seed_modes": pd.DataFrame(modes),
+        "seed_curve": many["curve"],
+        "seed_fits": many["fits"],
+        "seed_extrapolated": many["extrapolated"],
+        "seed_estimates": pd.DataFrame(
+            {"number": name, "value": e.value, "seeds": e.seeds, "error": e.seed_error}
+            for name, e in estimates.items()
         ),
-        "seed_modes": pd.DataFrame(
-            [
-                {"seed_a": first, "seed_b": b}
-                | dict(zip(("modes", "p"), seed_dependence.modes_test(values), strict=True))
-                for b, values in cosine.items()
-            ]
+        "seed_threshold": seed_dependence.means_over_seeds(
+            pd.concat(cuts), ["definition", "threshold"], ["share"]
         ),
-        "seed_curve": curve,
-        "seed_fits": seed_dependence.power_laws(mean.index, mean),
-        "seed_threshold": cuts.melt("threshold", var_name="definition", value_name="share")
-        .groupby(["definition", "threshold"], sort=False)
-        .share.agg(["mean", "min", "max"])
-        .reset_index(),
     }
     for name, table in rows.items():
         write_rows(run, name, table)
