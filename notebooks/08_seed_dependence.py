@@ -19,8 +19,9 @@
 # Notebook 03 asks how much two seeds share *on which text*. Paulo and Belrose (2025), *Sparse
 # Autoencoders Trained on the Same Data Learn Different Features*, asked it of seeds alone: same
 # model, same text, same order, another initialisation. FaithfulSAE takes its measure from them.
-# Here their experiments are repeated on this run's language model, on one corpus, with more seeds.
-# Then one number is changed at a time: latents, active latents, training tokens, layer.
+# Here their experiments are repeated on this run's language model, with the SAEs that notebook 02
+# trained on one corpus. Then one number is changed at a time: latents, active latents, training
+# tokens, layer.
 #
 # Their criterion is stricter than SFR. Decoder rows and encoder columns are matched apart. A latent
 # is **shared** if *both* matchings give it the same counterpart and *both* cosines reach the
@@ -42,7 +43,7 @@
 # %%
 from IPython.display import Image
 
-from faithful_sae.metrics.seed_dependence import fitted_curves, hit_masks
+from faithful_sae.metrics.seed_dependence import hit_masks, means_over_seeds
 from faithful_sae.metrics.sfr import match_seeds
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import seeds as seed_plots
@@ -55,9 +56,9 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 
 # %%
 run = open_run(params)
-study, threshold = run.seed_dependence, run.sfr.threshold
+study, seeds, threshold = run.seed_dependence, run.sae.seeds, run.sfr.threshold
 print(
-    f"{len(study.seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "
+    f"{len(seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "
     f"{study.sweep_seeds} seeds:"
 )
 print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.layers}")
@@ -65,10 +66,11 @@ print(f"d_sae {study.d_sae}, k {study.k}, tokens {study.tokens}, layers {study.l
 # %% [markdown]
 # ## Training the seeds
 #
-# All SAEs of a layer are trained side by side from one stream of activations, so each of them sees
-# the same tokens in the same order. An SAE with a smaller budget sees the first of them, on a
-# schedule of its own. Finished ones are reused. `fvu` is the unexplained share of the variance at
-# the end. `dead` counts latents that no longer fire, which can be shared only by chance.
+# The SAEs that are as `sae` says are those of notebook 02. Those with one number changed are
+# trained here, from the same stream of activations: each sees the same tokens in the same order.
+# An SAE with a smaller budget sees the first of them, on a schedule of its own. Finished ones are
+# reused. `fvu` is the unexplained share of the variance at the end. `dead` counts latents that no
+# longer fire, which can be shared only by chance.
 
 # %%
 saes, summary = train_seeds(run)
@@ -108,10 +110,11 @@ Image(
 # %% [markdown]
 # The eye is quick to see two clouds. Silverman's test asks how much a density of the mean of both
 # cosines must be smoothed until it has one mode, and how often samples from that one-mode density
-# need as much. A small `p` speaks for two.
+# need as much. A small `p` speaks for two. The test is known to be cautious: a large one is no sign
+# of one kind. It is made for every pair of seeds.
 
 # %%
-rows["seed_modes"].round(3)
+rows["seed_modes"][["modes", "p"]].describe().loc[["min", "25%", "50%", "75%", "max"]].round(3)
 
 # %% [markdown]
 # ## Who is shared: frequent or rare latents? (their Figure 2)
@@ -120,29 +123,52 @@ rows["seed_modes"].round(3)
 # often it fires over the last tenth of the training, and how many of the other seeds share it.
 
 # %%
-frequency = latents[["latent", "mean_cosine", "firing", "seeds_sharing"]].assign(
-    others=len(study.seeds) - 1, threshold=threshold
-)
+frequency = rows["seed_sharing"].query("base == @seeds[0]").drop(columns="base")
+frequency = frequency.assign(others=len(seeds) - 1, threshold=threshold)
 Image(save_figure(run, "seed_firing", frequency, seed_plots.firing), retina=True)
+
+# %% [markdown]
+# One SAE is one draw. So the same is asked with each SAE as the base: of the twentieth of its
+# living latents that fires most, `most` are shared by all others, and `all` of the living are;
+# `least` of the twentieth that fires least are shared by none, and `none` of the living. `most_p`
+# and `least_p` are the chances of so many. `rank` is the rank correlation of the mean cosine with
+# how often a latent fires.
+
+# %%
+columns = ["base", "alive", "size", "most", "all", "most_p", "least", "none", "least_p", "rank"]
+rows["seed_who"][columns].round(4)
 
 # %% [markdown]
 # ## Would more seeds find everything? (their Figure A1)
 #
-# A latent that no other seed shares is *only in the base*. With more seeds fewer are. If the share
-# falls as a power law $a n^{-b}$, enough seeds find every feature that any seed finds. With an
-# offset, $a n^{-b} + c$, a share $c$ is each seed's own for ever. Both laws are fitted below.
+# A latent that no other seed shares is *only in the base*. With more seeds fewer are. A power law
+# $a n^{-b}$ falls to nothing: enough seeds find every feature that any seed finds. They fit one
+# with an offset, $a n^{-b} + c$, and conclude that some latents never find a counterpart. But few
+# SAEs do not tell what a hundred would. A third law shows it. In it no latent is private: others
+# find each one with a probability $p$ of its own, and $p$ is drawn from $\mathrm{Beta}(\alpha,
+# \beta)$. The share that $n - 1$ others miss is then
+#
+# $$\mathrm{E}[(1 - p)^{n - 1}] = B(\alpha, \beta + n - 1) / B(\alpha, \beta),$$
+#
+# which falls to nothing too, but slowly. Its two numbers are fitted to how many others found each
+# latent. Look at how near the laws are to each other where SAEs were seen, and how far apart after.
 
 # %%
-curves = fitted_curves(rows["seed_curve"], rows["seed_fits"])
+curves = rows["seed_extrapolated"]
 Image(save_figure(run, "seed_curve", curves, seed_plots.only_in_base), retina=True)
 
 # %% [markdown]
+# Bars and bands are 95 % intervals over seeds. All is computed again without each seed in turn, so
+# a set of all seeds has none. `at_100` is what a law says of a hundred SAEs, with its interval. The
+# offset `c` is not identified where a law without private latents follows the curve as well: it
+# then says how the curve bends between the numbers of seeds that were seen, and no more.
+#
 # The points are averages over the same SAEs, not independent measurements. So beside Akaike's
-# criterion (`aicc`) stands a test that does not need independence: how well each law predicts a
-# point that its fit has not seen (`loo`). The smaller number is the better law.
+# criterion (`aicc`) stands a test that does not need independence: how well a power law predicts a
+# point that its fit has not seen (`loo`). The beta-binomial law is not fitted to the points.
 
 # %%
-rows["seed_fits"].round(4)
+rows["seed_fits"].set_index("law").T.round(4)
 
 # %% [markdown]
 # ## Does the result depend on the threshold? (their Figure A2)
@@ -176,9 +202,9 @@ Image(
 # %% [markdown]
 # ## What changes the overlap? (their Figures 4, 5 and A4)
 #
-# One number is changed, the others are those of the first pair (in bold). Each dot is a pair of
-# seeds. Ignore differences smaller than the scatter. Dead latents, dotted, can hardly be shared and
-# push the overlap down.
+# One number is changed, the others are those of the plain SAEs (in bold). Each dot is a pair of
+# seeds, and bars are 95 % intervals over seeds of their mean. With three seeds these are wide.
+# Dead latents, dotted, can hardly be shared and push the overlap down.
 #
 # Two things to keep in mind. If overlap still grows with training, a setting that learns more
 # slowly also shares less for that reason alone: the panels compare SAEs of one budget, not finished
@@ -187,11 +213,11 @@ Image(
 
 # %%
 swept = rows["seed_pairs"].query("sweep != 'seeds'")
-swept = swept.assign(
-    plain=swept.sweep.map(
-        {"d_sae": run.sae.d_sae, "k": run.sae.k, "tokens": run.sae.tokens, "layer": run.layer}
-    )
-)
+drawn = ["shared", "shared_decoder", "dead", "mmcs", "matched_cosine"]
+means = means_over_seeds(swept, ["sweep", "value"], drawn)
+swept = swept.merge(means, on=["sweep", "value"], suffixes=("", "_mean"))
+plain_values = {name: getattr(run.sae, name) for name in ("d_sae", "k", "tokens")}
+swept = swept.assign(plain=swept.sweep.map(plain_values | {"layer": run.layer}))
 Image(save_figure(run, "seed_sweeps", swept, seed_plots.sweeps), retina=True)
 
 # %% [markdown]
@@ -204,17 +230,18 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # %% [markdown]
 # ## Their findings, here
 #
-# Each verdict is computed from the rows above by one rule. A difference counts if it is above twice
-# its standard error. That error is the spread between pairs of seeds, and at least that of so many
-# independent latents; S seeds count as S // 2 independent pairs. A difference that does not count
-# is *open*. *No difference* is open too, where half the size of what is compared could have gone
-# unseen.
+# Each verdict is computed from the rows above by the rule of notebook 07. The unit is the seed: a
+# mean over pairs is computed again without each seed in turn, and its interval is Student's, with
+# one degree of freedom less than seeds. A statement *agrees* if what should be above 0 is, by its
+# one-sided 95 % bound; it *disagrees* if that is below 0; otherwise it is *undecided*. That two
+# shares are *the same* agrees if their 90 % interval lies in a margin, which stands in the
+# statement. `effect`, `low` and `high` are the difference that is weakest for the statement, and
+# its 95 % interval. `p_holm` is corrected for all statements of the table.
 
 # %%
 verdicts = save_table(run, "seed_findings", findings(run, rows))
-verdicts.style.hide(axis="index").set_properties(
-    **{"text-align": "left", "white-space": "pre-wrap"}
-)
+shown = verdicts.style.hide(axis="index").format(precision=3, na_rep="")
+shown.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 # %% [markdown]
 # ## Check
@@ -229,7 +256,8 @@ twins = hit_masks(match_seeds({"itself": first, "copy": first}), threshold)
 missed = sum(int((~hits).sum()) for hits in twins.values())
 curve = rows["seed_curve"]
 mean = curve.groupby("seeds").only_in_base.mean()
-base = curve[(curve.base == study.seeds[0]) & (curve.seeds == curve.seeds.max())].only_in_base
+last = curve[curve.seeds == curve.seeds.max()].set_index("base").only_in_base
+unshared = rows["seed_sharing"].groupby("base").seeds_sharing.agg(lambda n: (n == 0).mean())
 print(f"only in the base: {mean.iloc[0]:.3f} with 2 seeds, {mean.iloc[-1]:.3f} with all")
 print(verdicts.verdict.value_counts().to_dict())
 
@@ -237,7 +265,7 @@ print(verdicts.verdict.value_counts().to_dict())
 assert not missed, f"{missed} latents do not share themselves"
 off = {
     "only in the base with 2 seeds": abs(mean.iloc[0] - (1 - plain.shared.mean())),
-    "only in the base with all": abs(base.item() - (latents.seeds_sharing == 0).mean()),
+    "only in the base with all": (last - unshared).abs().max(),
     "only in the base with a seed more": mean.diff().fillna(0).max(),
     "shared, beyond the decoder": (plain.shared - plain.shared_decoder).max(),
 }

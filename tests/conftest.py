@@ -205,7 +205,6 @@ features: null
 """)
 SEED_DEPENDENCE = {
     "corpus": "text",
-    "seeds": [1, 2, 3],
     "sweep_seeds": 2,
     "d_sae": [12],
     "k": [2],

@@ -35,7 +35,9 @@ PUBLISHED = {
     "sae.published": {
         "faithful": {"path": "jumprelu/seed{seed}"},
         "text": {"path": "batch_topk/seed{seed}"},
-    }
+    },
+    # of SAEs of others none is trained with another number
+    "seed_dependence": {"corpus": "text", "sweep_seeds": 2},
 }
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {

@@ -206,3 +206,13 @@ def test_a_damaged_index_is_noticed(explored):
     file.write_bytes(file.read_bytes()[:-10])
     plan._forget_damaged(run)
     assert not rows.exists()
+
+
+@pytest.mark.parametrize(
+    "indexed, seed, other",
+    [((42, 49), 42, 49), ((42, 49), 49, 42), ((2, 49, 42), 42, 2), ((49,), 49, 1), ((3,), 3, 42)],
+)
+def test_the_other_seed_is_the_next_that_is_indexed(make_run, indexed, seed, other):
+    """Two that are indexed are each other's; one alone takes the next that is trained."""
+    wide = {"sae.seeds": [42, 49, 1, 2, 3], "features": FEATURES | {"seeds": list(indexed)}}
+    assert explore.other_seed(make_run(wide), seed) == other

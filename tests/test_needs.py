@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conftest import ARCHITECTURES, make_model
+from conftest import ARCHITECTURES, SEED_DEPENDENCE, make_model
 from faithful_sae.lm.architectures import Shape, cache_bytes, sampling_bytes, weights
 from faithful_sae.lm.decoding import Decoder
 from faithful_sae.runs.needs import CUDA, PROCESS, needs
@@ -17,7 +17,7 @@ from faithful_sae.sae.train import training_bytes, training_disk
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.s01_generate_faithful import text_disk
-from faithful_sae.stages.s08_seed_dependence import study, wanted_saes
+from faithful_sae.stages.s08_seed_dependence import SeedDependence, study, swept_saes
 from faithful_sae.stages.training import train_all
 from faithful_sae.text.packing import rows_disk
 
@@ -149,19 +149,23 @@ def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
 
 
 def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
-    d = {
-        "corpus": "text",
-        "seeds": [1, 2, 3],
-        "sweep_seeds": 2,
-        "d_sae": [12],
-        "k": [2],
-        "tokens": [200],
-        "layers": [0],
-    }
-    run = make_run({"seed_dependence": d})
-    assert study(run) == {1: wanted_saes(run, 1, 400), 0: wanted_saes(run, 0, 400)}
-    assert [len(wanted) for wanted in study(run).values()] == [9, 2]
-    assert stages()["08_seed_dependence"].tokens(run) == 800
+    seeds = stages()["08_seed_dependence"]
+    run = make_run({"seed_dependence": SEED_DEPENDENCE, "sae.seeds": [1, 2, 3]})
+    assert study(run) == {1: swept_saes(run, 1, 400), 0: swept_saes(run, 0, 400)}
+    assert [len(wanted) for wanted in study(run).values()] == [6, 2]
+    # the swept budget is below that of the SAEs with another d_sae or k
+    assert seeds.tokens(run) == 800
+    shorter = run.changed(seed_dependence=SeedDependence(corpus="text", tokens=(200,)))
+    assert seeds.tokens(shorter) == 200
+
+
+def test_a_study_that_trains_nothing_needs_no_model(make_run):
+    run = make_run({"seed_dependence": {"corpus": "text", "sweep_seeds": 2}})
+    stage = stages()["08_seed_dependence"]
+    assert not study(run)
+    assert not stage.tokens(run)
+    assert not stage.disk(run, GPT2)
+    assert needs(run.changed(device="cuda"), GPT2, stage).device_memory == 0
 
 
 def test_training_holds_eight_arrays_for_each_sae(make_run):

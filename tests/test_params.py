@@ -296,24 +296,21 @@ WRONG = {
     "seeds on an unknown corpus": (
         seeds(corpus="tex"),
         "seed_dependence.corpus = 'tex'",
-        "faithful, text",
+        "not in sae.train_on (faithful, text)",
     ),
-    "one seed to study": (
-        seeds(seeds=[1], sweep_seeds=1),
-        "seed_dependence.seeds must hold at least two different",
+    "swept SAEs beside published ones": (
+        seeds() | {"sae.published": {"text": {"hub": "a/b", "revision": "main{seed}"}}},
+        "seed_dependence.corpus = 'text' is in sae.published",
     ),
-    "a seed to study twice": (
-        seeds(seeds=[1, 1]),
-        "seed_dependence.seeds must hold at least two different",
-    ),
+    "seeds of its own": (seeds(seeds=[1, 2]), "unknown key seed_dependence.seeds"),
     "one seed to sweep with": (
         seeds(sweep_seeds=1),
         "seed_dependence.sweep_seeds = 1 must lie between 2 and",
     ),
     "more seeds to sweep with than there are": (
-        seeds(sweep_seeds=4),
-        "seed_dependence.sweep_seeds = 4",
-        "seed_dependence.seeds, 3",
+        seeds(sweep_seeds=3),
+        "seed_dependence.sweep_seeds = 3",
+        "the number of sae.seeds, 2",
     ),
     "swept d_sae below k": (
         seeds(d_sae=[12, 3]),
@@ -485,7 +482,7 @@ def test_what_stands_below_a_section_s_keys_is_taken_as_a_whole(write):
 def test_a_section_that_the_defaults_leave_out(write):
     write("_defaults.yaml")
     run = load_params(write("own.yaml", seeds()))
-    assert run.seed_dependence.seeds == (1, 2, 3)
+    assert run.seed_dependence.sweep_seeds == 2
     nothing = dict.fromkeys(("sae", "sfr", "ffr", "fidelity", "probing"))
     assert load_params(write("text.yaml", nothing)).sae is None
 
@@ -672,7 +669,7 @@ def test_every_parameter_file_of_the_repository_loads():
         ("fidelity.rows", 9, {"05_fidelity"}),
         ("generate.seed", 9, {"01_generate_faithful"}),
         ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}),
-        ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper"}),
+        ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper", "08_seed_dependence"}),
         ("sfr.dead_below", 0.1, {"03_sfr", "07_paper"}),
         ("seed_dependence.k", [3], {"08_seed_dependence"}),
         (

@@ -4,11 +4,15 @@
 A latent of one SAE is *shared* with another if the decoder matching and the encoder matching give
 it the same counterpart and both cosines reach the threshold (their section 3). SAEs in, numbers
 out; S SAEs, F latents.
+
+What depends on all SAEs at once (which latents no other has, how that share falls with their
+number) is computed again without each of them: the jackknife of metrics.uncertainty.
 """
 
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +20,40 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, minimize
+from scipy.special import betaln
+from scipy.stats import betabinom, hypergeom, spearmanr
 
 from faithful_sae.matching import Matching
 from faithful_sae.metrics.sfr import shared
+from faithful_sae.metrics.uncertainty import Estimate, jackknife, mean_over_seeds
 from faithful_sae.sae.sae import TopKSAE
 
-LAWS = {"power law": lambda n, a, b: a * n**-b, "with offset": lambda n, a, b, c: a * n**-b + c}
+
+def _missed_by_all(n, alpha, beta):
+    """E[(1 - p)^(n - 1)] of p ~ Beta(alpha, beta)."""
+    return np.exp(betaln(alpha, beta + n - 1) - betaln(alpha, beta))
+
+
+LAWS: dict[str, Callable[..., Any]] = {
+    "power law": lambda n, a, b: a * n**-b,
+    "with offset": lambda n, a, b, c: a * n**-b + c,
+    "beta-binomial": _missed_by_all,
+}
 # a share is never negative
 BOUNDS = {"power law": ([0, 0], [10, 10]), "with offset": ([0, 0, 0], [10, 10, 1])}
+PARAMETERS = {
+    "power law": ("a", "b"),
+    "with offset": ("a", "b", "c"),
+    "beta-binomial": ("alpha", "beta"),
+}
+# of log alpha and log beta
+WIDEST = 8.0
+# a number of SAEs that nobody trains, for which the laws say different things
+HORIZON = 100
+# at which the laws are drawn
+NUMBERS = np.unique(np.geomspace(2, HORIZON, 60).round()).astype(int)
+SIGNIFICANCE = 0.05
 
 
 # --- pairs of SAEs --------------------------------------------------------------------------------
@@ -132,6 +161,39 @@ def thresholds(
     )
 
 
+def means_over_seeds(
+    pairs: pd.DataFrame, by: str | list[str], columns: Iterable[str]
+) -> pd.DataFrame:
+    """The mean over pairs of SAEs of some columns, with its interval over seeds.
+
+    Args:
+        pairs: one row per pair, with seed_a and seed_b.
+        by: columns that tell groups of pairs apart.
+
+    Returns:
+        one row per group: its `by`, and of each column the mean, <column>_low and <column>_high
+        (95 %; NaN where two seeds are all there are).
+    """
+    rows = []
+    for group, part in pairs.groupby(by, sort=False):
+        names = group if isinstance(group, tuple) else (group,)
+        row = dict(zip([by] if isinstance(by, str) else by, names, strict=True))
+        for column in columns:
+            estimate = mean_over_seeds(by_pair(part, part.loc[:, column]))
+            low, high = estimate.interval()
+            row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def by_pair(pairs: pd.DataFrame, values: Iterable[float]) -> dict[tuple[int, int], float]:
+    """{(seed_a, seed_b): value} of rows that each stand for a pair; those that are NaN are left
+    out.
+    """
+    found = zip(pairs.seed_a, pairs.seed_b, values, strict=True)
+    return {(int(a), int(b)): float(value) for a, b, value in found if not math.isnan(value)}
+
+
 # --- many seeds -----------------------------------------------------------------------------------
 
 
@@ -174,7 +236,7 @@ def power_laws(n: ArrayLike, share: ArrayLike) -> pd.DataFrame:
     predicts better.
 
     The points are averages over the same SAEs, not independent draws: aicc flatters whichever law
-    fits closer, so a verdict asks for loo as well.
+    fits closer, so a verdict asks for loo.
 
     Args:
         n: numbers of SAEs.
@@ -188,8 +250,9 @@ def power_laws(n: ArrayLike, share: ArrayLike) -> pd.DataFrame:
     n = np.asarray(n, float)
     share = np.asarray(share, float)
     rows = []
-    for name, law in LAWS.items():
-        size = len(BOUNDS[name][0])
+    for name in BOUNDS:
+        law = LAWS[name]
+        size = len(PARAMETERS[name])
         # as many numbers as points fit anything
         if len(n) <= size:
             rows.append(
@@ -244,37 +307,246 @@ def _fit(name, n, share):
     )[0]
 
 
-def fitted_curves(curve: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
-    """The figure's data: per number of seeds the mean over bases (series `measured`), the lowest
-    and highest base, and both laws.
+def beta_binomial(histogram: ArrayLike) -> tuple[float, float]:
+    """(alpha, beta) of latents without a seed of their own (ours): each is found by another SAE
+    with a probability p of its own, drawn from Beta(alpha, beta), and p = 0 has no weight.
+
+    By maximum likelihood, of latents as if they were independent.
 
     Args:
-        curve: of only_in_base.
-        fits: of power_laws.
+        histogram: [S], how many latents 0, 1, .., S-1 other SAEs found.
+
+    Returns:
+        NaN, NaN where they do not tell: with one other SAE, or no latent.
     """
-    measured = (
-        curve.groupby("seeds")
-        .only_in_base.agg(only_in_base="mean", low="min", high="max")
-        .reset_index()
+    counts = np.asarray(histogram, float)
+    others = len(counts) - 1
+    if others < 2 or not counts.sum():
+        return np.nan, np.nan
+    hits = np.arange(others + 1)
+    # where all are found or none is, the likelihood has no maximum
+    mean = np.clip(counts @ hits / (others * counts.sum()), 0.01, 0.99)
+
+    def surprise(logs):
+        return -counts @ betabinom.logpmf(hits, others, *np.exp(logs)) / counts.sum()
+
+    found = minimize(
+        surprise,
+        np.log([mean, 1 - mean]),
+        bounds=[(-WIDEST, WIDEST)] * 2,
+        method="L-BFGS-B",
+        options={"ftol": 1e-14, "gtol": 1e-9},
     )
-    parts = [measured.assign(series="measured")]
-    n = np.linspace(curve.seeds.min(), curve.seeds.max(), 43)
-    for fit in fits.dropna(subset="a").to_dict("records"):
-        label = f"{fit['a']:.2f} $n^{{-{fit['b']:.2f}}}$"
-        if fit["law"] == "with offset":
-            label += f" + {fit['c']:.2f}"
-        values = LAWS["with offset"](n, fit["a"], fit["b"], fit["c"])
-        parts.append(
+    alpha, beta = np.exp(found.x)
+    return float(alpha), float(beta)
+
+
+def fit_laws(masks: Mapping[Any, np.ndarray]) -> pd.DataFrame:
+    """Three laws of the share of latents found in the base alone, as power_laws has them: the two
+    power laws, fitted to the mean over bases of only_in_base, and the beta-binomial law, fitted to
+    how many others found each latent of all bases.
+
+    The first and the last end at 0, the second at c. Where few SAEs were seen all may fit, so that
+    they do not tell c.
+
+    Returns:
+        a row per law, with alpha and beta and at_100, what it says of a hundred SAEs.
+    """
+    mean = only_in_base(masks).groupby("seeds").only_in_base.mean()
+    hits = np.concatenate([mask.sum(0) for mask in masks.values()])
+    histogram = np.bincount(hits, minlength=len(masks))
+    alpha, beta = beta_binomial(histogram)
+    beyond = {"law": "beta-binomial", "alpha": alpha, "beta": beta, "c": 0.0}
+    fits = pd.concat([power_laws(mean.index, mean), pd.DataFrame([beyond])], ignore_index=True)
+    error = share_alone(beyond, mean.index.to_numpy()) - mean.to_numpy()
+    fits.loc[fits.law == "beta-binomial", "rmse"] = math.sqrt(np.square(error).mean())
+    fits["at_100"] = [float(share_alone(fit, HORIZON)) for fit in fits.to_dict("records")]
+    return fits
+
+
+def share_alone(fit: Mapping[str, Any], n: Any) -> Any:
+    """The share of latents found in the base alone among n SAEs (an array of numbers of SAEs gives
+    one), by a record of fit_laws.
+    """
+    return LAWS[fit["law"]](n, *(fit[name] for name in PARAMETERS[fit["law"]]))
+
+
+def sharing(
+    matchings: Mapping[tuple, tuple[Matching, Matching]],
+    firing: Mapping[Any, np.ndarray],
+    threshold: float,
+) -> pd.DataFrame:
+    """One row per SAE (base) and latent: how often it fires, the mean over the other SAEs of its
+    matched decoder cosine, and how many of them share it.
+
+    Args:
+        matchings: of match_seeds.
+        firing: {SAE: float [F]}.
+        threshold: least cosine.
+    """
+    cosines = defaultdict(list)
+    for (a, b), (decoder, _) in matchings.items():
+        cosines[a].append(decoder.cosine)
+        cosines[b].append(decoder.cosine[np.argsort(decoder.permutation)])
+    return pd.concat(
+        [
             pd.DataFrame(
                 {
-                    "seeds": n,
-                    "only_in_base": values,
-                    "series": fit["law"],
-                    "label": f"{fit['law']}: {label}",
+                    "base": base,
+                    "latent": np.arange(hits.shape[1]),
+                    "firing": firing[base],
+                    "mean_cosine": np.mean(cosines[base], axis=0),
+                    "seeds_sharing": hits.sum(0),
                 }
             )
-        )
-    return pd.concat(parts, ignore_index=True)
+            for base, hits in hit_masks(matchings, threshold).items()
+        ],
+        ignore_index=True,
+    )
+
+
+def who_is_shared(latents: pd.DataFrame, others: int) -> pd.DataFrame:
+    """Do latents that fire often, or seldom, have another share in other SAEs? Their section 4.1.
+
+    Of the living latents of each base, the twentieth that fires most is held against all, and so is
+    the twentieth that fires least (at least ten).
+
+    Args:
+        latents: of `sharing`.
+        others: number of other SAEs.
+
+    Returns:
+        one row per base: alive, size (of a twentieth); most, how many of those that fire most are
+        shared by all others, and all, how many of the living are; most_p, hypergeometric, of so
+        many; least, none and least_p the same of those that fire least and are shared by none;
+        most_excess and least_excess, the share in the twentieth less that among the living; rank
+        and rank_p, Spearman's correlation of mean_cosine with firing.
+    """
+    rows = []
+    for base, part in latents.groupby("base", sort=False):
+        alive = part.loc[part.firing > 0].sort_values(["firing", "latent"])
+        size = min(max(len(alive) // 20, 10), len(alive))
+        row = {"base": base, "alive": len(alive), "size": size}
+        for name, chosen, everywhere, count in (
+            ("most", alive.iloc[len(alive) - size :], "all", others),
+            ("least", alive.iloc[:size], "none", 0),
+        ):
+            overall = int((alive.seeds_sharing == count).sum())
+            found = int((chosen.seeds_sharing == count).sum())
+            row |= {name: found, everywhere: overall}
+            row[f"{name}_p"] = hypergeom.sf(found - 1, len(alive), overall, size)
+            row[f"{name}_excess"] = np.nan
+            if size:
+                row[f"{name}_excess"] = found / size - overall / len(alive)
+        # of numbers that are all the same there is none
+        varied = min(alive.mean_cosine.nunique(), alive.firing.nunique()) > 1
+        rank = spearmanr(alive.mean_cosine, alive.firing) if varied else (np.nan, np.nan)
+        rows.append(row | dict(zip(("rank", "rank_p"), map(float, rank), strict=True)))
+    return pd.DataFrame(rows)
+
+
+def over_seeds(
+    matchings: Mapping[tuple, tuple[Matching, Matching]],
+    numbers: Callable[[dict[tuple, tuple[Matching, Matching]]], Mapping[str, float]],
+) -> dict[str, Estimate]:
+    """Numbers that all pairs of SAEs have together, each with its error over seeds: they are
+    computed again without each SAE.
+
+    Args:
+        matchings: of match_seeds.
+        numbers: of the pairs of some of the SAEs, by name; one that is missing without an SAE has
+            no error.
+    """
+    seeds = tuple(dict.fromkeys(seed for pair in matchings for seed in pair))
+
+    @functools.cache
+    def of(chosen):
+        pairs = {pair: found for pair, found in matchings.items() if {*pair} <= {*chosen}}
+        return numbers(pairs) if pairs else {}
+
+    return {
+        name: jackknife(lambda chosen, name=name: of(tuple(chosen)).get(name, math.nan), seeds)
+        for name in of(seeds)
+    }
+
+
+def many_seeds(
+    matchings: Mapping[tuple, tuple[Matching, Matching]],
+    firing: Mapping[Any, np.ndarray],
+    threshold: float,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Estimate]]:
+    """All that depends on more than two SAEs at once.
+
+    Args:
+        matchings: of match_seeds.
+        firing: {SAE: float [F]}.
+        threshold: least cosine.
+
+    Returns:
+        (tables, estimates). Tables: `sharing`; `who` of who_is_shared; `curve` of only_in_base;
+        `fits` of fit_laws, with 95 % intervals over seeds of c and at_100; `extrapolated`, the
+        measured curve and each law's with theirs: series, seeds, only_in_base, low, high, and label
+        of the series. A number of SAEs that takes all there are has no interval. Estimates:
+        only_in_base (at the largest number that has one), loo_gain (by how much a point left out is
+        better predicted with an offset), c, and the means over bases of most_excess, least_excess
+        and rank.
+    """
+    others = len({seed for pair in matchings for seed in pair}) - 1
+
+    def numbers(pairs):
+        masks = hit_masks(pairs, threshold)
+        fits = fit_laws(masks)
+        loo = fits.set_index("law").loo
+        seen = only_in_base(masks).groupby("seeds").only_in_base.mean()
+        latents = sharing(pairs, {base: firing[base] for base in masks}, threshold)
+        who = who_is_shared(latents, len(masks) - 1)
+        found = {f"measured {n}": value for n, value in seen.items()}
+        for fit in fits.to_dict("records"):
+            for n, value in zip(NUMBERS, share_alone(fit, NUMBERS), strict=True):
+                found[f"{fit['law']} {n}"] = value
+        found |= {"c": fits.set_index("law").c["with offset"]}
+        found |= {"loo_gain": loo["power law"] - loo["with offset"]}
+        return found | who[["most_excess", "least_excess", "rank"]].mean().to_dict()
+
+    estimates = over_seeds(matchings, numbers)
+    masks = hit_masks(matchings, threshold)
+    latents = sharing(matchings, firing, threshold)
+    fits = fit_laws(masks)
+    for law in fits.law:
+        low, high = estimates[f"{law} {HORIZON}"].interval()
+        fits.loc[fits.law == law, ["at_100_low", "at_100_high"]] = low, high
+    low, high = estimates["c"].interval()
+    fits.loc[fits.law == "with offset", ["c_low", "c_high"]] = low, high
+    curves = []
+    labels = {"measured": "measured: mean over bases and sets of seeds"}
+    labels |= {fit["law"]: _label(fit) for fit in fits.to_dict("records")}
+    for series, label in labels.items():
+        for n in range(2, others + 2) if series == "measured" else NUMBERS:
+            estimate = estimates[f"{series} {n}"]
+            low, high = estimate.interval()
+            row = {"series": series, "seeds": n, "only_in_base": estimate.value}
+            curves.append(row | {"low": low, "high": high, "label": label})
+    tables = {
+        "sharing": latents,
+        "who": who_is_shared(latents, others),
+        "curve": only_in_base(masks),
+        "fits": fits,
+        "extrapolated": pd.DataFrame(curves),
+    }
+    kept = ("c", "loo_gain", "most_excess", "least_excess", "rank")
+    last = estimates[f"measured {max(others, 2)}"]
+    return tables, {"only_in_base": last} | {name: estimates[name] for name in kept}
+
+
+def _label(fit):
+    """A law in a legend, as a formula."""
+    if math.isnan(fit["at_100"]):
+        return f"{fit['law']}: too few seeds"
+    if fit["law"] == "beta-binomial":
+        numbers = rf"$\alpha$ = {fit['alpha']:.2f}, $\beta$ = {fit['beta']:.2f}"
+        return f"beta-binomial, no latent private: {numbers}"
+    offset = f" + {fit['c']:.2f}" if fit["law"] == "with offset" else ""
+    return f"{fit['law']}: {fit['a']:.2f} $n^{{-{fit['b']:.2f}}}${offset}"
 
 
 # --- one or two kinds of latents ------------------------------------------------------------------

@@ -1,326 +1,305 @@
-"""The findings of Paulo and Belrose (2025) as statements that a run's rows hold or do not hold.
+"""The findings of Paulo and Belrose (2025) as statements that a run's rows agree or disagree with.
 Nothing is tuned until one holds.
 
-How much is noise: the standard deviation over pairs of seeds, and at least that of F independent
-latents. Pairs that have a seed in common are not independent, so S seeds count as S // 2 pairs. A
-difference that is not above twice its standard error is *open*; so is equality where a difference
-of half the size could have gone unseen.
+The rule is that of paper/verdicts.py, with a case each: the language model of the run. A number of
+a pair of SAEs is a mean over all pairs, and its error is that of leaving out one seed at a time; so
+is the error of what all SAEs say together (metrics.seed_dependence.over_seeds).
+
+That two numbers are *the same* agrees where their difference lies within a margin by its 90 %
+interval (two one-sided tests), and disagrees where it lies beyond by one of its bounds: the margin
+less the difference and the margin plus the difference are both to be above 0.
 """
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom, spearmanr
 
+from faithful_sae.metrics.seed_dependence import HORIZON, SIGNIFICANCE, by_pair
+from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
+from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 
-HOLDS = "holds"
-FAILS = "does not hold"
-OPEN = "open"
-NOT_TESTABLE = "not testable"
-SIGNIFICANCE = 0.05
-COLUMNS = ["finding", "theirs", "measured", "verdict"]
+# shares of latents that differ by less are the same
+SAME = 0.02
+# and nearly the same: they say "nearly constant"
+NEARLY = 0.05
 
 
 def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per finding: the statement, what they found and where, what was measured, the
-    verdict.
+    """One row per finding: the statement, what they found and where, and the columns of
+    paper.verdicts.judge.
 
     Args:
         run: one with the sections `sae` and `seed_dependence`.
         rows: {name: rows} as study_seeds (stages.s08_seed_dependence) returns them.
     """
     pairs = rows["seed_pairs"]
-    latents = rows["seed_latents"]
     sweep = {name: pairs.loc[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
     plain = pairs.loc[pairs.sweep == "seeds"]
-    sae = run.sae
-    study = run.seed_dependence
-    assert sae and study, "notebook 08 does not run without them"
-    n = len(study.seeds)
-    top, rare = _extremes(latents, n - 1)
-    table = [
+    assert run.sae and run.seed_dependence, "notebook 08 does not run without them"
+    estimates = {
+        row["number"]: Estimate(row["value"], row["seeds"], row["error"])
+        for row in rows["seed_estimates"].to_dict("records")
+    }
+    n = len(run.sae.seeds)
+    cases = [
         (
             "Fewer than half of the latents are shared between two seeds",
             "42 % (Pythia 160M, 32K latents), 30 % (Llama 3 8B, 131K); sections 3 and 1",
-            *_below(plain.shared, 0.5, n, sae.d_sae, "shared"),
+            _side(plain, -plain.shared, -0.5, "below a half", _range(plain.shared, "shared")),
         ),
         (
-            "Matched latents are of two kinds, hits and misses: cosines have two modes",
-            "seen in Figure 1",
-            *_modes(rows["seed_modes"]),
+            "Matched latents are of two kinds, hits and misses: for most pairs of seeds, "
+            "Silverman's test finds more than one mode in the cosines",
+            "two modes are seen in Figure 1",
+            _modes(rows["seed_modes"]),
         ),
         (
             "Encoder and decoder cosines are strongly correlated: above 0.7",
             "Figure 1, section 4",
-            *_above(plain.correlation, 0.7, n, "correlation"),
+            _side(
+                plain,
+                plain.correlation,
+                0.7,
+                "above 0.7",
+                _range(plain.correlation, "correlation"),
+            ),
         ),
         (
             "Latents on which both matchings agree are more similar",
             "0.72 against 0.33; Figure A2",
-            *_difference(plain.alignment_agree, plain.alignment_disagree, n, "agree", "disagree"),
+            _agreement(plain),
         ),
         (
             "With many seeds, over a third of the latents are still in one SAE only",
             "35 % with nine seeds; section 4.1",
-            *_remaining(rows["seed_curve"]),
+            _remaining(rows["seed_curve"], estimates["only_in_base"]),
         ),
         (
-            "A power law with an offset fits that share better than one without",
+            "A power law with an offset fits that share better than one without, "
+            f"on 2 to {n} seeds",
             "Figure A1",
-            *_laws(rows["seed_fits"]),
+            _laws(rows["seed_fits"], estimates["loo_gain"]),
         ),
         (
             "Most latents are matched with their nearest: matched cosine = maximum cosine",
             "the vast majority; section 3, Figure A3",
-            *_above(plain.at_maximum, 0.5, n, "matched with the nearest"),
+            _side(
+                plain,
+                plain.at_maximum,
+                0.5,
+                "above a half",
+                _range(plain.at_maximum, "with the nearest"),
+            ),
         ),
         (
-            "The share is the same with nearest instead of matched latents",
+            f"The share is the same with nearest instead of matched latents (within {SAME})",
             "essentially unchanged; section 3, Figure A2",
-            *_same(plain.shared, plain.shared_maximum, n, sae.d_sae),
+            _same_share(plain),
         ),
         (
             "The latents that fire most are shared by all seeds more often than others",
             "these are the shared ones; section 4.1, Figure 2",
-            *top,
+            _extremes(rows["seed_who"], "most", "all", estimates["most_excess"]),
         ),
         (
             "The latents that fire least are shared by none more often than others",
             "these are the unshared ones; section 4.1, Figure 2",
-            *rare,
+            _extremes(rows["seed_who"], "least", "none", estimates["least_excess"]),
         ),
         (
             "Among all, more similar latents fire less often",
             "section 4.1, Figure 2",
-            *_frequency(latents),
+            _frequency(rows["seed_who"], estimates["rank"]),
         ),
-        ("More latents, less overlap", "Figure 5", *_trend(sweep["d_sae"], -1, study.sweep_seeds)),
-        (
-            "More active latents, less overlap",
-            "Figure 5",
-            *_trend(sweep["k"], -1, study.sweep_seeds),
-        ),
-        (
-            "Longer training, more overlap",
-            "Figure 5",
-            *_trend(sweep["tokens"], 1, study.sweep_seeds),
-        ),
-        *_layers(sweep["layer"], study.sweep_seeds),
+        ("More latents, less overlap", "Figure 5", _trend(sweep["d_sae"], -1)),
+        ("More active latents, less overlap", "Figure 5", _trend(sweep["k"], -1)),
+        ("Longer training, more overlap", "Figure 5", _trend(sweep["tokens"], 1)),
+        *((said, "Figure 4", case) for said, case in _layers(sweep["layer"])),
         (
             "SAEs with ReLU and L1 overlap more than TopK SAEs",
             "Figure 4",
-            "only TopK SAEs are trained here",
-            NOT_TESTABLE,
+            _untested("only TopK SAEs are trained here"),
         ),
         (
             "Overlap depends on where in a block the SAE sits (MLP, residual stream)",
             "Figure 4",
-            "only residual streams are hooked here",
-            NOT_TESTABLE,
+            _untested("only residual streams are hooked here"),
         ),
         (
             "Shared latents are more interpretable, yet many unshared ones are interpretable too",
             "section 4.2, Figure 3",
-            "no latent is explained here",
-            NOT_TESTABLE,
+            _untested("no latent is explained here"),
         ),
     ]
-    return pd.DataFrame(table, columns=COLUMNS)
+    table = []
+    for finding, theirs, case in cases:
+        row = {"finding": finding, "theirs": theirs} | judge([case])
+        # there is one case, of the run
+        table.append(row | {"measured": str(case).removeprefix(f"{case.name}: ")})
+    return table_of(table)
 
 
-def noise(shares: pd.Series, n_seeds: int, d_sae: int | None = None) -> float:
-    """Standard error of a mean over all pairs of n_seeds seeds (see the top of this file); NaN if
-    nothing tells it.
-
-    Args:
-        shares: one number per pair.
-        n_seeds: of which these are the pairs.
-        d_sae: with it the numbers are shares of so many latents, which vary at least binomially.
-    """
-    p = shares.mean()
-    binomial = math.sqrt(max(p * (1 - p), 0) / d_sae) if d_sae else np.nan
-    # the larger of the two, or the one that is known
-    return float(np.fmax(shares.std(), binomial) / math.sqrt(max(n_seeds // 2, 1)))
+def _case(words, *differences):
+    """What cannot be computed is not testable."""
+    if any(math.isnan(difference.estimate.value) for difference in differences):
+        return Case("run", words=words, excluded="too few seeds or latents for it")
+    return Case("run", differences, words=words)
 
 
-def _decide(holds, fails):
-    if holds:
-        return HOLDS
-    return FAILS if fails else OPEN
+def _untested(why):
+    return Case("run", excluded=why)
 
 
-def _verdict(excess, error):
-    """For a quantity that should be above 0; open where excess or error is NaN."""
-    return _decide(excess > 2 * error, excess < -2 * error)
+def _range(values, what):
+    return f"{what} {values.mean():.3f}, pairs from {values.min():.3f} to {values.max():.3f}"
 
 
-def _equality(difference, limit, size):
-    """Verdict on two things being equal, whose size is given: nothing found counts only if half of
-    it would have been found.
-    """
-    return _decide(difference <= limit < size / 2, difference > limit)
-
-
-def _number(values, error):
-    return f"{values.mean():.3f} ± {error:.3f}"
-
-
-def _below(values, limit, n_seeds, d_sae, what):
-    error = noise(values, n_seeds, d_sae)
-    text = f"{what} {_number(values, error)}, pairs from {values.min():.3f} to {values.max():.3f}"
-    return text, _verdict(limit - values.mean(), error)
-
-
-def _above(values, limit, n_seeds, what):
-    error = noise(values, n_seeds)
-    return f"{what} {_number(values, error)}", _verdict(values.mean() - limit, error)
+def _side(pairs, values, limit, name, words):
+    """On which side of a limit the mean over pairs is."""
+    return _case(words, Difference(name, mean_over_seeds(by_pair(pairs, values)).minus(limit)))
 
 
 def _modes(rows):
-    rejected = rows.p < SIGNIFICANCE
-    several = rows.modes > 1
+    rejected = (rows.p < SIGNIFICANCE).astype(float)
+    several = int((rows.modes > 1).sum())
     text = (
-        f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum()} of {len(rows)} pairs; more "
-        f"than one mode in {several.sum()}"
+        f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum():.0f} of {len(rows)} pairs, "
+        f"median p {rows.p.median():.2f}; at the usual bandwidth {several} have more than one"
     )
-    verdict = _decide(rejected.mean() > 0.5, several.mean() < 0.5 and not rejected.any())
-    return f"{text}; median p {rows.p.median():.2f}", verdict
+    return _side(rows, rejected, 0.5, "share of pairs, above a half", text)
 
 
-def _difference(a, b, n_seeds, name_a, name_b):
-    difference = (a - b).dropna()
-    error = noise(difference, n_seeds)
-    text = (
-        f"{name_a} {a.mean():.3f}, {name_b} {b.mean():.3f}; difference {_number(difference, error)}"
-    )
-    return text, _verdict(difference.mean(), error)
+def _agreement(pairs):
+    values = by_pair(pairs, pairs.alignment_agree - pairs.alignment_disagree)
+    if not values:
+        return _untested("both matchings agree on all latents, or on none")
+    text = f"agree {pairs.alignment_agree.mean():.3f}, "
+    text += f"disagree {pairs.alignment_disagree.mean():.3f}"
+    return _case(text, Difference("difference", mean_over_seeds(values)))
 
 
-def _same(a, b, n_seeds, d_sae):
-    difference = b - a
-    error = noise(a, n_seeds, d_sae)
-    text = (
-        f"matched {a.mean():.3f}, nearest {b.mean():.3f}; difference {difference.mean():+.3f}, "
-        f"noise of the share {error:.3f}"
-    )
-    return text, _equality(abs(difference.mean()), 2 * error, a.mean())
-
-
-def _remaining(curve):
-    last = curve.loc[curve.seeds == curve.seeds.max(), "only_in_base"]
-    # over bases: all have the same SAEs in common, so their number does not shrink it
-    error = last.std()
+def _remaining(curve, estimate):
+    """At the largest number of seeds that has an error: without one of all, there is no set of
+    all.
+    """
     shares = curve.groupby("seeds").only_in_base.mean()
-    text = (
-        f"{shares.iloc[0]:.3f} with {shares.index[0]} seeds, {last.mean():.3f} ± {error:.3f} with "
-        f"{shares.index[-1]}"
+    known = shares.index[max(len(shares) - 2, 0)]
+    text = ", ".join(
+        f"{shares[n]:.3f} with {n} seeds" for n in dict.fromkeys((2, known, shares.index[-1]))
     )
-    return text, _verdict(last.mean() - 1 / 3, error)
+    return _case(text, Difference(f"with {known}, above a third", estimate.minus(1 / 3)))
 
 
-def _laws(fits):
+def _laws(fits, gain):
     fits = fits.set_index("law")
     plain = fits.loc["power law"]
     offset = fits.loc["with offset"]
-    if np.isnan([offset.aicc, offset.loo, plain.aicc, plain.loo]).any():
-        return "too few seeds to tell two laws apart", OPEN
+    if math.isnan(gain.value):
+        return _untested("too few seeds to tell two laws apart")
     text = (
-        f"offset {offset.c:.3f}, exponent {offset.b:.2f} (without: {plain.b:.2f}); AICc "
-        f"{offset.aicc:.1f} against "
-        f"{plain.aicc:.1f}; error at a point left out {offset.loo:.4f} against {plain.loo:.4f}"
+        f"error at a point left out {plain.loo:.4f} without, {offset.loo:.4f} with; offset "
+        f"{offset.c:.3f} [{offset.c_low:.3f}, {offset.c_high:.3f}]. With {HORIZON} seeds "
     )
-    predicts = plain.loo > offset.loo
-    gain = plain.aicc - offset.aicc
-    return text, _decide(gain > 2 and predicts and offset.c > 0, gain < -2 and not predicts)
+    text += ", ".join(f"{law} {share:.3f}" for law, share in fits.at_100.items())
+    return _case(text, Difference("better by", gain, digits=4))
 
 
-def _extremes(latents, others):
-    """Of the twentieth of the living latents that fire most, how many all share; of those that fire
-    least, how many none shares.
-    """
-    alive = latents.loc[latents.firing > 0].sort_values(["firing", "latent"])
-    size = min(max(len(alive) // 20, 10), len(alive))
-    verdicts = []
-    for part, count, name in (
-        (alive.iloc[-size:], others, f"by all {others} others"),
-        (alive.iloc[:size], 0, "by none"),
-    ):
-        overall = int((alive.seeds_sharing == count).sum())
-        found = int((part.seeds_sharing == count).sum())
-        more = hypergeom.sf(found - 1, len(alive), overall, size)
-        fewer = hypergeom.cdf(found, len(alive), overall, size)
-        text = (
-            f"shared {name}: {found} of these {size}, {overall} of all {len(alive)} that fire (p "
-            f"{more:.2g} for so many)"
-        )
-        verdicts.append((text, _decide(more < SIGNIFICANCE, fewer < SIGNIFICANCE)))
-    return verdicts
+def _same_share(pairs):
+    difference = mean_over_seeds(by_pair(pairs, pairs.shared_maximum - pairs.shared))
+    text = f"matched {pairs.shared.mean():.3f}, nearest {pairs.shared_maximum.mean():.3f}"
+    return _case(text, *_within(difference, SAME))
 
 
-def _frequency(latents):
-    alive = latents.loc[latents.firing > 0]
-    rank, p = map(float, spearmanr(alive.mean_cosine, alive.firing))
-    text = f"rank correlation of mean cosine with firing {rank:+.2f} (p {p:.2g})"
-    return text, _decide(p < SIGNIFICANCE and rank < 0, p < SIGNIFICANCE)
+def _within(difference: Estimate, margin: float, name: str = "") -> Iterator[Difference]:
+    """A difference that should be none, as two that should be above 0."""
+    for sign, estimate in (("+", difference.negative()), ("-", difference)):
+        yield Difference(f"{name}less than {sign}{margin} by", estimate.minus(-margin))
 
 
-def _settings(rows, n_seeds):
-    """(mean share per value, standard error of one mean): the spread is pooled over the values, as
-    each has few pairs.
-    """
-    groups = rows.groupby("value")
-    means = groups.shared.mean()
-    pooled = math.sqrt(groups.shared.var().mean())
-    binomial = math.sqrt((means * (1 - means) / groups.d_sae.first()).mean())
-    return means, np.fmax(pooled, binomial) / math.sqrt(max(n_seeds // 2, 1))
+def _extremes(who, part, everywhere, estimate):
+    shared = "shared by all others" if part == "most" else "shared by none"
+    ps = who[f"{part}_p"]
+    text = (
+        f"{shared}: {who[part].mean():.1f} of the {who['size'].mean():.0f} that fire {part}, "
+        f"{who[everywhere].mean():.1f} of all {who.alive.mean():.0f} that fire (mean over bases); "
+        f"p < {SIGNIFICANCE} for {(ps < SIGNIFICANCE).sum()} of {len(who)} bases, p from "
+        f"{ps.min():.2g} to {ps.max():.2g}"
+    )
+    return _case(text, Difference("share more by", estimate))
 
 
-def _listing(means, error):
-    values = ", ".join(f"{value}: {mean:.3f}" for value, mean in means.items())
-    return f"{values}; each ± {error:.3f}"
+def _frequency(who, estimate):
+    negative = ((who["rank"] < 0) & (who.rank_p < SIGNIFICANCE)).sum()
+    text = (
+        f"rank correlation of mean cosine with firing {who['rank'].mean():+.2f}, bases from "
+        f"{who['rank'].min():+.2f} to {who['rank'].max():+.2f}; below 0 with p < {SIGNIFICANCE} "
+        f"for {negative} of {len(who)}"
+    )
+    return _case(text, Difference("below 0 by", estimate.negative()))
 
 
-def _trend(rows, sign, n_seeds):
+def _means(rows):
+    return ", ".join(
+        f"{value}: {m:.3f}" for value, m in rows.groupby("value").shared.mean().items()
+    )
+
+
+def _between(rows, low, high, sign=1):
+    """The overlap at one swept value less that at another, over the seeds they have in common."""
+    at = [by_pair(part, part.shared) for part in (rows[rows.value == v] for v in (high, low))]
+    both = at[0].keys() & at[1].keys()
+    one, other = ({pair: sign * values[pair] for pair in sorted(both)} for values in at)
+    return mean_over_seeds(one, other)
+
+
+def _trend(rows, sign):
     """Whether the overlap moves in one direction: from first to last value, and in no step the
-    other way.
+    other way, by an error of 5 % over all steps.
     """
     if rows.empty:
-        return "not swept", NOT_TESTABLE
-    means, error = _settings(rows, n_seeds)
-    limit = 2 * math.sqrt(2) * error
-    steps = sign * means.diff().iloc[1:]
-    whole = sign * (means.iloc[-1] - means.iloc[0])
-    back = (steps < -limit).any()
-    verdict = _decide(whole > limit and not back, whole < -limit or back)
-    return _listing(means, error), verdict
+        return _untested("not swept")
+    values = sorted(rows.value.unique())
+    whole = Difference(f"{values[0]} to {values[-1]}", _between(rows, values[0], values[-1], sign))
+    steps = [
+        Difference(f"{low} to {high}", _between(rows, low, high, sign))
+        for low, high in itertools.pairwise(values)
+    ]
+    level = 1 - SIGNIFICANCE / len(steps)
+    back = [step for step in steps if step.estimate.bounds(level)[1] < 0]
+    return _case(_means(rows), *dict.fromkeys((whole, *back)))
 
 
-def _layers(rows, n_seeds):
+def _layers(rows) -> Sequence[tuple[str, Case]]:
     """Their three statements on layers, about the first and last of those trained on and the ones
     between.
     """
     statements = (
-        "Overlap is nearly constant over middle layers",
+        f"Overlap is nearly constant over middle layers (within {NEARLY})",
         "Overlap is lower in the first layer than in the middle ones",
         "Overlap is lower in the last layer than in the middle ones",
     )
-    n_layers = rows.value.nunique()
-    if n_layers < 3:
-        return [
-            (statement, "Figure 4", f"layers trained on: {n_layers}", NOT_TESTABLE)
-            for statement in statements
-        ]
-    means, error = _settings(rows, n_seeds)
-    middle = means.iloc[1:-1]
-    limit = 2 * math.sqrt(2) * error
-    constant = NOT_TESTABLE
+    layers = sorted(rows.value.unique())
+    if len(layers) < 3:
+        why = _untested(f"layers trained on: {len(layers)}")
+        return [(statement, why) for statement in statements]
+    first, *middle, last = layers
+    text = f"{_means(rows)} (residual stream entering the layer)"
+    constant = _untested(f"{text}; one layer is between the first and the last")
     if len(middle) > 1:
-        constant = _equality(middle.max() - middle.min(), limit, middle.mean())
-    lower = [_verdict(middle.mean() - means.iloc[end], math.sqrt(2) * error) for end in (0, -1)]
-    text = f"{_listing(means, error)} (residual stream entering the layer)"
-    return [
-        (statement, "Figure 4", text, verdict)
-        for statement, verdict in zip(statements, (constant, *lower), strict=True)
-    ]
+        same = [
+            difference
+            for low, high in itertools.combinations(middle, 2)
+            for difference in _within(_between(rows, low, high), NEARLY, f"{low} to {high}, ")
+        ]
+        constant = _case(text, *same)
+    between = rows[rows.value.isin(middle)].groupby(["seed_a", "seed_b"]).shared.mean()
+    between = {pair: float(value) for pair, value in between.items()}
+    lower = []
+    for name, layer in (("first", first), ("last", last)):
+        part = rows[rows.value == layer]
+        difference = mean_over_seeds(between, by_pair(part, part.shared))
+        lower.append(_case(text, Difference(f"middle above {name}", difference)))
+    return list(zip(statements, (constant, *lower), strict=True))

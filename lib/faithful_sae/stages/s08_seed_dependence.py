@@ -1,7 +1,10 @@
-"""08: SAEs on one corpus that differ in their seed, and all pairs of them compared (Paulo and
+"""08: the SAEs of one corpus, which differ in their seed, and all pairs of them compared (Paulo and
 Belrose 2025).
+
+Notebook 02 has trained those that are as `sae` says. Those with one thing changed are trained here.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +15,7 @@ import pandas as pd
 from faithful_sae.files import file_hash
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
-from faithful_sae.runs.rows import write_rows
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
 from faithful_sae.stages.budget import (
@@ -29,32 +32,33 @@ THRESHOLDS = np.linspace(0, 1, 51).round(2)
 
 
 class SeedDependence(Section):
-    """Many SAEs that differ in their seed, then in one thing more at a time; the rest is `sae`'s.
+    """The SAEs of one corpus, one for each of sae.seeds, then with one thing changed at a time.
 
-    After Paulo and Belrose (2025).
+    After Paulo and Belrose (2025), who have nine seeds.
     """
 
-    corpus: str = key("trained on")
-    seeds: Ints = key("SAEs as `sae` has them (theirs: 9)")
-    sweep_seeds: int = key("the first so many seeds are trained at every swept value", 3)
+    corpus: str = key("one of sae.train_on")
+    sweep_seeds: int = key("the first so many of sae.seeds are trained at every swept value", 3)
     d_sae: Ints = key("latents, swept", ())
     k: Ints = key("active latents, swept", ())
     tokens: Ints = key("training tokens, swept", (), unit="tokens")
     layers: Ints = key("hooks, swept", ())
 
     def check(self, run: Run, need: Need) -> None:
-        known = ", ".join(run.corpora)
-        why = f"= {self.corpus!r} is not under `corpora` ({known})"
-        need(self.corpus in run.corpora, "seed_dependence.corpus", why)
-        several = len(self.seeds) >= 2 and len(set(self.seeds)) == len(self.seeds)
-        need(several, "seed_dependence.seeds", "must hold at least two different seeds")
-        why = (
-            f"= {self.sweep_seeds} must lie between 2 and the number of seed_dependence.seeds, "
-            f"{len(self.seeds)}"
-        )
-        enough = 2 <= self.sweep_seeds <= len(self.seeds)
-        need(enough or not several, "seed_dependence.sweep_seeds", why)
         s = run.sae
+        known = ", ".join(s.train_on)
+        why = f"= {self.corpus!r} is not in sae.train_on ({known})"
+        need(self.corpus in s.train_on, "seed_dependence.corpus", why)
+        swept = self.d_sae or self.k or self.tokens or self.layers
+        why = (
+            f"= {self.corpus!r} is in sae.published: the swept SAEs are trained here, and would be "
+            "compared with those of others; sweep nothing, or name another corpus"
+        )
+        need(not swept or self.corpus not in run.published, "seed_dependence.corpus", why)
+        why = f"= {self.sweep_seeds} must lie between 2 and the number of sae.seeds, {len(s.seeds)}"
+        # one that is too few alone is sae.seeds' own problem
+        enough = 2 <= self.sweep_seeds <= max(len(s.seeds), 2)
+        need(enough, "seed_dependence.sweep_seeds", why)
         self._check_values(
             need, "d_sae", s.k, math.inf, f"must be at least sae.k = {s.k}: k latents are active"
         )
@@ -76,7 +80,7 @@ class SeedDependence(Section):
             model.has_block(need, "seed_dependence.layers", max(self.layers))
 
 
-# what the SAEs of a layer depend on beside which are trained
+# what the SAEs of a layer that are trained here depend on beside which these are
 STUDIED = (*TRAINED, "-sae.seeds", "-sae.d_sae", "-sae.k", "-sae.tokens")
 
 
@@ -87,32 +91,35 @@ class SeedStudy(Stage):
         "seed_saes",
         "seed_pairs",
         "seed_latents",
+        "seed_sharing",
+        "seed_who",
         "seed_modes",
         "seed_curve",
         "seed_fits",
+        "seed_extrapolated",
+        "seed_estimates",
         "seed_threshold",
     )
-    reads = ("dataset",)
+    reads = ("saes",)
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
         "layer",
         "sfr.threshold",
         "sae",
-        # the study has a corpus and seeds of its own
+        # it has one corpus, whose published SAEs are 02's
         "-sae.train_on",
-        "-sae.seeds",
         "-sae.published",
     )
     hours = "train"
-    lower = "sae.buffer_tokens or the number of seed_dependence.seeds"
+    lower = "sae.buffer_tokens or seed_dependence.sweep_seeds"
 
     def corpora(self, run: Run) -> tuple[str, ...]:
         return (run.seed_dependence.corpus,) if run.seed_dependence else ()
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "seed_saes.csv"
-        for layer in layers(run):
+        for layer in study(run):
             folder = run.artifacts / "seed_saes" / f"layer{layer}"
             yield Artefact(folder, settings(run.changed(layer=layer), STUDIED), rows)
 
@@ -123,26 +130,32 @@ class SeedStudy(Stage):
 
         s = run.sae
         d = run.seed_dependence
-        sizes = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
+        sizes = _sizes(run)
         training = max(
-            training_bytes(shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens)
-            for d_saes in sizes
+            (
+                training_bytes(shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens)
+                for d_saes in sizes
+            ),
+            default=0,
         )
         saes = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in d_saes) for d_saes in sizes]
-        matching = matching_bytes(shape.d_model, max(s.d_sae, *d.d_sae, 0), len(d.seeds))
+        loaded = len(s.seeds) * sae_bytes(shape.d_model, s.d_sae)
+        matching = matching_bytes(shape.d_model, max(s.d_sae, *d.d_sae, 0), len(s.seeds))
         models = min(len(sizes), 2)  # one is loaded before the last is let go
         device = models * weights(shape) + group_bytes(run, shape) + training
-        saved = saving_bytes(run, 3 * max(saes))
-        return Memory(device, reading_bytes(run) + saved + sum(saes) + matching)
+        saved = saving_bytes(run, 3 * max(saes, default=0))
+        host = reading_bytes(run) + saved + loaded + sum(saes) + matching
+        return Memory(device if sizes else 0, host, weights=bool(sizes))
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
 
-        sizes = [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
+        sizes = _sizes(run)
         done = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in d_saes) for d_saes in sizes]
-        training = max(training_disk(shape.d_model, d_saes) for d_saes in sizes)
-        return sum(done) + len(sizes) * kept_bytes(run, shape) + training - max(done)
+        training = max((training_disk(shape.d_model, d_saes) for d_saes in sizes), default=0)
+        kept = len(sizes) * kept_bytes(run, shape)
+        return sum(done) + kept + training - max(done, default=0)
 
     def tokens(self, run: Run) -> int:
         budgets = [max(entry["tokens"] for entry in wanted) for wanted in study(run).values()]
@@ -161,20 +174,29 @@ class SeedStudy(Stage):
         return total
 
 
-def layers(run: Run) -> list[int]:
-    """The layers that are studied, the run's own first."""
-    return list(dict.fromkeys((run.layer, *run.seed_dependence.layers)))
-
-
 def study(run: Run) -> dict[int, list[dict[str, Any]]]:
-    """{layer: SAEs as wanted_saes has them}, if the corpus has corpus_tokens."""
-    most = max(run.sae.tokens, *run.seed_dependence.tokens, 0)
-    return {layer: wanted_saes(run, layer, budget(run, most)) for layer in layers(run)}
+    """{layer: SAEs as swept_saes has them}, if the corpus has corpus_tokens; the run's own layer
+    first, and none where nothing is trained.
+    """
+    layers = dict.fromkeys((run.layer, *run.seed_dependence.layers))
+    found = {layer: swept_saes(run, layer, budget(run, longest(run, layer))) for layer in layers}
+    return {layer: wanted for layer, wanted in found.items() if wanted}
 
 
-def wanted_saes(run: Run, layer: int, cap: int) -> list[dict[str, Any]]:
-    """The SAEs of one layer as train_stream takes them: every seed as `sae` has it, some seeds with
-    one number changed.
+def _sizes(run):
+    """Per layer, d_sae of each SAE that is trained."""
+    return [[entry["d_sae"] for entry in wanted] for wanted in study(run).values()]
+
+
+def longest(run: Run, layer: int) -> int:
+    """Tokens of the SAE of a layer that is trained longest, if the corpus allows it."""
+    swept = run.seed_dependence.tokens if layer == run.layer else ()
+    return max(run.sae.tokens, *swept, 0)
+
+
+def swept_saes(run: Run, layer: int, cap: int) -> list[dict[str, Any]]:
+    """The SAEs of one layer that are trained for the study, as train_stream takes them: some seeds
+    of `sae`, at another layer or with one number changed.
 
     Args:
         cap: tokens that the corpus and sae.max_epochs allow. Budgets beyond it are cut to it, and
@@ -182,44 +204,58 @@ def wanted_saes(run: Run, layer: int, cap: int) -> list[dict[str, Any]]:
     """
     d = run.seed_dependence
     plain = {name: getattr(run.sae, name) for name in ("d_sae", "k", "tokens")}
-    some = d.seeds[: d.sweep_seeds]
-    groups = [(plain, d.seeds if layer == run.layer else some)]
+    plain |= {"tokens": min(plain["tokens"], cap)}
+    groups = [plain]
     if layer == run.layer:
-        groups += [(plain | {name: v}, some) for name in plain for v in getattr(d, name)]
+        groups = [plain | {name: value} for name in plain for value in getattr(d, name)]
     found = {}
-    for sizes, seeds in groups:
+    for sizes in groups:
         sizes = sizes | {"tokens": min(sizes["tokens"], cap)}
-        for seed in seeds:
+        # which 02 has trained
+        if layer == run.layer and sizes == plain:
+            continue
+        for seed in run.sae.seeds[: d.sweep_seeds]:
             name = "_".join(f"{key}{value}" for key, value in sizes.items()) + f"_seed{seed}"
             found[name] = {"name": name, **sizes, "seed": seed}
     return list(found.values())
 
 
 def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
-    """Train (or reuse) all SAEs of the study, those of a layer from one stream of activations;
-    writes rows `seed_saes`.
+    """Load the SAEs that 02 has trained, and train (or reuse) the others of the study, those of a
+    layer from one stream of activations; writes rows `seed_saes`.
 
     Returns:
-        (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE.
+        (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE; those of 02
+        come first.
     """
     from faithful_sae.sae.sae import load_sae
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.model import open_model
+    from faithful_sae.stages.saes import load_saes
     from faithful_sae.stages.training import last_point, token_budget, train_stream
 
+    d = run.seed_dependence
+    plain = {"layer": run.layer, "d_sae": run.sae.d_sae, "k": run.sae.k}
     saes = {}
     records = []
-    d = run.seed_dependence
-    for layer in layers(run):
+    rows = read_rows(run, "saes")
+    rows = rows.loc[rows.corpus == d.corpus].set_index("seed")
+    for (_, seed), sae in load_saes(run, corpora=[d.corpus]).items():
+        made = rows.loc[seed]
+        # of a published SAE nobody says it
+        tokens = run.sae.tokens if pd.isna(made.tokens) else int(made.tokens)
+        sizes = plain | {"tokens": tokens, "seed": seed}
+        saes[tuple(sizes.values())] = sae
+        records.append(sizes | made[["fvu", "l0", "dead", "weights"]].to_dict())
+    for layer in study(run):
         at = run.changed(layer=layer)
         lm = open_model(at)
-        rows = corpus(at, d.corpus, lm)
-        swept = d.tokens if layer == run.layer else ()
-        cap, _ = token_budget(run, d.corpus, rows, lm, max(run.sae.tokens, *swept, 0))
-        wanted = wanted_saes(run, layer, cap)
+        text = corpus(at, d.corpus, lm)
+        cap, _ = token_budget(run, d.corpus, text, lm, longest(run, layer))
+        wanted = swept_saes(run, layer, cap)
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
         parameters = settings(at, STUDIED) | {"corpus": d.corpus, "saes": wanted}
-        train_stream(at, d.corpus, lm, rows, folder, parameters, wanted, "name")
+        train_stream(at, d.corpus, lm, text, folder, parameters, wanted, "name")
         curves = pd.read_csv(folder / "training.csv")
         for entry in wanted:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}
@@ -236,12 +272,16 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
 def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     """Compare the SAEs of train_seeds; writes and returns the rows
 
-    seed_pairs       every pair of seeds, and at every swept value (column `sweep`) those there
-    seed_latents     every latent of the first seed: matched with the second, and over all seeds
-    seed_modes       the test of one mode on the first seed's matched cosines with each other seed
-    seed_curve       share of latents found in the base SAE alone, per base and number of seeds
-    seed_fits        the two power laws of that curve
-    seed_threshold   share of shared latents at every threshold: mean, least and largest of pairs
+    seed_pairs         every pair of seeds, and at every swept value (column `sweep`) those there
+    seed_latents       every latent of the first seed, matched with the second
+    seed_sharing       every latent of every seed, matched with all others
+    seed_who           per seed, whether latents that fire often or seldom are shared by others
+    seed_modes         the test of one mode on the matched cosines of every pair
+    seed_curve         share of latents found in the base SAE alone, per base and number of seeds
+    seed_fits          three laws of that curve
+    seed_extrapolated  the curve's mean and the laws, with intervals over seeds
+    seed_estimates     what all seeds say together, each with its error over seeds
+    seed_threshold     share of shared latents at every threshold, mean over pairs of seeds
     """
     from faithful_sae.metrics import seed_dependence
     from faithful_sae.metrics.sfr import match_seeds
@@ -254,41 +294,40 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     matchings = match_seeds(base)
     tables, pairs = _compared(base, matchings, threshold, sweep="seeds", value=len(base))
     for sweep, value, group in _swept(saes, plain, run.seed_dependence.sweep_seeds):
-        pairs += _compared(group, match_seeds(group), threshold, sweep=sweep, value=value)[1]
+        if all(base.get(seed) is sae for seed, sae in group.items()):
+            # matched before: they are among those of every sweep
+            found = {pair: matchings[pair] for pair in itertools.combinations(group, 2)}
+        else:
+            found = match_seeds(group)
+        pairs += _compared(group, found, threshold, sweep=sweep, value=value)[1]
 
-    masks = seed_dependence.hit_masks(matchings, threshold)
-    curve = seed_dependence.only_in_base(masks)
-    mean = curve.groupby("seeds").only_in_base.mean()
-    with_first = {b: table for (a, b), table in tables.items() if a == first}
-    cosine = {
-        b: (table.decoder_cosine + table.encoder_cosine) / 2 for b, table in with_first.items()
-    }
-    cuts = pd.concat(
-        [
-            seed_dependence.thresholds(tables[pair], *matchings[pair], THRESHOLDS)
-            for pair in matchings
-        ]
-    )
+    firing = {seed: sae.firing.numpy() for seed, sae in base.items()}
+    many, estimates = seed_dependence.many_seeds(matchings, firing, threshold)
+    modes = []
+    cuts = []
+    for (a, b), table in tables.items():
+        pair = {"seed_a": a, "seed_b": b}
+        cosines = (table.decoder_cosine + table.encoder_cosine) / 2
+        found = seed_dependence.modes_test(cosines)
+        modes.append(pair | dict(zip(("modes", "p"), found, strict=True)))
+        cut = seed_dependence.thresholds(table, *matchings[a, b], THRESHOLDS)
+        cuts.append(cut.melt("threshold", var_name="definition", value_name="share").assign(**pair))
     rows = {
         "seed_pairs": pd.DataFrame(pairs),
-        "seed_latents": with_first[second].assign(
-            mean_cosine=np.mean([t.decoder_cosine for t in with_first.values()], axis=0),
-            seeds_sharing=masks[first].sum(0),
-            firing=base[first].firing.numpy(),
+        "seed_latents": tables[first, second],
+        "seed_sharing": many["sharing"],
+        "seed_who": many["who"],
+        "seed_modes": pd.DataFrame(modes),
+        "seed_curve": many["curve"],
+        "seed_fits": many["fits"],
+        "seed_extrapolated": many["extrapolated"],
+        "seed_estimates": pd.DataFrame(
+            {"number": name, "value": e.value, "seeds": e.seeds, "error": e.seed_error}
+            for name, e in estimates.items()
         ),
-        "seed_modes": pd.DataFrame(
-            [
-                {"seed_a": first, "seed_b": b}
-                | dict(zip(("modes", "p"), seed_dependence.modes_test(values), strict=True))
-                for b, values in cosine.items()
-            ]
+        "seed_threshold": seed_dependence.means_over_seeds(
+            pd.concat(cuts), ["definition", "threshold"], ["share"]
         ),
-        "seed_curve": curve,
-        "seed_fits": seed_dependence.power_laws(mean.index, mean),
-        "seed_threshold": cuts.melt("threshold", var_name="definition", value_name="share")
-        .groupby(["definition", "threshold"], sort=False)
-        .share.agg(["mean", "min", "max"])
-        .reset_index(),
     }
     for name, table in rows.items():
         write_rows(run, name, table)

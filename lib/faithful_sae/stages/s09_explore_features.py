@@ -22,7 +22,10 @@ class Features(Section):
     """What the latents of one corpus' SAEs respond to and do."""
 
     corpus: str = key("one of sae.train_on: its SAEs, on its own text")
-    seeds: Ints = key("of sae.seeds; the next one there is the other seed of shared and orphan")
+    seeds: Ints = key(
+        "of sae.seeds; the next one here, or, where there is one alone, the next in sae.seeds, is "
+        "the other seed of shared and orphan"
+    )
     tokens: Count = key("of the training rows, BOS included", unit="tokens")
     batch_rows: Count = key("rows per forward pass", 16)
     top: Count = key("contexts with the largest activations, per latent", 16)
@@ -141,7 +144,7 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     indexes = {}
     tables = []
     for seed in f.seeds:
-        other = run.sae.seeds[(run.sae.seeds.index(seed) + 1) % len(run.sae.seeds)]
+        other = other_seed(run, seed)
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
         twin, cosine = twins(matching.loc[matching.corpus == f.corpus], seed, other)
         about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
@@ -181,6 +184,14 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         tables.append(table.assign(agreement=table.latent.map(agreement)))
     write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
+
+
+def other_seed(run: Run, seed: int) -> int:
+    """The seed that has a latent's twin: the next of features.seeds, so that each of two is the
+    other's; where there is one alone, the next of sae.seeds.
+    """
+    seeds = run.features.seeds if len(run.features.seeds) > 1 else run.sae.seeds
+    return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
 
 def twins(matching: pd.DataFrame, seed: int, other: int) -> tuple[np.ndarray, np.ndarray]:

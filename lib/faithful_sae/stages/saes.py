@@ -1,5 +1,6 @@
 """Loading the SAEs of a run, and refusing those that are not what the parameters say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from faithful_sae.files import MissingInputError, file_hash, read_json
@@ -11,11 +12,14 @@ from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
 from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
 
 
-def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
+def load_saes(
+    run: Run, lm: LanguageModel | None = None, corpora: Sequence[str] | None = None
+) -> SAEs:
     """{(corpus, seed): SAE} of a run.
 
     Args:
         lm: on whose device they are put.
+        corpora: some of sae.train_on; None: all of them.
 
     Raises:
         MissingInputError: notebook 02 has not made one.
@@ -24,7 +28,7 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
     """
     recorded = read_rows(run, "saes").set_index(["corpus", "seed"]).weights
     saes = {}
-    for name in run.sae.train_on:
+    for name in run.sae.train_on if corpora is None else corpora:
         record = run.artifacts / "saes" / name / "provenance.json"
         made = {}
         if record.exists():

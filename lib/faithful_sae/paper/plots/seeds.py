@@ -5,7 +5,7 @@ draws the DataFrame of its csv.
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 from pandas import DataFrame
 from scipy.stats import gaussian_kde
 
@@ -156,29 +156,38 @@ def firing(data: DataFrame) -> Figure:
 @styled
 def only_in_base(data: DataFrame) -> Figure:
     """Figure A1: share of latents found in the base SAE alone against the number of seeds, with
-    both fitted power laws.
+    three laws fitted to it, which go on to a hundred; bars and bands are 95 % intervals over seeds.
     """
-    figure, (ax,) = grid(1, 1, 2.4, WIDTH * 0.75)
+    figure, (ax,) = grid(1, 1, 2.8, WIDTH * 0.75)
     seen = data.loc[data.series == "measured"]
-    bars = np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base])
     ax.errorbar(
         seen.seeds,
         seen.only_in_base,
-        bars,
+        np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base]),
         fmt="o",
         markersize=3.5,
         color="0.15",
         elinewidth=0.8,
         capsize=2,
         zorder=3,
-        label="mean over bases and sets of seeds; bars: lowest and highest base",
+        label=seen.label.iloc[0],
     )
     laws = groups(data.loc[data.series != "measured"], "series")
-    for (_, part), style, colour in zip(laws, ("--", "-"), (COLOURS[0], COLOURS[2]), strict=False):
+    styles = zip(("--", "-", "-."), (COLOURS[0], COLOURS[2], COLOURS[3]), strict=True)
+    for (_, part), (style, colour) in zip(laws, styles, strict=True):
         ax.plot(part.seeds, part.only_in_base, style, color=colour, label=part.label.iloc[0])
-    ax.set(xlabel="seeds", ylabel="latents only in the base (share)", ylim=(0, 1))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend = ax.legend(loc="upper right" if seen.high.iloc[-1] < 0.6 else "lower left")
+        ax.fill_between(part.seeds, part.low, part.high, color=colour, alpha=0.12, linewidth=0)
+    ax.axvline(seen.seeds.max(), **THRESHOLD)
+    ax.set(
+        xscale="log",
+        xlabel="seeds (dashed: as many as there are)",
+        ylabel="latents only in the base (share)",
+        ylim=(0, 1),
+    )
+    ax.xaxis.set_minor_locator(NullLocator())
+    ticks = [2, 3, 4, 6, 8, 12, 20, 40, 100]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    legend = ax.legend(loc="upper right")
     for text in legend.get_texts():
         text.set_gid(FORMULA)
     return figure
@@ -186,15 +195,15 @@ def only_in_base(data: DataFrame) -> Figure:
 
 @styled
 def thresholds(data: DataFrame) -> Figure:
-    """Figure A2: share of shared latents against the threshold, mean over pairs of seeds, band from
-    lowest to highest pair.
+    """Figure A2: share of shared latents against the threshold, mean over pairs of seeds, with its
+    95 % interval over seeds.
     """
     figure, (ax,) = grid(1, 1, 2.4, WIDTH * 0.75)
     for name, (label, colour, style) in DEFINITIONS.items():
         part = data.loc[data.definition == name]
-        ax.plot(part.threshold, part["mean"], style, color=colour, label=label)
+        ax.plot(part.threshold, part.share, style, color=colour, label=label)
         ax.fill_between(
-            part.threshold, part["min"], part["max"], color=colour, alpha=0.15, linewidth=0
+            part.threshold, part.share_low, part.share_high, color=colour, alpha=0.2, linewidth=0
         )
     ax.axvline(data.chosen.iloc[0], **THRESHOLD)
     ax.set(
@@ -236,11 +245,12 @@ def maximum_cosines(data: DataFrame) -> Figure:
 
 
 def _sweeps(data, series, ylabel):
-    """One panel per swept number; a dot per pair of seeds, a line through their means; the plain
-    SAEs' value in bold.
+    """One panel per swept number; a dot per pair of seeds, a line through their means, with 95 %
+    intervals over seeds; the plain SAEs' value in bold.
 
     Args:
-        series: {column of `data`: (label, colour, line style)}.
+        series: {column of `data`: (label, colour, line style)}; of each there is its mean at the
+            swept value too, <column>_mean, with <column>_low and <column>_high.
     """
     sweeps = [name for name in AXES if (data.sweep == name).any()]
     panels = max(len(sweeps), 1)
@@ -249,8 +259,11 @@ def _sweeps(data, series, ylabel):
     for ax, sweep in zip(axes, sweeps, strict=False):
         part = data.loc[data.sweep == sweep]
         for column, (label, colour, style) in series.items():
-            mean = part.groupby("value")[column].mean()
-            ax.plot(mean.index, mean, style, color=colour, label=label)
+            at = part.drop_duplicates("value").sort_values("value")
+            mean = at[f"{column}_mean"]
+            bars = np.array([mean - at[f"{column}_low"], at[f"{column}_high"] - mean])
+            ax.plot(at.value, mean, style, color=colour, label=label)
+            ax.errorbar(at.value, mean, bars, fmt="none", color=colour, elinewidth=0.7, capsize=1.5)
             ax.plot(
                 part.value,
                 part[column],
