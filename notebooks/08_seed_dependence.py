@@ -159,9 +159,10 @@ Image(save_figure(run, "seed_curve", curves, seed_plots.only_in_base), retina=Tr
 
 # %% [markdown]
 # Bars and bands are 95 % intervals over seeds. All is computed again without each seed in turn, so
-# a set of all seeds has none. `at_100` is what a law says of a hundred SAEs, with its interval. The
-# offset `c` is not identified where a law without private latents follows the curve as well: it
-# then says how the curve bends between the numbers of seeds that were seen, and no more.
+# a set of all seeds has none. `at_100` is what a law says of a hundred SAEs. Its interval takes the
+# law for granted, and so does that of the offset `c`. Which law is right they do not say. Where one
+# without private latents follows the curve to within its bars, `c` is not identified: it says how
+# the curve bends between the numbers of seeds that were seen, and no more.
 #
 # The points are averages over the same SAEs, not independent measurements. So beside Akaike's
 # criterion (`aicc`) stands a test that does not need independence: how well a power law predicts a
@@ -203,7 +204,7 @@ Image(
 # ## What changes the overlap? (their Figures 4, 5 and A4)
 #
 # One number is changed, the others are those of the plain SAEs (in bold). Each dot is a pair of
-# seeds, and bars are 95 % intervals over seeds of their mean. With three seeds these are wide.
+# seeds, and bars are 95 % intervals over seeds of their mean. With few seeds these are wide.
 # Dead latents, dotted, can hardly be shared and push the overlap down.
 #
 # Two things to keep in mind. If overlap still grows with training, a setting that learns more

@@ -209,14 +209,17 @@ def _laws(fits, gain):
 
 def _same_share(pairs):
     difference = mean_over_seeds(by_pair(pairs, pairs.shared_maximum - pairs.shared))
-    text = f"matched {pairs.shared.mean():.3f}, nearest {pairs.shared_maximum.mean():.3f}"
+    text = (
+        f"matched {pairs.shared.mean():.3f}, nearest {pairs.shared_maximum.mean():.3f}; "
+        f"{Difference('difference', difference)}"
+    )
     return _case(text, *_within(difference, SAME))
 
 
 def _within(difference: Estimate, margin: float, name: str = "") -> Iterator[Difference]:
     """A difference that should be none, as two that should be above 0."""
-    for sign, estimate in (("+", difference.negative()), ("-", difference)):
-        yield Difference(f"{name}less than {sign}{margin} by", estimate.minus(-margin))
+    yield Difference(f"{name}below +{margin} by", difference.negative().minus(-margin))
+    yield Difference(f"{name}above -{margin} by", difference.minus(-margin))
 
 
 def _extremes(who, part, everywhere, estimate):
@@ -228,7 +231,7 @@ def _extremes(who, part, everywhere, estimate):
         f"p < {SIGNIFICANCE} for {(ps < SIGNIFICANCE).sum()} of {len(who)} bases, p from "
         f"{ps.min():.2g} to {ps.max():.2g}"
     )
-    return _case(text, Difference("share more by", estimate))
+    return _case(text, Difference("share higher by", estimate))
 
 
 def _frequency(who, estimate):

@@ -187,7 +187,9 @@ def only_in_base(data: DataFrame) -> Figure:
     ax.xaxis.set_minor_locator(NullLocator())
     ticks = [2, 3, 4, 6, 8, 12, 20, 40, 100]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
-    legend = ax.legend(loc="upper right")
+    # what was measured first
+    *of_laws, measured = zip(*ax.get_legend_handles_labels(), strict=True)
+    legend = ax.legend(*zip(measured, *of_laws, strict=True), loc="upper right")
     for text in legend.get_texts():
         text.set_gid(FORMULA)
     return figure
