@@ -8,7 +8,7 @@ import pytest
 
 from faithful_sae.engine import board as module
 from faithful_sae.engine.board import Board, in_words, kept
-from faithful_sae.engine.notebook import EVERY, Progress
+from faithful_sae.engine.progress import EVERY, Progress
 from faithful_sae.engine.steps import _Lines
 from faithful_sae.files import ROOT
 

@@ -17,7 +17,7 @@ from faithful_sae.features.text import text_ids
 from faithful_sae.lm.embedded import train_tokenizer
 from faithful_sae.stages.corpus import corpus_rows
 from faithful_sae.stages.text import labelled, source_problems
-from faithful_sae.text.packing import is_content, pack, tokenize
+from faithful_sae.text.packing import Cut, is_content, pack, tokenize, without_end
 from faithful_sae.text.read import CorpusError, read_records
 
 TEXTS = ['w3 w4, "quoted"', "first line\nsecond line", "żółć 漢字 🙂", "NA", "12", "w5"]
@@ -25,6 +25,26 @@ RECORDS = [{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]
 
 
 # --- packing --------------------------------------------------------------------------------------
+
+
+def test_a_sampled_document_without_an_end_was_cut():
+    kept = list(without_end([[4, 5, 1], [6, 7], [1], [8, 0]], {0, 1}))
+    assert kept == [[4, 5], Cut([6, 7]), [8]]
+
+
+def test_a_document_that_was_cut_begins_a_row_and_nothing_follows_it():
+    """Rows of 3 tokens after BOS 99. The finished documents are joined as if the others were not
+    there; of a cut one, what fills no row is joined to them.
+    """
+    documents = [[1, 2], Cut([10, 11, 12]), [3], Cut([20, 21, 22, 23]), [4, 5]]
+    rows = pack(documents, 99, 4, 1000)
+    assert rows.tolist() == [
+        [99, 10, 11, 12],
+        [99, 1, 2, 99],
+        [99, 20, 21, 22],
+        [99, 3, 99, 23],
+        [99, 99, 4, 5],
+    ]
 
 
 def test_pack_by_hand():

@@ -10,6 +10,7 @@ from faithful_sae.metrics.coverage import (
     first_token_fit,
     first_token_kl,
     first_token_table,
+    perfect_sampling,
 )
 
 DOCUMENTS = [np.array(d, np.int32) for d in ([2, 3, 3, 1], [2, 2], [4, 0], [2], [3, 1])]
@@ -22,13 +23,45 @@ def test_by_hand():
     On those three the model is uniform, so KL = sum 1/3 ln((1/3) / q) with q = 3/5, 1/5, 1/5; 0.4
     of its mass lies elsewhere.
     """
-    record, first = dataset_statistics(iter(DOCUMENTS), MODEL)
+    record, first, counts = dataset_statistics(iter(DOCUMENTS), MODEL)
     assert (record["documents"], record["tokens"], record["vocab_size"]) == (5, 11, 8)
     assert record["all_token_coverage"] == 62.5
     assert record["first_token_coverage"] == 37.5
     assert first.tolist() == [0, 0, 3, 1, 1, 0, 0, 0]
+    assert counts.tolist() == [1, 2, 4, 3, 1, 0, 0, 0]
     assert record["kl"] == pytest.approx((np.log(5 / 9) + 2 * np.log(5 / 3)) / 3, abs=1e-12)
     assert record["missing_mass"] == pytest.approx(0.4, abs=1e-12)
+
+
+def test_coverage_beside_that_of_the_pretraining_text():
+    """It has ids 0, 1, 2, 5 (50 %), of which the documents have three."""
+    record, *_ = dataset_statistics(DOCUMENTS, MODEL, np.array([9, 1, 1, 0, 0, 4, 0, 0]))
+    assert record["pretraining_coverage"] == 50
+    assert record["relative_coverage"] == 75
+
+
+def test_coverage_where_the_pretraining_text_is_not_known():
+    record, *_ = dataset_statistics(DOCUMENTS, MODEL)
+    assert np.isnan(record["pretraining_coverage"])
+    assert np.isnan(record["relative_coverage"])
+
+
+def test_perfect_sampling_against_the_theory_of_many_documents():
+    """With every token seen, 2 n KL is nearly chi-square with V - 1 degrees of freedom."""
+    p = np.random.default_rng(0).dirichlet(np.full(20, 5.0))
+    found = perfect_sampling(p, 4000)
+    assert found["expected_kl"] == pytest.approx(19 / 8000, rel=0.1)
+    assert found["expected_kl_sd"] == pytest.approx(np.sqrt(2 * 19) / 8000, rel=0.2)
+    assert found["expected_missing_mass"] == pytest.approx(0, abs=1e-12)
+    assert found["expected_first_token_coverage"] == pytest.approx(100)
+
+
+def test_perfect_sampling_misses_rare_tokens_as_often_as_it_must():
+    p = np.array([0.9, *[0.1 / 100] * 100])
+    found = perfect_sampling(p, 200)
+    seen = 1 - (1 - p) ** 200
+    assert found["expected_first_token_coverage"] == pytest.approx(100 * seen.mean(), rel=0.02)
+    assert found["expected_missing_mass"] == pytest.approx((p * (1 - seen)).sum(), rel=0.02)
 
 
 def test_kl_is_scipys_and_points_from_the_model_to_the_data():
@@ -62,8 +95,8 @@ def test_an_empty_dataset():
 
 
 def test_panels():
-    _, first = dataset_statistics(DOCUMENTS, MODEL)
-    table = first_token_table(MODEL, first, make_tokenizer(8))
+    _, first, counts = dataset_statistics(DOCUMENTS, MODEL)
+    table = first_token_table(MODEL, first, counts, make_tokenizer(8))
     assert table.token_id.tolist() == list(range(8))
     assert table.token.tolist()[2:5] == [
         "w2",

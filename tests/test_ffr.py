@@ -117,14 +117,15 @@ def test_tau_itself_is_not_fake():
 @pytest.mark.parametrize("n_tokens", [1, 7, 8, 9, 800, N])
 @pytest.mark.parametrize("batch_rows", [1, 32])
 def test_exactly_n_tokens(n_tokens, batch_rows):
-    batches = list(random_batches(n_tokens, T, V, BOS, 0, batch_rows))
+    batches = list(random_batches(n_tokens, T, torch.arange(V), BOS, 0, batch_rows))
     assert sum(b[:, 1:].numel() for b in batches) == n_tokens
     assert all(len(b) <= batch_rows and b.shape[1] <= T for b in batches)
 
 
 def test_tokens_are_uniform_and_repeat_with_their_seed():
     def draw(seed):
-        return torch.cat([b[:, 1:].flatten() for b in random_batches(40_000, T, 50, BOS, seed, 16)])
+        batches = random_batches(40_000, T, torch.arange(50), BOS, seed, 16)
+        return torch.cat([b[:, 1:].flatten() for b in batches])
 
     counts = np.bincount(draw(0), minlength=50)
     assert len(counts) == 50
@@ -135,6 +136,26 @@ def test_tokens_are_uniform_and_repeat_with_their_seed():
     )  # neighbours are independent
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))
+
+
+def test_only_the_given_ids_are_drawn():
+    ids = torch.tensor([3, 7, 11])
+    drawn = torch.cat([b[:, 1:].flatten() for b in random_batches(9000, T, ids, BOS, 0, 16)])
+    assert set(drawn.tolist()) == {3, 7, 11}
+    assert chisquare(np.unique(drawn, return_counts=True)[1]).pvalue > 1e-4
+
+
+def test_firing_on_some_ids_is_that_of_these_tokens_alone(lm, sae):
+    (one,) = firing_frequency([sae], lm, 400, T, ids=[5])
+    rows = torch.cat([torch.tensor([BOS]), torch.full((T - 1,), 5)])[None]
+    x = lm.activations(rows)[0, 1:]
+    # 400 tokens are whole rows of the same token: each position counts alike
+    assert one[0].tolist() == pytest.approx((sae.encode(x) > 0).float().mean(0).tolist(), abs=0.01)
+
+
+def test_no_ids(lm, sae):
+    with pytest.raises(ValueError, match="ids is empty"):
+        firing_frequency([sae], lm, 400, T, ids=[])
 
 
 def test_no_tokens(lm, sae):

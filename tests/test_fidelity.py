@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import ARCHITECTURES, BOS
 from faithful_sae import TopKSAE, fidelity, load_model
-from faithful_sae.metrics.fidelity import Fidelity, fidelity_of_all
+from faithful_sae.metrics.fidelity import Fidelity, cross_entropy_of_rows, fidelity_of_all
 
 
 def stand_in(lm, function) -> Any:
@@ -164,9 +165,10 @@ def test_explained_variances_worked_by_hand():
         spliced_logits=lambda ids, x: x * torch.arange(5.0),
     )
     x_hat = torch.tensor([[[1.0], [3.0]], [[4.0], [8.0]]])
-    got = fidelity_of_all(
+    records, _ = fidelity_of_all(
         {"sae": stand_in(lm, lambda _: x_hat)}, lm, np.array([[0, 1], [2, 3]]), modes=(True,)
-    )["sae", True]
+    )
+    got = records["sae", True]
     assert got.explained_variance == pytest.approx(0.9)
     assert got.ev_legacy == pytest.approx((1 + 1 + 0 + 8 / 9) / 4)
     assert got.ev_authors == pytest.approx(0.5)
@@ -194,11 +196,41 @@ def test_batch_size_does_not_matter(lm, rows):
 
 def test_several_saes_at_once_equal_each_alone(lm, rows):
     saes = {seed: TopKSAE(lm.d_model, 32, 4, seed) for seed in (1, 2)}
-    together = fidelity_of_all(saes, lm, rows)
+    together, _ = fidelity_of_all(saes, lm, rows)
     assert set(together) == {(s, m) for s in (1, 2) for m in (True, False)}
     assert together[1, True] != together[2, True]
     for (seed, include_bos), got in together.items():
         assert got == fidelity(saes[seed], lm, rows, include_bos)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_rows_are_measured_as_if_each_were_alone(lm, rows, mode):
+    saes = {"sae": TopKSAE(lm.d_model, 24, 4, 0)}
+    records, by_row = fidelity_of_all(saes, lm, rows, batch_rows=3, modes=(mode,))
+    whole, table = records["sae", mode], by_row["sae", mode]
+    assert len(table) == len(rows)
+    for number, row in enumerate(rows):
+        alone = fidelity(saes["sae"], lm, row[None], mode)
+        one = table.iloc[number]
+        assert one.measured == alone.tokens
+        assert one.ce_sae / one.scored == pytest.approx(alone.ce_sae, rel=1e-5)
+        assert one.kl / one.scored == pytest.approx(alone.kl, rel=1e-3, abs=1e-8)
+        assert one.error / one.measured / lm.d_model == pytest.approx(alone.l2, rel=1e-5)
+    assert 1 - table.error.sum() / table.variance.sum() == pytest.approx(whole.explained_variance)
+    assert (table.ce_sae - table.ce).sum() / table.scored.sum() == pytest.approx(whole.ce_diff)
+
+
+@pytest.mark.parametrize("include_bos", [True, False])
+def test_cross_entropy_of_documents_is_that_of_each_alone(lm, include_bos):
+    documents = [[0, 5, 9, 3], [0, 7], [0, 2, 2, 8, 11, 4, 1]]
+    sums, counts = cross_entropy_of_rows(lm, documents, 2, include_bos)
+    for document, total, count in zip(documents, sums, counts, strict=True):
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([document])).logits[0, :-1]
+        losses = F.cross_entropy(logits, torch.tensor(document[1:]), reduction="none")
+        losses = losses if include_bos else losses[1:]
+        assert count == len(losses)
+        assert total == pytest.approx(losses.sum().item(), abs=1e-4)
 
 
 def test_errors(lm, rows):

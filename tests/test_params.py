@@ -677,6 +677,7 @@ def test_every_parameter_file_of_the_repository_loads():
             "body",
             {
                 "02_train_sae",
+                "03_sfr",
                 "05_fidelity",
                 "07_paper",
                 "08_seed_dependence",

@@ -12,7 +12,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from faithful_sae import TopKSAE, shared_feature_ratio
-from faithful_sae.metrics.sfr import compare_seeds, match_seeds, shared
+from faithful_sae.metrics.sfr import (
+    compare_seeds,
+    cosine_histogram,
+    match_seeds,
+    matched_correlations,
+    shared,
+    shared_feature_ratio,
+)
 
 
 def dictionary(w_dec, w_enc=None, firing=None) -> Any:
@@ -38,6 +45,10 @@ def by_scipy(a, b, threshold, criterion):
         to_enc, cosine_enc = match(a.W_enc.T, b.W_enc.T)
         hits = hits & (cosine_enc >= threshold) & (to == to_enc)
     return hits.sum() / len(hits)
+
+
+def tokens(width, n=64):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("criterion", ["decoder", "encoder+decoder"])
@@ -117,10 +128,11 @@ def test_the_threshold_itself_counts():
     a, b = dictionary([[0.5, 0.5, 0.5, 0.5]]), dictionary([[1.0, 0, 0, 0]])
     assert shared_feature_ratio(a, b, 0.5) == 1.0
     assert shared_feature_ratio(a, b, math.nextafter(0.5, 1)) == 0.0
-    rows, _ = compare_seeds({1: a, 2: b}, 0.5, 0.0)
+    rows, _, curve = compare_seeds({1: a, 2: b}, tokens(4), 0.5, 0.0)
     assert (
         rows.sfr[0] == 1.0 and rows.sfr_strict[0] == 0.0
     )  # the authors' code asks for more than the threshold
+    assert curve.set_index("threshold").sfr[[0.5, 0.52]].tolist() == [1.0, 0.0]
 
 
 def test_alive_by_hand():
@@ -133,7 +145,7 @@ def test_alive_by_hand():
     axes = torch.eye(8)
     a = dictionary(axes[:5], firing=[0.2, 0.0, 0.0, 0.3, 0.1])
     b = dictionary(axes[[4, 0, 1, 6, 7]], firing=[0.0, 0.1, 0.1, 0.1, 0.1])
-    rows, latents = compare_seeds({42: a, 49: b}, 0.7, 0.0)
+    rows, latents, _ = compare_seeds({42: a, 49: b}, tokens(8), 0.7, 0.0)
     row = rows.iloc[0]
     assert (row.seed_a, row.seed_b, row.d_sae) == (42, 49, 5)
     assert row.sfr == 0.6
@@ -145,21 +157,60 @@ def test_alive_by_hand():
     assert latents.match[4] == 0
     assert latents.decoder_cosine.round(6).tolist() == [1, 1, 0, 0, 1]
     assert latents.alive_both.tolist() == [True, False, False, True, False]
-    strict, _ = compare_seeds({42: a, 49: b}, 0.7, 0.1)  # at the limit is dead
+    strict, *_ = compare_seeds({42: a, 49: b}, tokens(8), 0.7, 0.1)  # at the limit is dead
     assert abs(strict.dead[0] - 0.8) < 1e-12
     assert np.isnan(strict.sfr_alive[0])
 
 
 def test_every_pair_of_seeds():
     saes = {seed: dictionary(np.random.default_rng(seed).normal(size=(6, 4))) for seed in (1, 2, 3)}
-    rows, latents = compare_seeds(saes, 0.7, 0.0)
+    rows, latents, curve = compare_seeds(saes, tokens(4), 0.7, 0.0)
     assert list(zip(rows.seed_a, rows.seed_b, strict=True)) == [(1, 2), (1, 3), (2, 3)]
     assert len(latents) == 18
+    assert len(curve) == 3 * 51
     for _, row in rows.iterrows():
         assert row.sfr == by_scipy(saes[row.seed_a], saes[row.seed_b], 0.7, "decoder")
         assert row.sfr_encoder_decoder == by_scipy(
             saes[row.seed_a], saes[row.seed_b], 0.7, "encoder+decoder"
         )
+
+
+def test_correlations_are_numpys_of_the_matched_latents():
+    saes = {seed: TopKSAE(8, 30, 4, seed) for seed in (1, 2, 3)}
+    for sae in saes.values():
+        sae.b_enc[:] = 0.1
+    x = tokens(8, 3000)
+    matchings = match_seeds(saes)
+    found = matched_correlations(saes, matchings, x)
+    latents = {seed: sae.encode(x).double().numpy() for seed, sae in saes.items()}
+    for (a, b), (decoder, _) in matchings.items():
+        for i, j in enumerate(decoder.permutation):
+            pair = latents[a][:, i], latents[b][:, j]
+            expected = 0.0
+            if min(values.std() for values in pair) > 0:
+                expected = np.corrcoef(*pair)[0, 1]
+            assert found[a, b][i] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_shuffled_copy_does_the_same():
+    sae, other = TopKSAE(16, 60, 4, 0), TopKSAE(16, 60, 4, 1)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    other.W_dec, other.W_enc = sae.W_dec[order], sae.W_enc[:, order]
+    found = matched_correlations(
+        {1: sae, 2: other}, match_seeds({1: sae, 2: other}), tokens(16, 2000)
+    )[1, 2]
+    fires = sae.encode(tokens(16, 2000)).sum(0).numpy() > 0
+    assert found[fires] == pytest.approx(1)
+    assert (found[~fires] == 0).all()
+
+
+def test_histogram_is_of_one_pair_on_average():
+    saes = {seed: dictionary(np.random.default_rng(seed).normal(size=(6, 4))) for seed in (1, 2, 3)}
+    _, latents, _ = compare_seeds(saes, tokens(4), 0.7, 0.0)
+    found = cosine_histogram(latents.assign(corpus="text"), [-1, 0, 0.7, 1])
+    assert (found.alive + found.dead).sum() == pytest.approx(6)
+    above = (latents.decoder_cosine >= 0.7).sum() / 3
+    assert (found.alive + found.dead).iloc[-1] == pytest.approx(above)
 
 
 def test_errors():

@@ -60,7 +60,7 @@ def test_a_corpus_may_be_called_like_a_number(make_run, name):
     lm = open_model(run)
     train_all(run, lm)
     assert list(load_saes(run, lm)) == [(name, 42), (name, 49)]
-    seed_comparison(run, load_saes(run, lm))
+    seed_comparison(run, load_saes(run, lm), lm)
     assert read_rows(run, "sfr").corpus.tolist() == [name]
 
 
@@ -193,7 +193,7 @@ def test_rows_are_the_public_functions_values(trained):
 
     run, lm = trained
     saes = load_saes(run, lm)
-    sfr, _ = seed_comparison(run, saes)
+    sfr, *_ = seed_comparison(run, saes, lm)
     a, b = saes["text", 42], saes["text", 49]
     row = sfr[sfr.corpus == "text"].iloc[0]
     assert row.sfr == shared_feature_ratio(a, b)

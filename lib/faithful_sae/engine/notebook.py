@@ -9,44 +9,13 @@ import logging
 import os
 import re
 import sys
-import time
 from pathlib import Path
-from typing import TextIO
 
 import jupytext
 import papermill
 
+from faithful_sae.engine.progress import Progress
 from faithful_sae.files import ROOT, from_root, locked
-
-EVERY = 15  # seconds between two lines of progress
-
-
-BAR = re.compile(r"\[\d+:\d\d(:\d\d)?[<,]")  # of a progress bar's line: its time, [01:23<04:56,
-NOTE = re.compile(r"(?:^|UserWarning: )(note: .*)", re.M)
-
-
-class Progress:
-    """Called with a step's output, print a line of its progress bar every few seconds, and every
-    `note:`, after the step's name.
-    """
-
-    def __init__(self, title: str, stream: TextIO | None = None) -> None:
-        self.title = title
-        self.stream = stream
-        self.last = time.time()
-
-    def __call__(self, text: str) -> None:
-        text = text.strip()
-        for note in NOTE.findall(text):
-            self._tell(note)
-        line = re.split(r"[\r\n]", text)[-1].strip()
-        # not before it knows its rate
-        if BAR.search(line) and "?" not in line and time.time() - self.last > EVERY:
-            self.last = time.time()
-            self._tell(re.sub(r"[|].*[|]", "", line))
-
-    def _tell(self, line: str) -> None:
-        print(f"    {self.title}  {line}", file=self.stream, flush=True)
 
 
 class _Handler(logging.Handler):

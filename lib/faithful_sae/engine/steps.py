@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from faithful_sae.engine.notebook import BAR, NOTE, Progress
+from faithful_sae.engine.progress import BAR, NOTE, Progress
 from faithful_sae.files import atomic_path, locked, read_json
 from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
