@@ -295,8 +295,8 @@ def probing_means(runs: list[Run]) -> pd.DataFrame:
 
 
 def probing_figure_data(runs: list[Run]) -> pd.DataFrame:
-    """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and
-    corpora by their headings.
+    """Figure 6's data: the probing means of the paper's representations and of the web corpora (or,
+    without roles, of all), tasks and corpora by their headings.
     """
     means = probing_means(runs)
     parts = [means.head(0)]
@@ -311,7 +311,8 @@ def probing_figure_data(runs: list[Run]) -> pd.DataFrame:
             for name, task in run.tasks.items()
         }
         here = means.corpus.isna() | means.corpus.isin(shown)
-        part = means.loc[(means.run == run.name) & here]
+        ours = means.representation == "likelihood"
+        part = means.loc[(means.run == run.name) & here & ~ours]
         parts.append(part.assign(corpus=part.corpus.map(shown), task=part.task.map(titles)))
     return pd.concat(parts, ignore_index=True)
 

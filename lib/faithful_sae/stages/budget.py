@@ -45,16 +45,16 @@ def group_bytes(run: Run, shape: Shape) -> int:
     return forward_bytes(shape, tokens) + 4 * tokens * shape.d_model
 
 
-def saes_bytes(run: Run, shape: Shape) -> int:
-    """All SAEs of a run."""
+def saes_bytes(run: Run, shape: Shape, seeds: tuple[int, ...] | None = None) -> int:
+    """All SAEs of a run, or those of some seeds."""
     from faithful_sae.sae.sae import sae_bytes
 
-    return count_saes(run) * sae_bytes(shape.d_model, run.sae.d_sae)
+    return count_saes(run, seeds) * sae_bytes(shape.d_model, run.sae.d_sae)
 
 
-def count_saes(run: Run) -> int:
-    """How many SAEs a run has: one per corpus and seed."""
-    return len(run.sae.train_on) * len(run.sae.seeds)
+def count_saes(run: Run, seeds: tuple[int, ...] | None = None) -> int:
+    """How many SAEs a run has, one per corpus and seed, or how many of some seeds."""
+    return len(run.sae.train_on) * len(run.sae.seeds if seeds is None else seeds)
 
 
 def reading_bytes(run: Run) -> int:

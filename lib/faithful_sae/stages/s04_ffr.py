@@ -40,7 +40,7 @@ class FakeFeatureRatio(Stage):
         return run.ffr.tokens
 
     def seconds(self, run: Run, rates: Any) -> float:
-        per_token = rates.read_token() + count_saes(run) * rates.encode_token(dense=False)
+        per_token = rates.read_token() + count_saes(run) * rates.encode_token()
         return run.ffr.tokens * per_token
 
 

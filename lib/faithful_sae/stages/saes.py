@@ -1,5 +1,6 @@
 """Loading the SAEs of a run, and refusing those that are not what the parameters say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from faithful_sae.files import MissingInputError, file_hash, read_json
@@ -11,11 +12,14 @@ from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
 from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
 
 
-def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
+def load_saes(
+    run: Run, lm: LanguageModel | None = None, seeds: Sequence[int] | None = None
+) -> SAEs:
     """{(corpus, seed): SAE} of a run.
 
     Args:
         lm: on whose device they are put.
+        seeds: those of sae.seeds that are loaded; None: all.
 
     Raises:
         MissingInputError: notebook 02 has not made one.
@@ -29,7 +33,7 @@ def load_saes(run: Run, lm: LanguageModel | None = None) -> SAEs:
         made = {}
         if record.exists():
             made = read_json(record)["parameters"]
-        for seed in run.sae.seeds:
+        for seed in run.sae.seeds if seeds is None else seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
                 raise MissingInputError(f"{folder} is missing: {run_first(run, 'saes')}")
