@@ -54,7 +54,7 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 # %%
 run = open_run(params)
 lm = open_model(run)
-saes = load_saes(run, lm)
+saes = load_saes(run, lm, seeds=run.fidelity.seeds)
 run.fidelity
 
 # %% [markdown]

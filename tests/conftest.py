@@ -329,6 +329,7 @@ def make_measured_run(make_run):
             }
             for t in (probing or {"sst2": {}})
         ]
+        probes += [probe | {"representation": "likelihood", "accuracy": 0.6} for probe in probes]
         probes += [
             probes[0]
             | {

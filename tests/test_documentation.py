@@ -11,6 +11,7 @@ import pytest
 
 from faithful_sae.text import documentation
 from faithful_sae.text.documentation import extract, label_names, labelled
+from faithful_sae.text.near_copies import near_copies
 
 LONG, OTHER, THIRD = (
     " ".join(f"{word}{i}" for i in range(16)) for word in ("first", "second", "third")
@@ -182,15 +183,63 @@ def test_library_names_are_masked():
     assert any("_" in t for t, _ in examples)
 
 
-def test_corrupted_sentences_differ_from_every_intact_one_by_one_edit():
-    examples = labelled("corrupted", ["numpy"], 200, seed=0)
-    source = " ".join(" ".join(d.split()) for d in extract("docstrings", ["numpy"], 10**8))
-    whole = [text in source for text, _ in examples]
-    labels = [label == 1 for _, label in examples]
-    # intact sentences are in the documentation (but for repeated paragraphs, which a corpus drops),
-    # corrupted ones are not
-    assert sum(w for w, intact in zip(whole, labels, strict=True) if not intact) == 0
-    assert sum(w for w, intact in zip(whole, labels, strict=True) if intact) > 0.9 * sum(labels)
+def test_sentences_are_in_the_documentation_intact_or_reversed():
+    examples = labelled("word_order", ["numpy"], 200, seed=0)
+    names = label_names("word_order", ["numpy"])
+    # of any length, and with all repeats, which a corpus drops
+    documents = documentation._stream("docstrings", ["numpy"])
+    source = " ".join(" ".join(document.split()) for _, document in documents)
+
+    def again(text):
+        first, *words = text[:-1].split(" ")
+        return " ".join([first, *words[::-1]]) + "."
+
+    intact = [text for text, label in examples if names[label] == "intact"]
+    turned = [text for text, label in examples if names[label] == "reversed"]
+    assert not [text for text in intact if text not in source]
+    assert not [text for text in turned if again(text) not in source]
+    assert not [text for text in turned if text in source]
+    assert not {again(text) for text in turned} & {*intact}
+
+
+def test_no_text_of_a_task_is_a_near_copy_of_the_others(task):
+    _, _, examples = task
+    texts = [text for text, _ in examples]
+    for number, text in enumerate(texts):
+        assert near_copies(texts[:number] + texts[number + 1 :], [text]) == 0, text
+
+
+def test_planted_near_copies_are_left_out_of_a_task(tmp_path, monkeypatch):
+    def described(kind):
+        words = [f"{kind}{i}" for i in range(12)]
+        others = [f"o-{word}" for word in words]
+        more = [f"m-{word}-{i}" for word in words for i in range(3)]
+        return {
+            "first": words,
+            "but for a word": [*words[:11], "last"],
+            "twice": [*words, *words],
+            "second": others,
+            "in capitals": [word.upper() for word in words],
+            "holds the second": [*others, *more],
+            "third": more,
+        }
+
+    source = '"""Do.'
+    for section in ("Parameters", "Returns"):
+        source += f"\n\n{section}\n{'-' * len(section)}\n"
+        source += "\n".join(
+            f"x{i} : int\n    {' '.join(words)}"
+            for i, words in enumerate(described(section[0]).values())
+        )
+    (tmp_path / "crates").mkdir()
+    (tmp_path / "crates" / "__init__.py").write_text(source + '\n"""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    examples = labelled("parameter_or_return", ["crates"], 14, seed=0)
+    assert sorted(examples) == sorted(
+        (" ".join(described(section[0])[which]), label)
+        for label, section in enumerate(("Parameters", "Returns"))
+        for which in ("first", "second", "third")
+    )
 
 
 def test_parameter_types_are_the_declared_ones(package):
@@ -211,8 +260,6 @@ def test_files_are_jsonl(package, tmp_path):
     documentation.write("docstrings", [package], 10**6, tmp_path / "corpus.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == extract("docstrings", [package], 10**6)
-    documentation.write("prose_or_code", ["numpy"], 50, tmp_path / "task.jsonl")
+    documentation.write("word_order", ["numpy"], 50, tmp_path / "task.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "task.jsonl").read_text().splitlines()]
-    assert [(row["text"], row["label"]) for row in rows] == labelled(
-        "prose_or_code", ["numpy"], 50, 0
-    )
+    assert [(row["text"], row["label"]) for row in rows] == labelled("word_order", ["numpy"], 50, 0)

@@ -148,6 +148,18 @@ def test_a_gpus_memory_is_no_ram_and_the_weights_pass_through_it(make_run):
         assert gpu.memory >= PROCESS + (0 if stage in without_model else weights(GPT2))
 
 
+def test_probing_holds_the_saes_of_its_seeds_and_what_they_make_of_each_text(make_run):
+    """sae.seeds are 42 and 49, there are two corpora, and 80 texts at most."""
+    one, both = (make_run({"probing.seeds": seeds}) for seeds in ([49], None))
+    stage = stages()["06_probing"]
+    less, more = (stage.memory(run, GPT2) for run in (one, both))
+    each = 4 * (24 + 768)
+    assert more.host - less.host == 2 * 80 * each
+    assert more.device - less.device == 2 * (sae_bytes(768, 24) + 64 * each)
+    # logits of a batch of 64 texts of 12 tokens
+    assert more.device > weights(GPT2) + 12 * 64 * 12 * 50257
+
+
 def test_the_study_of_seeds_trains_what_it_is_said_to(make_run):
     seeds = stages()["08_seed_dependence"]
     run = make_run({"seed_dependence": SEED_DEPENDENCE, "sae.seeds": [1, 2, 3]})

@@ -255,6 +255,12 @@ WRONG = {
         {"probing.tasks.parity.test": None},
         "probing.tasks.parity.test is missing",
     ),
+    "probed seed that is not trained": (
+        {"probing.seeds": [49, 7]},
+        "probing.seeds = [49, 7] must list some of sae.seeds (42, 49), each once, or be null",
+    ),
+    "probed seed twice": ({"probing.seeds": [49, 49]}, "probing.seeds = [49, 49] must list"),
+    "no probed seed": ({"probing.seeds": []}, "probing.seeds = [] must list"),
     "task without labels": (
         {"probing.tasks.parity.label_key": None},
         "probing.tasks.parity.label_key is missing",

@@ -289,7 +289,8 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
     seed_comparison(run, saes)
     fake_features(run, saes, lm)
     fidelity_matrix(run, saes, lm)
-    assert set(probe_tasks(run, saes, lm).representation) == {"baseline", "sae", "reconstruction"}
+    probed = probe_tasks(run, saes, lm)
+    assert set(probed.representation) == {"baseline", "likelihood", "sae", "reconstruction"}
     x = lm.activations(torch.arange(2, 40)[None])[0]
     above = saes["text", 42].encode(x)
     assert above[above > 0].min() > 0.8

@@ -24,9 +24,11 @@ from faithful_sae.metrics.sfr import (
 
 def dictionary(w_dec, w_enc=None, firing=None) -> Any:
     w_dec = torch.as_tensor(w_dec, dtype=torch.float32)
+    encoder = w_dec.T if w_enc is None else torch.as_tensor(w_enc, dtype=torch.float32)
     return SimpleNamespace(
         W_dec=w_dec,
-        W_enc=w_dec.T if w_enc is None else torch.as_tensor(w_enc, dtype=torch.float32),
+        W_enc=encoder,
+        encode=lambda x: torch.relu(x @ encoder),
         firing=torch.ones(len(w_dec)) if firing is None else torch.tensor(firing),
         d_sae=len(w_dec),
     )

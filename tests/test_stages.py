@@ -198,6 +198,8 @@ def test_rows_are_the_public_functions_values(trained):
     row = sfr[sfr.corpus == "text"].iloc[0]
     assert row.sfr == shared_feature_ratio(a, b)
     assert row.sfr_encoder_decoder == shared_feature_ratio(a, b, criterion="encoder+decoder")
+    written = pd.DataFrame({"token_id": range(lm.vocab_size), "count": 1})
+    write_rows(run, "first_token", written)
     ffr, _ = fake_features(run, saes, lm)
     assert ffr.set_index(["corpus", "seed"]).ffr["text", 42] == fake_feature_ratio(
         a, lm, 500, 0.1, 0.0, 0, run.sequence_length
@@ -208,8 +210,35 @@ def test_rows_are_the_public_functions_values(trained):
     for name, value in vars(whole).items():
         assert mine[name] == pytest.approx(value, rel=1e-6), name
     probing = probe_tasks(run, saes, lm)
-    assert set(probing.representation) == {"baseline", "sae", "reconstruction"}
-    assert len(probing) == 1 + 2 * len(saes)
+    assert set(probing.representation) == {"baseline", "likelihood", "sae", "reconstruction"}
+    assert len(probing) == 2 + 2 * len(saes)
+
+
+def test_probing_rows_say_what_guessing_gives_and_which_texts_were_right(trained):
+    run, lm = trained
+    probing = probe_tasks(run, load_saes(run, lm), lm)
+    pd.testing.assert_frame_equal(read_rows(run, "probing"), probing)
+    # train and test are the same 40 texts, half of them odd
+    assert set(probing.chance) == {0.5}
+    assert set(probing.majority) == {0.5}
+    assert set(probing.near_copies) == {1.0}
+    texts = read_rows(run, "probing_texts")
+    one = ["task", "corpus", "seed", "representation"]
+    pd.testing.assert_frame_equal(texts[one], probing[one])
+    assert set(map(len, texts.correct)) == {40}
+    for correct, accuracy in zip(texts.correct, probing.accuracy, strict=True):
+        assert correct.count("1") / 40 == pytest.approx(accuracy)
+        assert correct.count("0") == 40 - correct.count("1")
+
+
+def test_only_the_seeds_asked_for_are_probed(trained):
+    run, lm = trained
+    whole = probe_tasks(run, load_saes(run, lm), lm)
+    fewer = run.changed(probing=run.probing.changed(seeds=(49,)))
+    assert list(load_saes(fewer, lm, fewer.probing.seeds)) == [("faithful", 49), ("text", 49)]
+    some = probe_tasks(fewer, load_saes(fewer, lm), lm)
+    expected = whole[whole.seed.isna() | (whole.seed == 49)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some, expected)
 
 
 def test_text_of_a_model_with_the_same_tokenizer_keeps_its_ids(make_run):

@@ -179,22 +179,16 @@ class Rates:
 
         return self.once(f"{kind} {d_sae} latents, k = {k}", measure)
 
-    def encode_token(self, dense: bool) -> float:
-        """Of one token in one SAE: its latents as 04 counts them, or (dense) as 06 averages them,
-        with the reconstruction.
-        """
+    def encode_token(self) -> float:
+        """Of one token in one SAE: its latents, as 04 counts them."""
         sae = self.sae()
 
         def measure():
             rows = max(2048 // self.run.sequence_length, 1)
             x = token_activations(self.lm, self.ids(rows), True)
+            return self.time_of(lambda: sae.encode_topk(x), SHORT) / len(x)
 
-            def step():
-                return sae.decode(sae.encode(x)) if dense else sae.encode_topk(x)
-
-            return self.time_of(step, SHORT) / len(x)
-
-        return self.once("dense latents" if dense else "latents", measure)
+        return self.once("latents", measure)
 
 
 def on_this_machine(run: Run) -> Run:

@@ -132,11 +132,13 @@ def check_seeds(run: Run, need: Need, at: str, seeds: tuple[int, ...] | None) ->
     """Note seeds of a measurement that no SAEs are trained with, or that come twice."""
     if seeds is None:
         return
-    known = ", ".join(map(str, run.sae.seeds))
-    for seed in seeds:
-        need(seed in run.sae.seeds, at, f"holds {seed}, which is not in sae.seeds ({known})")
-    once = seeds and len(set(seeds)) == len(seeds)
-    need(once, at, "must hold at least one seed, and none twice; null: all of sae.seeds")
+    known = run.sae.seeds if run.sae else ()
+    why = (
+        f"= {list(seeds)} must list some of sae.seeds ({', '.join(map(str, known))}), each once; "
+        "null: all"
+    )
+    some = bool(seeds) and {*seeds} <= {*known}
+    need(some and len({*seeds}) == len(seeds), at, why)
 
 
 # what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own

@@ -53,7 +53,7 @@ class SharedFeatureRatio(Stage):
 
     def seconds(self, run: Run, rates: Any) -> float:
         """Of the correlations; the matching is timed by nothing here, and takes about as long."""
-        encoded = count_saes(run) * run.sfr.tokens * rates.encode_token(dense=True)
+        encoded = count_saes(run) * run.sfr.tokens * rates.encode_token()
         return self.tokens(run) * rates.read_token() + encoded
 
 

@@ -45,7 +45,7 @@ class FakeFeatureRatio(Stage):
         return 2 * run.ffr.tokens
 
     def seconds(self, run: Run, rates: Any) -> float:
-        per_token = rates.read_token() + count_saes(run) * rates.encode_token(dense=False)
+        per_token = rates.read_token() + count_saes(run) * rates.encode_token()
         return self.tokens(run) * per_token
 
 

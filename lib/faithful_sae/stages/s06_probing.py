@@ -10,6 +10,7 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import (
     Count,
+    Ints,
     Model,
     Need,
     Positive,
@@ -24,9 +25,14 @@ from faithful_sae.runs.schema import (
 )
 from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
+from faithful_sae.stages.s02_train_sae import check_seeds
 from faithful_sae.text.documentation import TASKS
+from faithful_sae.text.near_copies import near_copies
 
 ROLES = ("sst2", "cola", "yelp", "agnews")
+# bytes per logit: in the model's own dtype, float32, and log p
+LOGIT = 12
+SHORT = 0.5  # seconds for which its passes are timed
 
 
 class Task(Source):
@@ -65,17 +71,19 @@ class Task(Source):
 class Probing(Section):
     """Linear probes."""
 
+    seeds: Ints | None = key("those of sae.seeds whose SAEs are probed; null: all", None)
     tasks: dict[str, Task] = key("labelled text, by name", min_length=1)
     max_train: Count = key("training texts at most", paper="4.4")
     max_test: Count = key("test texts at most")
     max_tokens: Count = key("texts are cut here, BOS included", unit="tokens")
-    batch_rows: Count = key("texts at once, each with the latents of all SAEs")
+    batch_rows: Count = key("texts at once, each with all its logits")
     include_bos: bool = key("whether the mean over tokens includes BOS", False)
     inverse_regularisation: Positive = key("scikit-learn's C", 1.0)
     max_iter: Count = key("of the logistic regression's solver", 1000)
     seed: Seed = key("which texts are taken", 0)
 
     def check(self, run: Run, need: Need) -> None:
+        check_seeds(run, need, "probing.seeds", self.seeds)
         for name, task in self.tasks.items():
             check_name(need, "probing.tasks", name)
             task.check_at(run, need, f"probing.tasks.{name}")
@@ -87,7 +95,7 @@ class Probing(Section):
 class LinearProbes(Stage):
     sections = {"probing": Probing}
     paper = True
-    rows = ("probing",)
+    rows = ("probing", "probing_texts")
     reads = ("saes",)
     parameters = (*MODEL, "layer")
     lower = "probing.batch_rows"
@@ -105,14 +113,16 @@ class LinearProbes(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         p = run.probing
-        n = count_saes(run)
+        n = count_saes(run, p.seeds)
         d_sae = run.sae.d_sae
         batch = p.batch_rows * p.max_tokens
-        # of all SAEs at once, and one being encoded
-        latents = 4 * batch * (n * (d_sae + shape.d_model) + 3 * d_sae)
-        texts = (p.max_train + p.max_test) * 4 * (n * (d_sae + shape.d_model) + shape.d_model)
-        saes = saes_bytes(run, shape)
-        return Memory(weights(shape) + saes + forward_bytes(shape, batch) + latents, texts)
+        logits = batch * shape.vocab_size * LOGIT
+        # of the one SAE that is encoded; logits are gone by then
+        latents = 4 * batch * (3 * d_sae + p.batch_rows)
+        a_text = 4 * (n * (d_sae + shape.d_model) + shape.d_model)
+        gathered = forward_bytes(shape, batch) + p.batch_rows * a_text
+        device = weights(shape) + saes_bytes(run, shape, p.seeds) + gathered + max(logits, latents)
+        return Memory(device, (p.max_train + p.max_test) * a_text)
 
     def tokens(self, run: Run) -> int:
         p = run.probing
@@ -120,18 +130,44 @@ class LinearProbes(Stage):
 
     def seconds(self, run: Run, rates: Any) -> float:
         """Of texts as long as they may be."""
-        per_token = rates.read_token() + count_saes(run) * rates.encode_token(dense=True)
-        return self.tokens(run) * per_token
+        reading, one = rates.once("probing", lambda: self._passes(run, rates))
+        return self.tokens(run) * (reading + count_saes(run, run.probing.seeds) * one)
+
+    def _passes(self, run: Run, rates: Any) -> tuple[float, float]:
+        """Seconds of a token through the whole model, and through one SAE."""
+        import torch
+
+        from faithful_sae.metrics.probing import pool_latents
+
+        p = run.probing
+        ids = rates.ids(p.batch_rows)[:, : p.max_tokens]
+        sae = rates.sae()
+        x = rates.lm.logits(ids)[1].flatten(0, 1)
+        texts = torch.eye(len(ids), device=x.device).repeat_interleave(ids.shape[1], 0)
+        means = texts / ids.shape[1]
+        reading = rates.time_of(lambda: rates.lm.logits(ids)[0].log_softmax(-1), SHORT)
+        one = rates.time_of(lambda: pool_latents(sae, x, means), SHORT)
+        return reading / len(x), one / len(x)
 
 
 def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
-    """Probe every task; writes rows `probing`: task, corpus, seed, representation, accuracy, F1,
-    majority-class accuracy.
+    """Probe every task.
+
+    Writes and returns the rows `probing`: of each task its texts, the share of test texts that are
+    near-copies of training texts (see text/near_copies.py), and the accuracy of guessing (`chance`:
+    1 by the number of classes) and of always naming the most frequent training label (`majority`);
+    of each corpus, seed and representation of it what the probe scored. Writes the rows
+    `probing_texts`: which test texts each probe got right, one digit per text, in the order of
+    `labelled`.
+
+    Args:
+        saes: of which those of probing.seeds are probed.
     """
     from faithful_sae.metrics.probing import pooled_representations, probe_all
     from faithful_sae.stages.text import labelled
 
     p = run.probing
+    saes = {key: sae for key, sae in saes.items() if p.seeds is None or key[1] in p.seeds}
     records = []
     for name in p.tasks:
         (train_texts, train_labels), (test_texts, test_labels) = labelled(run, name)
@@ -141,8 +177,14 @@ def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
             )
             for part, texts in (("train", train_texts), ("test", test_texts))
         )
-        majority = pd.Series(test_labels).eq(pd.Series(train_labels).mode()[0]).mean()
-        which = {"task": name, "train": len(train_texts), "test": len(test_texts)}
+        which = {
+            "task": name,
+            "train": len(train_texts),
+            "test": len(test_texts),
+            "near_copies": near_copies(train_texts, test_texts),
+            "chance": 1 / len(set(train_labels)),
+            "majority": pd.Series(test_labels).eq(pd.Series(train_labels).mode()[0]).mean(),
+        }
         probed = probe_all(
             train,
             train_labels,
@@ -151,8 +193,11 @@ def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
             inverse_regularisation=p.inverse_regularisation,
             max_iter=p.max_iter,
         )
-        records += [{**which, "majority": majority, **record} for record in probed]
+        records += [{**which, **record} for record in probed]
     rows = pd.DataFrame(records)
+    one_text = ["task", "corpus", "seed", "representation", "correct"]
+    write_rows(run, "probing_texts", rows.loc[:, one_text])
+    rows = rows.drop(columns="correct")
     write_rows(run, "probing", rows)
     return rows
 

@@ -105,7 +105,7 @@ class ExploreFeatures(Stage):
         """The tokens of each index; PruningMaxAct and steering are some more, which depend on what
         the latents are.
         """
-        per_token = rates.read_token() + rates.encode_token(dense=False)
+        per_token = rates.read_token() + rates.encode_token()
         return self.tokens(run) * per_token
 
 

@@ -13,13 +13,17 @@ from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
 
 
 def load_saes(
-    run: Run, lm: LanguageModel | None = None, corpora: Sequence[str] | None = None
+    run: Run,
+    lm: LanguageModel | None = None,
+    corpora: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> SAEs:
     """{(corpus, seed): SAE} of a run.
 
     Args:
         lm: on whose device they are put.
         corpora: some of sae.train_on; None: all of them.
+        seeds: those of sae.seeds that are loaded; None: all.
 
     Raises:
         MissingInputError: notebook 02 has not made one.
@@ -33,7 +37,7 @@ def load_saes(
         made = {}
         if record.exists():
             made = read_json(record)["parameters"]
-        for seed in run.sae.seeds:
+        for seed in run.sae.seeds if seeds is None else seeds:
             folder = run.artifacts / "saes" / name / f"seed{seed}"
             if not folder.exists() or (name, seed) not in recorded.index:
                 raise MissingInputError(f"{folder} is missing: {run_first(run, 'saes')}")

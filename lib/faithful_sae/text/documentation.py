@@ -29,17 +29,16 @@ from typing import Any
 import numpy as np
 
 from faithful_sae.files import atomic_path
+from faithful_sae.text.near_copies import Distinct, Shingle, is_copied, shingles
 
 KINDS = ("docstrings", "doctests", "source", "headers", "topics")
-TASKS = ("library", "prose_or_code", "corrupted", "parameter_type")
+TASKS = ("library", "parameter_or_return", "parameter_type", "word_order")
 # characters: of a document, and of a paragraph that can be a near-copy
 SHORTEST = 80
 NOT_INSTALLED = "package {!r} is not installed: install it, or leave it out of the packages"
 # characters: longer classes are split into methods, longer headers at blank lines
 LONGEST = 4_000
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
-# words in the sequences by which near-copies are recognised
-SHINGLE = 5
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TEST = re.compile(r"(^|/)(_?tests?|testing)(/|$)|(^|/)(test_[^/]*|[^/]*_tests?|conftest)\.py$")
 
@@ -51,6 +50,8 @@ LIBRARY_NAMES = re.compile(
     r"transformers|hugging ?face|hf|datasets|pyarrow|pa|nd-?arrays?|data ?frames?|tensors?)\b",
     re.IGNORECASE,
 )
+# of a docstring, with the descriptions that a label stands for
+SECTIONS = {"parameter": "Parameters", "return": "Returns"}
 TYPES = {
     "array": r"(\{?array[-_]like(, sparse matrix\})?|(np\.|numpy )?ndarrays?)"
     r"( of (ints?|floats?|shape.*))?",
@@ -77,7 +78,7 @@ def extract(kind: str, packages: Sequence[str], max_characters: int) -> list[str
     Returns:
         Documents, each at least 80 characters, no two equal. As corpora usually are (Lee et al.
         2022), docstrings, headers and topics are also rid of near-copies: of a paragraph of 80
-        characters or more, half of whose five-word sequences stood earlier in the corpus. Fewer
+        characters or more that is one of the paragraphs before it (see near_copies.py). Fewer
         characters than `max_characters` if the packages have no more.
 
     Raises:
@@ -119,38 +120,34 @@ def labelled(
 
     Args:
         task: "library" (which package a paragraph of prose is from; library names and their aliases
-            are masked as "_"), "prose_or_code" (a paragraph of prose, or the code of a doctest
-            without prompts), "corrupted" (a sentence with two adjacent words swapped or one word
-            replaced by another sentence's, or intact; no sentence is in both classes), or
-            "parameter_type" (the declared type of a documented parameter, from its description
-            alone).
+            are masked as "_"), "parameter_or_return" (whether a description is a parameter's or a
+            returned value's), "parameter_type" (the declared type of a documented parameter, from
+            its description alone), or "word_order" (a sentence whose words, after the first, stand
+            in reverse order, or intact; no sentence is in both classes).
         packages: import names.
         max_examples: at most this many in total; every class has the same number, that of the
             rarest class if that is fewer.
-        seed: of the order, and of the corruption.
+        seed: of the order.
 
     Returns:
-        (text, label), shuffled, no two texts equal, 20 to 400 characters each. A label is a place
-        in `label_names`.
+        (text, label), shuffled, 20 to 400 characters each, none a near-copy of the others: however
+        they are divided, no text to test on is a near-copy of those to train on (see
+        near_copies.py). A label is a place in `label_names`.
 
     Raises:
         ValueError: an unknown task, a package that is not installed, or a class without an example.
     """
     names = label_names(task, packages)
-    rng = np.random.default_rng(seed)
     wanted = max_examples // len(names)
     classes = [[] for _ in names]
-    seen = set()
+    distinct = Distinct()
     for package, docstring in _stream("docstrings", packages, backwards=True):
         for text, label in _examples(task, package, docstring, names):
-            key = text.casefold()
-            if 20 <= len(text) <= 400 and key not in seen and len(classes[label]) < wanted:
-                seen.add(key)
+            fits = 20 <= len(text) <= 400 and len(classes[label]) < wanted
+            if fits and distinct.take(text):
                 classes[label].append(text)
         if all(len(texts) == wanted for texts in classes):
             break
-    if task == "corrupted":
-        classes = _corrupted(classes[0] + classes[1], rng)
     size = min(map(len, classes))
     if size == 0:
         missing = names[[len(texts) for texts in classes].index(0)]
@@ -159,7 +156,7 @@ def labelled(
             f"max_examples={max_examples}"
         )
     examples = [(text, label) for label, texts in enumerate(classes) for text in texts[:size]]
-    return [examples[i] for i in rng.permutation(len(examples))]
+    return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
 
 
 def label_names(task: str, packages: Sequence[str]) -> list[str]:
@@ -172,9 +169,9 @@ def label_names(task: str, packages: Sequence[str]) -> list[str]:
         raise ValueError(f"unknown task {task!r}: one of {', '.join(TASKS)}")
     return {
         "library": list(packages),
-        "prose_or_code": ["prose", "code"],
-        "corrupted": ["corrupted", "intact"],
+        "parameter_or_return": list(SECTIONS),
         "parameter_type": list(TYPES),
+        "word_order": ["reversed", "intact"],
     }[task]
 
 
@@ -290,17 +287,14 @@ def _docstring_nodes(tree: Any) -> Iterator[Any]:
             yield from _docstring_nodes(node)
 
 
-def _without_repeats(document: str, seen: set[tuple[str, ...]]) -> str:
-    """Drop paragraphs that repeat what is in `seen`, half of their sequences of words or more, and
-    add the others to it.
-    """
+def _without_repeats(document: str, seen: set[Shingle]) -> str:
+    """Drop paragraphs that are near-copies of what is in `seen`, and add the others to it."""
     kept = []
     for paragraph in BLANK_LINES.split(document):
-        words = paragraph.split()
-        shingles = {tuple(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE, 0) + 1)}
-        if len(paragraph) < SHORTEST or 2 * len(shingles & seen) < len(shingles):
+        own = shingles(paragraph)
+        if len(paragraph) < SHORTEST or not is_copied(len(own & seen), len(own)):
             kept.append(paragraph)
-            seen |= shingles
+            seen |= own
     return "\n\n".join(kept).strip()
 
 
@@ -350,56 +344,50 @@ def _headers(text):
 
 
 def _examples(task, package, docstring, names):
-    """Yield (text, label) of one docstring. For "corrupted" all are still intact, and spread over
-    both labels by their hash.
-    """
+    """Yield (text, label) of one docstring."""
     if task == "parameter_type":
-        for declared, description in re.findall(
-            r"^\w+ ?: ([^\n]+)\n((?:[ \t]+\S[^\n]*\n)+)", docstring + "\n", re.MULTILINE
-        ):
+        for declared, description in _described(docstring, r"\w+ ?: ([^\n]+)"):
             parts = re.split(r",? *(?:\(?optional|\(?default|=)", declared.strip().strip("`"))
             for label, name in enumerate(names):
                 if re.fullmatch(TYPES[name], parts[0].strip(" ,`"), re.IGNORECASE):
-                    yield " ".join(description.split()), label
+                    yield description, label
+        return
+    if task == "parameter_or_return":
+        for label, name in enumerate(names):
+            # up to the next heading
+            of = rf"^{SECTIONS[name]}\n-+\n(.*?)(?=^\S[^\n]*\n---|\Z)"
+            for section in re.findall(of, docstring, re.MULTILINE | re.DOTALL)[:1]:
+                for _, description in _described(section, r"(\w[^\n]*)"):
+                    yield description, label
         return
     for paragraph in BLANK_LINES.split(docstring):
         prose = " ".join(paragraph.split())
-        is_prose = re.fullmatch(r"[A-Z][^\n]*[.!?]", prose) and not re.search(
+        if not re.fullmatch(r"[A-Z][^\n]*[.!?]", prose) or re.search(
             r">>>|::|--|==|\.\. |^\s+", paragraph
-        )
-        if task == "prose_or_code" and ">>> " in paragraph:
-            code = re.findall(r"^[ \t]*(?:>>>|\.\.\.) ([^\n]+)", paragraph, re.MULTILINE)
-            yield "\n".join(code), names.index("code")
-        elif is_prose and task == "prose_or_code":
-            yield prose, names.index("prose")
-        elif is_prose and task == "library":
+        ):
+            continue
+        if task == "library":
             yield LIBRARY_NAMES.sub("_", prose), names.index(package)
-        elif is_prose and task == "corrupted":
-            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", prose):
-                # only plain sentences: a swap must be a matter of grammar, not of markup or
-                # formulas
-                if re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*){5,40}[.]", sentence):
-                    yield sentence, int(_hash(sentence), 16) % 2
+            continue
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", prose):
+            # only plain sentences: their order must be a matter of grammar, not of markup or
+            # formulas
+            if re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*){5,40}[.]", sentence):
+                label = int(_hash(sentence), 16) % 2
+                yield _reversed(sentence) if names[label] == "reversed" else sentence, label
 
 
-def _corrupted(sentences, rng):
-    """Split intact sentences into (corrupted, intact) halves; the first half is corrupted in one of
-    two ways at random.
+def _described(text, declaration):
+    """Yield (what is declared, description on one line) of entries whose indented description
+    follows a declaration. declaration: a pattern with one group.
     """
-    intact = {sentence.casefold() for sentence in sentences}
-    order = rng.permutation(len(sentences))
-    half = len(sentences) // 2
-    corrupted = []
-    words = [word for sentence in sentences for word in sentence[:-1].split()[1:]]
-    for index in order[:half]:
-        tokens = sentences[index][:-1].split(" ")
-        position = rng.integers(1, len(tokens) - 1)  # the first word keeps its capital
-        if rng.random() < 0.5:
-            tokens[position : position + 2] = tokens[position + 1], tokens[position]
-        else:
-            tokens[position] = words[rng.integers(len(words))]
-        sentence = " ".join(tokens) + "."
-        if sentence.casefold() not in intact:  # equal words swapped, or a word replaced by itself
-            intact.add(sentence.casefold())
-            corrupted.append(sentence)
-    return corrupted, [sentences[index] for index in order[half:]]
+    for declared, description in re.findall(
+        rf"^{declaration}\n((?:[ \t]+\S[^\n]*\n)+)", text + "\n", re.MULTILINE
+    ):
+        yield declared, " ".join(description.split())
+
+
+def _reversed(sentence):
+    """Its words in reverse order, but for the first, whose capital would give it away."""
+    first, *words = sentence[:-1].split(" ")
+    return " ".join([first, *reversed(words)]) + "."
