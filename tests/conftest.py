@@ -3,6 +3,7 @@ share. Nothing is downloaded.
 """
 
 import copy
+import itertools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -231,6 +232,8 @@ FEATURES = {
 
 
 TEXT = {"path": "text.jsonl", "text_key": "text"}
+# that a probe of make_measured_run is scored on
+TEXTS = 500
 
 
 @pytest.fixture
@@ -238,9 +241,10 @@ def make_measured_run(make_run):
     """A run with rows as notebooks 01-06 write them, made of given numbers.
 
     make_measured_run(name, sfr={role: [one per pair of seeds]}, ffr={role: [one per seed]},
-    probing={task role: {role: [per seed]}}, coverage, kl, ce={role: CE difference off its own
-    corpus}, beside, other="name of the run whose text plays faithful-other"). Corpora are called
-    my-<role>, but those in `named` as given there.
+    probing={task role: {role: [per seed]}}, baseline={task role: accuracy}, ce={role: [CE
+    difference off its own corpus, per seed]}, corpus_ce={role: the model's own}, dataset={column:
+    value}, beside, other="name of the run whose text plays faithful-other"). Corpora are called
+    my-<role>, but those in `named` as given there. Probes are scored on TEXTS texts.
     """
 
     def make(
@@ -248,9 +252,10 @@ def make_measured_run(make_run):
         sfr,
         ffr=None,
         probing=None,
-        coverage=95.0,
-        kl=1.0,
+        baseline=None,
         ce=None,
+        corpus_ce=None,
+        dataset=None,
         beside=None,
         other=None,
         named=None,
@@ -261,6 +266,10 @@ def make_measured_run(make_run):
             names[r]: {"role": r if r in schema.ROLES else None, **sources.get(r, TEXT)}
             for r in sfr
         }
+        n_pairs = max(map(len, sfr.values()))
+        n_seeds = round((1 + (1 + 8 * n_pairs) ** 0.5) / 2)
+        seeds = [42, 49, *range(1, n_seeds - 1)]
+        probing = probing or {"sst2": {r: [0.6] * n_seeds for r in sfr}}
         tasks = {
             f"my-{r}": {
                 "role": r,
@@ -269,7 +278,7 @@ def make_measured_run(make_run):
                 "text_key": "text",
                 "label_key": "label",
             }
-            for r in probing or {"sst2": {}}
+            for r in probing
         }
         train_on = list(corpora)
         if ce:
@@ -280,6 +289,7 @@ def make_measured_run(make_run):
                 "beside": beside,
                 "corpora": corpora,
                 "sae.train_on": train_on,
+                "sae.seeds": seeds,
                 "fidelity.corpora": list(corpora),
                 "probing.tasks": tasks,
             },
@@ -288,95 +298,117 @@ def make_measured_run(make_run):
         pairs = [
             {
                 "corpus": names[r],
-                "seed_a": 42,
-                "seed_b": 49 + i,
+                "seed_a": a,
+                "seed_b": b,
                 "d_sae": 24,
                 "sfr": v,
                 "sfr_strict": v - 0.01,
                 "sfr_alive": v + 0.1,
                 "sfr_encoder_decoder": v / 2,
                 "mean_cosine": 0.5,
+                "mean_encoder_cosine": 0.4,
+                "mean_correlation": 0.3,
                 "dead": 0.25,
             }
             for r, vs in sfr.items()
-            for i, v in enumerate(vs)
+            for (a, b), v in zip(itertools.combinations(seeds, 2), vs, strict=True)
         ]
         fakes = [
             {
                 "corpus": names[r],
-                "seed": 42 + i,
+                "seed": seed,
                 "tokens": 100,
                 "ffr": v,
+                "ffr_occurring": v / 2,
                 "ffr_authors": v / 4,
                 "fake": 1,
                 "d_sae": 24,
             }
             for r, vs in (ffr or {r: [1.0] for r in sfr}).items()
-            for i, v in enumerate(vs)
+            for seed, v in zip([42, 49, *range(1, 20)], vs, strict=False)
         ]
         probes = [
             {
                 "task": f"my-{t}",
                 "majority": 0.5,
+                "chance": 0.5,
                 "train": 9,
-                "test": 9,
+                "test": TEXTS,
                 "corpus": None,
                 "seed": None,
-                "representation": "baseline",
-                "accuracy": 0.9,
+                "representation": kind,
+                "accuracy": (baseline or {}).get(t, 0.9) if kind == "baseline" else 0.6,
                 "f1": 0.9,
+                "auc": 0.95,
                 "converged": True,
             }
-            for t in (probing or {"sst2": {}})
+            for t in probing
+            for kind in ("baseline", "likelihood")
         ]
-        probes += [probe | {"representation": "likelihood", "accuracy": 0.6} for probe in probes]
         probes += [
             probes[0]
             | {
                 "task": f"my-{t}",
                 "corpus": names[r],
-                "seed": 42 + i,
+                "seed": seed,
                 "representation": part,
                 "accuracy": v - (part == "sae") / 2,
             }
-            for t, values in (probing or {}).items()
+            for t, values in probing.items()
             for r, vs in values.items()
-            for i, v in enumerate(vs)
+            for seed, v in zip([42, 49, *range(1, 20)], vs, strict=False)
             for part in ("sae", "reconstruction")
         ]
-        # only what seed 42 does without BOS on a corpus that is nobody's own may count
-        matrix = [
-            {
-                "trained_on": names[a],
-                "evaluated_on": names.get(b, b),
-                "seed": seed,
-                "include_bos": bos,
-                "ce_diff": (ce or {}).get(a, 1.0)
-                if (seed, bos, b) == (42, False, "elsewhere")
-                else 9.0
-                if a == "pile"
-                else 0.0,
-            }
-            for a in sfr
-            for b in (*sfr, "elsewhere")
-            for seed in (42, 49)
-            for bos in (True, False)
+        texts = [
+            {key: probe[key] for key in ("task", "corpus", "seed", "representation")}
+            | {"correct": "".join("01"[i < round(probe["accuracy"] * TEXTS)] for i in range(TEXTS))}
+            for probe in probes
         ]
+        matrix, per_row = [], []
+        for a, b, bos in itertools.product(sfr, (*sfr, "elsewhere"), (True, False)):
+            losses = (ce or {}).get(a, [1.0, 1.0])
+            for seed, loss in zip([42, 49, *range(1, 20)], losses, strict=False):
+                where = {"trained_on": names[a], "evaluated_on": names.get(b, b), "seed": seed}
+                where["include_bos"] = bos
+                # only what is measured without BOS on a corpus that is nobody's own may count
+                counts = not bos and b == "elsewhere"
+                loss = loss if counts else 9.0 if a == "pile" else 0.0
+                matrix.append(
+                    where | {"ce_diff": loss, "kl": loss, "l2": 1.0, "explained_variance": 0.75}
+                )
+                for i in range(3):
+                    sums = {"measured": 4, "scored": 4, "ce": 8.0, "ce_sae": 8 + 4 * loss}
+                    sums |= {"kl": 4 * loss, "error": 1.0, "variance": 4.0}
+                    per_row.append(where | {"row": i} | sums)
         rows = {
             "sfr": pairs,
             "ffr": fakes,
             "probing": probes,
+            "probing_texts": texts,
             "fidelity": matrix,
+            "fidelity_rows": per_row,
+            "corpus_ce": [
+                {"corpus": names[r], "rows": 9, "ce": (corpus_ce or {}).get(r, 3.0), "error": 0.1}
+                | ({"ce_as_sampled": 2.9} if r == "faithful" else {})
+                for r in sfr
+            ],
             "dataset": [
                 {
                     "documents": 9,
                     "tokens": 99,
                     "vocab_size": 64,
-                    "all_token_coverage": coverage,
+                    "all_token_coverage": 95.0,
+                    "pretraining_coverage": float("nan"),
+                    "relative_coverage": float("nan"),
                     "first_token_coverage": 10.0,
-                    "kl": kl,
+                    "expected_first_token_coverage": 11.0,
+                    "kl": 1.0,
+                    "expected_kl": 2.0,
+                    "expected_kl_sd": 0.5,
                     "missing_mass": 0.1,
+                    "expected_missing_mass": 0.2,
                 }
+                | (dataset or {})
             ],
             "saes": [
                 {"corpus": names[r], "seed": 42, "distinct_tokens": 400, "passes": 1.234}

@@ -142,7 +142,8 @@ def read_probes(run: Run, task: str, representation: str) -> tuple[dict[str, Val
     accuracy, right = {}, {}
     rows = read_rows(run, "probing_texts")
     rows = rows.loc[(rows.task == task) & (rows.representation == representation)]
-    for corpus, part in rows.fillna({"corpus": "", "seed": 0}).groupby("corpus", sort=False):
+    named = rows.assign(corpus=rows.corpus.astype(object).fillna(""), seed=rows.seed.fillna(0))
+    for corpus, part in named.groupby("corpus", sort=False):
         texts = np.array([[digit == "1" for digit in text] for text in part.correct])
         seeds = ((int(seed),) for seed in part.seed)
         accuracy[str(corpus)] = dict(zip(seeds, texts.mean(1).tolist(), strict=True))
