@@ -24,20 +24,22 @@
 # * the latents $z$ (SAE),
 # * the reconstruction $\hat x$.
 #
-# A logistic regression is fitted on the training texts and scored on the test texts: accuracy, and
-# F1 averaged over labels.
+# A logistic regression is fitted on the training texts and scored on the test texts: accuracy, F1
+# averaged over labels, and the area under the ROC curve (AUC), which needs no threshold.
 #
 # **Claim to look at.** Probes on the faithful SAE's reconstruction do best in most cells, and
-# always on CoLA (Table 6).
+# always on CoLA (Table 6). A task can only tell SAEs apart if the activations themselves are read
+# better than by guessing, and not without fault: so the baselines come first.
 #
 # **Exhibits.** Table 6 and Figure 6 are drawn in 07, over all language models.
 
 # %%
 import numpy as np
+import pandas as pd
 import torch
 
 from faithful_sae.metrics.probing import pooled_representations
-from faithful_sae.runs.rows import open_run
+from faithful_sae.runs.rows import open_run, read_rows
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
@@ -50,7 +52,7 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 # %%
 run = open_run(params)
 lm = open_model(run)
-saes = load_saes(run, lm)
+saes = load_saes(run, lm, run.probing.seeds)
 {name: task.documentation or task.train or task.hub for name, task in run.probing.tasks.items()}
 
 # %% [markdown]
@@ -60,8 +62,8 @@ saes = load_saes(run, lm)
 # that is what the probe has to do.
 
 # %%
-examples = {name: labelled(run, name)[0] for name in run.probing.tasks}
-for name, (texts, labels) in examples.items():
+parts = {name: labelled(run, name) for name in run.probing.tasks}
+for name, ((texts, labels), _) in parts.items():
     print(f"{name}: {len(texts)} training texts, {class_counts(labels)}")
     for text, label in zip(texts[:3], labels[:3], strict=True):
         print(f"    {label}  {text[:110]!r}")
@@ -69,12 +71,27 @@ for name, (texts, labels) in examples.items():
 # %% [markdown]
 # ## Probes
 #
-# One pass of the language model gives all representations of a text, those of every SAE included.
-# `majority` is the accuracy of always naming the most frequent training label.
+# One pass of the language model gives all representations of a text, those of every SAE included,
+# and its likelihood. Four numbers say what a task asks:
+#
+# * `chance`: the accuracy of guessing, 1 by the number of labels;
+# * `majority`: that of always naming the most frequent training label;
+# * `likelihood`: that of a probe on one number, the mean negative log likelihood of the text's
+#   tokens under the model. Where it does well, the label is a matter of how likely the text is;
+# * `near_copies`: the share of test texts half of whose five-word sequences, or more, stand in the
+#   training texts. A probe may know them by heart.
 
 # %%
 rows = probe_tasks(run, saes, lm)
-rows.pivot_table(index=["task", "majority"], columns="representation", values="accuracy").round(3)
+task = ["task", "train", "test", "near_copies", "chance", "majority"]
+rows.pivot_table(index=task, columns="representation", values="accuracy", sort=False).round(3)
+
+# %% [markdown]
+# The same as AUC: 0.5 is chance, whatever the number of labels, and 1 is a perfect order of the
+# texts. It does not ask where the border between two labels is put.
+
+# %%
+rows.pivot_table(index="task", columns="representation", values="auc", sort=False).round(3)
 
 # %% [markdown]
 # The accuracy on the reconstruction alone, by the corpus that the SAE was trained on, averaged over
@@ -85,13 +102,29 @@ chosen = rows[rows.representation == "reconstruction"]
 chosen.pivot_table(index="task", columns="corpus", values="accuracy", sort=False).round(3)
 
 # %% [markdown]
+# Differences are to be held against the noise. Other test texts would give another accuracy: its
+# standard error is the root of $p (1 - p) / n$ for $n$ texts. Other seeds give another SAE: beside
+# it, the standard deviation over seeds, averaged over corpora. A difference of two SAEs on the same
+# texts varies by less than two accuracies do, since probes share most of their mistakes. The rows
+# `probing_texts` say which texts each probe got right, so that this can be worked out.
+
+# %%
+of_task = chosen.groupby("task", sort=False)
+p = of_task.accuracy.mean()
+over_texts = np.sqrt(p * (1 - p) / of_task.test.first())
+over_seeds = chosen.groupby(["task", "corpus"], sort=False).accuracy.std()
+over_seeds = over_seeds.groupby("task", sort=False).mean()
+pd.DataFrame({"accuracy": p, "over texts": over_texts, "over seeds": over_seeds}).round(4)
+
+# %% [markdown]
 # ## Check
 #
 # The mean is over real tokens: the same text alone, and padded beside a longer one, has the same
-# representation, up to the rounding of the model's dtype (16 units of it, and at least 1e-3).
+# representation, up to the rounding of the model's dtype (16 units of it, and at least 1e-3). And
+# the texts that each probe got right add up to its accuracy.
 
 # %%
-texts = sorted(examples[next(iter(examples))][0][:16], key=len)
+texts = sorted(next(iter(parts.values()))[0][0][:16], key=len)
 together, alone = (
     pooled_representations({}, lm, some, run.probing.max_tokens, run.probing.include_bos)
     for some in (texts, texts[:1])
@@ -103,3 +136,5 @@ print(f"probes that did not converge: {(~rows.converged).sum()} of {len(rows)}")
 said = f"padding changes a representation by {change:.1e} of its size; {allowed:.1e} is allowed"
 print(said)
 assert change <= allowed, said
+right = read_rows(run, "probing_texts").correct.map(lambda found: found.count("1") / len(found))
+assert np.allclose(right, rows.accuracy), "probing_texts and probing disagree"
