@@ -240,7 +240,9 @@ def test_a_label_is_shown_as_it_is_written(make_run, root):
     """In a figure no part of it is a formula, in LaTeX and Markdown none is a sign."""
     run = make_run({"label": LABEL})
     figure = matrix(
-        pd.DataFrame({"trained_on": ["$x"], "evaluated_on": ["^y$ $z"], "ce_diff": [0.5]}),
+        pd.DataFrame(
+            {"trained_on": ["$x"], "evaluated_on": ["^y$ $z"], "ce_diff": [0.5], "ce_diff ±": [0.1]}
+        ),
         "ce_diff",
         LABEL,
     )

@@ -672,7 +672,7 @@ def test_every_parameter_file_of_the_repository_loads():
         ("ffr.frequency", 0.2, {"04_ffr", "07_paper", "09_explore_features"}),
         ("features.top", 5, {"09_explore_features"}),
         ("probing.max_iter", 9, {"06_probing", "07_paper"}),
-        ("fidelity.rows", 9, {"05_fidelity"}),
+        ("fidelity.rows", 9, {"05_fidelity", "07_paper"}),
         ("generate.seed", 9, {"01_generate_faithful"}),
         ("sae.lr", 0.5, {"02_train_sae", "07_paper", "08_seed_dependence"}),
         ("sae.seeds", [42, 49, 1], {"02_train_sae", "07_paper", "08_seed_dependence"}),

@@ -4,9 +4,10 @@ the right place.
 
 import numpy as np
 import pytest
+from scipy.stats import permutation_test, spearmanr
 
 from faithful_sae.files import MissingInputError
-from faithful_sae.paper import tables
+from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.runs.rows import lacking, measured, read_rows
 
@@ -19,7 +20,7 @@ def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
     runs = [
         make_measured_run(
             "a",
-            {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.3, 0.4], "pile": [0.9]},
+            {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.3, 0.4], "pile": [0.9] * 3},
             beside="pythia-2.8b",
         ),
         make_measured_run("b", {"faithful": [0.8], "flan": [0.7]}),
@@ -31,10 +32,60 @@ def test_sfr_is_the_mean_over_pairs_of_seeds(make_measured_run):
     assert np.isnan(got.alpaca["Model b"])
     assert got.flan["Model b"] == 0.7
     assert "pile" not in table.columns
-    assert got["faithful, alive"]["Model a"] == pytest.approx(0.5)
-    assert got["faithful, dead share"]["Model a"] == 0.25
-    assert got["alpaca, > instead of >="]["Model a"] == pytest.approx(0.29)
-    assert got["alpaca, encoder+decoder"]["Model a"] == pytest.approx(0.15)
+    assert got.seeds.to_dict() == {"Model a": 3, "Model b": 2}
+    assert got["faithful, seeds 42 and 49"].to_dict() == {"Model a": 0.5, "Model b": 0.8}
+
+
+def test_half_of_an_interval_by_hand(make_measured_run):
+    """Pairs .5 (42, 49), .6 (42, 1), .1 (49, 1). Without 42: .1; without 49: .6; without 1: .5.
+    Their mean is .4; 2/3 (.09 + .04 + .01) = .28/3; t with 2 degrees of freedom is 4.3027.
+    """
+    run = make_measured_run("a", {"faithful": [0.5, 0.6, 0.1], "alpaca": [0.2, 0.2, 0.2]})
+    got = here(tables.sfr_table([run], "table2", tables.INSTRUCTION))
+    half = 4.302652729749464 * np.sqrt(0.28 / 3)
+    assert got["faithful ±"]["Model a"] == pytest.approx(half)
+    assert got["alpaca ±"]["Model a"] == pytest.approx(0)
+
+
+def test_one_pair_of_seeds_has_no_interval(make_measured_run):
+    run = make_measured_run("a", {"faithful": [0.5], "alpaca": [0.2]})
+    got = here(tables.sfr_table([run], "table2", tables.INSTRUCTION))
+    assert np.isnan(got["faithful ±"]["Model a"])
+
+
+def test_every_measure_of_what_seeds_share(make_measured_run):
+    run = make_measured_run("a", {"faithful": [0.5, 0.6, 0.1], "pile": [0.2, 0.2, 0.2]})
+    table = tables.shared_features([run]).set_index("corpus")
+    faithful = table.loc["Faithful"]
+    assert faithful["SFR"] == pytest.approx(0.4)
+    assert faithful["SFR, alive"] == pytest.approx(0.5)
+    assert faithful["SFR, encoder and decoder"] == pytest.approx(0.2)
+    assert faithful["SFR, > for >="] == pytest.approx(0.39)
+    sides = ["PW-MCC decoder", "PW-MCC encoder", "PW-MCC activations"]
+    assert faithful[sides].tolist() == pytest.approx([0.5, 0.4, 0.3])
+    assert faithful["dead"] == 0.25
+    assert table.loc["my-pile (Pile)", "SFR"] == pytest.approx(0.2)
+
+
+def test_the_mechanism_is_spearmans_correlation_of_ce_with_sfr(make_measured_run):
+    sfr = {"faithful": 0.6, "pile": 0.7, "fineweb": 0.4, "alpaca": 0.2, "flan": 0.1}
+    ce = {"faithful": 2.0, "pile": 2.5, "fineweb": 3.0, "alpaca": 5.0, "flan": 4.0}
+    run = make_measured_run("a", {r: [v] * 6 for r, v in sfr.items()}, corpus_ce=ce)
+    row = tables.mechanism([run]).iloc[0]
+    expected = spearmanr(list(ce.values()), list(sfr.values()))
+    assert row["rank correlation"] == pytest.approx(expected.statistic)
+    exact = permutation_test(
+        (list(ce.values()),),
+        lambda x: spearmanr(x, list(sfr.values())).statistic,
+        permutation_type="pairings",
+        alternative="less",
+    )
+    assert row.p_corpora == pytest.approx(exact.pvalue)
+    # all seeds agree
+    assert row.verdict == "agrees"
+    points = figure_data.mechanism([run]).set_index("corpus")
+    assert points.ce["my-flan (FLAN)"] == 4.0
+    assert points.ce_as_sampled.dropna().to_dict() == {"Faithful": 2.9}
 
 
 def test_the_papers_row_stands_directly_below(make_measured_run):
@@ -97,7 +148,14 @@ def test_an_instruction_corpus_named_like_its_role_stays_out_of_tables_4_6_and_7
 
 def test_table_1(make_measured_run):
     table = tables.table1(
-        [make_measured_run("a", {"faithful": [0.5]}, coverage=88.5, kl=0.25, beside="llama-8b")]
+        [
+            make_measured_run(
+                "a",
+                {"faithful": [0.5]},
+                dataset={"all_token_coverage": 88.5, "kl": 0.25},
+                beside="llama-8b",
+            )
+        ]
     )
     assert table.iloc[0][["model", "source", "all_token_coverage", "kl"]].tolist() == [
         "Model a",
@@ -118,7 +176,9 @@ def test_table_3_says_whose_text(make_measured_run):
     make_measured_run("b", {"faithful": [0.1]})
     runs = [
         make_measured_run(
-            "a", {"faithful": [0.5, 0.7], "faithful-other": [0.2], "pile": [0.3]}, other="b"
+            "a",
+            {"faithful": [0.5, 0.7, 0.6], "faithful-other": [0.2] * 3, "pile": [0.3] * 3},
+            other="b",
         ),
         make_measured_run("b", {"faithful": [0.1], "faithful-other": [0.4]}, other="a"),
     ]
@@ -236,12 +296,13 @@ def test_bars_are_the_table_in_long_form(make_measured_run):
         make_measured_run("b", {"faithful": [0.4]}),
     ]
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
-    long = tables.bars_data(table, tables.INSTRUCTION)
+    long = figure_data.bars(runs, table, tables.INSTRUCTION)
     values = {(r.model, r.source, r.corpus): r.sfr for r in long.itertuples()}
-    assert values["Model a", "here", "FLAN"] == 0.2
-    assert ("Model b", "here", "FLAN") not in values
+    assert values["Model a", "here", "FLAN (here my-flan)"] == 0.2
+    assert ("Model b", "here", "FLAN (here my-flan)") not in values
     assert len(values) == len(long) == 3 + 8
     assert values["Pythia 1.4B", "paper", "Open-Instruct"] == 0.7134
+    assert long.half_width.isna().all()  # of one pair, and of the paper
 
 
 def test_who_plays_which_role(make_measured_run):
@@ -310,7 +371,7 @@ def test_tables_show_what_is_measured_and_the_papers_rows_whatever_is(partial, f
         ), name
         paper, expected = (t[t.source == "paper"].model.tolist() for t in (got, whole[name]))
         assert sorted(paper) == sorted(expected) and paper, name
-    figure = tables.probing_figure_data(runs)
+    figure = figure_data.probing(runs)
     assert set(figure.model) == {"Model a"} | ({"Model b"} if "probing" not in forgotten else set())
     corpora = tables.corpora_table(runs)
     assert corpora[corpora.model == "Model b"]["training tokens"].isna().all() == (
@@ -325,16 +386,13 @@ def test_a_profile_of_which_nothing_is_measured(make_run):
     ]
     for name, (_, table) in SHOWN.items():
         assert set(table(runs).source) == {"paper"}, name
-    assert tables.probing_figure_data(runs).empty
+    assert figure_data.probing(runs).empty
     assert len(tables.language_models(runs)) == 2
     assert len(tables.corpora_table(runs)) == 6
-    assert (
-        plots.probing(tables.probing_figure_data(runs)).texts[0].get_text()
-        == "nothing measured yet"
-    )
+    assert plots.probing(figure_data.probing(runs)).texts[0].get_text() == "nothing measured yet"
     sources = [
         ax.get_title()
-        for ax in plots.bars(tables.bars_data(SHOWN["table4"][1](runs), tables.WEB)).axes
+        for ax in plots.bars(figure_data.bars(runs, SHOWN["table4"][1](runs), tables.WEB)).axes
     ]
     assert sources == ["the paper"]
 

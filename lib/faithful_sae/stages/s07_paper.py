@@ -11,6 +11,7 @@ class Paper(Stage):
         "sae",
         "sfr",
         "ffr",
+        "fidelity",
         "probing",
         "corpora",
         "layer",
