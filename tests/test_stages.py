@@ -3,6 +3,7 @@ order matters.
 """
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +15,14 @@ from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus, make_faithful
-from faithful_sae.stages.model import open_model
+from faithful_sae.stages.model import open_model, pretraining_counts, train_embedded_model
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import activation_cache, train_all
+from faithful_sae.text.packing import pack, tokenize
 
 TEXT = {"role": "pile", "path": "text.jsonl", "text_key": "text"}
 FIDELITY = {"fidelity.corpora": ["named"]}
@@ -259,3 +261,29 @@ def test_rows_keep_every_character_of_a_text(make_run):
     write_rows(run, "dataset", pd.DataFrame({"token": texts, "count": range(7)}))
     back = read_rows(run, "dataset")
     assert back.token.fillna("").tolist() == texts
+
+
+def test_held_out_rows_of_the_pretraining_text_are_new_to_the_model(make_run):
+    """Of 100 rows the model is trained on 80; the corpus holds more of the text than these."""
+    sizes = {"vocab_size": 300, "d_model": 16, "d_mlp": 32, "n_layers": 2, "n_heads": 2}
+    steps = {"steps": 2, "batch_rows": 2, "lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0}
+    model = {"corpus": "text", "architecture": "llama", "context": 16, "train_tokens": 1280}
+    run = make_run(
+        {
+            "model": "embedded",
+            "embedded": sizes | steps | model | {"seed": 0},
+            "corpora.text.role": None,
+            "corpus_tokens": 1900,
+        }
+    )
+    train_embedded_model(run)
+    lm = open_model(run)
+    rows = corpus(run, "text", lm)
+    lines = run.resolve("text.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    own = pack(tokenize(texts, lm.tokenizer), lm.bos_id, 16, 1600)
+    assert np.array_equal(rows.heldout, own[80:][: len(rows.heldout), :12])
+    assert pretraining_counts(run).tolist() == np.bincount(own[:80].ravel(), minlength=300).tolist()
+    # 80 rows of 15 tokens are 1,200: 109 rows of 11 lie wholly in them
+    seen = own[:80, 1:].ravel()
+    assert np.array_equal(rows.train[:, 1:].ravel(), seen[: 109 * 11])

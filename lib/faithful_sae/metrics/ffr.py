@@ -89,7 +89,7 @@ def firing_frequency(
         raise ValueError(f"n_tokens = {n_tokens} must be at least 1")
     if sequence_length < 2:
         raise ValueError(f"sequence_length = {sequence_length} must be at least 2: BOS and a token")
-    drawn = torch.arange(lm.vocab_size) if ids is None else torch.as_tensor(ids)
+    drawn = torch.arange(lm.vocab_size) if ids is None else torch.tensor(np.asarray(ids))
     if not len(drawn):
         raise ValueError("ids is empty: there is no token to draw")
     counts = [torch.zeros(len(activations), sae.d_sae, dtype=torch.int64) for sae in saes]

@@ -203,6 +203,7 @@ def mechanism(data: DataFrame) -> Figure:
                 ax.plot(row.ce_as_sampled, row.sfr, "o", color=colour, markerfacecolor="white")
         ax.set(title=model, xlabel="cross-entropy of the model (nats per token)")
     axes[0].set_ylabel("shared feature ratio")
+    axes[0].set_ylim(bottom=0)
     colour_legend(figure, colours)
     return figure
 
@@ -314,6 +315,7 @@ def bars(data: DataFrame) -> Figure:
         ax.set_xticks(range(len(of_models)), [model for (model,), _ in of_models])
         ax.set_title("measured here" if source == "here" else "the paper")
     axes[0].set_ylabel("shared feature ratio")
+    axes[0].set_ylim(bottom=0)
     colour_legend(figure, colours)
     return figure
 
