@@ -224,6 +224,14 @@ def test_two_seeds_decide_nothing(make_run):
     assert table.measured.str.contains("no interval: 2 seeds").any()
 
 
+@pytest.mark.parametrize("seeds, verdict", [(3, UNDECIDED), (8, DISAGREES)])
+def test_pairs_of_few_seeds_that_all_say_the_same_are_still_few(run, seeds, verdict):
+    few = rows(rejected=0)
+    few["seed_modes"] = few["seed_modes"].query("seed_b < @seeds")
+    table = findings(run, few)
+    assert table[table.finding.str.contains("two kinds")].verdict.item() == verdict
+
+
 def test_what_a_law_says_is_of_the_seeds_there_are(run):
     found = row(run, "power law")
     assert found.finding.endswith("on 2 to 8 seeds")

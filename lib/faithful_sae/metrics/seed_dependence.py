@@ -12,8 +12,8 @@ number) is computed again without each of them: the jackknife of metrics.uncerta
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -161,9 +161,7 @@ def thresholds(
     )
 
 
-def means_over_seeds(
-    pairs: pd.DataFrame, by: str | list[str], columns: Iterable[str]
-) -> pd.DataFrame:
+def means_over_seeds(pairs: pd.DataFrame, by: list[str], columns: Sequence[str]) -> pd.DataFrame:
     """The mean over pairs of SAEs of some columns, with its interval over seeds.
 
     Args:
@@ -176,14 +174,13 @@ def means_over_seeds(
     """
     rows = []
     for group, part in pairs.groupby(by, sort=False):
-        names = group if isinstance(group, tuple) else (group,)
-        row = dict(zip([by] if isinstance(by, str) else by, names, strict=True))
+        row = list(cast(tuple, group))
         for column in columns:
             estimate = mean_over_seeds(by_pair(part, part.loc[:, column]))
-            low, high = estimate.interval()
-            row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
+            row += [estimate.value, *estimate.interval()]
         rows.append(row)
-    return pd.DataFrame(rows)
+    named = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*by, *named])
 
 
 def by_pair(pairs: pd.DataFrame, values: Iterable[float]) -> dict[tuple[int, int], float]:
@@ -498,6 +495,7 @@ def many_seeds(
         fits = fit_laws(masks)
         loo = fits.set_index("law").loo
         seen = only_in_base(masks).groupby("seeds").only_in_base.mean()
+        # "all others" are one fewer then, which moves all bases alike, and not their spread
         latents = sharing(pairs, {base: firing[base] for base in masks}, threshold)
         who = who_is_shared(latents, len(masks) - 1)
         found = {f"measured {n}": value for n, value in seen.items()}

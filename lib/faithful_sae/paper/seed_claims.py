@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
 from faithful_sae.metrics.seed_dependence import HORIZON, SIGNIFICANCE, by_pair
@@ -163,13 +164,23 @@ def _side(pairs, values, limit, name, words):
 
 
 def _modes(rows):
+    """Where all pairs say the same their spread is none, yet seeds are few: the error is at least
+    that of S // 2 pairs that have no seed in common, by Agresti and Coull's (1998) share.
+    """
     rejected = (rows.p < SIGNIFICANCE).astype(float)
     several = int((rows.modes > 1).sum())
     text = (
         f"one mode rejected (p < {SIGNIFICANCE}) for {rejected.sum():.0f} of {len(rows)} pairs, "
         f"median p {rows.p.median():.2f}; at the usual bandwidth {several} have more than one"
     )
-    return _side(rows, rejected, 0.5, "share of pairs, above a half", text)
+    estimate = mean_over_seeds(by_pair(rows, rejected))
+    apart = estimate.seeds // 2
+    share = (apart * estimate.value + 2) / (apart + 4)
+    floor = math.sqrt(share * (1 - share) / (apart + 4))
+    # of two seeds it stays NaN
+    error = float(np.maximum(estimate.seed_error, floor))
+    estimate = Estimate(estimate.value - 0.5, estimate.seeds, error)
+    return _case(text, Difference("share of pairs, above a half", estimate))
 
 
 def _agreement(pairs):
