@@ -21,8 +21,6 @@ from faithful_sae.metrics.uncertainty import (
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import Run
 
-# what a column of halves of 95 % intervals is called, after its numbers' own
-HALF = " ±"
 # what is summed over a row of tokens, over what
 RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     "ce_diff": lambda rows: (rows.ce_sae - rows.ce, rows.scored),

@@ -7,21 +7,21 @@ profile it is from, and a profile's exhibits say when not all of it has been mea
 import re
 import textwrap
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 
 from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_columns, write_csv
-from faithful_sae.paper.estimates import HALF
-from faithful_sae.paper.plots.style import as_written
-from faithful_sae.runs.catalogue import Exhibit, exhibits
+from faithful_sae.runs.catalogue import HALF, Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.registry import before, model_stages, stages
 from faithful_sae.runs.rows import lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # what LaTeX would take for its own
 TEX = str.maketrans(
@@ -168,7 +168,7 @@ def save_figure(
     runs: Run | list[Run],
     exhibit_id: str,
     data: pd.DataFrame,
-    draw: Callable[[pd.DataFrame], Figure],
+    draw: Callable[[pd.DataFrame], "Figure"],
     note: str = "",
 ) -> str:
     """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
@@ -183,6 +183,11 @@ def save_figure(
     Returns:
         path of the png, for display.
     """
+    # for which the workflow, which asks for the list alone, does not wait
+    import matplotlib
+
+    from faithful_sae.paper.plots.style import as_written
+
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", data)

@@ -12,7 +12,6 @@ import pandas as pd
 from faithful_sae.metrics.sfr import cosine_histogram
 from faithful_sae.metrics.uncertainty import mean_over_seeds
 from faithful_sae.paper.estimates import (
-    HALF,
     fidelity_cells,
     probe_estimates,
     sfr_estimates,
@@ -26,6 +25,7 @@ from faithful_sae.paper.tables import (
     sae_corpora,
     with_mechanism,
 )
+from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import Run
 

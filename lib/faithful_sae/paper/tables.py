@@ -19,7 +19,6 @@ import pandas as pd
 
 from faithful_sae.metrics.uncertainty import Estimate
 from faithful_sae.paper.estimates import (
-    HALF,
     ffr_estimates,
     pair_values,
     probe_estimates,
@@ -27,7 +26,7 @@ from faithful_sae.paper.estimates import (
     sfr_estimates,
 )
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
-from faithful_sae.runs.catalogue import exhibits, paper_models
+from faithful_sae.runs.catalogue import HALF, exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import ROLES, Corpus, Run
 

@@ -54,13 +54,25 @@ def code_hash(*modules: str) -> str:
     return digest(versions | trees)
 
 
-def imports(file: Path, declarations: bool = True) -> Iterator[str]:
+def imports(file: Path, declarations: bool = True) -> tuple[str, ...]:
     """Names below faithful_sae that a file imports anywhere; some are of things, not of modules.
 
     Args:
         declarations: whether what a Stage's declaration imports counts. It says what a stage
             needs, and nothing that a notebook computes depends on it.
     """
+    return _imports(file, file.stat().st_mtime_ns, declarations)
+
+
+@functools.cache
+def _imports(file: Path, changed: int, declarations: bool) -> tuple[str, ...]:
+    """As `imports`, of a file as it was when it was last changed: a start of the workflow asks some
+    thousand times.
+    """
+    return tuple(_found_imports(file, declarations))
+
+
+def _found_imports(file, declarations) -> Iterator[str]:
     todo: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()

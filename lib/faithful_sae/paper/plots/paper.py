@@ -6,7 +6,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas import DataFrame
 
 from faithful_sae.features.vocabulary import visible
-from faithful_sae.paper.estimates import HALF
 from faithful_sae.paper.plots.style import (
     COLOURS,
     WIDTH,
@@ -18,6 +17,7 @@ from faithful_sae.paper.plots.style import (
     legend_below,
     styled,
 )
+from faithful_sae.runs.catalogue import HALF
 
 
 @styled
