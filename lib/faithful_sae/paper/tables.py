@@ -416,6 +416,13 @@ def probing_means(runs: list[Run]) -> pd.DataFrame:
     return means.reset_index()
 
 
+def _of_task(run, task):
+    """What naming a label without looking at the text gets right: one at random, or the larger."""
+    rows = read_rows(run, "probing")
+    first = rows.loc[rows.task == task].iloc[0]
+    return {"chance": first.chance, "majority": first.majority}
+
+
 def table6(runs: list[Run]) -> pd.DataFrame:
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
     appendix C.1.
@@ -437,7 +444,8 @@ def table6(runs: list[Run]) -> pd.DataFrame:
         columns = {*WEB, *columns_without_role([run])}
         for name, task in run.tasks.items():
             part = means.loc[(means.run == run.name) & (means.task == name)]
-            baseline = part.loc[part.representation == "baseline", "accuracy"]
+            at_once = part.groupby("representation").accuracy.first()
+            known = _of_task(run, name)
             accuracy = _cells(
                 run,
                 {
@@ -452,7 +460,9 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                     "source": "here",
                     "task": name,
                     "plays": ROLE_NAMES.get(task.role or "", ""),
-                    "baseline": baseline.iloc[0],
+                    **known,
+                    "likelihood": at_once["likelihood"],
+                    "baseline": at_once["baseline"],
                     **accuracy,
                 }
             )

@@ -30,8 +30,8 @@ from faithful_sae.text.documentation import TASKS
 from faithful_sae.text.near_copies import near_copies
 
 ROLES = ("sst2", "cola", "yelp", "agnews")
-# bytes per logit: in the model's own dtype, float32, and log p
-LOGIT = 12
+# bytes per logit: in the model's own dtype, in float32, and log p
+LOGIT = 10
 SHORT = 0.5  # seconds for which its passes are timed
 
 
