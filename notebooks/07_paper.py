@@ -225,6 +225,11 @@ save_table(runs, "table5", tables.table5(trained))
 # Accuracy of probes on the reconstruction, mean over seeds. The claims: the faithful SAE reads best
 # in most cells, and on CoLA for every model (section 5.6). Compare the corpora within a row, which
 # is one task of one model.
+#
+# Beside them stands what can be read without an SAE: a label at random (`chance`), the most
+# frequent one (`majority`), a probe on how well the model predicts the text (`likelihood`) and one
+# on the activations themselves (`baseline`). Where the baseline is no better than chance, or leaves
+# no room above it, a cell says nothing of SAEs.
 
 # %%
 table6 = save_table(runs, "table6", tables.table6(trained))
@@ -279,6 +284,8 @@ for run in measured(trained, "fidelity"):
 #
 # A claim on most models or cells agrees when more than half do, and disagrees when that can no
 # longer happen. `effect`, `low` and `high` are of the difference that speaks least for the claim.
+# Where `seeds_needed` is empty though a claim is undecided, seeds alone would not do: it takes more
+# test texts, more rows, or models that are not measured yet.
 # `p_holm` is corrected for the number of claims in the table. Nothing is tuned until a claim holds.
 
 # %%

@@ -48,6 +48,7 @@ ROLE_NAMES = {
     "yelp": "Yelp",
     "agnews": "AG News",
 }
+SCORES = ("accuracy", "f1", "auc")
 PAPERS_SEEDS = (42, 49)  # Table 5
 Record = dict[str, Any]  # a row of a table
 
@@ -407,12 +408,12 @@ def table5(runs: list[Run]) -> pd.DataFrame:
 
 
 def probing_means(runs: list[Run]) -> pd.DataFrame:
-    """Accuracy and F1 by model, task, representation and corpus (heading), averaged over seeds."""
+    """Accuracy, F1 and AUC by model, task, representation and corpus, averaged over seeds."""
     rows = gather(runs, "probing")
     keys = ["run", "model", "task", "representation", "corpus"]
     if rows is None:
-        return pd.DataFrame(columns=[*keys, "accuracy", "f1"])
-    means = rows.groupby(keys, sort=False, dropna=False)[["accuracy", "f1"]].agg("mean")
+        return pd.DataFrame(columns=[*keys, *SCORES])
+    means = rows.groupby(keys, sort=False, dropna=False)[[*SCORES]].agg("mean")
     return means.reset_index()
 
 
@@ -425,7 +426,8 @@ def _of_task(run, task):
 
 def table6(runs: list[Run]) -> pd.DataFrame:
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
-    appendix C.1.
+    appendix C.1, beside what is read without any SAE; then the area under the ROC curve (mean over
+    seeds), which does not depend on where a probe cuts.
     """
     paper = {
         (model, role): {
@@ -444,8 +446,9 @@ def table6(runs: list[Run]) -> pd.DataFrame:
         columns = {*WEB, *columns_without_role([run])}
         for name, task in run.tasks.items():
             part = means.loc[(means.run == run.name) & (means.task == name)]
-            at_once = part.groupby("representation").accuracy.first()
-            known = _of_task(run, name)
+            without = part.loc[part.corpus.isna()].set_index("representation")
+            of_saes = part.loc[part.representation == "reconstruction"].set_index("corpus").auc
+            auc = {_column(run, corpus): value for corpus, value in of_saes.items()}
             accuracy = _cells(
                 run,
                 {
@@ -460,10 +463,13 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                     "source": "here",
                     "task": name,
                     "plays": ROLE_NAMES.get(task.role or "", ""),
-                    **known,
-                    "likelihood": at_once["likelihood"],
-                    "baseline": at_once["baseline"],
+                    **_of_task(run, name),
+                    "likelihood": without.accuracy["likelihood"],
+                    "baseline": without.accuracy["baseline"],
                     **accuracy,
+                    "likelihood, AUC": without.auc["likelihood"],
+                    "baseline, AUC": without.auc["baseline"],
+                    **{f"{role}, AUC": auc[role] for role in auc if role in columns},
                 }
             )
             counterpart = (run.beside or "", task.role or "")
