@@ -263,12 +263,17 @@ def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.Data
             rows.append(
                 row | {f"{_column(run, c)}{pair}": _papers_pair(values[c]) for c in estimates}
             )
-    return _whole(beside(rows, runs, exhibits()[table_id].numbers))
+    return _whole(_baselines_last(beside(rows, runs, exhibits()[table_id].numbers)))
 
 
 def _whole(table):
     """Numbers of seeds as whole numbers, beside rows that have none."""
     return table.astype({"seeds": "Int64"}) if "seeds" in table else table
+
+
+def _baselines_last(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of baselines behind those that only the paper has."""
+    return table.loc[:, sorted(table.columns, key=lambda column: column.startswith(BASELINES))]
 
 
 def table3(runs: list[Run]) -> pd.DataFrame:
@@ -467,7 +472,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                 rows.append(paper[counterpart])
                 shown.add(counterpart)
     rows += [row for key, row in paper.items() if key not in shown]
-    return pd.DataFrame(rows)
+    return _baselines_last(pd.DataFrame(rows))
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:
@@ -490,4 +495,4 @@ def table7(runs: list[Run]) -> pd.DataFrame:
             }
             row |= {"seeds": max(e.seeds for e in own.values())} | _cells(run, own, suffix)
         rows.append(row)
-    return _whole(beside(rows, runs, exhibits()["table7"].numbers))
+    return _whole(_baselines_last(beside(rows, runs, exhibits()["table7"].numbers)))

@@ -42,7 +42,7 @@ ROLES = (
 )
 # what untrained baselines are called where SAEs are called by their corpus; no corpus can be, since
 # these have spaces
-BASELINES = ("random dictionary", "frozen decoder")
+BASELINES: tuple[str, ...] = ("random dictionary", "frozen decoder")
 # need(ok, key, why): notes a problem of a key unless it is ok, and says whether it is
 Need = Callable[[Any, str, str], bool]
 
