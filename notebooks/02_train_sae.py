@@ -29,6 +29,11 @@
 # SAEs that somebody has published (`published` under `sae:`) are read instead of trained, and
 # measured on the same text.
 #
+# Beside them stand two kinds of SAE that did not learn a dictionary (`baselines` under `sae:`), one
+# of each per seed: a *random dictionary*, which is left as it was initialised, and a *frozen
+# decoder*, whose decoder stays random while the rest is trained. What a measure gives for them is
+# its floor.
+#
 # **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many
 # have died.
 
@@ -79,6 +84,10 @@ print(
 #
 # Published SAEs are converted to the same layout. Only their publishers know what they were trained
 # on, so `tokens` stays empty. `source` says where they are from, and the rest is measured here.
+#
+# The baselines stand last. A random dictionary has seen no tokens; its numbers are those of the
+# text that the frozen decoder is trained on. How much smaller is the unexplained variance of SAEs
+# whose decoder was trained as well?
 
 # %%
 curves, summary = train_all(run, lm)

@@ -66,6 +66,12 @@ print(f"{len(saes)} SAEs, threshold {run.sfr.threshold}")
 # - `mean_cosine` and `mean_encoder_cosine` need no threshold: the mean cosine of matched latents,
 #   PW-MCC. `mean_correlation` is the same for what latents do: the correlation of matched ones over
 #   held-out tokens.
+#
+# The last rows are the floor: a random dictionary, and SAEs with a frozen random decoder. Their
+# decoders are the same, so both have the same `sfr` and `mean_cosine`, which are those of chance.
+# A number that a trained SAE has in common with them says nothing about what it learnt. In few
+# dimensions the cosines of random directions are far from 0. `mean_correlation` of frozen decoders
+# may be high although their decoders share nothing.
 
 # %%
 rows, latents, curve = seed_comparison(run, saes, lm)

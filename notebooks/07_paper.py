@@ -33,6 +33,11 @@
 # independent. So the interval leaves out one seed at a time. Where a number is measured on rows or
 # texts, these are drawn again as well (bootstrap), and both parts are added. The language model,
 # the corpora and their order are one each: of other ones an interval says nothing.
+#
+# **Floors.** The last columns, rows and bars (grey) are two kinds of SAE that learnt no dictionary:
+# a `random dictionary`, left as it was initialised, and a `frozen decoder`, whose decoder stays
+# random while the rest is trained. A measure on which they do as well as trained SAEs does not tell
+# what these have learnt. No claim is about them.
 
 # %%
 import pandas as pd
@@ -186,7 +191,8 @@ Image(
 # A ratio that is cut at 0.7 may be 0 for SAEs that are half way there. The mean cosine of matched
 # latents (PW-MCC) needs no threshold. Look whether corpora keep their order from column to column:
 # decoder, encoder, and what the latents do on held-out text. If they change it in `alive`, dead
-# latents decide.
+# latents decide. The baselines say what is left of each column without a learnt dictionary: chance,
+# and for encoders and activations also what a common text alone makes alike.
 
 # %%
 save_table(runs, "shared_features", tables.shared_features(trained), 3).round(3)

@@ -44,7 +44,7 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 
 # %%
 run = open_run(params)
-saes = load_saes(run)
+saes = load_saes(run, corpora=run.sae.train_on)
 print(f"{len(saes)} SAEs of {run.sae.d_sae} latents; duplicates from {run.geometry.duplicate} on")
 
 # %% [markdown]

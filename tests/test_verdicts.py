@@ -99,6 +99,11 @@ def test_excluded_cases_do_not_count():
     assert "at chance" in judge([chance, FOR])["measured"]
 
 
+def test_a_case_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="m: no difference"):
+        Case("m")
+
+
 def test_nothing_to_compare_is_not_testable():
     assert judge([])["verdict"] == NOT_TESTABLE
 

@@ -18,7 +18,7 @@ from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import Corpus, Model, ParamsError, Run
 from faithful_sae.runs.stage import Stage
-from faithful_sae.stages.s02_train_sae import sae_settings
+from faithful_sae.stages.s02_train_sae import sae_settings, text_of
 from faithful_sae.stages.text import (
     documentation_path,
     hub_source_problems,
@@ -148,7 +148,8 @@ def _texts(run: Run, corpora: list[Corpus], own: bool = False) -> list[str]:
 def corpus_settings(run: Run, name: str) -> str:
     """The parameters that training on one corpus depends on, as text."""
     keys = (*registry.writer("saes").parameters, f"corpora.{name}")
-    return json.dumps(settings(run, keys) | sae_settings(run, name), sort_keys=True)
+    made = [sae_settings(run, called) for called in run.sae_names if text_of(run, called) == name]
+    return json.dumps([settings(run, keys), *made], sort_keys=True)
 
 
 def text_marks(run: Run, stage: Stage, workers: int) -> list[str]:

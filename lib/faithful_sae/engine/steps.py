@@ -18,7 +18,13 @@ from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.corpus import corpus, sample_share
 from faithful_sae.stages.model import open_model, train_embedded_model
-from faithful_sae.stages.training import activation_stream, corpus_is_trained, corpus_saes
+from faithful_sae.stages.s02_train_sae import sae_artefact, text_of
+from faithful_sae.stages.training import (
+    activation_stream,
+    baseline_saes,
+    corpus_is_trained,
+    corpus_saes,
+)
 
 
 class _Lines:
@@ -51,17 +57,24 @@ def _told(*title: str) -> Any:
 
 
 def train_corpus(params: Path, name: str, output: Path) -> None:
-    """Train, or read, the SAEs of one corpus; notebook 02 then finds them and gathers all.
+    """Train, or read, the SAEs of one corpus, and make the baselines if they are made on it;
+    notebook 02 then finds them and gathers all.
 
     Args:
         output: a file that is written at the end, with the hash of what was trained.
     """
     with locked(output.with_suffix(".lock")), _told("train_corpus", params.stem, name):
         run = open_run(params)
-        corpus_saes(run, name, open_model(run))
-        record = read_json(run.artifacts / "saes" / name / "provenance.json")
+        lm = open_model(run)
+        corpus_saes(run, name, lm)
+        if run.sae.baselines == name:
+            baseline_saes(run, lm)
+        made = dict.fromkeys(
+            sae_artefact(run, called) for called in run.sae_names if text_of(run, called) == name
+        )
+        records = [read_json(folder / "provenance.json") for folder in made]
         with atomic_path(output) as tmp:
-            tmp.write_text(f"{record['content']}\n", encoding="utf-8")
+            tmp.write_text("".join(f"{record['content']}\n" for record in records), "utf-8")
 
 
 def compute_share(what: str, params: Path, worker: int, of: int, output: Path) -> None:

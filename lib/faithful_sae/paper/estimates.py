@@ -182,11 +182,12 @@ def probe_difference(run: Run, task: str, corpus: str, other: str) -> Estimate:
 
 def rank_correlation(run: Run) -> Estimate:
     """Spearman's rank correlation, over corpora, of the model's CE with SFR; the interval is over
-    seeds, the corpora being given.
+    seeds, the corpora being given. Baselines are no texts, and not among them.
     """
     ce = read_rows(run, "corpus_ce").set_index("corpus").ce
     values = pair_values(run)
-    corpora = list(values)
+    assert run.sae
+    corpora = list(run.sae.train_on)
 
     def correlation(seeds: Sequence[int]) -> float:
         chosen = {*seeds}
@@ -198,5 +199,4 @@ def rank_correlation(run: Run) -> Estimate:
             return np.nan
         return float(pd.Series(means).rank().corr(ce[corpora].rank().reset_index(drop=True)))
 
-    assert run.sae
     return jackknife(correlation, run.sae.seeds)

@@ -27,7 +27,7 @@ from faithful_sae.paper.tables import (
 )
 from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.rows import measured, read_rows
-from faithful_sae.runs.schema import Run
+from faithful_sae.runs.schema import BASELINES, Run
 
 Record = dict[str, Any]
 BINS = 40
@@ -73,7 +73,7 @@ def firing(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
     ranks = falling.groupby(["corpus", "seed"], sort=False).cumcount() + 1
     grouped = falling.assign(rank=ranks).groupby(["corpus", "rank"]).frequency
     table = grouped.agg(frequency="mean", low="min", high="max").reset_index()
-    order = {name: i for i, name in enumerate(run.sae.train_on)}
+    order = {name: i for i, name in enumerate(run.sae_names)}
     table = table.sort_values(
         ["corpus", "rank"], key=lambda c: c.map(order) if c.name == "corpus" else c
     )
@@ -85,7 +85,9 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for run in with_mechanism(runs):
         ce = read_rows(run, "corpus_ce").set_index("corpus").to_dict("index")
-        for corpus, found in sfr_estimates(run).items():
+        estimates = sfr_estimates(run)
+        for corpus in sae_corpora(run):
+            found = estimates[corpus]
             rows.append(
                 {
                     "model": run.label,
@@ -102,8 +104,8 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
 
 
 def probing(runs: list[Run]) -> pd.DataFrame:
-    """Figure 6's data: the probing means of the web corpora (or, without roles, of all), tasks and
-    corpora by their headings, with half of the accuracy's interval.
+    """Figure 6's data: the probing means of the web corpora (or, without roles, of all) and of
+    baselines, tasks and corpora by their headings, with half of the accuracy's interval.
     """
     means = probing_means(runs)
     means = means.loc[means.representation.isin(["baseline", "sae", "reconstruction"])]
@@ -113,7 +115,7 @@ def probing(runs: list[Run]) -> pd.DataFrame:
             name: heading(run, name)
             for name, corpus in sae_corpora(run).items()
             if corpus.role in (*WEB, None)
-        }
+        } | {name: name for name in run.baselines}
         titles = {
             name: f"{name} ({ROLE_NAMES[task.role]})" if task.role else name
             for name, task in run.tasks.items()
@@ -149,12 +151,12 @@ def fidelity(run: Run) -> pd.DataFrame:
 
 
 def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.DataFrame:
-    """A table of SFR by role in long form, for the bar figures: model, source, corpus, sfr,
-    half_width.
+    """A table of SFR by role, and of baselines, in long form, for the bar figures: model, source,
+    corpus, sfr, half_width.
     """
     named = _called_here(runs)
     parts = []
-    for role in (column for column in table.columns if column in roles):
+    for role in (column for column in table.columns if column in (*roles, *BASELINES)):
         half = table.get(f"{role}{HALF}", np.nan)
         part = table[["model", "source"]].assign(
             corpus=named.get(role, ROLE_NAMES.get(role, role)), sfr=table[role], half_width=half

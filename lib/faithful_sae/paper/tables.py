@@ -2,8 +2,8 @@
 
 Columns are the paper's corpora; which corpus of a run plays which role its YAML says (and the
 exhibit `corpora` shows). A trained corpus without a role gets a column of its own in Tables 4 and
-7. `source` is `here` or `paper`. A run whose rows have not been made, or with other parameters, is
-left out: `exhibits.unmeasured` names it.
+7, and untrained baselines get theirs behind all others. `source` is `here` or `paper`. A run whose
+rows have not been made, or with other parameters, is left out: `exhibits.unmeasured` names it.
 
 A column `x ±` is half of the 95 % interval of x (estimates.py); it is empty where the seeds are too
 few for one, and for the paper, which gives none.
@@ -28,7 +28,7 @@ from faithful_sae.paper.estimates import (
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.catalogue import HALF, exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
-from faithful_sae.runs.schema import ROLES, Corpus, Run
+from faithful_sae.runs.schema import BASELINES, ROLES, Corpus, Run
 
 WEB = ("pile", "faithful", "fineweb")
 TASKS = ("sst2", "cola", "yelp")  # of Table 6
@@ -65,8 +65,10 @@ def gather(runs: list[Run], name: str) -> pd.DataFrame | None:
 
 def heading(run: Run, corpus: str) -> str:
     """How a corpus is called in tables and figures: the role it plays, with its own name where that
-    says more.
+    says more; and a baseline.
     """
+    if corpus in BASELINES:
+        return corpus
     role = run.corpora[corpus].role
     if role is None:
         return corpus
@@ -216,8 +218,10 @@ def _cells(run: Run, estimates: dict[str, Estimate], digits_of: str = "") -> Rec
 
 def _column(run, corpus):
     """A corpus's column: its role, or without one its name, which may be that of a role it does not
-    play.
+    play; a baseline's is its name.
     """
+    if corpus in BASELINES:
+        return corpus
     return run.corpora[corpus].role or (f"{corpus} (no role)" if corpus in ROLES else corpus)
 
 
@@ -241,11 +245,11 @@ def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.Data
 
     Args:
         table_id: of Table 2, or of Table 4, which shows corpora without a role as well.
-        roles: the columns.
+        roles: the columns, beside those of baselines.
     """
     rows = []
     for run in measured(runs, "sfr"):
-        shown = {*roles, *(columns_without_role([run]) if table_id == "table4" else ())}
+        shown = {*roles, *BASELINES, *(columns_without_role([run]) if table_id == "table4" else ())}
         estimates = {
             corpus: estimate
             for corpus, estimate in sfr_estimates(run).items()
@@ -259,12 +263,17 @@ def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.Data
             rows.append(
                 row | {f"{_column(run, c)}{pair}": _papers_pair(values[c]) for c in estimates}
             )
-    return _whole(beside(rows, runs, exhibits()[table_id].numbers))
+    return _whole(_baselines_last(beside(rows, runs, exhibits()[table_id].numbers)))
 
 
 def _whole(table):
     """Numbers of seeds as whole numbers, beside rows that have none."""
     return table.astype({"seeds": "Int64"}) if "seeds" in table else table
+
+
+def _baselines_last(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of baselines behind those that only the paper has."""
+    return table.loc[:, sorted(table.columns, key=lambda column: column.startswith(BASELINES))]
 
 
 def table3(runs: list[Run]) -> pd.DataFrame:
@@ -300,7 +309,7 @@ def table3(runs: list[Run]) -> pd.DataFrame:
 
 
 def shared_features(runs: list[Run]) -> pd.DataFrame:
-    """What seeds have in common, by every measure: one row per model and corpus.
+    """What seeds have in common, by every measure: one row per model and corpus, or baseline.
 
     SFR, over all latents (the paper's), over latents alive in both SAEs, by encoder and decoder
     together (Paulo and Belrose 2025), above instead of at least 0.7 (the authors' code); PW-MCC,
@@ -338,7 +347,8 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
     for run in with_mechanism(runs):
         found = rank_correlation(run)
         ce = read_rows(run, "corpus_ce").set_index("corpus").ce
-        sfr = {name: e.value for name, e in sfr_estimates(run).items()}
+        estimates = sfr_estimates(run)
+        sfr = {name: estimates[name].value for name in sae_corpora(run)}
         lower = Difference("minus rank correlation", found.negative(), digits=2)
         judged = judge([Case(run.label, (lower,))])
         rows.append(
@@ -443,7 +453,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
     rows = []
     shown = set()
     for run in measured(runs, "probing"):
-        columns = {*WEB, *columns_without_role([run])}
+        columns = {*WEB, *BASELINES, *columns_without_role([run])}
         for name, task in run.tasks.items():
             part = means.loc[(means.run == run.name) & (means.task == name)]
             without = part.loc[part.corpus.isna()].set_index("representation")
@@ -477,7 +487,7 @@ def table6(runs: list[Run]) -> pd.DataFrame:
                 rows.append(paper[counterpart])
                 shown.add(counterpart)
     rows += [row for key, row in paper.items() if key not in shown]
-    return pd.DataFrame(rows)
+    return _baselines_last(pd.DataFrame(rows))
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:
@@ -486,7 +496,7 @@ def table7(runs: list[Run]) -> pd.DataFrame:
     """
     rows = []
     for run in measured(runs, "ffr"):
-        columns = {*WEB, *columns_without_role([run])}
+        columns = {*WEB, *BASELINES, *columns_without_role([run])}
         row: Record = {"model": run.label}
         for suffix, column in (
             ("", "ffr"),
@@ -500,4 +510,4 @@ def table7(runs: list[Run]) -> pd.DataFrame:
             }
             row |= {"seeds": max(e.seeds for e in own.values())} | _cells(run, own, suffix)
         rows.append(row)
-    return _whole(beside(rows, runs, exhibits()["table7"].numbers))
+    return _whole(_baselines_last(beside(rows, runs, exhibits()["table7"].numbers)))

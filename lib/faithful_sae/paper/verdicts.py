@@ -77,6 +77,10 @@ class Case:
     fact: bool | None = None
     words: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.differences and self.excluded is None and self.fact is None:
+            raise ValueError(f"{self.name}: no difference, no fact, nothing to judge")
+
     def verdict(self, margin: float) -> str:
         """By the rule above.
 

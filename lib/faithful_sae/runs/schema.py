@@ -40,6 +40,9 @@ ROLES = (
     "open-instruct",
     "flan",
 )
+# what untrained baselines are called where SAEs are called by their corpus; no corpus can be, since
+# these have spaces
+BASELINES: tuple[str, ...] = ("random dictionary", "frozen decoder")
 # need(ok, key, why): notes a problem of a key unless it is ok, and says whether it is
 Need = Callable[[Any, str, str], bool]
 
@@ -344,6 +347,16 @@ class Run(Section):
     def published(self) -> dict[str, Any]:
         """The corpora whose SAEs are read instead of trained."""
         return (self.sae.published if self.sae else None) or {}
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """What the untrained baselines beside its SAEs are called; empty where it has none."""
+        return BASELINES if self.sae and self.sae.baselines else ()
+
+    @property
+    def sae_names(self) -> tuple[str, ...]:
+        """What its SAEs are called: by their corpus, then the baselines."""
+        return (*self.sae.train_on, *self.baselines) if self.sae else ()
 
     @property
     def hub(self) -> Record:

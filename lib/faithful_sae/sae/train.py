@@ -56,11 +56,12 @@ class Training:
             sae.W_dec = F.normalize(w.T, dim=-1).contiguous().to(sae.W_dec.device)
         encoder = sae.W_enc.T.contiguous()
         sae.W_enc = encoder.T
-        self.parameters = variant.parameters(sae) | {"W_enc": encoder}
-        gradients = {}
+        trained = variant.parameters(sae)
+        self.parameters = {name: encoder if name == "W_enc" else w for name, w in trained.items()}
+        self.gradients = {}
         for name, w in self.parameters.items():
-            gradients[name] = w.grad = torch.zeros_like(w)
-        self.gradients = gradients | {"W_enc": gradients["W_enc"].T}
+            w.grad = torch.zeros_like(w)
+            self.gradients[name] = w.grad.T if name == "W_enc" else w.grad
         self.optimiser = torch.optim.Adam(
             [w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
             lr=lr,
@@ -117,15 +118,26 @@ class Training:
                 f"sae.lr = {self.lr}{saved}"
             )
         if not recipe.renormalise_after:
-            _normalise(sae.W_dec)
-        # keep to the sphere
-        blocks = zip(self.gradients["W_dec"].split(BLOCK), sae.W_dec.split(BLOCK), strict=True)
-        for gradient, w in blocks:
-            gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
+            self._unit_rows()
+        self._keep_to_the_sphere()
         self.optimiser.step()
         if recipe.renormalise_after:
-            _normalise(sae.W_dec)
+            self._unit_rows()
         self._count(i, x, error, counts, loss)
+
+    def _unit_rows(self):
+        """Of W_dec, where it is trained."""
+        if "W_dec" in self.parameters:
+            _normalise(self.sae.W_dec)
+
+    def _keep_to_the_sphere(self):
+        """Take off the gradient of W_dec, where it is trained, what would change a row's norm."""
+        if "W_dec" in self.parameters:
+            rows = zip(
+                self.gradients["W_dec"].split(BLOCK), self.sae.W_dec.split(BLOCK), strict=True
+            )
+            for gradient, w in rows:
+                gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
 
     def _count(self, i, x, error, counts, loss):
         self.since_fired = torch.where(counts > 0, 0, self.since_fired + 1)
@@ -188,7 +200,7 @@ class Training:
         for w in self.parameters.values():
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
-        _normalise(sae.W_dec)
+        self._unit_rows()
         sae.firing = self.fired / max(self.counted, 1)
         sae.training_log = pd.DataFrame(self.log)
         return self.variant.finish(sae)

@@ -53,8 +53,8 @@ def saes_bytes(run: Run, shape: Shape, seeds: tuple[int, ...] | None = None) -> 
 
 
 def count_saes(run: Run, seeds: tuple[int, ...] | None = None) -> int:
-    """How many SAEs a run has, one per corpus and seed, or how many of some seeds."""
-    return len(run.sae.train_on) * len(run.sae.seeds if seeds is None else seeds)
+    """How many SAEs a run has, one per corpus (or baseline) and seed, or how many of some seeds."""
+    return len(run.sae_names) * len(run.sae.seeds if seeds is None else seeds)
 
 
 def reading_bytes(run: Run) -> int:

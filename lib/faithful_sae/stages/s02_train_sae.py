@@ -8,6 +8,7 @@ from typing import Any, Literal
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import (
+    BASELINES,
     Count,
     Ints,
     Names,
@@ -92,6 +93,11 @@ class SAE(Section):
     published: dict[str, Published] | None = key(
         "per corpus of train_on, where its SAEs are read from instead of trained", None
     )
+    baselines: str | None = key(
+        "a corpus of train_on, on which untrained baselines are made beside its SAEs: a random "
+        "dictionary, and a frozen random decoder whose encoder is trained",
+        None,
+    )
 
     def check(self, run: Run, need: Need) -> None:
         for i, seed in enumerate(self.seeds):
@@ -114,6 +120,11 @@ class SAE(Section):
             need(len(set(roles)) == len(roles), "sae.train_on", twice)
         for name, entry in (self.published or {}).items():
             entry.check_at(run, need, name)
+        if self.baselines is not None:
+            trained = [name for name in self.train_on if name not in (self.published or {})]
+            why = f"= {self.baselines!r} must be a corpus of sae.train_on whose SAEs are trained "
+            why += f"here ({', '.join(trained)}), or null"
+            need(self.baselines in trained, "sae.baselines", why)
 
 
 def check_corpora(run: Run, need: Need, at: str, names: tuple[str, ...]) -> bool:
@@ -144,7 +155,7 @@ def check_seeds(run: Run, need: Need, at: str, seeds: tuple[int, ...] | None) ->
 # what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own
 # entry of sae.published) those that are read, whose tokens and batches are for measuring them
 WHERE = ("layer", "threads", "dtype", "device")
-TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published")
+TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published", "-sae.baselines")
 READ = (
     *WHERE,
     "sae.seeds",
@@ -167,9 +178,27 @@ ACTIVATIONS = (
 
 
 def sae_settings(run: Run, name: str) -> dict[str, Any]:
-    """The parameters that the SAEs of a corpus depend on."""
+    """The parameters that the SAEs of a corpus, or a baseline, depend on."""
+    if name in BASELINES:
+        return settings(run, (*TRAINED, "sae.baselines"))
     keys = (*READ, f"sae.published.{name}") if name in run.published else TRAINED
     return settings(run, keys)
+
+
+def text_of(run: Run, name: str) -> str:
+    """The corpus whose activations the SAEs of that name are made on."""
+    return run.sae.baselines if name in BASELINES else name
+
+
+def sae_artefact(run: Run, name: str) -> Path:
+    """The artefact that holds the SAEs of a corpus, or both baselines, which are made together."""
+    return run.artifacts / ("baselines" if name in BASELINES else f"saes/{name}")
+
+
+def sae_folder(run: Run, name: str, seed: int) -> Path:
+    """Where an SAE of a corpus, or a baseline, is."""
+    kind = name if name in BASELINES else ""
+    return sae_artefact(run, name) / kind / f"seed{seed}"
 
 
 class TrainSAE(Stage):
@@ -189,9 +218,9 @@ class TrainSAE(Stage):
         return [trained_file(run, name) for name in run.sae.train_on]
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
-        for name in run.sae.train_on:
-            folder = run.artifacts / "saes" / name
-            yield Artefact(folder, sae_settings(run, name), trained_file(run, name))
+        for name in run.sae_names:
+            folder = sae_artefact(run, name)
+            yield Artefact(folder, sae_settings(run, name), trained_file(run, text_of(run, name)))
             # of 02 too: Snakemake does not make again what lies between things that are there
             yield Artefact(folder, sae_settings(run, name), run.artifacts / "rows" / "saes.csv")
 
@@ -207,6 +236,7 @@ class TrainSAE(Stage):
             work = n * one + 3 * 4 * s.batch_tokens * s.d_sae
             saved = 0
         else:
+            # baselines take less: a pair of them has the moments and gradients of one W_enc
             work = training_bytes(shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
             saved = n * 3 * one
         device = weights(shape) + group_bytes(run, shape) + work
@@ -222,22 +252,27 @@ class TrainSAE(Stage):
         done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in sizes)
         trained = len(s.train_on) - len(run.published)
         beside = training_disk(shape.d_model, sizes) - done if trained else 0
-        return len(s.train_on) * done + trained * kept_bytes(run, shape) + beside
+        return len(run.sae_names) * done + trained * kept_bytes(run, shape) + beside
 
     def tokens(self, run: Run) -> int:
         from faithful_sae.stages.budget import tokens_read
 
         s = run.sae
         measured = len(run.published) * (s.tokens // 10)
-        return (len(s.train_on) - len(run.published)) * tokens_read(run, s.tokens) + measured
+        # baselines are made in a pass of their own; activations that are kept are there by then
+        passes = len(s.train_on) - len(run.published)
+        passes += s.baselines is not None and not s.cache_activations
+        return passes * tokens_read(run, s.tokens) + measured
 
     def seconds(self, run: Run, rates: Any) -> float:
-        """Of each corpus: the tokens read, and a step of every SAE for each batch."""
+        """Of each corpus: the tokens read, and a step of every SAE for each batch; a baseline's is
+        taken for as long as another's.
+        """
         from faithful_sae.stages.budget import budget
 
         s = run.sae
         n_tokens = budget(run, s.tokens)
-        trained = len(s.train_on) - len(run.published)
+        trained = len(run.sae_names) - len(run.published)
         steps = trained * len(s.seeds) * math.ceil(n_tokens / s.batch_tokens)
         step = rates.sae_step(s.d_sae, s.k, n_tokens)
         return self.tokens(run) * rates.read_token() + steps * step

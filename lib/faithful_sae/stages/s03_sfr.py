@@ -9,6 +9,7 @@ from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, group_bytes, reading_bytes, saes_bytes
+from faithful_sae.stages.s02_train_sae import text_of
 
 
 class SFR(Section):
@@ -49,7 +50,7 @@ class SharedFeatureRatio(Stage):
         return Memory(device, reading_bytes(run) + matching + kept)
 
     def tokens(self, run: Run) -> int:
-        return len(run.sae.train_on) * run.sfr.tokens
+        return len(run.sae_names) * run.sfr.tokens
 
     def seconds(self, run: Run, rates: Any) -> float:
         """Of the correlations; the matching is timed by nothing here, and takes about as long."""
@@ -60,16 +61,16 @@ class SharedFeatureRatio(Stage):
 def seed_comparison(
     run: Run, saes: SAEs, lm: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Match the seeds of every corpus; writes and returns rows `sfr` (one per corpus and pair),
-    `matching` (one per latent) and `sfr_curve` (one per threshold).
+    """Match the seeds of every corpus and baseline; writes and returns rows `sfr` (one per corpus
+    and pair), `matching` (one per latent) and `sfr_curve` (one per threshold).
     """
     from faithful_sae.metrics import sfr
 
     names = ("sfr", "matching", "sfr_curve")
     parts = []
-    for name in run.sae.train_on:
+    for name in run.sae_names:
         pair = {seed: saes[name, seed] for seed in run.sae.seeds}
-        x = heldout_activations(run, name, lm, run.sfr.tokens)
+        x = heldout_activations(run, text_of(run, name), lm, run.sfr.tokens)
         tables = sfr.compare_seeds(pair, x, run.sfr.threshold, run.sfr.dead_below)
         parts.append([table.assign(corpus=name) for table in tables])
     rows, latents, curve = (

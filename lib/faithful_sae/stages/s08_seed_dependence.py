@@ -110,6 +110,7 @@ class SeedStudy(Stage):
         # it has one corpus, whose published SAEs are 02's
         "-sae.train_on",
         "-sae.published",
+        "-sae.baselines",
     )
     hours = "train"
     lower = "sae.buffer_tokens or seed_dependence.sweep_seeds"

@@ -9,7 +9,7 @@ from faithful_sae.runs.rows import read_rows, run_first
 from faithful_sae.runs.schema import Run
 from faithful_sae.runs.stage import SAEs
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
-from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
+from faithful_sae.stages.s02_train_sae import STAGE, sae_artefact, sae_folder, sae_settings
 
 
 def load_saes(
@@ -18,11 +18,11 @@ def load_saes(
     corpora: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> SAEs:
-    """{(corpus, seed): SAE} of a run.
+    """{(corpus, seed): SAE} of a run; a baseline is called by its name in the place of a corpus.
 
     Args:
         lm: on whose device they are put.
-        corpora: some of sae.train_on; None: all of them.
+        corpora: some of sae.train_on; None: all of them, then the baselines.
         seeds: those of sae.seeds that are loaded; None: all.
 
     Raises:
@@ -32,13 +32,13 @@ def load_saes(
     """
     recorded = read_rows(run, "saes").set_index(["corpus", "seed"]).weights
     saes = {}
-    for name in run.sae.train_on if corpora is None else corpora:
-        record = run.artifacts / "saes" / name / "provenance.json"
+    for name in run.sae_names if corpora is None else corpora:
+        record = sae_artefact(run, name) / "provenance.json"
         made = {}
         if record.exists():
             made = read_json(record)["parameters"]
         for seed in run.sae.seeds if seeds is None else seeds:
-            folder = run.artifacts / "saes" / name / f"seed{seed}"
+            folder = sae_folder(run, name, seed)
             if not folder.exists() or (name, seed) not in recorded.index:
                 raise MissingInputError(f"{folder} is missing: {run_first(run, 'saes')}")
             sae = load_sae(folder)

@@ -18,14 +18,23 @@ from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Run
+from faithful_sae.runs.schema import BASELINES, Run
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.train import train_saes, training_disk
+from faithful_sae.sae.variants import FrozenDecoder, RandomDictionary
 from faithful_sae.stages.corpus import corpus, rows_key
 from faithful_sae.stages.model import model_key
-from faithful_sae.stages.s02_train_sae import ACTIVATIONS, sae_settings
+from faithful_sae.stages.s02_train_sae import (
+    ACTIVATIONS,
+    sae_artefact,
+    sae_folder,
+    sae_settings,
+    text_of,
+)
 from faithful_sae.text.packing import TokenRows, is_content
+
+UNTRAINED = dict(zip(BASELINES, (RandomDictionary, FrozenDecoder), strict=True))
 
 
 def corpus_saes(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -42,12 +51,14 @@ def corpus_saes(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, p
 
 
 def train_all(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on; writes rows
-    `training` and `saes`, and returns both.
+    """Train, read (sae.published) or reuse the SAEs of every corpus in sae.train_on, and the
+    baselines; writes rows `training` and `saes`, and returns both.
 
     A row of `training` without a step is what a published SAE does on the run's own text.
     """
     made = [corpus_saes(run, name, lm) for name in run.sae.train_on]
+    if run.baselines:
+        made.append(baseline_saes(run, lm))
     curves = pd.concat([part for part, _ in made], ignore_index=True)
     curves = curves.loc[:, ["step", "loss", "fvu", "l0", "dead", "seed", "corpus"]]
     curves = curves.astype({"step": "Int64"})
@@ -72,22 +83,65 @@ def train_corpus(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, 
     s = run.sae
     rows = corpus(run, name, lm)
     n_tokens, available = token_budget(run, name, rows, lm, s.tokens)
-    folder = run.artifacts / "saes" / name
+    folder = sae_artefact(run, name)
     wanted = [
         {"name": f"seed{seed}", "d_sae": s.d_sae, "k": s.k, "tokens": n_tokens, "seed": seed}
         for seed in s.seeds
     ]
     train_stream(run, name, lm, rows, folder, sae_settings(run, name), wanted)
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
-    passes = n_tokens / available
+    return curves, _summary(run, name, curves, n_tokens, available)
+
+
+def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make both untrained baselines (sae.baselines), each once per seed, from one stream of
+    activations, unless they are there already.
+
+    How often a latent of a random dictionary fires is counted, as of SAEs in training, over the
+    last tenth of the stream.
+
+    Returns:
+        (curves, summary) as train_corpus. A random dictionary was trained on no tokens; its curves
+            say what it does on those that the others are trained on.
+    """
+    s = run.sae
+    rows = corpus(run, s.baselines, lm)
+    n_tokens, available = token_budget(run, s.baselines, rows, lm, s.tokens)
+    wanted = [
+        {
+            "name": f"{kind}/seed{seed}",
+            "d_sae": s.d_sae,
+            "k": variant(s.k),
+            "tokens": n_tokens,
+            "seed": seed,
+            "corpus": kind,
+        }
+        for kind, variant in UNTRAINED.items()
+        for seed in s.seeds
+    ]
+    first, *_ = run.baselines
+    folder = sae_artefact(run, first)
+    parameters = sae_settings(run, first)
+    train_stream(run, s.baselines, lm, rows, folder, parameters, wanted, "corpus")
+    curves = pd.read_csv(folder / "training.csv")
+    parts = []
+    for kind, variant in UNTRAINED.items():
+        seen = (0, 0) if variant is RandomDictionary else (n_tokens, available)
+        parts.append(_summary(run, kind, curves.loc[curves.corpus == kind], *seen))
+    return curves, pd.concat(parts, ignore_index=True)
+
+
+def _summary(run, name, curves, n_tokens, available):
+    """A row per seed of the SAEs called `name`."""
+    passes = n_tokens / available if available else 0.0
     read = {"tokens": n_tokens, "distinct_tokens": available, "passes": passes}
-    summary = pd.DataFrame(
-        [
-            {"corpus": name, "seed": seed, **read, **last_point(curves.loc[curves.seed == seed])}
-            for seed in s.seeds
-        ]
-    )
-    return curves, summary.assign(weights=weights_hashes(folder, s.seeds), source=pd.NA)
+    seeds = run.sae.seeds
+    rows = [
+        {"corpus": name, "seed": seed, **read, **last_point(curves.loc[curves.seed == seed])}
+        for seed in seeds
+    ]
+    folder = sae_folder(run, name, seeds[0]).parent
+    return pd.DataFrame(rows).assign(weights=weights_hashes(folder, seeds), source=pd.NA)
 
 
 def weights_hashes(folder: Path, seeds: tuple[int, ...]) -> list[str]:
@@ -135,7 +189,8 @@ def train_stream(
         rows: of the corpus.
         folder: the artefact.
         parameters: that it depends on.
-        wanted: per SAE a dict with `name` (of its subfolder), d_sae, k, tokens, seed.
+        wanted: per SAE a dict with `name` (of its subfolder), d_sae, k (or a Variant), tokens,
+            seed.
         label: which of these tells the training curves in the folder's training.csv apart.
     """
     made = _fingerprint(run, parameters, rows.key)
@@ -186,11 +241,17 @@ def _fingerprint(run: Run, parameters: dict[str, Any], tokens: str) -> Fingerpri
 
 
 def corpus_is_trained(run: Run, name: str) -> bool:
-    """Whether the SAEs of a corpus are there, for its token rows as they are now."""
+    """Whether the SAEs of a corpus, and the baselines that are made on it, are there, for its token
+    rows as they are now.
+    """
     if not (run.artifacts / "corpora" / name).exists():
         return False
-    made = _fingerprint(run, sae_settings(run, name), rows_key(run, name))
-    return is_current(run.artifacts / "saes" / name, made.key)
+    key = rows_key(run, name)
+    return all(
+        is_current(sae_artefact(run, called), _fingerprint(run, sae_settings(run, called), key).key)
+        for called in run.sae_names
+        if text_of(run, called) == name
+    )
 
 
 def activation_stream(

@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent
 ARCHITECTURES = {"topk": "TopK"}  # SAELens' name of one -> the title's
 PACKAGES = ("torch", "transformers", "huggingface_hub", "numpy")
 # of the section `sae`: stands elsewhere in the card, or changes no number
-LEFT_OUT = ("train_on", "lm_batch_rows", "cache_activations", "published")
+LEFT_OUT = ("train_on", "lm_batch_rows", "cache_activations", "published", "baselines")
 RESULTS = (  # rows, their column, the card's, digits, where the paper has it
     ("sfr", "sfr", "SFR", 4, ("table4", "table2", "table3")),
     ("sfr", "sfr_alive", "SFR, alive", 4, ()),

@@ -18,6 +18,7 @@ from faithful_sae.paper.plots.style import (
     styled,
 )
 from faithful_sae.runs.catalogue import HALF
+from faithful_sae.runs.schema import BASELINES
 
 
 @styled
@@ -235,7 +236,7 @@ def firing(data: DataFrame) -> Figure:
 @styled
 def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True) -> Figure:
     """Heat map of one measure: rows are what an SAE was trained on, columns what it is evaluated
-    on.
+    on. Baselines have no share in the range of colours.
 
     Args:
         value: the column of `data` that is shown, above half of its interval (column `value ±`).
@@ -250,8 +251,11 @@ def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True
         figsize=(1.9 + 0.78 * table.shape[1], 0.9 + 0.42 * table.shape[0]), layout="constrained"
     )
     ax = figure.subplots()
-    image = ax.imshow(table, cmap="viridis_r" if lower_is_better else "viridis", aspect="auto")
-    low, high = image.get_clim()
+    # what is lost without any training would leave no colours to tell the others apart
+    among = table.drop(index=list(BASELINES), errors="ignore").to_numpy()
+    low, high = np.nanmin(among), np.nanmax(among)
+    colours = "viridis_r" if lower_is_better else "viridis"
+    image = ax.imshow(table, cmap=colours, aspect="auto", vmin=low, vmax=high)
     for (row, column), number in np.ndenumerate(table.to_numpy()):
         position = (number - low) / (high - low) if high > low else 0.5
         dark = position > 0.5 if lower_is_better else position < 0.5

@@ -16,6 +16,8 @@ from matplotlib.text import Text
 from matplotlib.typing import RcKeyType
 from pandas import DataFrame, Series
 
+from faithful_sae.runs.schema import BASELINES
+
 FONT = "DejaVu Sans"
 # gid of a text that is one
 FORMULA = "formula"
@@ -46,6 +48,8 @@ COLOURS = (
     "#7F7F7F",
     "#332288",
 )
+# of untrained baselines
+GREYS = ("0.8", "0.6")
 # one note says it, of all figures
 warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 P = ParamSpec("P")
@@ -126,11 +130,14 @@ def grid(
 
 
 def corpus_colours(names: Iterable[str]) -> dict[str, str]:
-    """{corpus: colour} in order of appearance: faithful text in the two warm ones."""
+    """{corpus: colour} in order of appearance: faithful text in the two warm ones, untrained
+    baselines in greys.
+    """
     warm = itertools.cycle(COLOURS[:2])
     others = itertools.cycle(COLOURS[2:])
+    greys = dict(zip(BASELINES, GREYS, strict=True))
     return {
-        name: next(warm if str(name).lower().startswith("faithful") else others)
+        name: greys.get(name) or next(warm if str(name).lower().startswith("faithful") else others)
         for name in dict.fromkeys(names)
     }
 

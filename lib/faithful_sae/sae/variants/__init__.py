@@ -9,5 +9,10 @@ unless `loss_and_gradients` has faster ones. Then name it in VARIANTS.
 
 from faithful_sae.sae.variants.base import Variant
 from faithful_sae.sae.variants.topk import TopK
+from faithful_sae.sae.variants.untrained import FrozenDecoder, RandomDictionary
 
-VARIANTS: dict[str, type[Variant]] = {"topk": TopK}
+VARIANTS: dict[str, type[Variant]] = {
+    "topk": TopK,
+    "frozen_decoder": FrozenDecoder,
+    "random_dictionary": RandomDictionary,
+}

@@ -47,7 +47,9 @@ class Variant(ABC):
         """
 
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
-        """What is trained, by the SAE's names: its four weights, unless a variant adds others."""
+        """What is trained, by the SAE's names: its four weights, unless a variant adds others or
+        leaves some as they are.
+        """
         return sae.weights
 
     def encode_active(self, sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:

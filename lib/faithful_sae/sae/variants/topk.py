@@ -54,35 +54,34 @@ class TopK(Variant):
         self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         encoder = sae.W_enc.T
-        to_encoder = gradients["W_enc"].T
+        by_row = gradients | {"W_enc": gradients["W_enc"].T}
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, self.k)
         error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
         centred = x - sae.b_dec
         loss = error.square().mean()
         to_x_hat = error * (2 / x.numel())
         dead = moment.dead
-        of_dead = []
+        of_dead = {}
         if len(dead):
             aux_loss, to_explained, to_w_dec, to_w_enc, to_b_enc = _auxk(
                 sae, centred, error, moment
             )
             loss += aux_loss
-            of_dead = [
-                (gradients["W_dec"], to_w_dec),
-                (to_encoder, to_w_enc),
-                (gradients["b_enc"], to_b_enc),
-            ]
+            of_dead = {"W_dec": to_w_dec, "W_enc": to_w_enc, "b_enc": to_b_enc}
             # then AuxK moves x_hat as well
             if not moment.recipe.detach_residual:
                 to_x_hat += to_explained
         start, order = by_latent(values, indices, sae.d_sae)
-        latent_sums(values, start, order, to_x_hat, gradients["W_dec"])
+        # not where it is frozen
+        if "W_dec" in gradients:
+            latent_sums(values, start, order, to_x_hat, gradients["W_dec"])
         to_values = values_gradient(to_x_hat, values, indices, sae.W_dec)
-        latent_sums(to_values, start, order, centred, to_encoder)
+        latent_sums(to_values, start, order, centred, by_row["W_enc"])
         ones = torch.ones_like(x[:, :1])
         latent_sums(to_values, start, order, ones, gradients["b_enc"][:, None])
-        for gradient, part in of_dead:
-            gradient.index_add_(0, dead, part)
+        for name, part in of_dead.items():
+            if name in by_row:
+                by_row[name].index_add_(0, dead, part)
         # b_dec is also taken off before the encoder
         torch.sum(to_x_hat, 0, out=gradients["b_dec"]).sub_(gradients["b_enc"] @ encoder)
         return loss, error, start.diff()
