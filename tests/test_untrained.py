@@ -196,7 +196,10 @@ def test_they_are_made_of_the_corpus_in_its_order(with_baselines):
     assert torch.equal(saes[RANDOM, 42].b_dec, first.mean(0))
     assert torch.equal(saes[FROZEN, 42].W_dec, saes[RANDOM, 42].W_dec)
     assert not torch.equal(saes[FROZEN, 42].W_enc, saes[RANDOM, 42].W_enc)
-    assert saes[RANDOM, 42].metadata["corpus"] == "text"
+    about = [saes[name, 42].metadata for name in BASELINES]
+    assert [one["corpus"] for one in about] == ["text", "text"]
+    assert [one["baseline"] for one in about] == [*BASELINES]
+    assert [one["training_tokens"] for one in about] == [0, 400]
 
 
 def test_they_are_reused_and_leave_the_saes_of_corpora_alone(with_baselines):
