@@ -9,6 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from faithful_sae import TopKSAE, shared_feature_ratio, train_saes
+from faithful_sae.engine.plan import corpus_settings
+from faithful_sae.engine.steps import train_corpus
+from faithful_sae.files import read_json, remove
 from faithful_sae.metrics.sfr import compare_seeds
 from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.claims import claims
@@ -18,11 +21,14 @@ from faithful_sae.paper.plots.style import GREYS, corpus_colours
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import BASELINES, ParamsError
 from faithful_sae.sae.recipe import RECIPES
+from faithful_sae.sae.sae import SAEError, sae_bytes
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import FrozenDecoder, RandomDictionary, TopK, Variant
 from faithful_sae.sae.variants.base import Moment
+from faithful_sae.stages.budget import saes_bytes
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s02_train_sae import STAGE as TRAINING
 from faithful_sae.stages.s02_train_sae import sae_artefact, sae_folder
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
@@ -31,7 +37,7 @@ from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import activation_stream, corpus_is_trained, train_all
 
-D, F, K = 8, 24, 3
+D, F, K, LR = 8, 24, 3, 2e-2
 RANDOM, FROZEN = BASELINES
 # 20 batches of 50
 DATA = torch.randn(20, 50, D, generator=torch.Generator().manual_seed(4)) @ torch.randn(
@@ -40,7 +46,7 @@ DATA = torch.randn(20, 50, D, generator=torch.Generator().manual_seed(4)) @ torc
 
 
 def trained(variant, recipe="default", seeds=(7,)):
-    return train_saes(list(DATA), D, F, variant, seeds, 2e-2, 1000, 50, recipe)
+    return train_saes(list(DATA), D, F, variant, seeds, LR, 1000, 50, recipe)
 
 
 # --- variants -------------------------------------------------------------------------------------
@@ -86,7 +92,7 @@ def test_gradients_of_what_is_not_frozen_are_autograds(recipe, dead):
 
 def test_what_a_frozen_decoder_learns_is_what_topk_does_where_its_decoder_is_put_back():
     """The same optimiser, by another way: TopK, whose decoder is taken back after every step."""
-    training = Training(TopKSAE(D, F, K, 7), TopK(K), 2e-2, RECIPES["default"], 20)
+    training = Training(TopKSAE(D, F, K, 7), TopK(K), LR, RECIPES["default"], 20)
     start = training.sae.W_dec.clone()
     for i, x in enumerate(DATA):
         training.step(i, x)
@@ -190,7 +196,10 @@ def test_they_are_made_of_the_corpus_in_its_order(with_baselines):
     assert torch.equal(saes[RANDOM, 42].b_dec, first.mean(0))
     assert torch.equal(saes[FROZEN, 42].W_dec, saes[RANDOM, 42].W_dec)
     assert not torch.equal(saes[FROZEN, 42].W_enc, saes[RANDOM, 42].W_enc)
-    assert saes[RANDOM, 42].metadata["corpus"] == "text"
+    about = [saes[name, 42].metadata for name in BASELINES]
+    assert [one["corpus"] for one in about] == ["text", "text"]
+    assert [one["baseline"] for one in about] == [*BASELINES]
+    assert [one["training_tokens"] for one in about] == [0, 400]
 
 
 def test_they_are_reused_and_leave_the_saes_of_corpora_alone(with_baselines):
@@ -217,11 +226,62 @@ def test_they_are_reused_and_leave_the_saes_of_corpora_alone(with_baselines):
     assert list(load_saes(without, lm)) == list(load_saes(run, lm, ["faithful", "text"]))
 
 
+def test_the_step_of_their_corpus_makes_them(with_baselines, tmp_path):
+    run, _ = with_baselines
+    remove(sae_artefact(run, RANDOM))
+    train_corpus(run.file, "faithful", tmp_path / "faithful.txt")
+    assert not sae_artefact(run, RANDOM).exists()
+    train_corpus(run.file, "text", tmp_path / "text.txt")
+    assert sae_folder(run, RANDOM, 49).exists()
+    said = [(tmp_path / f"{name}.txt").read_text().split() for name in ("faithful", "text")]
+    records = [read_json(sae_artefact(run, name) / "provenance.json") for name in run.sae_names]
+    faithful, text, baselines, same = (record["content"] for record in records)
+    assert said == [[faithful], [text, baselines]]
+    assert same == baselines
+
+
+def test_the_step_depends_on_them_where_they_are_made(make_run):
+    without, run = make_run(), make_run({"sae.baselines": "text"})
+    assert corpus_settings(run, "text") != corpus_settings(without, "text")
+    assert corpus_settings(run, "faithful") == corpus_settings(without, "faithful")
+    for artefact in TRAINING.artefacts(run):
+        if artefact.folder == sae_artefact(run, FROZEN):
+            assert artefact.rows.name in ("text.txt", "saes.csv")
+
+
+def test_what_they_take_is_counted(with_baselines):
+    run, lm = with_baselines
+    without = run.changed(sae=run.sae.changed(baselines=None))
+    weights = sae_bytes(16, 24)
+    kept = sum(file.stat().st_size for file in sae_artefact(run, RANDOM).rglob("sae_weights.*"))
+    assert 4 * weights <= kept < 4 * (weights + 1000)
+    assert TRAINING.disk(run, lm.shape) - TRAINING.disk(without, lm.shape) == 4 * weights
+    assert saes_bytes(run, lm.shape) - saes_bytes(without, lm.shape) == 4 * weights
+    assert TRAINING.tokens(run) - TRAINING.tokens(without) == 400
+
+
+def test_a_pair_of_them_takes_less_than_an_sae_in_training():
+    def taken(variant):
+        training = Training(variant.new(D, F, 1, "cpu"), variant, LR, RECIPES["default"], 20)
+        training.step(0, DATA[0])
+        moments = [
+            state[name]
+            for state in training.optimiser.state.values()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        held = [*training.sae.weights.values(), *training.gradients.values(), *moments]
+        return sum(4 * tensor.numel() for tensor in held)
+
+    one = taken(TopK(K))
+    assert one == 4 * sae_bytes(D, F)
+    assert taken(FrozenDecoder(K)) + taken(RandomDictionary(K)) < one
+
+
 def test_a_damaged_one_is_refused(with_baselines):
     run, lm = with_baselines
     file = sae_folder(run, FROZEN, 49) / "sae_weights.safetensors"
     file.write_bytes((sae_folder(run, FROZEN, 42) / file.name).read_bytes())
-    with pytest.raises(Exception, match="seed49: its weights are not those"):
+    with pytest.raises(SAEError, match="seed49: its weights are not those"):
         load_saes(run, lm)
 
 

@@ -107,6 +107,10 @@ def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFra
     s = run.sae
     rows = corpus(run, s.baselines, lm)
     n_tokens, available = token_budget(run, s.baselines, rows, lm, s.tokens)
+    seen = {
+        kind: (0, 0) if variant is RandomDictionary else (n_tokens, available)
+        for kind, variant in UNTRAINED.items()
+    }
     wanted = [
         {
             "name": f"{kind}/seed{seed}",
@@ -115,6 +119,7 @@ def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFra
             "tokens": n_tokens,
             "seed": seed,
             "corpus": kind,
+            "about": {"baseline": kind, "training_tokens": seen[kind][0]},
         }
         for kind, variant in UNTRAINED.items()
         for seed in s.seeds
@@ -124,10 +129,9 @@ def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFra
     parameters = sae_settings(run, first)
     train_stream(run, s.baselines, lm, rows, folder, parameters, wanted, "corpus")
     curves = pd.read_csv(folder / "training.csv")
-    parts = []
-    for kind, variant in UNTRAINED.items():
-        seen = (0, 0) if variant is RandomDictionary else (n_tokens, available)
-        parts.append(_summary(run, kind, curves.loc[curves.corpus == kind], *seen))
+    parts = [
+        _summary(run, kind, curves.loc[curves.corpus == kind], *read) for kind, read in seen.items()
+    ]
     return curves, pd.concat(parts, ignore_index=True)
 
 
@@ -190,7 +194,7 @@ def train_stream(
         folder: the artefact.
         parameters: that it depends on.
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k (or a Variant), tokens,
-            seed.
+            seed; and `about`, what else its metadata say.
         label: which of these tells the training curves in the folder's training.csv apart.
     """
     made = _fingerprint(run, parameters, rows.key)
@@ -226,6 +230,7 @@ def train_stream(
         curves = []
         for entry, sae in zip(wanted, saes, strict=True):
             sae.metadata |= about | {"training_tokens": entry["tokens"], "seed": entry["seed"]}
+            sae.metadata |= entry.get("about", {})
             sae.save(tmp / entry["name"])
             curves.append(sae.training_log.assign(**{label: entry[label]}))
         pd.concat(curves).to_csv(tmp / "training.csv", index=False, lineterminator="\n")
