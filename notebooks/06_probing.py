@@ -52,7 +52,7 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 # %%
 run = open_run(params)
 lm = open_model(run)
-saes = load_saes(run, lm, run.probing.seeds)
+saes = load_saes(run, lm, seeds=run.probing.seeds)
 {name: task.documentation or task.train or task.hub for name, task in run.probing.tasks.items()}
 
 # %% [markdown]

@@ -76,7 +76,7 @@ def test_the_smoke_profile_passes():
         number, unit = times[name]
         assert unit in ("s", "min"), name
         assert float(number) >= 0, name
-    assert "03_sfr" not in estimated
+    assert "13_geometry" not in estimated
     assert "with random weights" in said
     assert "disk: " in said
 
@@ -271,7 +271,7 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
     timed = {s.name for s in model_stages(make_run()) if type(s).seconds is not Stage.seconds}
     assert set(little.seconds) == timed
     assert timed >= {name for name in TIMED if name[:2] < "07"}
-    assert "03_sfr" not in timed
+    assert "13_geometry" not in timed
     assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage

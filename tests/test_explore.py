@@ -14,7 +14,7 @@ from faithful_sae.files import MissingInputError
 from faithful_sae.matching import match_features
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import features as feature_plots
-from faithful_sae.runs.rows import rows_file
+from faithful_sae.runs.rows import rows_file, write_rows
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model
@@ -33,8 +33,10 @@ def explored(make_run):
     saes = load_saes(run, lm)
     with pytest.raises(MissingInputError, match="04_ffr"):
         explore.index_features(run, saes, lm)
+    every = pd.DataFrame({"token_id": range(lm.vocab_size), "count": 1})
+    write_rows(run, "first_token", every)
     fake_features(run, saes, lm)
-    seed_comparison(run, saes)
+    seed_comparison(run, saes, lm)
     return run, lm, saes, explore.index_features(run, saes, lm)
 
 

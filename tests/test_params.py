@@ -257,7 +257,7 @@ WRONG = {
     ),
     "probed seed that is not trained": (
         {"probing.seeds": [49, 7]},
-        "probing.seeds = [49, 7] must list some of sae.seeds (42, 49), each once, or be null",
+        "probing.seeds = [49, 7] must list some of sae.seeds (42, 49), each once; null: all",
     ),
     "probed seed twice": ({"probing.seeds": [49, 49]}, "probing.seeds = [49, 49] must list"),
     "no probed seed": ({"probing.seeds": []}, "probing.seeds = [] must list"),

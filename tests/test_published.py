@@ -30,7 +30,7 @@ from faithful_sae.paper.plots import paper as plots
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.keys import workflow_settings
 from faithful_sae.runs.registry import stages, writer
-from faithful_sae.runs.rows import read_rows
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.published import measure
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
@@ -137,7 +137,7 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
             ]
         ).to_csv(run.artifacts / "rows" / "saes.csv", index=False)
     trained = load_saes(run, lm)
-    sfr, matching = seed_comparison(run, trained)
+    sfr, matching, _ = seed_comparison(run, trained, lm)
     rows = {
         name: (run.artifacts / "rows" / f"{name}.csv").read_bytes() for name in ("sfr", "matching")
     }
@@ -152,7 +152,7 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
     for key, sae in trained.items():
         assert all(torch.equal(sae.weights[name], read[key].weights[name]) for name in sae.weights)
         assert read[key].k == sae.k
-    sfr_again, matching_again = seed_comparison(again, read)
+    sfr_again, matching_again, _ = seed_comparison(again, read, lm)
     if write == to_saelens:  # which stores the firing frequencies, too: every byte
         assert {
             name: (again.artifacts / "rows" / f"{name}.csv").read_bytes() for name in rows
@@ -286,7 +286,9 @@ def test_a_threshold_instead_of_k_runs_through_every_measure(published, capsys):
         "is not its own" in capsys.readouterr().out
     )
     saes = load_saes(run, lm)
-    seed_comparison(run, saes)
+    seed_comparison(run, saes, lm)
+    every = pd.DataFrame({"token_id": range(lm.vocab_size), "count": 1})
+    write_rows(run, "first_token", every)
     fake_features(run, saes, lm)
     fidelity_matrix(run, saes, lm)
     probed = probe_tasks(run, saes, lm)

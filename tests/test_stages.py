@@ -237,7 +237,7 @@ def test_only_the_seeds_asked_for_are_probed(trained):
     run, lm = trained
     whole = probe_tasks(run, load_saes(run, lm), lm)
     fewer = run.changed(probing=run.probing.changed(seeds=(49,)))
-    assert list(load_saes(fewer, lm, fewer.probing.seeds)) == [("faithful", 49), ("text", 49)]
+    assert list(load_saes(fewer, lm, seeds=fewer.probing.seeds)) == [("faithful", 49), ("text", 49)]
     some = probe_tasks(fewer, load_saes(fewer, lm), lm)
     expected = whole[whole.seed.isna() | (whole.seed == 49)].reset_index(drop=True)
     pd.testing.assert_frame_equal(some, expected)
