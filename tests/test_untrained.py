@@ -15,9 +15,9 @@ from faithful_sae.files import read_json, remove
 from faithful_sae.metrics.sfr import compare_seeds
 from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.claims import claims
-from faithful_sae.paper.estimates import HALF
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.paper.plots.style import GREYS, corpus_colours
+from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import BASELINES, ParamsError
 from faithful_sae.sae.recipe import RECIPES
