@@ -98,9 +98,9 @@ trained.pivot_table(index="task", columns="representation", values="auc", sort=F
 # The accuracy on the reconstruction alone, by the corpus that the SAE was trained on, averaged over
 # seeds. This is what the claim is about: is `faithful` the largest of its row?
 #
-# The last columns are the floor: a random dictionary, and SAEs with a frozen random decoder. Many
-# random directions keep most of what a linear probe can read. Only what an SAE has above them is
-# owed to a learnt dictionary.
+# The last columns are the floor: a random dictionary, and SAEs with a frozen random decoder. Random
+# directions may keep much of what a linear probe can read. Only what an SAE has above them is owed
+# to a learnt dictionary.
 
 # %%
 chosen = rows[rows.representation == "reconstruction"]

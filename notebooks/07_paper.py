@@ -191,8 +191,7 @@ Image(
 # A ratio that is cut at 0.7 may be 0 for SAEs that are half way there. The mean cosine of matched
 # latents (PW-MCC) needs no threshold. Look whether corpora keep their order from column to column:
 # decoder, encoder, and what the latents do on held-out text. If they change it in `alive`, dead
-# latents decide. The baselines say what is left of each column without a learnt dictionary: chance,
-# and for encoders and activations also what a common text alone makes alike.
+# latents decide. The baselines say what is left of each column without a learnt dictionary.
 
 # %%
 save_table(runs, "shared_features", tables.shared_features(trained), 3).round(3)
