@@ -152,6 +152,6 @@ def test_every_notebook(run):
         assert sae.k is None
         assert (sae.encode(x) > 0).sum(-1).max() > run.sae.k
     # on random tokens, too: what notebook 04 once held impossible
-    firing = pd.read_csv(run.figures / "firing_tiny.csv")
+    firing = pd.read_csv(rows_file(run, "firing"))
     assert (firing.groupby(["corpus", "seed"]).frequency.sum() > run.sae.k).all()
     assert (pd.read_csv(rows_file(run, "saes")).l0 > run.sae.k).all()
