@@ -127,8 +127,8 @@ def judge(
 
     Returns:
         measured (in words); effect, low, high of the difference that is weakest for the
-        statement, and the seeds behind it; seeds_needed to tell every undecided difference from 0
-        (NA where none is undecided, or where no number of seeds would do); p, and verdict.
+        statement, and the seeds behind it; of an undecided statement seeds_needed, to tell every
+        difference that is open from 0 (NA where no number of seeds would do); p, and verdict.
     """
     words = [*map(str, cases), *([f"not measured: {', '.join(missing)}"] if missing else [])]
     row: dict[str, Any] = {"measured": "; ".join(words), "verdict": _verdict(cases, missing)}
@@ -145,7 +145,8 @@ def judge(
         weakest = min(differences, key=_strength)
         low, high = weakest.interval()
         row |= {"effect": weakest.value, "low": low, "high": high, "seeds": weakest.seeds}
-        row["seeds_needed"] = _seeds_needed(counted, verdicts)
+        if row["verdict"] == UNDECIDED:
+            row["seeds_needed"] = _seeds_needed(counted, verdicts)
         row["p"] = _p([case.p() for case in counted], len(missing), most)
     return row
 
@@ -186,9 +187,7 @@ def _seeds_needed(cases, verdicts):
         for difference in case.differences
         if difference.estimate.bounds()[0] <= 0 or math.isnan(difference.estimate.error)
     ]
-    if not needed or any(seeds is None for seeds in needed):
-        return pd.NA
-    return max(seeds for seeds in needed if seeds)
+    return pd.NA if not needed or None in needed else max(needed)
 
 
 def _p(sides, waiting, most):

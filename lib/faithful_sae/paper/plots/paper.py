@@ -204,7 +204,6 @@ def mechanism(data: DataFrame) -> Figure:
                 ax.plot(row.ce_as_sampled, row.sfr, "o", color=colour, markerfacecolor="white")
         ax.set(title=model, xlabel="cross-entropy of the model (nats per token)")
     axes[0].set_ylabel("shared feature ratio")
-    axes[0].set_ylim(bottom=0)
     colour_legend(figure, colours)
     return figure
 
