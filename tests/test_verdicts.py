@@ -6,7 +6,6 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds

@@ -14,6 +14,7 @@ Language model, training text and its order are given once: an interval speaks o
 texts alone.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ Values = Mapping[tuple[int, ...], float]
 LEVEL = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
+# numbers of a resample that are in memory together
+AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,17 @@ class Estimate:
         """
         if math.isnan(self.error):
             return None
-        for seeds in range(2, MOST_SEEDS + 1):
-            error = math.hypot(self.seed_error * math.sqrt(self.seeds / seeds), self.text_error)
-            quantiles = student.ppf([LEVEL, POWER], seeds - 1).sum()
-            if abs(self.value) >= quantiles * error:
-                return seeds
-        return None
+        seeds, quantiles = _told_apart()
+        errors = np.hypot(self.seed_error * np.sqrt(self.seeds / seeds), self.text_error)
+        enough = abs(self.value) >= quantiles * errors
+        return int(seeds[enough.argmax()]) if enough.any() else None
+
+
+@functools.cache
+def _told_apart() -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of seeds, how many standard errors a difference must be for each of them)."""
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    return seeds, student.ppf(LEVEL, seeds - 1) + student.ppf(POWER, seeds - 1)
 
 
 def mean_over_seeds(values: Values, others: Values | None = None) -> Estimate:
@@ -165,12 +173,18 @@ def bootstrap_error(sums: ArrayLike, counts: ArrayLike, draws: int = 1000, seed:
     n = len(sums)
     if n < 2:
         return math.nan
-    rng = np.random.default_rng(seed)
+    # a few draws at a time: of many texts, all at once would fill the memory
+    at_once = max(1, AT_ONCE // n)
     ratios = []
-    # a few at a time: of many texts, all draws at once would fill the memory
-    at_once = max(1, 2**22 // n)
-    for start in range(0, draws, at_once):
-        chosen = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, draws - start))
+    for number, start in enumerate(range(0, draws, at_once)):
+        chosen = _drawn(n, min(at_once, draws - start), (seed, number))
         with np.errstate(invalid="ignore"):
             ratios.append((chosen @ sums) / (chosen @ counts))
     return float(np.nanstd(np.concatenate(ratios), ddof=1))
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(n: int, draws: int, seed: tuple[int, int]) -> np.ndarray:
+    """float64 [draws, n]: how often each of n rows is drawn; many numbers are on the same texts."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)

@@ -5,7 +5,9 @@ A file holds what is its own. What it leaves out is taken from the file it `exte
 the folder's `_defaults.yaml`: sections key by key, anything below a section's keys as a whole.
 """
 
+import copy
 import difflib
+import functools
 import re
 import string
 from pathlib import Path
@@ -180,8 +182,14 @@ def _over(below, value):
 
 
 def _read(file):
+    # the tables ask for each run's parameters some hundred times
+    return copy.deepcopy(_parsed(file, file.read_bytes()))
+
+
+@functools.cache
+def _parsed(file, content):
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(content.decode("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         raise ParamsError(f"{file}: not a readable YAML file: {said}") from None
