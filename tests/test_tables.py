@@ -47,6 +47,17 @@ def test_half_of_an_interval_by_hand(make_measured_run):
     assert got["alpaca ±"]["Model a"] == pytest.approx(0)
 
 
+def test_a_rank_correlation_of_sfrs_that_seeds_cannot_tell_apart_is_undecided(make_measured_run):
+    """Three corpora in perfect order, by differences far below their intervals."""
+    noise = [0.03, -0.02, 0.01, -0.03, 0.02, -0.01]
+    means = {"faithful": 0.502, "pile": 0.501, "alpaca": 0.5}
+    sfr = {role: [mean + n for n in noise] for role, mean in means.items()}
+    run = make_measured_run("a", sfr, corpus_ce={"faithful": 2.0, "pile": 3.0, "alpaca": 4.0})
+    row = tables.mechanism([run]).iloc[0]
+    assert row["rank correlation"] == -1
+    assert row.verdict == "undecided"
+
+
 def test_one_pair_of_seeds_has_no_interval(make_measured_run):
     run = make_measured_run("a", {"faithful": [0.5], "alpaca": [0.2]})
     got = here(tables.sfr_table([run], "table2", tables.INSTRUCTION))
@@ -81,7 +92,6 @@ def test_the_mechanism_is_spearmans_correlation_of_ce_with_sfr(make_measured_run
         alternative="less",
     )
     assert row.p_corpora == pytest.approx(exact.pvalue)
-    # all seeds agree
     assert row.verdict == "agrees"
     points = figure_data.mechanism([run]).set_index("corpus")
     assert points.ce["my-flan (FLAN)"] == 4.0

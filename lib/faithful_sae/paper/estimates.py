@@ -5,22 +5,25 @@ Seeds are left out one at a time; what is measured on rows of text, or on labell
 bootstrap over these. A difference of two corpora is taken seed by seed, row by row, text by text.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from faithful_sae.metrics.uncertainty import (
     Estimate,
     Values,
     bootstrap_error,
-    jackknife,
     mean_over_seeds,
 )
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import Run
 
+# worlds in which each number is drawn again
+REDRAWN = 2000
 # what is summed over a row of tokens, over what
 RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     "ce_diff": lambda rows: (rows.ce_sae - rows.ce, rows.scored),
@@ -181,22 +184,34 @@ def probe_difference(run: Run, task: str, corpus: str, other: str) -> Estimate:
 
 
 def rank_correlation(run: Run) -> Estimate:
-    """Spearman's rank correlation, over corpora, of the model's CE with SFR; the interval is over
-    seeds, the corpora being given. Baselines are no texts, and not among them.
+    """Spearman's rank correlation, over corpora, of the model's CE with SFR.
+
+    Leaving out a seed tells little of a rank: either nothing changes or all does. So its error is
+    the spread of the correlation where each SFR and each CE is drawn again around what was
+    measured, with its own standard error. The corpora are given. Baselines are no texts, and not
+    among them.
     """
-    ce = read_rows(run, "corpus_ce").set_index("corpus").ce
-    values = pair_values(run)
     assert run.sae
-    corpora = list(run.sae.train_on)
+    of_all = sfr_estimates(run)
+    found = {name: of_all[name] for name in run.sae.train_on}
+    ce = read_rows(run, "corpus_ce").set_index("corpus").loc[list(found)]
+    sfr = np.array([estimate.value for estimate in found.values()])
+    errors = np.array([estimate.error for estimate in found.values()])
+    seeds = next(iter(found.values())).seeds
+    rng = np.random.default_rng(0)
+    shape = (REDRAWN, len(found))
+    drawn = [
+        values + spread * rng.standard_normal(shape)
+        for values, spread in ((ce.ce.to_numpy(), ce.error.to_numpy()), (sfr, errors))
+    ]
+    spread = math.nan if np.isnan(errors).any() else float(np.std(_spearman(*drawn), ddof=1))
+    (observed,) = _spearman(ce.ce.to_numpy()[None], sfr[None])
+    return Estimate(float(observed), seeds, spread)
 
-    def correlation(seeds: Sequence[int]) -> float:
-        chosen = {*seeds}
-        means = []
-        for corpus in corpora:
-            pairs = [value for pair, value in values[corpus].items() if {*pair} <= chosen]
-            means.append(np.mean(pairs) if pairs else np.nan)
-        if np.isnan(means).any():
-            return np.nan
-        return float(pd.Series(means).rank().corr(ce[corpora].rank().reset_index(drop=True)))
 
-    return jackknife(correlation, run.sae.seeds)
+def _spearman(x, y):
+    """Rank correlations [N] of rows [N, corpora]; ties share their rank."""
+    a, b = (scipy.stats.rankdata(values, axis=1) for values in (x, y))
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
