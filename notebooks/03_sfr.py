@@ -35,7 +35,7 @@ import torch
 from IPython.display import Image
 
 from faithful_sae import match_features, shared_feature_ratio
-from faithful_sae.paper import figure_data
+from faithful_sae.paper import latent_data
 from faithful_sae.paper.estimates import sfr_estimates
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots import paper as plots
@@ -106,7 +106,7 @@ pd.DataFrame(
 # depends on where one cuts.
 
 # %%
-Image(save_figure(run, "cosines", figure_data.cosines(run, latents), plots.cosines), retina=True)
+Image(save_figure(run, "cosines", latent_data.cosines(run, latents), plots.cosines), retina=True)
 
 # %% [markdown]
 # The same as a curve: what the ratio would be at another threshold. Where two lines cross, which
@@ -114,7 +114,7 @@ Image(save_figure(run, "cosines", figure_data.cosines(run, latents), plots.cosin
 
 # %%
 Image(
-    save_figure(run, "sfr_curve", figure_data.sfr_curve(run, curve), plots.sfr_curve), retina=True
+    save_figure(run, "sfr_curve", latent_data.sfr_curve(run, curve), plots.sfr_curve), retina=True
 )
 
 # %% [markdown]

@@ -35,7 +35,7 @@ import torch
 from IPython.display import Image
 
 from faithful_sae.metrics.ffr import random_batches
-from faithful_sae.paper import figure_data
+from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.runs.rows import open_run
@@ -83,7 +83,7 @@ rows.groupby("corpus", sort=False)[shown].mean().round(3)
 # seeds. Those above the dashed line are fake.
 
 # %%
-Image(save_figure(run, "firing", figure_data.firing(run, latents), plots.firing), retina=True)
+Image(save_figure(run, "firing", latent_data.firing(run, latents), plots.firing), retina=True)
 
 # %% [markdown]
 # ## Check

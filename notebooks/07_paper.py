@@ -209,8 +209,8 @@ Image(save_figure(runs, "mechanism_points", data, plots.mechanism), retina=True)
 
 # %% [markdown]
 # The rank correlation says how well they do. Its interval is of what other seeds and rows may do to
-# the order, for the corpora that there are. `p_corpora` asks the other question: how often would so few corpora, in any order, fall as
-# much?
+# the order, for the corpora that there are. `p_corpora` asks the other question: how often would so
+# few corpora, in any order, fall as much?
 
 # %%
 save_table(runs, "mechanism", tables.mechanism(trained), 3)

@@ -14,12 +14,12 @@ from scipy.optimize import linear_sum_assignment
 from faithful_sae import TopKSAE, shared_feature_ratio
 from faithful_sae.metrics.sfr import (
     compare_seeds,
-    cosine_histogram,
     match_seeds,
     matched_correlations,
     shared,
     shared_feature_ratio,
 )
+from faithful_sae.paper.latent_data import cosine_histogram
 
 
 def dictionary(w_dec, w_enc=None, firing=None) -> Any:

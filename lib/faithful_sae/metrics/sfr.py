@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from faithful_sae.matching import Matching, match_features, match_pairs
@@ -185,30 +184,6 @@ def matched_correlations(
         spread = spread_a * spread_b[other]
         found[a, b] = torch.where(spread > 0, covariance / spread, 0.0).numpy()
     return found
-
-
-def cosine_histogram(latents: pd.DataFrame, bins: ArrayLike) -> pd.DataFrame:
-    """How many latents of a corpus have which matched cosine, per pair of seeds on average.
-
-    Args:
-        latents: of compare_seeds, with a column `corpus`.
-        bins: edges.
-
-    Returns:
-        corpus, low, high (of the bin), alive and dead (latents per pair).
-    """
-    edges = np.asarray(bins)
-    parts = []
-    for corpus, part in latents.groupby("corpus", sort=False):
-        pairs = len(part[["seed_a", "seed_b"]].drop_duplicates())
-        alive = part.alive_both.astype(bool)
-        counts = {
-            name: np.histogram(part.decoder_cosine[chosen], edges)[0] / pairs
-            for name, chosen in (("alive", alive), ("dead", ~alive))
-        }
-        bounds = {"corpus": corpus, "low": edges[:-1], "high": edges[1:]}
-        parts.append(pd.DataFrame({**bounds, **counts}))
-    return pd.concat(parts, ignore_index=True)
 
 
 def _firing(sae):
