@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from faithful_sae.sae.activations import rows_in_batches, token_activations
+from faithful_sae.sae.activations import as_ids, rows_in_batches, token_activations
 from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
@@ -261,14 +261,16 @@ def cross_entropy_of_rows(
     """
     sums, counts = [], []
     for start in range(0, len(rows), batch_rows):
-        batch = [torch.from_numpy(np.asarray(row, np.int64)) for row in rows[start:][:batch_rows]]
+        batch = [as_ids(row) for row in rows[start : start + batch_rows]]
         lengths = torch.tensor([len(row) for row in batch])
         ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=lm.bos_id)
         logits, _ = lm.logits(ids)
-        losses = -F.log_softmax(logits[:, :-1].float(), -1).cpu().gather(-1, ids[:, 1:, None])
+        # one number of each prediction leaves the device, not one per token of the vocabulary
+        targets = ids[:, 1:, None].to(logits.device)
+        losses = -F.log_softmax(logits[:, :-1].float(), -1).gather(-1, targets)[..., 0].cpu()
         scored = torch.arange(1, ids.shape[1]) < lengths[:, None]
         scored &= (ids[:, :-1] != lm.bos_id) | include_bos
-        sums.append(torch.where(scored, losses[..., 0].double(), 0.0).sum(1))
+        sums.append(torch.where(scored, losses.double(), 0.0).sum(1))
         counts.append(scored.sum(1))
     return torch.cat(sums).numpy(), torch.cat(counts).numpy()
 

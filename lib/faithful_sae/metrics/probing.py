@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
 
 # representations that need no SAE
-BASELINES = ("baseline", "likelihood")
+WITHOUT_SAE = ("baseline", "likelihood")
 
 
 def pooled_representations(
@@ -203,7 +203,7 @@ def probe_all(
     """
     records = []
     for key in train:
-        (corpus, seed), representation = ((None, None), key) if key in BASELINES else key
+        (corpus, seed), representation = ((None, None), key) if key in WITHOUT_SAE else key
         records.append(
             {
                 "corpus": corpus,

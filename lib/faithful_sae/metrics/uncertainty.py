@@ -17,7 +17,7 @@ texts alone.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -77,11 +77,11 @@ class Estimate:
 
     def minus(self, number: float) -> "Estimate":
         """The same, less a number that has no error."""
-        return Estimate(self.value - number, self.seeds, self.seed_error, self.text_error)
+        return replace(self, value=self.value - number)
 
     def negative(self) -> "Estimate":
         """The same with its sign turned."""
-        return Estimate(-self.value, self.seeds, self.seed_error, self.text_error)
+        return replace(self, value=-self.value)
 
     def seeds_needed(self) -> int | None:
         """With how many seeds a difference of this size would be told from 0 four times out of
@@ -126,19 +126,16 @@ def mean_over_seeds(values: Values, others: Values | None = None) -> Estimate:
     if any({seed for key in group for seed in key} != {*seeds} for group in groups):
         raise ValueError("the numbers that are compared have different seeds")
 
-    def statistic(left_out: int | None) -> float:
-        means = [_mean(group, left_out) for group in groups]
+    def statistic(chosen: Sequence[int]) -> float:
+        means = [_mean(group, {*chosen}) for group in groups]
         return means[0] - sum(means[1:])
 
-    without = np.array([statistic(seed) for seed in seeds])
-    error = math.nan
-    if len(seeds) > 1:
-        error = math.sqrt((len(seeds) - 1) / len(seeds) * np.square(without - without.mean()).sum())
-    return Estimate(statistic(None), len(seeds), error)
+    return jackknife(statistic, seeds)
 
 
-def _mean(values, left_out):
-    kept = [value for key, value in values.items() if left_out not in key]
+def _mean(values, chosen):
+    """Of the numbers that depend on no other seeds."""
+    kept = [value for key, value in values.items() if chosen.issuperset(key)]
     return math.fsum(kept) / len(kept) if kept else math.nan
 
 

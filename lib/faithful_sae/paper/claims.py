@@ -13,6 +13,7 @@ from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
 from faithful_sae.paper.estimates import (
     ce_difference,
     ffr_values,
+    guesses,
     pair_values,
     probe_difference,
     probe_estimates,
@@ -214,8 +215,7 @@ def _probe_case(run, task):
         return probe_difference(run, task, a, b)
 
     (baseline,) = probe_estimates(run, task, "baseline").values()
-    rows = read_rows(run, "probing")
-    chance = rows.loc[rows.task == task, ["chance", "majority"]].max(axis=None)
+    chance = max(guesses(run, task).values())
     low, high = baseline.interval()
     excluded = None
     if low <= chance:

@@ -7,7 +7,8 @@ bootstrap over these. A difference of two corpora is taken seed by seed, row by 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,6 @@ REDRAWN = 2000
 # what is summed over a row of tokens, over what
 RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     "ce_diff": lambda rows: (rows.ce_sae - rows.ce, rows.scored),
-    "kl": lambda rows: (rows.kl, rows.scored),
     "explained_variance": lambda rows: (rows.error, rows.variance),
     # per dimension: of a row of 512 tokens the number of dimensions is not known here
     "l2": lambda rows: (rows.error, rows.measured),
@@ -69,34 +69,27 @@ def ffr_estimates(run: Run, column: str = "ffr") -> dict[str, Estimate]:
 # --- fidelity -------------------------------------------------------------------------------------
 
 
-class Fidelity(NamedTuple):
-    """What notebook 05 measured without BOS."""
-
-    table: pd.DataFrame
-    rows: pd.DataFrame
-
-
-def read_fidelity(run: Run) -> Fidelity:
-    """Rows `fidelity` and `fidelity_rows`, without BOS."""
-    tables = (read_rows(run, name) for name in ("fidelity", "fidelity_rows"))
-    return Fidelity(*(table.loc[~table.include_bos] for table in tables))
+def without_bos(run: Run, name: str) -> pd.DataFrame:
+    """Rows `fidelity` or `fidelity_rows`, as they are without BOS."""
+    rows = read_rows(run, name)
+    return rows.loc[~rows.include_bos]
 
 
 def fidelity_cells(run: Run, measures: Iterable[str]) -> dict[str, dict[tuple, Estimate]]:
     """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices."""
-    found = read_fidelity(run)
+    table = without_bos(run, "fidelity")
     by = ["trained_on", "evaluated_on"]
-    of_cell = dict(iter(found.rows.groupby(by, sort=False)))
+    of_cell = dict(iter(without_bos(run, "fidelity_rows").groupby(by, sort=False)))
     cells: dict[str, dict[tuple, Estimate]] = {}
     for measure in measures:
         cells[measure] = {}
-        for cell, values in values_by(found.table, by, measure).items():
+        for cell, values in values_by(table, by, measure).items():
             over_seeds = mean_over_seeds(values)
             sums, counts = _row_sums(of_cell[cell], measure)
             error = bootstrap_error(sums, counts)
             if measure == "l2":
                 error *= over_seeds.value / (sums.sum() / counts.sum())
-            cells[measure][cell] = _with_texts(over_seeds, error)
+            cells[measure][cell] = replace(over_seeds, text_error=error)
     return cells
 
 
@@ -108,28 +101,26 @@ def _row_sums(rows, measure):
     return table["sum"].to_numpy(float), table["count"].to_numpy(float)
 
 
-def _with_texts(estimate, error):
-    return Estimate(estimate.value, estimate.seeds, estimate.seed_error, error)
-
-
 def ce_difference(run: Run, corpora: Iterable[str], trained_on: str, other: str) -> Estimate:
     """By how many nats more the SAEs of one corpus raise CE than those of another, mean over some
     evaluation corpora.
     """
-    found = read_fidelity(run)
+    table, rows = without_bos(run, "fidelity"), without_bos(run, "fidelity_rows")
     corpora = list(corpora)
     errors = []
-    both = found.table.loc[found.table.evaluated_on.isin(corpora)]
-    per_seed = both.groupby(["trained_on", "seed"], sort=False).ce_diff.mean().reset_index()
+    per_seed = table.loc[table.evaluated_on.isin(corpora)].groupby(
+        ["trained_on", "seed"], sort=False
+    )
+    per_seed = per_seed.ce_diff.mean().reset_index()
     values = values_by(per_seed, ["trained_on"], "ce_diff")
     for corpus in corpora:
-        here = found.rows.loc[found.rows.evaluated_on == corpus]
+        here = rows.loc[rows.evaluated_on == corpus]
         parts = [
             _row_sums(here.loc[here.trained_on == name], "ce_diff") for name in (trained_on, other)
         ]
         errors.append(bootstrap_error(parts[0][0] - parts[1][0], parts[0][1]))
     error = float(np.sqrt(np.square(errors).sum()) / len(errors))
-    return _with_texts(mean_over_seeds(values[trained_on], values[other]), error)
+    return replace(mean_over_seeds(values[trained_on], values[other]), text_error=error)
 
 
 # --- probes ---------------------------------------------------------------------------------------
@@ -161,15 +152,19 @@ def probe_estimates(run: Run, task: str, representation: str) -> dict[str, Estim
     for corpus, values in accuracy.items():
         error = bootstrap_error(right[corpus], np.ones(len(right[corpus])))
         if corpus:
-            found[corpus] = _with_texts(mean_over_seeds(values), error)
+            found[corpus] = replace(mean_over_seeds(values), text_error=error)
         else:
-            found[corpus] = _of_texts(next(iter(values.values())), len(right[corpus]), error)
+            # measured once, on so many texts: these are the degrees of freedom
+            (value,) = values.values()
+            found[corpus] = Estimate(value, len(right[corpus]), 0.0, error)
     return found
 
 
-def _of_texts(value, n_texts, error):
-    """What was measured once, on so many texts: these are the degrees of freedom."""
-    return Estimate(value, n_texts, 0.0, error)
+def guesses(run: Run, task: str) -> dict[str, float]:
+    """What naming a label without looking at the text gets right: one at random, or the larger."""
+    rows = read_rows(run, "probing")
+    first = rows.loc[rows.task == task].iloc[0]
+    return {"chance": first.chance, "majority": first.majority}
 
 
 def probe_difference(run: Run, task: str, corpus: str, other: str) -> Estimate:
@@ -177,7 +172,7 @@ def probe_difference(run: Run, task: str, corpus: str, other: str) -> Estimate:
     accuracy, right = read_probes(run, task, "reconstruction")
     paired = right[corpus] - right[other]
     error = bootstrap_error(paired, np.ones(len(paired)))
-    return _with_texts(mean_over_seeds(accuracy[corpus], accuracy[other]), error)
+    return replace(mean_over_seeds(accuracy[corpus], accuracy[other]), text_error=error)
 
 
 # --- the model's own cross-entropy against SFR ----------------------------------------------------

@@ -4,7 +4,6 @@ can be read by itself.
 
 import math
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from faithful_sae.paper.estimates import (
 from faithful_sae.paper.tables import (
     ROLE_NAMES,
     WEB,
+    Record,
     heading,
     probing_means,
     sae_corpora,
@@ -25,8 +25,6 @@ from faithful_sae.paper.tables import (
 from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import BASELINES, Run
-
-Record = dict[str, Any]
 
 
 def mechanism(runs: list[Run]) -> pd.DataFrame:
@@ -111,8 +109,7 @@ def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.Dat
             corpus=named.get(role, ROLE_NAMES.get(role, role)), sfr=table[role], half_width=half
         )
         parts.append(part)
-    long = pd.concat(parts, ignore_index=True).dropna(subset="sfr")
-    return long
+    return pd.concat(parts, ignore_index=True).dropna(subset="sfr")
 
 
 def _called_here(runs):

@@ -20,6 +20,7 @@ import pandas as pd
 from faithful_sae.metrics.uncertainty import Estimate
 from faithful_sae.paper.estimates import (
     ffr_estimates,
+    guesses,
     pair_values,
     probe_estimates,
     rank_correlation,
@@ -50,6 +51,7 @@ ROLE_NAMES = {
 }
 SCORES = ("accuracy", "f1", "auc")
 PAPERS_SEEDS = (42, 49)  # Table 5
+PAPERS_PAIR = ", seeds {} and {}".format(*PAPERS_SEEDS)
 Record = dict[str, Any]  # a row of a table
 
 
@@ -207,13 +209,22 @@ def table1(runs: list[Run]) -> pd.DataFrame:
     )
 
 
-def _cells(run: Run, estimates: dict[str, Estimate], digits_of: str = "") -> Record:
-    """{column: value, column ±: half of its interval} by role, or name."""
+def _cells(
+    run: Run, shown: Collection[str], estimates: dict[str, Estimate], suffix: str = ""
+) -> Record:
+    """{column: value, column ±: half of its interval} of the columns that are shown."""
     record: Record = {}
     for corpus, estimate in estimates.items():
-        column = f"{_column(run, corpus)}{digits_of}"
-        record |= {column: estimate.value, f"{column}{HALF}": estimate.half_width()}
+        column = _column(run, corpus)
+        if column in shown:
+            name = f"{column}{suffix}"
+            record |= {name: estimate.value, f"{name}{HALF}": estimate.half_width()}
     return record
+
+
+def _web_columns(run):
+    """Of Tables 6 and 7."""
+    return {*WEB, *BASELINES, *columns_without_role([run])}
 
 
 def _column(run, corpus):
@@ -250,19 +261,15 @@ def sfr_table(runs: list[Run], table_id: str, roles: Collection[str]) -> pd.Data
     rows = []
     for run in measured(runs, "sfr"):
         shown = {*roles, *BASELINES, *(columns_without_role([run]) if table_id == "table4" else ())}
-        estimates = {
-            corpus: estimate
-            for corpus, estimate in sfr_estimates(run).items()
-            if _column(run, corpus) in shown
-        }
-        if estimates:
+        cells = _cells(run, shown, sfr_estimates(run))
+        if cells:
             assert run.sae
-            row = {"model": run.label, "seeds": len(run.sae.seeds), **_cells(run, estimates)}
-            values = pair_values(run)
-            pair = ", seeds {} and {}".format(*PAPERS_SEEDS)
-            rows.append(
-                row | {f"{_column(run, c)}{pair}": _papers_pair(values[c]) for c in estimates}
-            )
+            pairs = {
+                f"{_column(run, corpus)}{PAPERS_PAIR}": _papers_pair(values)
+                for corpus, values in pair_values(run).items()
+                if _column(run, corpus) in shown
+            }
+            rows.append({"model": run.label, "seeds": len(run.sae.seeds), **cells, **pairs})
     return _whole(_baselines_last(beside(rows, runs, exhibits()[table_id].numbers)))
 
 
@@ -295,7 +302,7 @@ def table3(runs: list[Run]) -> pd.DataFrame:
                         "seeds": found.seeds,
                         "sfr": found.value,
                         f"sfr{HALF}": found.half_width(),
-                        "sfr, seeds {} and {}".format(*PAPERS_SEEDS): _papers_pair(values[name]),
+                        f"sfr{PAPERS_PAIR}": _papers_pair(values[name]),
                     }
                 )
     paper = exhibits()["table3"]
@@ -427,13 +434,6 @@ def probing_means(runs: list[Run]) -> pd.DataFrame:
     return means.reset_index()
 
 
-def _of_task(run, task):
-    """What naming a label without looking at the text gets right: one at random, or the larger."""
-    rows = read_rows(run, "probing")
-    first = rows.loc[rows.task == task].iloc[0]
-    return {"chance": first.chance, "majority": first.majority}
-
-
 def table6(runs: list[Run]) -> pd.DataFrame:
     """Probing accuracy on the reconstruction, one row per model and task, as in the paper's
     appendix C.1, beside what is read without any SAE; then the area under the ROC curve (mean over
@@ -453,27 +453,20 @@ def table6(runs: list[Run]) -> pd.DataFrame:
     rows = []
     shown = set()
     for run in measured(runs, "probing"):
-        columns = {*WEB, *BASELINES, *columns_without_role([run])}
+        columns = _web_columns(run)
         for name, task in run.tasks.items():
             part = means.loc[(means.run == run.name) & (means.task == name)]
             without = part.loc[part.corpus.isna()].set_index("representation")
             of_saes = part.loc[part.representation == "reconstruction"].set_index("corpus").auc
             auc = {_column(run, corpus): value for corpus, value in of_saes.items()}
-            accuracy = _cells(
-                run,
-                {
-                    corpus: estimate
-                    for corpus, estimate in probe_estimates(run, name, "reconstruction").items()
-                    if _column(run, corpus) in columns
-                },
-            )
+            accuracy = _cells(run, columns, probe_estimates(run, name, "reconstruction"))
             rows.append(
                 {
                     "model": run.label,
                     "source": "here",
                     "task": name,
                     "plays": ROLE_NAMES.get(task.role or "", ""),
-                    **_of_task(run, name),
+                    **guesses(run, name),
                     "likelihood": without.accuracy["likelihood"],
                     "baseline": without.accuracy["baseline"],
                     **accuracy,
@@ -496,18 +489,14 @@ def table7(runs: list[Run]) -> pd.DataFrame:
     """
     rows = []
     for run in measured(runs, "ffr"):
-        columns = {*WEB, *BASELINES, *columns_without_role([run])}
-        row: Record = {"model": run.label}
+        assert run.sae
+        columns = _web_columns(run)
+        row: Record = {"model": run.label, "seeds": len(run.sae.seeds)}
         for suffix, column in (
             ("", "ffr"),
             (", ids that occur", "ffr_occurring"),
             (", activation > 1", "ffr_authors"),
         ):
-            own = {
-                corpus: estimate
-                for corpus, estimate in ffr_estimates(run, column).items()
-                if _column(run, corpus) in columns
-            }
-            row |= {"seeds": max(e.seeds for e in own.values())} | _cells(run, own, suffix)
+            row |= _cells(run, columns, ffr_estimates(run, column), suffix)
         rows.append(row)
     return _whole(_baselines_last(beside(rows, runs, exhibits()["table7"].numbers)))

@@ -131,15 +131,16 @@ def judge(
         difference that is open from 0 (NA where no number of seeds would do); p, and verdict.
     """
     words = [*map(str, cases), *([f"not measured: {', '.join(missing)}"] if missing else [])]
-    row: dict[str, Any] = {"measured": "; ".join(words), "verdict": _verdict(cases, missing)}
+    said = "; ".join(words)
     counted = [case for case in cases if case.excluded is None]
     if not counted:
-        row["measured"] = row["measured"] or "the profile has not what this compares"
-        return row
+        verdict = NOT_MEASURED if missing and not cases else NOT_TESTABLE
+        return {"measured": said or "the profile has not what this compares", "verdict": verdict}
     verdicts = [case.verdict(margin) for case in counted]
-    row["verdict"] = _together(verdicts, len(missing), most)
-    held = verdicts.count(AGREES)
-    row["measured"] = f"{held} of {len(counted)} agree. {row['measured']}"
+    row: dict[str, Any] = {
+        "measured": f"{verdicts.count(AGREES)} of {len(counted)} agree. {said}",
+        "verdict": _together(verdicts, len(missing), most),
+    }
     differences = [d.estimate for case in counted for d in case.differences]
     if differences:
         weakest = min(differences, key=_strength)
@@ -149,11 +150,6 @@ def judge(
             row["seeds_needed"] = _seeds_needed(counted, verdicts)
         row["p"] = _p([case.p() for case in counted], len(missing), most)
     return row
-
-
-def _verdict(cases, missing):
-    """Where no case counts."""
-    return NOT_MEASURED if missing and not cases else NOT_TESTABLE
 
 
 def _strength(estimate):
