@@ -39,7 +39,7 @@
 import torch
 from IPython.display import Image
 
-from faithful_sae.paper import figure_data
+from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.paper import matrix
 from faithful_sae.runs.rows import open_run
@@ -145,12 +145,13 @@ Image(
 # %% [markdown]
 # ## Everything measured
 #
-# All measures under all their names, with BOS and without, averaged over the evaluation corpora.
-# Rows with BOS show how much a single position can change explained variance.
+# All measures under all their names, with BOS and without. The exhibit has a row for each cell of
+# the matrices, with intervals. Below is its mean over the evaluation corpora: rows with BOS show
+# how much a single position can change explained variance.
 
 # %%
-save_table(run, "fidelity", rows)
-rows.groupby(["include_bos", "trained_on"], sort=False)[
+table = save_table(run, "fidelity", tables.fidelity(run))
+table.groupby(["include_bos", "trained_on"], sort=False)[
     ["ce_diff", "kl", "l2", "explained_variance", "ev_authors", "ev_legacy", "ce_recovered"]
 ].mean().round(3)
 

@@ -339,7 +339,9 @@ def make_measured_run(make_run):
                 "representation": kind,
                 "accuracy": (baseline or {}).get(t, 0.9) if kind == "baseline" else 0.6,
                 "f1": 0.9,
+                "f1_error": 0.01,
                 "auc": 0.95,
+                "auc_error": 0.02,
                 "converged": True,
             }
             for t in probing
@@ -374,11 +376,15 @@ def make_measured_run(make_run):
                 counts = not bos and b == "elsewhere"
                 loss = loss if counts else 9.0 if a == "pile" else 0.0
                 matrix.append(
-                    where | {"ce_diff": loss, "kl": loss, "l2": 1.0, "explained_variance": 0.75}
+                    where
+                    | {"tokens": 12, "ce": 2.0, "ce_zero": 6.0, "ce_mean": 5.0}
+                    | {"ce_diff": loss, "ce_recovered": 1 - loss / 4, "kl": loss, "l2": 1.0}
+                    | {"explained_variance": 0.75, "ev_authors": 0.7, "ev_legacy": 0.5}
                 )
                 for i in range(3):
                     sums = {"measured": 4, "scored": 4, "ce": 8.0, "ce_sae": 8 + 4 * loss}
-                    sums |= {"kl": 4 * loss, "error": 1.0, "variance": 4.0}
+                    sums |= {"kl": 4 * loss, "error": 1.0, "variance": 4.0, "ce_zero": 24.0}
+                    sums |= {"ev_authors": 0.7, "ev_legacy": 2.0}
                     per_row.append(where | {"row": i} | sums)
         rows = {
             "sfr": pairs,

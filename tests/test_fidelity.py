@@ -216,6 +216,9 @@ def test_rows_are_measured_as_if_each_were_alone(lm, rows, mode):
         assert one.ce_sae / one.scored == pytest.approx(alone.ce_sae, rel=1e-5)
         assert one.kl / one.scored == pytest.approx(alone.kl, rel=1e-3, abs=1e-8)
         assert one.error / one.measured / lm.d_model == pytest.approx(alone.l2, rel=1e-5)
+        assert one.ce_zero / one.scored == pytest.approx(alone.ce_zero, rel=1e-5)
+        assert one.ev_authors == pytest.approx(alone.ev_authors, rel=1e-5)
+    assert table.ev_legacy.sum() / table.measured.sum() == pytest.approx(whole.ev_legacy)
     assert 1 - table.error.sum() / table.variance.sum() == pytest.approx(whole.explained_variance)
     assert (table.ce_sae - table.ce).sum() / table.scored.sum() == pytest.approx(whole.ce_diff)
 

@@ -142,6 +142,7 @@ def test_probe_is_scikit_learn(classes):
     scores = model.predict_proba(test[0])
     auc = roc_auc_score(test[1], scores if classes > 2 else scores[:, 1], multi_class="ovr")
     assert got.pop("auc") == pytest.approx(auc)
+    got = {name: value for name, value in got.items() if not name.endswith("_error")}
     assert got == {
         "accuracy": accuracy_score(test[1], predicted),
         "f1": f1_score(test[1], predicted, average="macro"),
@@ -189,6 +190,36 @@ def test_auc_leaves_out_labels_that_no_test_text_has_and_needs_two():
     areas = [roc_auc_score(v[two] == label, scores[two, label]) for label in (0, 1)]
     assert probe(x, y, u[two], v[two])["auc"] == pytest.approx(np.mean(areas))
     assert np.isnan(probe(x, y, u[v == 1], v[v == 1])["auc"])
+
+
+def test_error_of_the_auc_is_delongs_by_hand():
+    """DeLong et al. (1988), with 1 / n in place of 1 / (n - 1)."""
+    x = np.array([0.0, 1, 2, 3])[:, None]
+    test, labels = np.array([0.0, 1, 2, 1, 2])[:, None], ["a", "b", "a", "b", "b"]
+    got = probe(x, ["a", "a", "b", "b"], test, labels)
+    # share of the other kind on the right side of each: a at 0, 2 and b at 1, 2, 1
+    of_a, of_b = np.array([1, 0.5 / 3]), np.array([0.5, 0.75, 0.5])
+    assert got["auc_error"] == pytest.approx(np.sqrt(of_a.var() / 2 + of_b.var() / 3))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_errors_of_f1_and_auc_are_the_bootstraps(classes):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, classes, 1300)
+    x = rng.normal(size=(1300, 6)) + labels[:, None] * np.array([0.8, 0, 0, 0.3, 0, 0])
+    train, test, (y, truth) = x[:300], x[300:], np.split(labels, [300])
+    got = probe(train, y, test, truth)
+    model = LogisticRegression().fit(train, y)
+    scores, predicted = model.predict_proba(test), model.predict(test)
+    f1, auc = [], []
+    for _ in range(400):
+        drawn = rng.integers(0, len(test), len(test))
+        f1.append(f1_score(truth[drawn], predicted[drawn], average="macro"))
+        areas = [roc_auc_score(truth[drawn] == c, scores[drawn, c]) for c in range(classes)]
+        auc.append(np.mean(areas))
+    # the spread of 400 draws is known to 3.5 %
+    assert got["f1_error"] == pytest.approx(np.std(f1), rel=0.12)
+    assert got["auc_error"] == pytest.approx(np.std(auc), rel=0.12)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

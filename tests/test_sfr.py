@@ -28,7 +28,7 @@ def dictionary(w_dec, w_enc=None, firing=None) -> Any:
     return SimpleNamespace(
         W_dec=w_dec,
         W_enc=encoder,
-        encode=lambda x: torch.relu(x @ encoder),
+        encode_topk=lambda x: torch.relu(x @ encoder).topk(len(w_dec)),
         firing=torch.ones(len(w_dec)) if firing is None else torch.tensor(firing),
         d_sae=len(w_dec),
     )

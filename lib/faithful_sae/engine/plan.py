@@ -108,10 +108,17 @@ def with_sources(runs: list[Run], wanted: list[Run]) -> list[Run]:
     return [run for run in runs if run.name in names]
 
 
-def stage_inputs(run: Run, stage: Stage) -> list[str]:
+def stage_inputs(run: Run, stage: Stage, apart: bool = True) -> list[str]:
     """Data a notebook reads: rows of earlier notebooks (this run's, and of runs whose text it
     uses), local files, documentation.
+
+    Args:
+        apart: whether the SAEs of each corpus are trained by a job of its own, for which notebook
+            02 waits, or by notebook 02.
     """
+    if stage is registry.writer("saes") and not apart:
+        read = [path for name in run.sae.train_on for path in corpus_inputs(run, name)]
+        return list(dict.fromkeys(read))
     corpora = [run.corpora[name] for name in stage.corpora(run)]
     files = [run.resolve(corpus.path) for corpus in corpora if corpus.path]
     files += stage.files(run)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
 
 
-ROW_SUMS = ("ce", "ce_sae", "kl", "error", "variance")
+ROW_SUMS = ("ce", "ce_sae", "kl", "error", "variance", "ev_authors", "ev_legacy")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def fidelity_of_all(
     Returns:
         ({(name, include_bos): Fidelity}, {(name, include_bos): rows}). Where all x are alike,
         explained variances are NaN; where x = 0 changes no prediction, ce_recovered is. rows: one
-        per token row, with the positions measured and scored, and the sums of ce, ce_sae, kl
-        (nats), error and variance (squared units of x) over them.
+        per token row, with the positions measured and scored, and the sums over them of ce, ce_sae,
+        ce_zero, kl (nats), error, variance (squared units of x) and ev_legacy; and its ev_authors.
 
     Raises:
         ValueError: no rows, rows of one token, without BOS no token before another, ids that the
@@ -162,7 +162,9 @@ def fidelity_of_all(
         )
         for (name, mode), sums in jobs.items()
     }
-    return records, {key: sums.by_row() for key, sums in jobs.items()}
+    zero = {mode: ablations["zero", mode].rows("ce_sae") for mode in modes}
+    rows = {key: sums.by_row().assign(ce_zero=zero[key[1]]) for key, sums in jobs.items()}
+    return records, rows
 
 
 def _mean(lm, tokens, batch_rows, include_bos):

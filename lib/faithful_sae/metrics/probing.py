@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor
@@ -158,7 +159,8 @@ def probe(
         max_iter: of its solver.
 
     Returns:
-        {"accuracy", "f1" (macro average over labels), "auc"}, fractions 0-1, "converged", and
+        {"accuracy", "f1" (macro average over labels), "auc"}, fractions 0-1, "f1_error" and
+        "auc_error", the standard errors of the last two over test texts, "converged", and
         "correct", a text of one digit per test text, 1 where its label was found. auc is the area
         under the ROC curve, averaged over labels, each against the rest; NaN where the test texts
         have but one.
@@ -167,26 +169,58 @@ def probe(
         train, train_labels
     )
     predicted = classifier.predict(test)
-    found = predicted == np.asarray(test_labels)
+    truth = np.asarray(test_labels)
+    auc, influence = _auc(classifier, test, truth)
     return {
-        "accuracy": accuracy_score(test_labels, predicted),
-        "f1": f1_score(test_labels, predicted, average="macro"),
-        "auc": _auc(classifier, test, np.asarray(test_labels)),
+        "accuracy": accuracy_score(truth, predicted),
+        "f1": f1_score(truth, predicted, average="macro"),
+        "f1_error": _error(_f1_influence(predicted, truth)),
+        "auc": auc,
+        "auc_error": _error(influence),
         "converged": bool((classifier.n_iter_ < max_iter).all()),
-        "correct": "".join("01"[one] for one in found.astype(int)),
+        "correct": "".join("01"[one] for one in (predicted == truth).astype(int)),
     }
 
 
-def _auc(classifier, test, labels):
-    areas = [
-        roc_auc_score(labels == name, probability)
-        for name, probability in zip(
-            classifier.classes_, classifier.predict_proba(test).T, strict=True
-        )
+def _error(influence):
+    """Standard error of a score from what each of N texts moves it by: sqrt(mean^2 / N), the delta
+    method (for the AUC of two labels: DeLong et al. 1988).
+    """
+    return float(np.sqrt(np.mean(np.square(influence)) / len(influence)))
+
+
+def _f1_influence(predicted, truth):
+    """[N]: of a label, F1 = 2 |found and true| / (|found| + |true|) is a ratio of two means over
+    texts.
+    """
+    labels = np.union1d(predicted, truth)[:, None]
+    found, true = predicted == labels, truth == labels
+    both = 2.0 * (found & true)
+    either = found.astype(float) + true
+    f1 = both.sum(1, keepdims=True) / either.sum(1, keepdims=True)
+    return ((both - f1 * either) / either.mean(1, keepdims=True)).mean(0)
+
+
+def _auc(classifier, test, truth):
+    """(mean over labels of the area, what each text moves it by [N])."""
+    areas, influences = [], []
+    for name, score in zip(classifier.classes_, classifier.predict_proba(test).T, strict=True):
+        true = truth == name
         # against the rest, where there is both
-        if 0 < np.sum(labels == name) < len(labels)
-    ]
-    return float(np.mean(areas)) if areas else np.nan
+        if not 0 < true.sum() < len(true):
+            continue
+        area = roc_auc_score(true, score)
+        # the share of the other kind that a text is on the right side of, ties by half: its rank
+        # among all, less that among its own kind
+        outranked = rankdata(score)
+        outranked[true] -= rankdata(score[true])
+        outranked[~true] -= rankdata(score[~true])
+        right = np.where(true, outranked / (~true).sum(), 1 - outranked / true.sum())
+        areas.append(area)
+        influences.append((right - area) / np.where(true, true.mean(), 1 - true.mean()))
+    if not areas:
+        return np.nan, np.full(len(truth), np.nan)
+    return float(np.mean(areas)), np.mean(influences, axis=0)
 
 
 def probe_all(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+import scipy.sparse
 from torch import Tensor
 
 from faithful_sae.matching import Matching, match_features, match_pairs
@@ -21,7 +21,7 @@ from faithful_sae.sae.sae import TopKSAE
 
 CRITERIA = ("decoder", "encoder+decoder")
 THRESHOLDS = np.linspace(0, 1, 51).round(2)
-# tokens whose latents are there at once
+# tokens whose pre-activations are there at once
 TOKENS_AT_ONCE = 1024
 
 
@@ -159,31 +159,36 @@ def matched_correlations(
     Returns:
         {pair: float64 [F]}; 0 where one of the two is constant, as a dead latent is.
     """
-    matched = {
-        pair: torch.as_tensor(decoder.permutation) for pair, (decoder, _) in matchings.items()
+    latents: dict[Any, Any] = {name: _active_latents(sae, x) for name, sae in saes.items()}
+    means = {name: _mean(z) for name, z in latents.items()}
+    spreads = {
+        name: np.sqrt((_mean(z.multiply(z)) - means[name] ** 2).clip(0))
+        for name, z in latents.items()
     }
-    squares: dict[Any, Tensor | float] = dict.fromkeys(saes, 0.0)
-    sums: dict[Any, Tensor | float] = dict.fromkeys(saes, 0.0)
-    products: dict[tuple, Tensor | float] = dict.fromkeys(matched, 0.0)
-    for part in x.split(TOKENS_AT_ONCE):
-        latents = {name: sae.encode(part).cpu().double() for name, sae in saes.items()}
-        for name, z in latents.items():
-            sums[name] += z.sum(0)
-            squares[name] += z.square().sum(0)
-        for (a, b), other in matched.items():
-            products[a, b] += (latents[a] * latents[b][:, other]).sum(0)
-    n = len(x)
     found = {}
-    for (a, b), other in matched.items():
-        mean_a, mean_b = (torch.as_tensor(sums[name]) / n for name in (a, b))
-        spread_a, spread_b = (
-            (torch.as_tensor(squares[name]) / n - mean.square()).clamp_min(0).sqrt()
-            for name, mean in ((a, mean_a), (b, mean_b))
-        )
-        covariance = torch.as_tensor(products[a, b]) / n - mean_a * mean_b[other]
-        spread = spread_a * spread_b[other]
-        found[a, b] = torch.where(spread > 0, covariance / spread, 0.0).numpy()
+    for (a, b), (decoder, _) in matchings.items():
+        other = decoder.permutation
+        spread = spreads[a] * spreads[b][other]
+        products = _mean(latents[a].multiply(latents[b][:, other]))
+        covariance = products - means[a] * means[b][other]
+        found[a, b] = np.divide(covariance, spread, out=np.zeros(len(other)), where=spread > 0)
     return found
+
+
+def _mean(z):
+    """[F], over tokens."""
+    return np.asarray(z.mean(0)).ravel()
+
+
+def _active_latents(sae, x):
+    """float64 csc matrix [N, F]: few of a token's latents are not 0."""
+    parts = []
+    for part in x.split(TOKENS_AT_ONCE):
+        values, indices = (t.cpu().numpy() for t in sae.encode_topk(part))
+        rows = np.repeat(np.arange(len(values)), values.shape[1])
+        entries = (values.astype(float).ravel(), (rows, indices.ravel()))
+        parts.append(scipy.sparse.csr_matrix(entries, (len(values), sae.d_sae)))
+    return scipy.sparse.vstack(parts, format="csc")
 
 
 def _firing(sae):

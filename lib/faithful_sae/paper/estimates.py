@@ -28,7 +28,12 @@ REDRAWN = 2000
 # what is summed over a row of tokens, over what
 RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     "ce_diff": lambda rows: (rows.ce_sae - rows.ce, rows.scored),
+    "ce_recovered": lambda rows: (rows.ce_zero - rows.ce_sae, rows.ce_zero - rows.ce),
+    "kl": lambda rows: (rows.kl, rows.scored),
     "explained_variance": lambda rows: (rows.error, rows.variance),
+    # of a row, if anything in it is measured
+    "ev_authors": lambda rows: (rows.ev_authors, rows.measured > 0),
+    "ev_legacy": lambda rows: (rows.ev_legacy, rows.measured),
     # per dimension: of a row of 512 tokens the number of dimensions is not known here
     "l2": lambda rows: (rows.error, rows.measured),
 }
@@ -75,11 +80,18 @@ def without_bos(run: Run, name: str) -> pd.DataFrame:
     return rows.loc[~rows.include_bos]
 
 
-def fidelity_cells(run: Run, measures: Iterable[str]) -> dict[str, dict[tuple, Estimate]]:
-    """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices."""
-    table = without_bos(run, "fidelity")
+def fidelity_cells(
+    run: Run, measures: Iterable[str] = RATIOS, include_bos: bool = False
+) -> dict[str, dict[tuple, Estimate]]:
+    """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices, for some or
+    all measures, with or without BOS.
+    """
+    table, by_row = (
+        rows.loc[rows.include_bos == include_bos]
+        for rows in (read_rows(run, name) for name in ("fidelity", "fidelity_rows"))
+    )
     by = ["trained_on", "evaluated_on"]
-    of_cell = dict(iter(without_bos(run, "fidelity_rows").groupby(by, sort=False)))
+    of_cell = dict(iter(by_row.groupby(by, sort=False)))
     cells: dict[str, dict[tuple, Estimate]] = {}
     for measure in measures:
         cells[measure] = {}
@@ -132,25 +144,39 @@ def read_probes(run: Run, task: str, representation: str) -> tuple[dict[str, Val
     A representation that has no SAE (`baseline`) is under the corpus "".
     """
     accuracy, right = {}, {}
-    rows = read_rows(run, "probing_texts")
-    rows = rows.loc[(rows.task == task) & (rows.representation == representation)]
-    named = rows.assign(corpus=rows.corpus.astype(object).fillna(""), seed=rows.seed.fillna(0))
-    for corpus, part in named.groupby("corpus", sort=False):
+    for corpus, part in _probes_of(run, "probing_texts", task, representation):
         texts = np.array([[digit == "1" for digit in text] for text in part.correct])
         seeds = ((int(seed),) for seed in part.seed)
-        accuracy[str(corpus)] = dict(zip(seeds, texts.mean(1).tolist(), strict=True))
-        right[str(corpus)] = texts.mean(0)
+        accuracy[corpus] = dict(zip(seeds, texts.mean(1).tolist(), strict=True))
+        right[corpus] = texts.mean(0)
     return accuracy, right
 
 
-def probe_estimates(run: Run, task: str, representation: str) -> dict[str, Estimate]:
-    """{corpus: accuracy of its SAEs' probes}; the interval of one without seeds is that of texts
-    alone.
+def _probes_of(run, name, task, representation):
+    """(corpus, its rows) of the rows `name`; "" and seed 0 where there is no SAE."""
+    rows = read_rows(run, name)
+    rows = rows.loc[(rows.task == task) & (rows.representation == representation)]
+    named = rows.assign(corpus=rows.corpus.astype(object).fillna(""), seed=rows.seed.fillna(0))
+    return [(str(corpus), part) for corpus, part in named.groupby("corpus", sort=False)]
+
+
+def probe_estimates(
+    run: Run, task: str, representation: str, score: str = "accuracy"
+) -> dict[str, Estimate]:
+    """{corpus: accuracy, f1 or auc of its SAEs' probes}; the interval of one without seeds is that
+    of texts alone.
+
+    Which texts are right is known of each, so that the error of the mean accuracy over texts is
+    too. That of F1 and AUC is taken to be a single seed's, which is no less.
     """
-    accuracy, right = read_probes(run, task, representation)
+    _, right = read_probes(run, task, representation)
     found = {}
-    for corpus, values in accuracy.items():
-        error = bootstrap_error(right[corpus], np.ones(len(right[corpus])))
+    for corpus, part in _probes_of(run, "probing", task, representation):
+        (values,) = values_by(part, ["corpus"], score).values()
+        if score == "accuracy":
+            error = bootstrap_error(right[corpus], np.ones(len(right[corpus])))
+        else:
+            error = float(part[f"{score}_error"].mean())
         if corpus:
             found[corpus] = replace(mean_over_seeds(values), text_error=error)
         else:

@@ -8,17 +8,14 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from faithful_sae.paper.estimates import (
-    fidelity_cells,
-    probe_estimates,
-    sfr_estimates,
-)
+from faithful_sae.paper.estimates import fidelity_cells, sfr_estimates
 from faithful_sae.paper.tables import (
     ROLE_NAMES,
     WEB,
     Record,
+    cell,
     heading,
-    probing_means,
+    probing_scores,
     sae_corpora,
     with_mechanism,
 )
@@ -51,12 +48,12 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
 
 
 def probing(runs: list[Run]) -> pd.DataFrame:
-    """Figure 6's data: the probing means of the web corpora (or, without roles, of all) and of
-    baselines, tasks and corpora by their headings, with half of the accuracy's interval.
+    """Figure 6's data: the probes' scores of the web corpora (or, without roles, of all) and of
+    baselines, tasks and corpora by their headings.
     """
-    means = probing_means(runs)
-    means = means.loc[means.representation.isin(["baseline", "sae", "reconstruction"])]
-    parts = [means.head(0).assign(half_width=0.0)]
+    scores = probing_scores(runs)
+    scores = scores.loc[scores.representation.isin(["baseline", "sae", "reconstruction"])]
+    parts = [scores.head(0)]
     for run in measured(runs, "probing"):
         shown = {
             name: heading(run, name)
@@ -67,15 +64,8 @@ def probing(runs: list[Run]) -> pd.DataFrame:
             name: f"{name} ({ROLE_NAMES[task.role]})" if task.role else name
             for name, task in run.tasks.items()
         }
-        here = means.corpus.isna() | means.corpus.isin(shown)
-        part = means.loc[(means.run == run.name) & here]
-        halves = {
-            (task, kind, corpus): estimate.half_width()
-            for task, kind in {*zip(part.task, part.representation, strict=True)}
-            for corpus, estimate in probe_estimates(run, task, kind).items()
-        }
-        keys = zip(part.task, part.representation, part.corpus.fillna(""), strict=True)
-        part = part.assign(half_width=[halves[key] for key in keys])
+        here = scores.corpus.isna() | scores.corpus.isin(shown)
+        part = scores.loc[(scores.run == run.name) & here]
         parts.append(part.assign(corpus=part.corpus.map(shown), task=part.task.map(titles)))
     return pd.concat(parts, ignore_index=True)
 
@@ -91,8 +81,7 @@ def fidelity(run: Run) -> pd.DataFrame:
             "evaluated_on": heading(run, evaluated_on),
         }
         for measure in measures:
-            found = cells[measure][trained_on, evaluated_on]
-            row |= {measure: found.value, f"{measure}{HALF}": found.half_width()}
+            row |= cell(measure, cells[measure][trained_on, evaluated_on])
         rows.append(row)
     return pd.DataFrame(rows)
 

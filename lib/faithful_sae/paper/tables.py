@@ -20,6 +20,7 @@ import pandas as pd
 from faithful_sae.metrics.uncertainty import Estimate
 from faithful_sae.paper.estimates import (
     ffr_estimates,
+    fidelity_cells,
     guesses,
     pair_values,
     probe_estimates,
@@ -209,6 +210,11 @@ def table1(runs: list[Run]) -> pd.DataFrame:
     )
 
 
+def cell(name: str, estimate: Estimate) -> Record:
+    """{name: value, name ±: half of its interval}."""
+    return {name: estimate.value, f"{name}{HALF}": estimate.half_width()}
+
+
 def _cells(
     run: Run, shown: Collection[str], estimates: dict[str, Estimate], suffix: str = ""
 ) -> Record:
@@ -217,8 +223,7 @@ def _cells(
     for corpus, estimate in estimates.items():
         column = _column(run, corpus)
         if column in shown:
-            name = f"{column}{suffix}"
-            record |= {name: estimate.value, f"{name}{HALF}": estimate.half_width()}
+            record |= cell(f"{column}{suffix}", estimate)
     return record
 
 
@@ -300,8 +305,7 @@ def table3(runs: list[Run]) -> pd.DataFrame:
                         "text from": source,
                         "source": "here",
                         "seeds": found.seeds,
-                        "sfr": found.value,
-                        f"sfr{HALF}": found.half_width(),
+                        **cell("sfr", found),
                         f"sfr{PAPERS_PAIR}": _papers_pair(values[name]),
                     }
                 )
@@ -338,9 +342,8 @@ def shared_features(runs: list[Run]) -> pd.DataFrame:
         for corpus, one in found["SFR"].items():
             row: Record = {"model": run.label, "corpus": heading(run, corpus), "seeds": one.seeds}
             for title, estimates in found.items():
-                row |= {title: estimates[corpus].value}
-                if title != "dead":
-                    row |= {f"{title}{HALF}": estimates[corpus].half_width()}
+                dead = {title: estimates[corpus].value}
+                row |= dead if title == "dead" else cell(title, estimates[corpus])
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -363,8 +366,7 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
                 "model": run.label,
                 "statement": "The worse the model predicts a text, the lower is its SFR",
                 "corpora": len(sfr),
-                "rank correlation": found.value,
-                f"rank correlation{HALF}": found.half_width(),
+                **cell("rank correlation", found),
                 "p_corpora": _order_p([ce[name] for name in sfr], list(sfr.values())),
                 **judged,
             }
@@ -424,14 +426,24 @@ def table5(runs: list[Run]) -> pd.DataFrame:
     )
 
 
-def probing_means(runs: list[Run]) -> pd.DataFrame:
-    """Accuracy, F1 and AUC by model, task, representation and corpus, averaged over seeds."""
-    rows = gather(runs, "probing")
+def probing_scores(runs: list[Run]) -> pd.DataFrame:
+    """Accuracy, F1 and AUC by model, task, representation and corpus (None where there is no SAE),
+    means over seeds with half of their intervals.
+    """
     keys = ["run", "model", "task", "representation", "corpus"]
-    if rows is None:
-        return pd.DataFrame(columns=[*keys, *SCORES])
-    means = rows.groupby(keys, sort=False, dropna=False)[[*SCORES]].agg("mean")
-    return means.reset_index()
+    rows = []
+    for run in measured(runs, "probing"):
+        probes = read_rows(run, "probing")[["task", "representation"]].drop_duplicates()
+        for task, kind in probes.itertuples(index=False, name=None):
+            found = {score: probe_estimates(run, task, kind, score) for score in SCORES}
+            for corpus in found["accuracy"]:
+                which = (run.name, run.label, task, kind, corpus or None)
+                row: Record = dict(zip(keys, which, strict=True))
+                for score, estimates in found.items():
+                    row |= cell(score, estimates[corpus])
+                rows.append(row)
+    halves = [f"{score}{HALF}" for score in SCORES]
+    return pd.DataFrame(rows, columns=[*keys, *SCORES, *halves])
 
 
 def table6(runs: list[Run]) -> pd.DataFrame:
@@ -449,38 +461,52 @@ def table6(runs: list[Run]) -> pd.DataFrame:
         for model, tasks in exhibits()["table6"].numbers.items()
         for role, values in tasks.items()
     }
-    means = probing_means(runs)
     rows = []
     shown = set()
     for run in measured(runs, "probing"):
         columns = _web_columns(run)
         for name, task in run.tasks.items():
-            part = means.loc[(means.run == run.name) & (means.task == name)]
-            without = part.loc[part.corpus.isna()].set_index("representation")
-            of_saes = part.loc[part.representation == "reconstruction"].set_index("corpus").auc
-            auc = {_column(run, corpus): value for corpus, value in of_saes.items()}
-            accuracy = _cells(run, columns, probe_estimates(run, name, "reconstruction"))
-            rows.append(
-                {
-                    "model": run.label,
-                    "source": "here",
-                    "task": name,
-                    "plays": ROLE_NAMES.get(task.role or "", ""),
-                    **guesses(run, name),
-                    "likelihood": without.accuracy["likelihood"],
-                    "baseline": without.accuracy["baseline"],
-                    **accuracy,
-                    "likelihood, AUC": without.auc["likelihood"],
-                    "baseline, AUC": without.auc["baseline"],
-                    **{f"{role}, AUC": auc[role] for role in auc if role in columns},
-                }
-            )
+            row: Record = {
+                "model": run.label,
+                "source": "here",
+                "task": name,
+                "plays": ROLE_NAMES.get(task.role or "", ""),
+                **guesses(run, name),
+            }
+            for score, suffix in (("accuracy", ""), ("auc", ", AUC")):
+                for kind in ("likelihood", "baseline"):
+                    (without,) = probe_estimates(run, name, kind, score).values()
+                    row |= cell(f"{kind}{suffix}", without)
+                of_saes = probe_estimates(run, name, "reconstruction", score)
+                row |= _cells(run, columns, of_saes, suffix)
+            rows.append(row)
             counterpart = (run.beside or "", task.role or "")
             if counterpart in paper:
                 rows.append(paper[counterpart])
                 shown.add(counterpart)
     rows += [row for key, row in paper.items() if key not in shown]
     return _baselines_last(pd.DataFrame(rows))
+
+
+def fidelity(run: Run) -> pd.DataFrame:
+    """Every measure of fidelity, with BOS and without, by what SAEs were trained and are evaluated
+    on: mean over seeds, with half of the interval; and the model without an SAE.
+    """
+    measured_rows = read_rows(run, "fidelity")
+    given = ["tokens", "ce", "ce_zero", "ce_mean"]
+    keys = ["trained_on", "evaluated_on", "include_bos"]
+    without_sae = measured_rows.groupby(keys, sort=False)[given].agg("first")
+    rows = []
+    for include_bos in (True, False):
+        cells = fidelity_cells(run, include_bos=include_bos)
+        for pair, found in cells["ce_diff"].items():
+            which = (*pair, include_bos)
+            row: Record = dict(zip(keys, which, strict=True))
+            row |= {"seeds": found.seeds, **without_sae.loc[which].to_dict()}
+            for measure, estimates in cells.items():
+                row |= cell(measure, estimates[pair])
+            rows.append(row)
+    return pd.DataFrame(rows).astype({"tokens": "int64"})
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:

@@ -45,7 +45,8 @@ class SharedFeatureRatio(Stage):
         s = run.sae
         latents = 2 * 4 * TOKENS_AT_ONCE * s.d_sae
         matching = matching_bytes(shape.d_model, s.d_sae, len(s.seeds))
-        kept = len(s.seeds) * 8 * TOKENS_AT_ONCE * s.d_sae
+        # active latents: a float64 and an int32 each, twice while they are put together
+        kept = len(s.seeds) * 2 * 12 * run.sfr.tokens * s.k
         device = weights(shape) + saes_bytes(run, shape) + group_bytes(run, shape) + latents
         return Memory(device, reading_bytes(run) + matching + kept)
 

@@ -354,22 +354,23 @@ def probing(data: DataFrame) -> Figure:
 
 def _probe_bars(ax, data, metric, colours):
     """One model's probes on one task."""
-    baseline = data.loc[data.representation == "baseline", metric].iloc[0]
-    ax.bar(0, baseline, 0.5, color="0.55")
     whisker = {"fmt": "none", "ecolor": "0.15", "elinewidth": 0.6}
-    if metric == "accuracy":
-        half = data.loc[data.representation == "baseline", "half_width"].iloc[0]
-        ax.errorbar(0, baseline, half, **whisker)
     width = 0.8 / len(colours)
+
+    def bar(x, width, row, colour):
+        ax.bar(x, row[metric], width, color=colour)
+        if not np.isnan(half := row[f"{metric}{HALF}"]):
+            ax.errorbar(x, row[metric], half, **whisker)
+
+    without = data.loc[data.representation == "baseline"].iloc[0]
+    bar(0, 0.5, without, "0.55")
+    baseline = without[metric]
     for group, kind in enumerate(("sae", "reconstruction"), 1):
         for j, name in enumerate(colours):
             part = data.loc[(data.representation == kind) & (data.corpus == name)]
             if len(part):
                 x = group + (j - (len(colours) - 1) / 2) * width
-                height = part[metric].iloc[0]
-                ax.bar(x, height, 0.95 * width, color=colours[name])
-                if metric == "accuracy" and not np.isnan(half := part.half_width.iloc[0]):
-                    ax.errorbar(x, height, half, **whisker)
+                bar(x, 0.95 * width, part.iloc[0], colours[name])
     ax.axhline(baseline, color="0.4", linewidth=0.5, linestyle=":")
     values = data.loc[:, metric]
     ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))
