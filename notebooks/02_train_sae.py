@@ -41,6 +41,7 @@
 import torch
 from IPython.display import Image
 
+from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import training
 from faithful_sae.runs.rows import open_run
@@ -99,13 +100,14 @@ summary.drop(columns="weights").round(4)
 # The fraction of variance unexplained (FVU) is
 # $\sum\lVert x-\hat x\rVert^2 / \sum\lVert x-\bar x\rVert^2$ over a batch. L0 is at most $k$, and
 # smaller where fewer than $k$ latents are positive. A latent counts as dead when it has not fired
-# for a tenth of the training (recipe `default`) or for five batches (recipe `authors`).
+# for a tenth of the training (recipe `default`) or for five batches (recipe `authors`). A line is
+# the mean over seeds, the band around it goes from the least to the largest.
 #
 # Published SAEs have no curve but a dashed line: the same numbers over a tenth of `tokens` of this
 # run's own text.
 
 # %%
-Image(save_figure(run, "training", curves, training), retina=True)
+Image(save_figure(run, "training", latent_data.training(curves), training), retina=True)
 
 # %% [markdown]
 # ## Check

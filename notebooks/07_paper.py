@@ -140,7 +140,9 @@ table1.round(4)
 # how fast a corpus is learnt. That holds for Tables 3 and 4, too.
 
 # %%
-table2 = save_table(runs, "table2", tables.sfr_table(trained, "table2", tables.INSTRUCTION))
+titles = tables.called_here(trained)
+table2 = tables.sfr_table(trained, "table2", tables.INSTRUCTION)
+save_table(runs, "table2", table2, titles=titles)
 table2.round(4)
 
 # %% [markdown]
@@ -172,7 +174,8 @@ save_table(runs, "table3", tables.table3(trained)).round(4)
 # Corpora that stand in for none of the paper's have columns of their own here.
 
 # %%
-table4 = save_table(runs, "table4", tables.sfr_table(trained, "table4", tables.WEB))
+table4 = tables.sfr_table(trained, "table4", tables.WEB)
+save_table(runs, "table4", table4, titles=titles)
 table4.round(4)
 
 # %% [markdown]
@@ -237,7 +240,7 @@ save_table(runs, "table5", tables.table5(trained))
 # no room above it, a cell says nothing of SAEs.
 
 # %%
-table6 = save_table(runs, "table6", tables.table6(trained))
+table6 = save_table(runs, "table6", tables.table6(trained), titles=titles)
 table6.round(4)
 
 # %% [markdown]
@@ -258,7 +261,7 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 # write: see whether the order of corpora survives that.
 
 # %%
-table7 = save_table(runs, "table7", tables.table7(trained))
+table7 = save_table(runs, "table7", tables.table7(trained), titles=titles)
 table7.round(4)
 
 # %% [markdown]

@@ -30,6 +30,7 @@
 # %%
 from IPython.display import Image
 
+from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.geometry import nearest_cosines
 from faithful_sae.runs.rows import open_run
@@ -62,7 +63,7 @@ rows.groupby("corpus", sort=False)[["mean", "random", "duplicates"]].mean().roun
 # latents that are closer than chance; a jump near 1 would be features that were found twice.
 
 # %%
-Image(save_figure(run, "geometry", latents, nearest_cosines), retina=True)
+Image(save_figure(run, "geometry", latent_data.nearest(latents), nearest_cosines), retina=True)
 
 # %% [markdown]
 # ## Check

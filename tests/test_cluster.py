@@ -211,7 +211,11 @@ def test_a_corpus_waits_only_for_what_it_is_made_of(make_run):
     assert plan.corpus_inputs(run, "faithful") == [str(folder / "tiny" / "rows" / "dataset.csv")]
     assert plan.corpus_inputs(run, "theirs") == [str(folder / "other" / "rows" / "dataset.csv")]
     trained = {str(trained_file(run, name)) for name in run.sae.train_on}
-    assert trained <= set(plan.stage_inputs(run, stages()["02_train_sae"]))
+    gathering = stages()["02_train_sae"]
+    assert trained <= set(plan.stage_inputs(run, gathering))
+    # it trains them itself where jobs of their own would be no faster
+    together = {path for name in run.sae.train_on for path in plan.corpus_inputs(run, name)}
+    assert set(plan.stage_inputs(run, gathering, apart=False)) == together
 
 
 def test_what_training_on_a_corpus_depends_on(make_run):

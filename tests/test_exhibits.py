@@ -233,6 +233,16 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
     assert "a_b" in cell
 
 
+def test_titles_are_for_readers_and_names_for_programs(make_run, root):
+    table = pd.DataFrame({"pile": [0.5], "pile ±": [0.1], "pile, AUC": [0.7], "x_y": [1]})
+    save_table(make_run(), "fidelity", table, 1, titles={"pile": "Pile (here web)"})
+    folder = root / "figures" / "handmade"
+    (head,) = re.findall(r"^\| *Pile.*", (folder / "fidelity_tiny.md").read_text(), re.M)
+    titles = [title.strip() for title in head.strip("|").split("|")]
+    assert titles == ["Pile (here web)", "Pile (here web), AUC", "x y"]
+    assert (folder / "fidelity_tiny.csv").read_text().startswith("pile,pile ±,")
+
+
 LABEL = "a $b^2$ {c} 100% x_1 & #2 ~ |d| *e*"
 
 

@@ -1,12 +1,14 @@
 """Feature geometry: against cosines worked by hand and by scipy."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 
 from faithful_sae.metrics import geometry as module
 from faithful_sae.metrics.geometry import geometry, nearest
+from faithful_sae.paper import latent_data
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.stages.s13_geometry import decoder_geometry
 
@@ -44,6 +46,13 @@ def test_random_directions_are_as_near_as_they_are_known_to_be():
 def test_one_row_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         nearest(torch.ones(1, 4))
+
+
+def test_curve_of_nearest_neighbours_by_hand():
+    latents = pd.DataFrame({"corpus": "a", "nearest": [0.5, 1 + 1e-7, 0.25, 0.5], "random": 0.3})
+    curve = latent_data.nearest(latents).set_index("cosine")
+    assert curve.share[[0.0, 0.25, 0.4, 0.5, 1.0]].tolist() == [0, 0.25, 0.25, 0.75, 1]
+    assert (curve.random == 0.3).all()
 
 
 def test_rows_of_a_run(make_run, sae_pair):

@@ -24,7 +24,7 @@ from faithful_sae.engine.plan import (
     stage_inputs,
 )
 from faithful_sae.files import ROOT, file_hash, remove
-from faithful_sae.paper import tables
+from faithful_sae.paper import latent_data, tables
 from faithful_sae.paper.exhibits import profile_note
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.runs.code import code_hash
@@ -230,7 +230,7 @@ def test_a_run_that_trains_some_and_reads_some(published, make_run):
     assert curves.groupby("corpus", sort=False).tokens.apply(
         lambda tokens: tokens.notna().all()
     ).tolist() == [True, False]
-    figure = plots.training(pd.read_csv(mixed.artifacts / "rows" / "training.csv"))
+    figure = plots.training(latent_data.training(curves))
     assert {line.get_linestyle() for line in figure.axes[0].lines} == {"-", "--"}
     table = tables.corpora_table([mixed]).set_index("name")
     assert table["training tokens"].notna().to_dict() == {

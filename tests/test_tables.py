@@ -3,11 +3,12 @@ the right place.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import permutation_test, spearmanr
 
 from faithful_sae.files import MissingInputError
-from faithful_sae.paper import figure_data, tables
+from faithful_sae.paper import figure_data, latent_data, tables
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.runs.rows import lacking, measured, read_rows
 
@@ -461,3 +462,32 @@ def test_a_corpus_without_a_role_may_be_called_like_one_without_playing_it(make_
         }
     )
     assert columns_without_role([run]) == {"tinystories (no role)", "extra"}
+
+
+def test_training_curves_are_means_and_ranges_over_seeds():
+    curves = pd.DataFrame(
+        {"corpus": "a", "tokens": [0, 8, 0, 8], "seed": [1, 1, 2, 2], "fvu": [1, 0.5, 0.8, 0.1]}
+    ).assign(l0=8.0, dead=[0, 4, 0, 2])
+    first, last = latent_data.training(curves).to_dict("records")
+    assert (first["tokens"], first["seeds"], first["fvu"]) == (0, 2, pytest.approx(0.9))
+    assert (last["fvu"], last["fvu least"], last["fvu most"]) == (pytest.approx(0.3), 0.1, 0.5)
+    assert (last["dead"], last["dead most"]) == (3, 4)
+
+
+def test_fidelity_of_every_cell_with_its_interval(make_measured_run):
+    run = make_measured_run("a", {"pile": [0.5]}, ce={"pile": [0.2, 0.4]})
+    table = tables.fidelity(run).set_index(["evaluated_on", "include_bos"])
+    assert len(table) == 4
+    one = table.loc[("elsewhere", False)]
+    assert (one.seeds, one.tokens, one.ce_zero) == (2, 12, 6)
+    assert one.ce_diff == pytest.approx(0.3)
+    # rows are alike, and two seeds differ by 0.2: 12.706 standard errors of 0.1
+    assert one["ce_diff ±"] == pytest.approx(12.706 * 0.1, rel=1e-4)
+    assert one["ce_recovered ±"] == pytest.approx(12.706 * 0.025, rel=1e-4)
+    assert one["ev_legacy ±"] == 0
+
+
+def test_columns_have_the_names_of_corpora_where_models_agree_on_them(make_measured_run):
+    values = {"faithful": [0.5], "pile": [0.6], "fineweb": [0.7]}
+    runs = [make_measured_run(name, values, named={"fineweb": name}) for name in ("a", "b")]
+    assert tables.called_here(runs) == {"pile": "Pile (here my-pile)"}

@@ -119,8 +119,8 @@ def _check_run(
     show(f"  time: {how}")
     total = {ROOT: sum(disk.values())}
     if not run.embedded and not run.model_folder:
-        at = run.hub.commit("model", run.model, run.revision)
-        if not hub.has_weights(run.model, at):
+        at = run.hub.commit("model", run.model_name, run.revision)
+        if not hub.has_weights(run.model_name, at):
             total[Path(constants.HF_HUB_CACHE)] = weights(shape)
     return problems, sum(seconds.values()) if seconds else None, total
 

@@ -8,8 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ROOT, atomic_path, from_root, is_current, read_json, remove
-from faithful_sae.lm.architectures import not_sampled, sizes_of, tokens_in, too_many_tokens
+from faithful_sae.files import (
+    ROOT,
+    DiskFullError,
+    atomic_path,
+    from_root,
+    is_current,
+    read_json,
+    remove,
+)
+from faithful_sae.lm.architectures import (
+    ModelError,
+    not_sampled,
+    sizes_of,
+    tokens_in,
+    too_many_tokens,
+)
 from faithful_sae.paper.exhibits import notebook_exhibits, unmeasured
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
@@ -247,6 +261,15 @@ def problems(runs: list[Run]) -> Iterator[str]:
     way.
     """
     for run in runs:
+        if run.gguf:
+            # with transformers, for which nobody else waits
+            from faithful_sae.stages.model import prepare_model
+
+            try:
+                prepare_model(run)
+            except (ModelError, DiskFullError) as error:
+                yield f"{run.file}: model: {error}"
+                continue
         if folder := run.model_folder:
             files = [file.name for file in folder.iterdir()]
             yield from _model_problems(run, files, folder / "config.json", str(folder))
@@ -292,11 +315,11 @@ def hub_problems(runs: list[Run]) -> Iterator[str]:
         elsewhere = not run.embedded and not run.model_folder
         if elsewhere:
             try:
-                at = run.hub.commit("model", run.model, run.revision)
-                config = hub.fetch("model", run.model, at, "config.json")
-                files = hub.repository_files("model", run.model, at)
+                at = run.hub.commit("model", run.model_name, run.revision)
+                config = hub.fetch("model", run.model_name, at, "config.json")
+                files = hub.repository_files("model", run.model_name, at)
                 if "tokenizer.json" in files:
-                    hub.fetch("model", run.model, at, "tokenizer.json")
+                    hub.fetch("model", run.model_name, at, "tokenizer.json")
                 yield from _model_problems(run, files, config, f"its files at {at}")
             except hub.HubError as error:
                 yield f"{run.file}: model: {error}"
@@ -364,22 +387,22 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
         record = read_json(config)
     except (OSError, ValueError) as error:
         why = f"no readable config.json in {where} ({error})"
-        return [f"{run.file}: model = {run.model!r}: {why}"]
+        return [f"{run.file}: model = {run.model_name!r}: {why}"]
     found = []
     if why := not_sampled(record.get("model_type")):
-        found.append(f"{run.file}: model = {run.model!r}: {why}")
+        found.append(f"{run.file}: model = {run.model_name!r}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
-        found.append(f"{run.file}: model = {run.model!r}: no *.safetensors weights in {where}")
+        found.append(f"{run.file}: model = {run.model_name!r}: no *.safetensors weights in {where}")
     if not {"tokenizer.json", "tokenizer_config.json"} & set(files):
         found.append(
-            f"{run.file}: model = {run.model!r}: no tokenizer in {where}: copy tokenizer.json and "
-            "tokenizer_config.json beside config.json"
+            f"{run.file}: model = {run.model_name!r}: no tokenizer in {where}: copy "
+            "tokenizer.json and tokenizer_config.json beside config.json"
         )
     try:
         tokens = tokens_in(read_json(config.with_name("tokenizer.json")))
     except (OSError, ValueError, KeyError, TypeError):
         tokens = 0  # none, or one that only transformers can read
     if why := too_many_tokens(tokens, record.get("vocab_size")):
-        found.append(f"{run.file}: model = {run.model!r}: {why}")
+        found.append(f"{run.file}: model = {run.model_name!r}: {why}")
     sizes = sizes_of(record)
-    return found + too_small(run, Model(run.model, sizes.layers, sizes.context))
+    return found + too_small(run, Model(run.model_name, sizes.layers, sizes.context))

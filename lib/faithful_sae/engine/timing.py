@@ -75,8 +75,8 @@ def _language_model(run: Run) -> tuple[LanguageModel, str]:
     """
     device = torch.device("cuda" if run.device == "cuda" else "cpu")
     local = run.embedded or run.model_folder
-    at = None if local else run.hub.commit("model", run.model, run.revision)
-    if run.model_folder or (at and hub.has_weights(run.model, at)):
+    at = None if local else run.hub.commit("model", run.model_name, run.revision)
+    if run.model_folder or (at and hub.has_weights(run.model_name, at)):
         return open_model(run), "the model itself"
     with device, torch.random.fork_rng():
         model: Any = unloaded_model(run)

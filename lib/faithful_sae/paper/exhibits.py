@@ -6,7 +6,7 @@ profile it is from, and a profile's exhibits say when not all of it has been mea
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -106,7 +106,12 @@ def unmade(run: Run, stage: Stage) -> list[str]:
 
 
 def save_table(
-    runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, digits: int = 4, note: str = ""
+    runs: Run | list[Run],
+    exhibit_id: str,
+    table: pd.DataFrame,
+    digits: int = 4,
+    note: str = "",
+    titles: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Write a table as csv (all digits), md and tex (rounded), and return it for display.
 
@@ -115,13 +120,14 @@ def save_table(
         exhibit_id: of params/exhibits.yaml.
         digits: behind the point, in md and tex.
         note: sentences about these numbers alone, for the caption.
+        titles: what columns are called in md and tex, by their names up to a comma.
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
     caption_note = _note(exhibit, runs, note)
     write_csv(folder / f"{stem}.csv", table)
     shown = _with_intervals(table.map(lambda value: _cell(value, digits)))
-    shown.columns = [str(column).replace("_", " ") for column in shown.columns]
+    shown.columns = [_title(str(column), titles or {}) for column in shown.columns]
     markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
     said = _note(exhibit, runs, note, shown=_literal)
     _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {said}\n\n{markdown}\n")
@@ -130,6 +136,11 @@ def save_table(
     _write(folder / f"{stem}.tex", tex)
     _provenance(exhibit, runs, stem)
     return table
+
+
+def _title(column, titles):
+    name, comma, rest = column.partition(",")
+    return titles.get(name, name.replace("_", " ")) + comma + rest
 
 
 def _with_intervals(shown):

@@ -13,6 +13,7 @@ from faithful_sae.paper.tables import (
     ROLE_NAMES,
     WEB,
     Record,
+    called_here,
     cell,
     heading,
     probing_scores,
@@ -90,7 +91,7 @@ def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.Dat
     """A table of SFR by role, and of baselines, in long form, for the bar figures: model, source,
     corpus, sfr, half_width.
     """
-    named = _called_here(runs)
+    named = called_here(runs)
     parts = []
     for role in (column for column in table.columns if column in (*roles, *BASELINES)):
         half = table.get(f"{role}{HALF}", np.nan)
@@ -99,19 +100,3 @@ def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.Dat
         )
         parts.append(part)
     return pd.concat(parts, ignore_index=True).dropna(subset="sfr")
-
-
-def _called_here(runs):
-    """{role: what it is called, with the name of the corpus that plays it, where all models have
-    one}.
-    """
-    names: dict[str, set[str]] = {}
-    for run in runs:
-        for name, corpus in sae_corpora(run).items():
-            if corpus.role:
-                names.setdefault(corpus.role, set()).add(name)
-    return {
-        role: f"{ROLE_NAMES[role]} (here {next(iter(found))})"
-        for role, found in names.items()
-        if len(found) == 1 and not role.startswith("faithful")
-    }

@@ -1,5 +1,5 @@
-"""Rows of latents -> the data of the figures of notebooks 03 and 04, small enough to be read by
-itself. Apart from what 07 shows: a change of its tables makes nothing here again.
+"""Rows of SAEs and latents -> the data of the figures of notebooks 02, 03, 04 and 13, small enough
+to be read by itself. Apart from what 07 shows: a change of its tables makes nothing here again.
 """
 
 import numpy as np
@@ -11,6 +11,22 @@ from faithful_sae.paper.estimates import sfr_estimates, values_by
 from faithful_sae.runs.schema import Run
 
 BINS = 40
+
+
+def training(curves: pd.DataFrame) -> pd.DataFrame:
+    """Training curves of every corpus: mean, least and largest over seeds of fvu, l0 and dead.
+
+    Args:
+        curves: rows `training`. A published SAE has no tokens.
+    """
+    measures = ("fvu", "l0", "dead")
+    columns = {
+        f"{measure}{suffix}": (measure, how)
+        for measure in measures
+        for suffix, how in (("", "mean"), (" least", "min"), (" most", "max"))
+    }
+    grouped = curves.groupby(["corpus", "tokens"], sort=False, dropna=False)
+    return grouped.agg(seeds=("seed", "nunique"), **columns).reset_index()
 
 
 def cosines(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
@@ -81,4 +97,23 @@ def cosine_histogram(latents: pd.DataFrame, bins: ArrayLike) -> pd.DataFrame:
         }
         bounds = {"corpus": corpus, "low": edges[:-1], "high": edges[1:]}
         parts.append(pd.DataFrame({**bounds, **counts}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def nearest(latents: pd.DataFrame) -> pd.DataFrame:
+    """Which share of the latents of a corpus' SAEs have their nearest neighbour within a cosine.
+
+    Args:
+        latents: rows `nearest`.
+
+    Returns:
+        corpus, cosine, share (0 to 1), random (the mean of random directions).
+    """
+    edges = np.linspace(min(0.0, latents.nearest.min()), 1, 2 * BINS + 1)
+    parts = []
+    for corpus, part in latents.groupby("corpus", sort=False):
+        # a cosine of 1 may be rounded up
+        within = np.searchsorted(np.sort(part.nearest), edges + 1e-6, side="right")
+        shares = {"cosine": edges, "share": within / len(part), "random": part.random.mean()}
+        parts.append(pd.DataFrame({"corpus": corpus, **shares}))
     return pd.concat(parts, ignore_index=True)

@@ -236,7 +236,7 @@ def prepare_dataset(run: Run, namespace: str) -> Repository | None:
 def _tokenizer(run):
     folder = run.artifacts / "lm" if run.embedded else run.model_folder
     at = model_commit(run)
-    return AutoTokenizer.from_pretrained(str(folder or run.model), revision=at)
+    return AutoTokenizer.from_pretrained(str(folder or run.model_name), revision=at)
 
 
 def _table(shard, tokenizer):

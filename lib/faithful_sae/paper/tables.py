@@ -78,6 +78,22 @@ def heading(run: Run, corpus: str) -> str:
     return ROLE_NAMES[role] if role.startswith("faithful") else f"{corpus} ({ROLE_NAMES[role]})"
 
 
+def called_here(runs: list[Run]) -> dict[str, str]:
+    """{role: what it is called, with the name of the corpus that plays it, where all models have
+    one}.
+    """
+    names: dict[str, set[str]] = {}
+    for run in runs:
+        for name, corpus in sae_corpora(run).items():
+            if corpus.role:
+                names.setdefault(corpus.role, set()).add(name)
+    return {
+        role: f"{ROLE_NAMES[role]} (here {next(iter(found))})"
+        for role, found in names.items()
+        if len(found) == 1 and not role.startswith("faithful")
+    }
+
+
 def sae_corpora(run: Run) -> dict[str, Corpus]:
     """The corpora that a run has SAEs of."""
     return {name: run.corpora[name] for name in run.sae.train_on} if run.sae else {}

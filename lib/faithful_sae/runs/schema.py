@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from faithful_sae.files import ROOT
+from faithful_sae.files import ROOT, digest, from_root
 from faithful_sae.text.documentation import KINDS
 from faithful_sae.text.hub import PARQUET, Record
 
@@ -168,6 +168,18 @@ class Hours(Section):
     measure: Positive = key("every other notebook", 6.0, unit="hours")
 
 
+class Packaged(Section):
+    """A GGUF file inside a wheel of the package index."""
+
+    package: str = key("of the index")
+    version: str = key("of the package")
+    file: str = key("path in the wheel, *.gguf")
+    sha256: str | None = key("of the file, if it must be this one", None)
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
 class Source(Section):
     """Text from one of several places, and how to read it. In a file, `listed: <name>` stands for
     an entry of params/corpora.yaml, with the keys beside it in place of the entry's own.
@@ -270,6 +282,13 @@ def one_of(value: Any, known: Iterable[Any]) -> str:
     return f"= {value!r} must be one of {', '.join(map(str, known))}"
 
 
+# the tags stand in pydantic's places, from which problems are told
+ModelSource = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Packaged, Tag("<package>")],
+    Discriminator(lambda value: "<text>" if isinstance(value, str) else "<package>"),
+]
+
+
 class Run(Section):
     """One language model's run: everything in its file, and where its results go.
 
@@ -282,7 +301,10 @@ class Run(Section):
         None,
         changes="names",
     )
-    model: str = key("a folder, a Hub id, or `embedded`: trained here on installed documentation")
+    model: ModelSource = key(
+        "a folder, a GGUF file, a Hub id, a GGUF file in a package (`package`, `version`, `file`), "
+        "or `embedded`: trained here on installed documentation"
+    )
     revision: str | None = key("branch, tag or commit of a Hub model", None)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "of weights and activations; auto: as stored", "auto"
@@ -338,9 +360,29 @@ class Run(Section):
         return (self.file.parent / Path(path).expanduser()).resolve()
 
     @property
+    def model_name(self) -> str:
+        """The model in words, or its Hub id."""
+        return str(self.model)
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file of a model that is one; that of a package is fetched to there."""
+        if isinstance(self.model, Packaged):
+            m = self.model
+            return ROOT / "artifacts" / "models" / f"{m.package}-{m.version}" / Path(m.file).name
+        file = self.resolve(self.model)
+        return file if file.suffix == ".gguf" else None
+
+    @property
     def model_folder(self) -> Path | None:
-        """The folder of a local model; None for an embedded one and for one of the Hub."""
-        folder = self.resolve(self.model)
+        """The folder of a local model, into which a GGUF file is converted; None for an embedded
+        one and for one of the Hub.
+        """
+        if self.gguf:
+            # files of one name in several places must not share a folder
+            place = digest(from_root(self.gguf.parent))[:8]
+            return ROOT / "artifacts" / "models" / f"{self.gguf.stem}-{place}"
+        folder = self.resolve(self.model_name)
         return folder if not self.embedded and folder.is_dir() else None
 
     @property
@@ -382,7 +424,12 @@ class Run(Section):
         embedded = self.embedded is not None
         why = "must be given exactly when model is `embedded`; write `embedded: null` otherwise"
         agree = need(embedded == (self.model == "embedded"), "embedded", why)
-        if agree and self.model.startswith((".", "/", "~")):
+        if isinstance(self.model, Packaged):
+            why = f"= {self.model.file!r} must end in .gguf"
+            need(self.model.file.endswith(".gguf"), "model.file", why)
+        elif self.gguf:
+            need(self.gguf.is_file(), "model", f"= {self.model!r}: no such file ({self.gguf})")
+        elif agree and self.model.startswith((".", "/", "~")):
             folder = self.resolve(self.model)
             need(folder.is_dir(), "model", f"= {self.model!r}: no such folder ({folder})")
         for name, corpus in self.corpora.items():

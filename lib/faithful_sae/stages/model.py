@@ -1,5 +1,6 @@
 """The run's language model: trained here when it is embedded, loaded otherwise."""
 
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -12,7 +13,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from faithful_sae.files import MissingInputError, file_hash, is_current, locked, seal, write_csv
+from faithful_sae.files import (
+    MissingInputError,
+    file_hash,
+    is_current,
+    locked,
+    read_json,
+    remove,
+    seal,
+    write_csv,
+)
 from faithful_sae.lm import ngram
 from faithful_sae.lm.architectures import Shape, shape_of
 from faithful_sae.lm.embedded import initialise, train_language_model, train_tokenizer
@@ -20,13 +30,49 @@ from faithful_sae.lm.model import LanguageModel, ModelError, explained, load_mod
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import too_small
 from faithful_sae.runs.rows import run_first, write_rows
-from faithful_sae.runs.schema import Model, Run
+from faithful_sae.runs.schema import Model, Packaged, Run
 from faithful_sae.stages.s01_generate_faithful import LANGUAGE_MODEL
 from faithful_sae.stages.text import documents, text_hash
 from faithful_sae.text import hub, packing
 
 # beside an embedded model's weights: held-out rows, and how often each token was trained on
 TEXT_FILE = "text.safetensors"
+
+
+def prepare_model(run: Run) -> None:
+    """Fetch and convert the language model of a run that is a GGUF file, unless its folder is there
+    and whole. Anyone may call it, and several at once.
+
+    Raises:
+        ModelError: as lm.gguf; a file of another sha256 than asked for.
+        DiskFullError: too little disk.
+    """
+    file, folder = run.gguf, run.model_folder
+    if not file or not folder:
+        return
+    from faithful_sae.lm import gguf
+
+    packaged = run.model if isinstance(run.model, Packaged) else None
+    with locked(folder.with_suffix(".lock")):
+        # what a version of a package holds does not change: its file is not kept
+        there = packaged and is_current(folder)
+        if there:
+            made = read_json(folder / "provenance.json")["sha256"]
+        else:
+            if packaged and not file.exists():
+                gguf.fetch(packaged.package, packaged.version, packaged.file, file)
+            with open(file, "rb") as handle:
+                made = hashlib.file_digest(handle, "sha256").hexdigest()
+        if packaged and packaged.sha256 not in (None, made):
+            raise ModelError(
+                f"{packaged}: the sha256 of {packaged.file} is {made}, not model.sha256 = "
+                f"{packaged.sha256}"
+            )
+        if not there and not is_current(folder, made):
+            gguf.convert(file, folder)
+            seal(folder, made, {"sha256": made, "source": run.model_name})
+            if packaged:
+                remove(file.parent)
 
 
 def model_commit(run: Run) -> str | None:
@@ -37,7 +83,7 @@ def model_commit(run: Run) -> str | None:
     """
     if run.embedded or run.model_folder:
         return None
-    return run.hub.commit("model", run.model, run.revision)
+    return run.hub.commit("model", run.model_name, run.revision)
 
 
 def model_fingerprint(run: Run) -> Fingerprint:
@@ -49,7 +95,7 @@ def model_fingerprint(run: Run) -> Fingerprint:
         code = ("lm/embedded", "text/packing", "lm/ngram")
         return Fingerprint(settings(run, LANGUAGE_MODEL), text, code)
     folder = run.model_folder
-    elsewhere = {"model": run.model, "commit": None if folder else model_commit(run)}
+    elsewhere = {"model": run.model_name, "commit": None if folder else model_commit(run)}
     files = {"files": file_hash(folder)} if folder else elsewhere
     return Fingerprint(settings(run, ("dtype",)), files)
 
@@ -78,7 +124,9 @@ def unloaded_model(run: Run) -> PreTrainedModel:
     if run.embedded:
         return initialise(run.embedded, run.embedded.seed)
     at = model_commit(run)
-    folder = hub.fetch("model", run.model, at, "config.json").parent if at else run.model_folder
+    folder = (
+        hub.fetch("model", run.model_name, at, "config.json").parent if at else run.model_folder
+    )
     config = read_config(str(folder), str(folder))
     with explained(str(folder), "model"):
         return AutoModelForCausalLM.from_config(
@@ -99,9 +147,10 @@ def open_model(run: Run) -> LanguageModel:
         if not is_current(folder, model_key(run)):
             why = "not trained yet, or with other parameters"
             raise MissingInputError(f"{folder}: {why}: {run_first(run, 'language_model')}")
+    prepare_model(run)
     at = model_commit(run)
-    lm = load_model(folder or run.model, run.layer, run.device, run.dtype, at, run.gpus)
-    for problem in too_small(run, Model(run.model, len(lm.blocks), lm.context)):
+    lm = load_model(folder or run.model_name, run.layer, run.device, run.dtype, at, run.gpus)
+    for problem in too_small(run, Model(run.model_name, len(lm.blocks), lm.context)):
         raise ModelError(problem)
     return lm
 

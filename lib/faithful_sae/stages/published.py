@@ -60,7 +60,7 @@ def load_published(run: Run, name: str, width: int | None = None) -> dict[int, T
     sizes = {"d_sae": run.sae.d_sae, "k": run.sae.k}
     for seed in run.sae.seeds:
         folder, _ = locate(run, name, seed)
-        saes[seed] = load_fitting(folder, run.model, run.layer, sizes, width, run.file)
+        saes[seed] = load_fitting(folder, run.model_name, run.layer, sizes, width, run.file)
         weights = weights_hash(folder)
         if weights in seen:
             raise SAEError(
@@ -144,7 +144,7 @@ def _convert(
                 print(f"note: {name}, seed {seed}: its files call it seed {said}")
             firing = result.pop("firing")
             sae.firing = firing if sae.firing is None else sae.firing
-            sae.metadata |= {"model": run.model, "layer": run.layer, "corpus": name}
+            sae.metadata |= {"model": run.model_name, "layer": run.layer, "corpus": name}
             sae.metadata |= {"seed": seed, "source": origin}
             sae.save(tmp / f"seed{seed}")
             published = place / "sparsity.safetensors"

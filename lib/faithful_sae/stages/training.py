@@ -223,7 +223,7 @@ def train_stream(
         f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
         checkpoint,
     )
-    about = {"model": run.model, "layer": run.layer, "corpus": name, "recipe": s.recipe}
+    about = {"model": run.model_name, "layer": run.layer, "corpus": name, "recipe": s.recipe}
     about |= {"sequence_length": run.sequence_length}
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)

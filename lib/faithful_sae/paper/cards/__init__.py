@@ -49,7 +49,7 @@ def model_name(run: Run) -> str:
     the path, or `embedded`.
     """
     folder = run.model_folder
-    return folder.name if folder else run.model
+    return folder.name if folder else run.model_name
 
 
 def sae_card(
@@ -78,7 +78,7 @@ def sae_card(
             license="other",
             library_name="saelens",
             tags=["sparse-autoencoder", "interpretability", "faithful-sae"],
-            base_model=None if run.embedded or run.model_folder else run.model,
+            base_model=None if run.embedded or run.model_folder else run.model_name,
             datasets=sorted(trained_on),
         ),
         template_path=str(TEMPLATES / "saes.md.jinja"),

@@ -1,6 +1,5 @@
 """The figure of notebook 13."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -14,8 +13,7 @@ def nearest_cosines(data: pd.DataFrame) -> Figure:
     """
     figure, (ax,) = grid(1, 1, 2.5, WIDTH * 0.7)
     for ((corpus,), part), colour in zip(groups(data, "corpus"), COLOURS, strict=False):
-        share = np.arange(1, len(part) + 1) / len(part)
-        ax.step(np.sort(part.nearest.to_numpy()), share, where="post", color=colour, label=corpus)
+        ax.plot(part.cosine, part.share, color=colour, label=corpus)
     ax.axvline(data.random.mean(), color="0.4", linestyle="--", linewidth=0.8, label="random")
     ax.set(
         xlabel="largest cosine to another latent of the same SAE",

@@ -87,26 +87,24 @@ def first_token(data: DataFrame) -> Figure:
 
 @styled
 def training(data: DataFrame) -> Figure:
-    """Training curves of all SAEs of a run: FVU, L0, dead latents against tokens; one colour per
-    corpus, one line per seed.
+    """Training curves of a run: FVU, L0, dead latents against tokens; a line and a band per corpus,
+    mean and range over seeds.
 
-    A dashed line is a published SAE's, which has no curve: a row without tokens.
+    A dashed line is that of published SAEs, which have no curve: a row without tokens.
     """
     figure, axes = grid(3, 3, 2.3)
     colours = corpus_colours(data.corpus)
     published = data.tokens.isna()
-    for (corpus, seed), curve in groups(data, "corpus", "seed"):
-        style = {
-            "color": colours[corpus],
-            "linewidth": 0.8,
-            "alpha": 0.9,
-            "label": corpus if seed == data.seed.iloc[0] else None,
-        }
+    for (corpus,), curve in groups(data, "corpus"):
+        style = {"color": colours[corpus], "linewidth": 0.8, "label": corpus}
         for ax, column in zip(axes, ("fvu", "l0", "dead"), strict=True):
             if curve.tokens.isna().all():
                 ax.axhline(curve[column].iloc[0], linestyle="--", **style)
-            else:
-                ax.plot(curve.tokens / 1e6, curve[column], **style)
+                continue
+            tokens = curve.tokens / 1e6
+            ax.plot(tokens, curve[column], **style)
+            span = (curve[f"{column} least"], curve[f"{column} most"])
+            ax.fill_between(tokens, *span, color=colours[corpus], alpha=0.2, linewidth=0)
     titles = ("fraction of variance unexplained", "L0 (active latents per token)", "dead latents")
     for ax, title in zip(axes, titles, strict=True):
         ax.set(title=title, xlabel="tokens (millions)")
@@ -118,8 +116,8 @@ def training(data: DataFrame) -> Figure:
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:.2g}")
     axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[1].set_ylim(0, data.l0.max() * 1.15)
-    axes[2].set_ylim(0, max(data.dead.max() * 1.1, 1))
+    axes[1].set_ylim(0, data["l0 most"].max() * 1.15)
+    axes[2].set_ylim(0, max(data["dead most"].max() * 1.1, 1))
     legend_below(figure, axes[0], min(5, len(colours)))
     return figure
 
