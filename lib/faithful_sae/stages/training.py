@@ -82,7 +82,8 @@ def train_corpus(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, 
     """
     s = run.sae
     rows = corpus(run, name, lm)
-    n_tokens, available = token_budget(run, name, rows, lm, s.tokens)
+    n_tokens, available = token_budget(run, rows, lm, s.tokens)
+    note_passes(run, name, s.tokens, n_tokens, available)
     folder = sae_artefact(run, name)
     wanted = [
         {"name": f"seed{seed}", "d_sae": s.d_sae, "k": s.k, "tokens": n_tokens, "seed": seed}
@@ -106,7 +107,7 @@ def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFra
     """
     s = run.sae
     rows = corpus(run, s.baselines, lm)
-    n_tokens, available = token_budget(run, s.baselines, rows, lm, s.tokens)
+    n_tokens, available = token_budget(run, rows, lm, s.tokens)
     seen = {
         kind: (0, 0) if variant is RandomDictionary else (n_tokens, available)
         for kind, variant in UNTRAINED.items()
@@ -153,25 +154,28 @@ def weights_hashes(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     return [file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in seeds]
 
 
-def token_budget(
-    run: Run, name: str, rows: TokenRows, lm: LanguageModel, tokens: int
-) -> tuple[int, int]:
+def token_budget(run: Run, rows: TokenRows, lm: LanguageModel, tokens: int) -> tuple[int, int]:
     """(how many of the `tokens` asked for sae.max_epochs allows, how many different ones there
-    are); says so where they repeat.
+    are).
     """
-    s = run.sae
     content = is_content(rows.train, lm.bos_id)
-    available = content.size if s.include_bos else int(content.sum())
-    n_tokens = min(tokens, available * s.max_epochs)
-    if available < tokens:
-        note = (
-            f"note: {name}: {available:,} training tokens for a budget of {tokens:,}: "
-            f"{n_tokens / available:.1f} passes over them"
-        )
-        if n_tokens < tokens:
-            note += f", {n_tokens:,} tokens in all, since sae.max_epochs = {s.max_epochs}"
-        print(note)
-    return n_tokens, available
+    available = content.size if run.sae.include_bos else int(content.sum())
+    return min(tokens, available * run.sae.max_epochs), available
+
+
+def note_passes(run: Run, name: str, tokens: int, n_tokens: int, available: int) -> None:
+    """Say so where the tokens of a corpus repeat: `tokens` were asked for, and the others are as
+    token_budget has them.
+    """
+    if available >= tokens:
+        return
+    note = (
+        f"note: {name}: {available:,} training tokens for a budget of {tokens:,}: "
+        f"{n_tokens / available:.1f} passes over them"
+    )
+    if n_tokens < tokens:
+        note += f", {n_tokens:,} tokens in all, since sae.max_epochs = {run.sae.max_epochs}"
+    print(note)
 
 
 def train_stream(
