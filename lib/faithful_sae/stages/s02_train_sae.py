@@ -19,7 +19,7 @@ from faithful_sae.runs.schema import (
     Seed,
     key,
 )
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 
 
 class Published(Section):
@@ -268,7 +268,7 @@ class TrainSAE(Stage):
         passes += s.baselines is not None and not s.cache_activations
         return passes * tokens_read(run, s.tokens) + measured
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: the tokens read, and a step of every SAE for each batch; a baseline's is
         taken for as long as another's.
         """

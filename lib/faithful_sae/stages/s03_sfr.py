@@ -7,7 +7,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, ParamsError, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, group_bytes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import text_of
 
@@ -55,7 +55,7 @@ class SharedFeatureRatio(Stage):
     def tokens(self, run: Run) -> int:
         return len(run.sae_names) * run.sfr.tokens
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of the correlations; the matching is timed by nothing here, and takes about as long."""
         encoded = count_saes(run) * run.sfr.tokens * rates.encode_token()
         return self.tokens(run) * rates.read_token() + encoded

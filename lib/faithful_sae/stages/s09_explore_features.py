@@ -12,7 +12,7 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 
 # "not fake" where no other seed says whether they are shared
@@ -102,7 +102,7 @@ class ExploreFeatures(Stage):
     def tokens(self, run: Run) -> int:
         return len(run.features.seeds) * min(run.features.tokens, train_tokens(run))
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """The tokens of each index; PruningMaxAct and steering are some more, which depend on what
         the latents are.
         """
