@@ -79,10 +79,12 @@ bench: peers  ## measure matching, training step and trained SAEs against what e
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/quality.py
 
 lab: ready  ## open the notebooks in JupyterLab
-	@cd "$(ROOT)" && JUPYTER_PATH="$(VENV)/share/jupyter" $(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	@cd "$(ROOT)" && JUPYTER_PATH="$(VENV)/share/jupyter" JUPYTER_CONFIG_PATH="$(ROOT)/workflow/jupyter" \
+		$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 sync: ready  ## make every .ipynb and .py say the same, and write figures/README.md and docs/parameters.md
 	@cd "$(ROOT)" && $(PY) -m jupytext --sync notebooks/*.py
+	@cd "$(ROOT)" && $(PY) -m nbconvert --log-level=WARN --clear-output notebooks/*.ipynb
 	@$(DO) exhibits
 	@cd "$(ROOT)" && $(PY) docs/write_parameters.py
 

@@ -60,6 +60,7 @@ run.features
 #
 # Of each row of text only the strongest token of a latent counts as a context. Firing on random
 # tokens comes from notebook 04. The *twin*, the matched latent of the other seed, comes from 03.
+# With one seed there is none, and which latents are shared is not known.
 
 # %%
 indexes = explore.index_features(run, saes, lm)
@@ -72,7 +73,7 @@ index.latents.drop(columns="histogram").describe().loc[["mean", "min", "50%", "m
 # these tokens.
 
 # %%
-index.latents.groupby(["shared", "fake", "dead"]).agg(
+index.latents.groupby(["shared", "fake", "dead"], dropna=False).agg(
     latents=("latent", "count"), frequency=("frequency", "mean")
 ).round(4)
 
@@ -116,10 +117,7 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # %%
 picked = explore.chosen(index.latents, run.features.per_group)
 page = index.page(picked.latent[0])
-print(
-    f"latent {page['latent']}: on {page['frequency']:.2%} of tokens, twin {page['twin']} with "
-    f"cosine {page['twin_cosine']:.2f}"
-)
+print(picked[["latent", "frequency", "twin", "twin_cosine"]][:1].to_string(index=False))
 page["explanations"]
 
 # %% [markdown]
@@ -131,7 +129,7 @@ page["explanations"]
 note = explore.mut_info_note(index)
 save_table(run, "features", explore.describe(index, picked), note=note).style.hide(
     axis="index"
-).format(precision=2, escape="html")
+).format(precision=2, na_rep="", escape="html")
 
 # %% [markdown]
 # ## How strongly do they fire?
@@ -199,13 +197,14 @@ fires.groupby("position").head(3).head(12).round(3)
 #
 # A pass counts each activation once, in the histogram as in the frequency. TopK allows no more than
 # $k$ active latents on a token. Both indexes must agree on who is whose twin, and the share of
-# shared latents is SFR of notebook 03. A dose of 0 changes nothing at all.
+# shared latents is SFR of notebook 03 (with one seed there are no twins). A dose of 0 changes nothing at all.
 
 # %%
 counted = index.latents.histogram.map(sum)
 fired = (index.latents.frequency * index.meta["tokens"]).round()
 active = index.latents.frequency.sum()
-print(f"active latents per token: {active:.3f}; shared: {index.latents.shared.mean():.3f}")
+shared = index.latents.shared.astype(float).mean()
+print(f"active latents per token: {active:.3f}; shared: {shared:.3f}")
 off = (counted - fired).abs().max()
 assert off == 0, f"histogram and frequency of a latent differ by {off:.0f} activations"
 most = sae.k or sae.d_sae

@@ -268,7 +268,7 @@ def make_measured_run(make_run):
         }
         n_pairs = max(map(len, sfr.values()))
         n_seeds = round((1 + (1 + 8 * n_pairs) ** 0.5) / 2)
-        seeds = [42, 49, *range(1, n_seeds - 1)]
+        seeds = [42, 49, *range(1, n_seeds - 1)][:n_seeds]
         probing = probing or {"sst2": {r: [0.6] * n_seeds for r in sfr}}
         tasks = {
             f"my-{r}": {
@@ -422,7 +422,8 @@ def make_measured_run(make_run):
             ],
         }
         for file, records in rows.items():
-            write_rows(run, file, pd.DataFrame(records))
+            if records:
+                write_rows(run, file, pd.DataFrame(records))
         return run
 
     return make

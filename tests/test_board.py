@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 
 import pytest
 
@@ -35,8 +36,8 @@ def clock(monkeypatch):
 def board(tmp_path, clock):
     """A board of three jobs, two at once, and the function that tells it of an event."""
 
-    def make(at_once=2):
-        board = Board(lambda: JOBS, at_once, tmp_path / "jobs.json")
+    def make(at_once=2, measure=dict):
+        board = Board(lambda: JOBS, at_once, tmp_path / "jobs.json", measure)
 
         def tell(event=None, level=logging.INFO, **said):
             board.emit(logging.makeLogRecord({"event": event, "levelno": level, **said}))
@@ -49,6 +50,24 @@ def board(tmp_path, clock):
 def begin(tell, number):
     rule, wildcards = JOBS[number]
     tell("job_info", jobid=number, rule_name=rule, wildcards=wildcards)
+
+
+def estimated():
+    """Wait until what was measured is known."""
+    for thread in threading.enumerate():
+        if thread.name == "estimate":
+            thread.join(10)
+
+
+def test_a_hash_in_a_name_is_not_shown(board, capsys):
+    tell = board()
+    job = {"jobid": 5, "rule_name": "documentation", "wildcards": {"source": f"topics-{'0a' * 8}"}}
+    tell("job_info", **job)
+    tell("job_finished", job_id=5)
+    assert capsys.readouterr().out.splitlines() == [
+        "  ▸ documentation · topics",
+        "  ✓ 0 of 0  documentation · topics  0 s",
+    ]
 
 
 def test_jobs_done_of_all_and_the_time_left(board, clock, capsys):
@@ -88,6 +107,44 @@ def test_nothing_is_said_of_the_time_left_where_jobs_at_once_are_not_known(board
     capsys.readouterr()
     board(at_once=None)("run_info")
     assert capsys.readouterr().out == "  3 jobs\n"
+
+
+def test_in_a_first_run_the_time_left_is_measured_beside_the_jobs(board, clock, capsys):
+    measured, asked = threading.Event(), []
+
+    def measure():
+        asked.append(measured.wait(10))
+        return {"01_generate · a": 30, "01_generate · b": 30, "train_corpus · a · web": 50}
+
+    tell = board(measure=measure)
+    tell("run_info")
+    begin(tell, 0)
+    clock(10)
+    measured.set()
+    estimated()
+    tell("job_finished", job_id=0)
+    # 20 + 30 + 50 seconds of two at once; then it is seen that jobs take a third of that
+    assert capsys.readouterr().out.splitlines() == [
+        "  3 jobs",
+        "  ▸ 01_generate · a",
+        "  about 50 s left",
+        "  ✓ 1 of 3  01_generate · a  10 s, about 17 s left",
+    ]
+    for number in (1, 2):
+        begin(tell, number)
+        tell("job_finished", job_id=number)
+    board(measure=measure)("run_info")
+    assert asked == [True], "a second run knows"
+
+
+def test_what_cannot_be_measured_is_not_said(board, clock, capsys):
+    tell = board(measure=lambda: {"01_generate · a": 30})
+    tell("run_info")
+    estimated()
+    begin(tell, 0)
+    clock(20)
+    tell("job_finished", job_id=0)
+    assert "about" not in capsys.readouterr().out
 
 
 def test_only_what_a_newcomer_needs_is_printed(board, capsys):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 from yaml import safe_dump, safe_load
 
-from conftest import make_model, make_tokenizer, set_key
+from conftest import FEATURES, make_model, make_tokenizer, set_key
 from faithful_sae.engine import check as module
 from faithful_sae.engine import timing
 from faithful_sae.engine.check import check
@@ -275,6 +275,33 @@ def test_an_estimate_grows_with_the_work(make_run, monkeypatch):
     assert "the model itself" in little.how
     for stage in ("01_generate_faithful", "02_train_sae", "04_ffr"):
         assert 4 < much.seconds[stage] / little.seconds[stage] < 25, stage
+
+
+def test_jobs_of_make_paper_have_the_times_of_their_stages(make_run, monkeypatch):
+    """Notebook 02 gathers what a job for each corpus has trained; where memory is short nothing is
+    measured.
+    """
+    run = make_run({"features": FEATURES})
+    seconds = {"01_generate_faithful": 5.0, "02_train_sae": 8.0, "09_explore_features": 1.0}
+    monkeypatch.setattr(timing, "estimate", lambda run: timing.Estimate(dict(seconds), "by hand"))
+    start = timing.START
+    without = ("03_sfr", "04_ffr", "05_fidelity", "06_probing", "13_geometry", "02_train_sae")
+    assert timing.job_seconds([run]) == {
+        "07_paper": start,
+        "train_corpus · tiny · faithful": start + 4,
+        "train_corpus · tiny · text": start + 4,
+        "01_generate_faithful · tiny": start + 5,
+        "09_explore_features · tiny": start + 1,
+        **{f"{name} · tiny": start for name in without},
+    }
+    monkeypatch.setattr(timing, "free_memory", lambda run: 0)
+    assert timing.job_seconds([run]) == {"07_paper": start}
+
+
+def test_one_seed_is_noted(make_run):
+    said = []
+    check(str(make_run({"sae.seeds": [42]}).file.parent), probe=False, show=said.append)
+    assert "note: tiny.yaml: one seed: SFR is not measured, nothing has an interval" in said
 
 
 def test_models_that_cannot_be_used_are_named_before_any_work(make_run, tmp_path):

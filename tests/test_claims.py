@@ -310,6 +310,26 @@ def test_a_model_that_is_not_measured_is_named_and_the_verdict_waits(
     )
 
 
+def test_of_one_seed_sfr_is_not_measured_and_nothing_is_decided(make_measured_run):
+    roles = (OWN, PILE, FINEWEB, ALPACA)
+    once = {role: [float(i)] for i, role in enumerate(roles)}
+    texts = {"sst2": {role: [0.6 + i / 20] for i, role in enumerate(roles)}}
+    run = make_measured_run("m", dict.fromkeys(roles, ()), ffr=once, ce=once, probing=texts)
+    assert run.sae.seeds == (42,)
+    table = claims([run])
+    for name in ("instruction", "web"):
+        row = table.iloc[SECTIONS[name]]
+        assert (row.verdict, row.measured) == ("not measured", "not measured: Model m")
+    for name in ("fineweb", "probing", "ffr"):
+        row = table.iloc[SECTIONS[name]]
+        assert row.verdict == "undecided", row.measured
+        assert "(no interval: 1 seed)" in row.measured
+        assert (row.seeds, row.p) == (1, 1.0)
+    assert profile_note([run]).endswith(
+        "One seed (Model m): SFR is not measured, and nothing has an interval."
+    )
+
+
 def test_what_was_measured_is_shown(make_measured_run):
     run = make_measured_run("m", sfr(own=0.65, alpaca=0.6, flan=0.2))
     row = claims([run]).iloc[0]

@@ -8,9 +8,10 @@ import pytest
 
 from conftest import FEATURES
 from faithful_sae.engine import plan
+from faithful_sae.features.index import FeatureError
 from faithful_sae.features.steering import dose_response
 from faithful_sae.features.vocabulary import visible
-from faithful_sae.files import MissingInputError
+from faithful_sae.files import MissingInputError, remove
 from faithful_sae.matching import match_features
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.paper.plots import features as feature_plots
@@ -122,6 +123,10 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
         wanted = [inside[int((i + 0.5) * len(inside) / 3)] for i in range(3)]
         assert found[found.group == group].latent.tolist() == wanted
         assert parts is None or all(w in p for w, p in zip(wanted, parts, strict=True))
+    alone = explore.chosen(latents.assign(shared=None), 3)
+    assert alone.groupby("group").size().to_dict() == {"not fake": 3, "fake": 3}
+    with pytest.raises(FeatureError, match="none of the 40 latents fires on this text"):
+        explore.chosen(latents.assign(dead=True), 3)
     few = explore.chosen(latents[latents.latent.isin([1, 2, 30])], 3)
     assert few[few.group == "shared"].latent.tolist() in ([1, 2], [2, 1])
     assert few[few.group == "fake"].latent.tolist() == [30]
@@ -218,3 +223,24 @@ def test_the_other_seed_is_the_next_that_is_indexed(make_run, indexed, seed, oth
     """Two that are indexed are each other's; one alone takes the next that is trained."""
     wide = {"sae.seeds": [42, 49, 1, 2, 3], "features": FEATURES | {"seeds": list(indexed)}}
     assert explore.other_seed(make_run(wide), seed) == other
+
+
+def test_one_seed_has_no_other(make_run):
+    """Neither 03's rows nor those of 08 are waited for."""
+    run = make_run({"sae.seeds": [42], "features": FEATURES | {"seeds": [42]}})
+    assert explore.other_seed(run, 42) is None
+    needed = {path.rpartition("/")[2] for path in plan.stage_inputs(run, explore.STAGE)}
+    assert needed == {"saes.csv", "firing.csv", "text.jsonl"}
+    assert not {"03_sfr", "08_seed_dependence"} & {stage.name for stage in plan.stages([run])}
+
+
+def test_an_sae_of_which_no_latent_fires(explored):
+    """Its index can be read, and the notebook, which has nothing to show, says why."""
+    run, lm, saes, indexes = explored
+    remove(indexes[42].folder)
+    saes["text", 42].b_enc -= 1000
+    index = explore.index_features(run, saes, lm)[42]
+    assert index.latents.dead.all()
+    assert index.page(3)["contexts"] == []
+    with pytest.raises(FeatureError, match="none of the 24 latents fires on this text"):
+        explore.chosen(index.latents, 2)

@@ -2,16 +2,27 @@
 files, a copied environment, a terminal that lacks characters.
 """
 
+import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from faithful_sae.engine import plan
 from faithful_sae.engine.plan import owner_problems, take_possession
-from faithful_sae.files import ROOT, Lock, ReadOnlyError, from_root, remove
+from faithful_sae.files import (
+    ROOT,
+    Lock,
+    ReadOnlyError,
+    atomic_path,
+    from_root,
+    remove,
+    write_json,
+)
 from faithful_sae.runs.params import profile_folder, read_profile
 from faithful_sae.runs.schema import ParamsError
 
@@ -84,15 +95,98 @@ def test_the_note_of_the_owner_holds_in_a_moved_pair(tmp_path, monkeypatch, make
     assert list(owner_problems(run.file.parent)) == [], "renamed: nobody else's any more"
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    command = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(tmp_path)]
+@contextlib.contextmanager
+def mounted(place, options):
+    """A file system of its own at a place."""
+    place.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a file system needs rights")
     try:
-        with pytest.raises(ReadOnlyError, match=r"Read-only .*: make it writable for you, or"):
-            Lock(tmp_path / "mine" / ".lock")
+        yield place
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("write", [Lock, lambda path: write_json(path, 1)])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, write):
+    with (
+        mounted(tmp_path / "disk", "ro") as disk,
+        pytest.raises(ReadOnlyError, match=r"Read-only .*: make it writable for you, or"),
+    ):
+        write(disk / "mine" / ".lock")
+
+
+def test_what_is_read_from_elsewhere_is_not_blamed_on_what_is_written(tmp_path):
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "mine" / "a"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "other" / "b"))
+
+
+@contextlib.contextmanager
+def somebody_else():
+    """Without the rights of root, to which everything is open."""
+    if os.getuid():
+        pytest.skip("only root can be somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("write", [Lock, lambda path: write_json(path, 1)])
+def test_a_folder_of_another_user_is_one_line(write):
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        said = f"^{name}/mine: Permission denied: results are written here: make it writable"
+        with somebody_else(), pytest.raises(ReadOnlyError, match=said):
+            write(f"{name}/mine/a")
+
+
+NOTEBOOK = """
+# %% tags=["parameters"]
+params = "x"
+
+# %%
+print("x" * {length})
+"""
+
+
+def test_an_executed_notebook_that_does_not_fit_on_the_disk(tmp_path):
+    """One line; with room, the same command goes on."""
+    header = (ROOT / "notebooks" / "03_sfr.py").read_text().split("# %% [markdown]")[0]
+    (tmp_path / "long.py").write_text(header + NOTEBOOK.format(length=400_000))
+    command = [sys.executable, "-m", "faithful_sae", "notebook", str(tmp_path / "long.py")]
+    with mounted(tmp_path / "disk", "size=256k") as disk:
+        command += [str(disk / "out.ipynb"), "params=y"]
+        full = subprocess.run(command, capture_output=True, text=True)
+        assert full.returncode == 1
+        assert full.stderr.strip() == (
+            f"disk full while writing {disk / 'out.ipynb'}: free some space and run again; "
+            "finished results are kept"
+        )
+        assert "Traceback" not in full.stdout
+        assert not (disk / "out.ipynb").exists()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert sorted(file.name for file in disk.iterdir()) == ["out.ipynb", "out.lock"]
+
+
+def test_what_a_cell_says_of_itself_comes_without_a_traceback(tmp_path):
+    header = (ROOT / "notebooks" / "03_sfr.py").read_text().split("# %% [markdown]")[0]
+    text = NOTEBOOK.split("print")[0] + "from faithful_sae.files import DiskFullError\n"
+    (tmp_path / "full.py").write_text(
+        f"{header}{text}raise DiskFullError(28, 'disk full: free it')"
+    )
+    command = [sys.executable, "-m", "faithful_sae", "notebook", str(tmp_path / "full.py")]
+    command += [str(tmp_path / "out.ipynb"), "params=y"]
+    said = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    assert said[0].endswith("full.py failed in cell 3:")
+    assert said[1:] == [
+        "  disk full: free it",
+        f"  the executed notebook is kept: {tmp_path / 'out.failed.ipynb'}",
+    ]
 
 
 # --- names ----------------------------------------------------------------------------------------

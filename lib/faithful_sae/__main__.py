@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import ReadOnlyError, speak_anywhere
+from faithful_sae.files import DiskFullError, ReadOnlyError, speak_anywhere
 
 PROFILE = "a folder of parameter files, or the name of one in params/"
 # what each command needs is imported when it runs: some of it takes seconds
@@ -52,6 +52,14 @@ def documentation(args: argparse.Namespace) -> None:
     from faithful_sae.engine.plan import make_documentation
 
     make_documentation(args.source, args.output)
+
+
+def estimate(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.timing import job_seconds
+    from faithful_sae.files import write_json
+    from faithful_sae.runs.params import load_params
+
+    write_json(args.output, job_seconds(map(load_params, args.params), args.apart))
 
 
 def with_gpus(args: argparse.Namespace) -> None:
@@ -171,6 +179,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source", help="JSON list: kind, packages, size")
     command.add_argument("output", type=Path)
 
+    command = add(estimate, "measure how long the jobs of some runs take")
+    command.add_argument("output", type=Path, help="JSON, {job: seconds}")
+    command.add_argument("params", type=Path, nargs="+", help="the runs' parameter files")
+    command.add_argument("--apart", action="store_true", help="the SAEs of a corpus are a job")
+
     command = add(with_gpus, "run a command with GPUs of its own")
     command.add_argument("params", help="the parameter file that says how many")
     command.add_argument("command", nargs=argparse.REMAINDER)
@@ -217,7 +230,7 @@ def main() -> None:
     args = parser().parse_args()
     try:
         args.run(args)
-    except (ParamsError, BusyError, ReadOnlyError) as error:
+    except (ParamsError, BusyError, DiskFullError, ReadOnlyError) as error:
         sys.exit(f"\n  {error}\n")
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from transformers.utils import logging
 
 from faithful_sae.engine import plan
-from faithful_sae.engine.timing import estimate, on_this_machine
+from faithful_sae.engine.timing import PROBE_SHARE, estimate, free_memory, on_this_machine
 from faithful_sae.files import ROOT, is_current, read_json
 from faithful_sae.lm.architectures import ModelError, Shape, weights
 from faithful_sae.runs.needs import Needs, needs
@@ -29,7 +29,6 @@ from faithful_sae.stages.model import model_shape
 from faithful_sae.text import hub
 
 CORES = os.cpu_count() or 1  # of this machine
-PROBE_SHARE = 0.5  # of the free memory, that a model with random weights may take
 Show = Callable[[str], Any]
 
 
@@ -64,6 +63,7 @@ def check(
         for note in runs[0].hub.moved():
             show(note)
         _show_crowded(runs, cores or CORES, show)
+        _show_single(runs, show)
     hours = []
     disk: dict[Path, int] = {}
     for run in map(on_this_machine, runs):
@@ -170,8 +170,7 @@ def _times(run: Run, shape: Shape, probe: bool, show: Show) -> tuple[dict[str, f
     """({name of a stage: seconds}, how they were estimated or why not)."""
     if not probe:
         return {}, "not measured"
-    on_gpu = run.device == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    free = free_memory(run)
     if weights(shape) > PROBE_SHARE * free:
         sizes = f"{_size(weights(shape))} leave too little of the {_size(free)} that are free"
         return {}, f"not measured: the model's {sizes}"
@@ -228,6 +227,13 @@ def _show_crowded(runs: list[Run], cores: int, show: Show) -> None:
                 f"threads wait for each other on {CORES} cores, and may take ten times as long: "
                 "lower threads, or give CORES=n"
             )
+
+
+def _show_single(runs: list[Run], show: Show) -> None:
+    """Note runs that have no pair of SAEs to compare."""
+    for run in runs:
+        if run.sae and len(run.sae.seeds) == 1:
+            show(f"note: {run.file.name}: one seed: SFR is not measured, nothing has an interval")
 
 
 def _show_pins(runs: list[Run], show: Show) -> None:

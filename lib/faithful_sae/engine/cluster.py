@@ -24,7 +24,7 @@ from faithful_sae.runs.stage import Stage
 
 # bytes of RAM of a job beside its notebook: two processes of Snakemake, 0.2 GB each, and papermill
 SNAKEMAKE = 600_000_000
-STEPS = {"notebook", "train-corpus", "share"}  # commands that the workflow starts
+STEPS = {"notebook", "train-corpus", "share", "estimate"}  # commands that the workflow starts
 STOPPING = 120  # seconds that Slurm is given to end cancelled jobs
 
 

@@ -14,8 +14,14 @@ from pathlib import Path
 import jupytext
 import papermill
 
-from faithful_sae.engine.progress import Progress
-from faithful_sae.files import ROOT, from_root, locked
+from faithful_sae.engine.progress import Progress, title
+from faithful_sae.files import ROOT, from_root, locked, writing
+
+# errors of the library whose message says all: what failed, and what to do
+SAID = {
+    *("DiskFullError", "ReadOnlyError", "MissingInputError", "ParamsError", "SAEError"),
+    *("CorpusError", "FeatureError", "HubError", "ModelError"),
+}
 
 
 class _Handler(logging.Handler):
@@ -27,22 +33,24 @@ class _Handler(logging.Handler):
         self.progress(record.getMessage())
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str) -> None:
+def execute(notebook: Path, output: Path, parameters: dict[str, str], name: str) -> None:
     """Execute a notebook and keep it.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed.
+        DiskFullError, ReadOnlyError: the executed notebook cannot be written.
     """
     failed = output.with_suffix(".failed.ipynb")
     running = output.with_suffix(".running.ipynb")
     source = output.with_suffix(".source.ipynb")
     # a killed engine may have left this step at work: never two writers of one result
-    with locked(output.with_suffix(".lock")):
+    stopped = None
+    with locked(output.with_suffix(".lock")), writing(output):
         jupytext.write(jupytext.read(notebook), source)
         logger = logging.getLogger("papermill")
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        logger.handlers = [_Handler(Progress(title))]
+        logger.handlers = [_Handler(Progress(name))]
         try:
             papermill.execute_notebook(
                 source,
@@ -54,28 +62,33 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], title: str
                 # it warns of its own transport, and of the interrupt that ends it
                 extra_arguments=["--log-level=CRITICAL"],
             )
-        except papermill.PapermillExecutionError:
+        except papermill.PapermillExecutionError as error:
             running.replace(failed)
-            raise
+            stopped = error
+        else:
+            running.replace(output)
+            failed.unlink(missing_ok=True)
         finally:
             source.unlink()
-        running.replace(output)
-        failed.unlink(missing_ok=True)
+    # what a cell said of a disk is not said of the notebook
+    if stopped:
+        raise stopped
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, str]) -> None:
     """Execute a notebook; the process ends where a cell failed."""
     model = parameters.get("params")  # not where it is one of a profile
-    title = f"{notebook.stem} · {Path(model).stem}" if model else notebook.stem
+    name = title(notebook.stem, *([Path(model).stem] if model else []))
     # another of the user's own would come first
     os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
     try:
-        execute(notebook, output, {k: _shown(v) for k, v in parameters.items()}, title)
+        execute(notebook, output, {k: _shown(v) for k, v in parameters.items()}, name)
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        said = f"  {error.evalue}" if error.ename in SAID else plain
         kept = output.with_suffix(".failed.ipynb")
         sys.exit(
-            f"  ✗ {notebook} failed in cell {error.exec_count}:\n{plain}\n"
+            f"  ✗ {notebook} failed in cell {error.exec_count}:\n{said}\n"
             f"  the executed notebook is kept: {kept}"
         )
 

@@ -13,6 +13,11 @@ BAR = re.compile(r"\[\d+:\d\d(:\d\d)?[<,]")  # of a progress bar's line: its tim
 NOTE = re.compile(r"(?:^|UserWarning: )(note: .*)", re.M)
 
 
+def title(*words: str) -> str:
+    """What a job is called: its rule, and the model, corpus or share that it is for."""
+    return " · ".join(words)
+
+
 class Progress:
     """Called with a step's output, print a line of its progress bar every few seconds, and every
     `note:`, after the step's name.

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from faithful_sae.engine.progress import BAR, NOTE, Progress
+from faithful_sae.engine.progress import BAR, NOTE, Progress, title
 from faithful_sae.files import atomic_path, locked, read_json
 from faithful_sae.runs.rows import open_run
 from faithful_sae.runs.schema import Run
@@ -46,9 +46,9 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def _told(*title: str) -> Any:
+def _told(*words: str) -> Any:
     """Tell of a step in lines that begin with its title."""
-    progress = Progress(" · ".join(title), sys.stdout)
+    progress = Progress(title(*words), sys.stdout)
     with (
         contextlib.redirect_stdout(_Lines(progress, sys.stdout)),
         contextlib.redirect_stderr(_Lines(progress, sys.stderr)),

@@ -11,25 +11,30 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
+from faithful_sae.engine.progress import title
+from faithful_sae.lm.architectures import weights
 from faithful_sae.lm.model import LanguageModel
-from faithful_sae.runs.registry import model_stages
+from faithful_sae.runs.registry import model_stages, profile_stage, writer
 from faithful_sae.runs.schema import Run
 from faithful_sae.sae.activations import token_activations
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import train_saes
-from faithful_sae.stages.model import open_model, unloaded_model
+from faithful_sae.stages.model import model_shape, open_model, unloaded_model
 from faithful_sae.text import hub
 
 # a kind of work is timed for so many seconds, and for so many steps at least
 SECONDS = 2.0
 STEPS = 3
 SHORT = 0.5  # as SECONDS, for what is quick, and for each size of SAE beyond the first
+PROBE_SHARE = 0.5  # of the free memory, that the model may take
+START = 10.0  # of a notebook, and of its figures
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,36 @@ def estimate(run: Run, progress: Callable[[str], Any] = lambda what: None) -> Es
             return _estimate(run, progress)
     finally:
         torch.set_num_threads(threads)
+
+
+def job_seconds(runs: Iterable[Run], apart: bool = True) -> dict[str, float]:
+    """{job: seconds} of `make paper`, while others of its jobs are at work: nothing of a run on a
+    GPU, which these may fill, or whose model takes too much of the memory that is free.
+
+    Args:
+        apart: whether the SAEs of each corpus are trained by a job of its own, or by 02.
+    """
+    training = writer("saes").name
+    found = {profile_stage().name: START}
+    for run in map(on_this_machine, runs):
+        if run.device == "cuda" or weights(model_shape(run)) > PROBE_SHARE * free_memory(run):
+            continue
+        seconds = estimate(run).seconds
+        corpora = run.sae.train_on if run.sae and apart else ()
+        # 02 gathers what they have trained
+        trained = seconds.pop(training, 0.0) if corpora else 0.0
+        for name in corpora:
+            found[title("train_corpus", run.name, name)] = START + trained / len(corpora)
+        for stage in model_stages(run):
+            found[title(stage.name, run.name)] = START + seconds.get(stage.name, 0.0)
+    return found
+
+
+def free_memory(run: Run) -> int:
+    """Bytes that are free where a run computes."""
+    if run.device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
 
 
 def _estimate(run: Run, progress: Callable[[str], Any]) -> Estimate:

@@ -275,8 +275,9 @@ def context_table(state: Mapping[str, np.ndarray], rows: np.ndarray, kept: Kept)
             "stratum": stratum,
             "activation": places["value"][order],
             "position": np.array(positions, int),
-            "tokens": tokens,
-            "activations": activations,
+            # lists also where there are none
+            "tokens": pd.Series(tokens, dtype=object),
+            "activations": pd.Series(activations, dtype=object),
         }
     )
 

@@ -23,8 +23,16 @@ PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent.parent
 
 
+# what a full disk says, and a place that is not one's own
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class DiskFullError(OSError):
     """No space left: says which file, and that nothing complete was lost."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class ReadOnlyError(RuntimeError):
@@ -48,33 +56,58 @@ def speak_anywhere() -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path` (a file or a folder), on
-    failure it is removed.
+def writing(path: str | Path) -> Iterator[None]:
+    """While `path` is written: what the system refuses is one line.
 
     Raises:
-        DiskFullError: the disk filled up while writing; what stood at `path` before is untouched.
+        DiskFullError: the disk filled up.
+        ReadOnlyError: it cannot be written for want of rights.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove(temporary)
     try:
-        yield temporary
-        # os.replace cannot replace a folder that has something in it
-        if temporary.is_dir() and path.exists():
-            remove(path)
-        os.replace(temporary, path)
-    except BaseException as error:
-        remove(temporary)
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
         # safetensors and arrow wrap the system's error, so its text is all there is to go by
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if number in FULL or "No space left" in str(error):
             raise DiskFullError(
                 errno.ENOSPC,
                 f"disk full while writing {path}: free some space and run again; finished "
                 "results are kept",
             ) from error
+        # not what is read meanwhile from elsewhere
+        place = Path(path).absolute()
+        refused = Path(str(getattr(error, "filename", None) or os.sep)).absolute()
+        here = place.is_relative_to(refused) or refused.is_relative_to(place.parent)
+        if number in FORBIDDEN and refused != Path(os.sep) and here:
+            raise ReadOnlyError(
+                f"{refused}: {os.strerror(number)}: results are written here: make it writable "
+                "for you, or work in a copy of your own"
+            ) from error
         raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path` (a file or a folder), on
+    failure it is removed.
+
+    Raises:
+        DiskFullError, ReadOnlyError: as `writing`; what stood at `path` before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        try:
+            yield temporary
+            # os.replace cannot replace a folder that has something in it
+            if temporary.is_dir() and path.exists():
+                remove(path)
+            os.replace(temporary, path)
+        except BaseException:
+            remove(temporary)
+            raise
 
 
 class Lock:
@@ -82,21 +115,14 @@ class Lock:
     however that ends; the file stays, and may hold what its owner says of itself.
 
     Raises:
-        ReadOnlyError: it cannot be written.
+        DiskFullError, ReadOnlyError: as `writing`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
+        with writing(path):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # open for as long as the lock is held
             self.file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise ReadOnlyError(
-                f"{error.filename}: {error.strerror}: results are written here: make it writable "
-                "for you, or work in a copy of your own"
-            ) from None
 
     def take(self, shared: bool = False, wait: bool = False) -> bool:
         """Take it; False where another process is in the way, unless this waits for it."""

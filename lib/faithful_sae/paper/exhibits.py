@@ -67,8 +67,11 @@ def profile_note(runs: list[Run]) -> str:
     }
     if any(run.published for run in runs):
         recipes.add("as published")
+    single = [run.label for run in runs if run.sae and len(run.sae.seeds) == 1]
+    one = f" One seed ({', '.join(single)}): SFR is not measured, and nothing has an interval."
     return (
         f"Profile {runs[0].profile}: {', '.join(models)}. SAE recipe: {', '.join(sorted(recipes))}."
+        f"{one if single else ''}"
     )
 
 

@@ -5,10 +5,10 @@ the workflow's steps read and write, what they need, what 07 says is missing. A 
 file `stages/sNN_name.py` with a `STAGE`, and nothing in this room.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from faithful_sae.lm.architectures import Shape
 from faithful_sae.runs.schema import Run, Section
@@ -37,6 +37,26 @@ class Artefact:
     folder: Path
     parameters: dict[str, Any]
     rows: Path
+
+
+class Rates(Protocol):
+    """Seconds of each kind of work of one run, as engine.timing measures them, on its `lm`."""
+
+    lm: Any
+
+    def read_token(self) -> float: ...
+
+    def encode_token(self) -> float: ...
+
+    def sae_step(self, d_sae: int, k: int, n_tokens: int) -> float: ...
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any: ...
+
+    def time_of(self, step: Callable[[], Any], seconds: float = ...) -> float: ...
+
+    def ids(self, rows: int) -> Any: ...
+
+    def sae(self, seed: int = 0) -> Any: ...
 
 
 class Stage:
@@ -114,6 +134,6 @@ class Stage:
         """Tokens that the language model reads or writes, each once per pass over it."""
         return 0
 
-    def seconds(self, run: Run, rates: Any) -> float | None:
-        """Estimated wall time, of the kinds of work that engine.timing.Rates measures."""
+    def seconds(self, run: Run, rates: Rates) -> float | None:
+        """Estimated wall time."""
         return None

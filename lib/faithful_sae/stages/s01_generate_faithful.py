@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from faithful_sae.lm.architectures import Shape, sampling_bytes, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import Count, Model, Need, Positive, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, Artefact, Memory, Stage
+from faithful_sae.runs.stage import MODEL, Artefact, Memory, Rates, Stage
 
 SAMPLING_SHARE = 0.9  # of the free memory may go to rows: the rest is for what a step computes
 
@@ -109,7 +109,7 @@ class GenerateFaithful(Stage):
         e = run.embedded
         return run.generate.tokens + (e.steps * e.batch_rows * e.context if e else 0)
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """As many full steps as give the tokens, and after each shard half of a document's length
         while its last ones end.
         """
@@ -150,7 +150,7 @@ class GenerateFaithful(Stage):
 
             return rates.time_of(step)
 
-    def _training_step(self, run: Run, rates: Any) -> tuple[float, float]:
+    def _training_step(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of one optimiser step of the embedded model, and of one held-out token."""
         import torch
 

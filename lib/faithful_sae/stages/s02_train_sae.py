@@ -19,7 +19,7 @@ from faithful_sae.runs.schema import (
     Seed,
     key,
 )
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 
 
 class Published(Section):
@@ -53,7 +53,8 @@ class Published(Section):
             f"must have exactly one of path, hub; it has {given or 'none'}",
         )
         seeded = any("{seed}" in (value or "") for value in vars(self).values())
-        need(seeded, at, "holds no {seed}: all seeds would be one SAE")
+        one = len(run.sae.seeds) == 1
+        need(seeded or one, at, "holds no {seed}: all seeds would be one SAE")
         if self.hub:
             why = "is missing: main, or another branch, tag or commit"
             need(self.revision, f"{at}.revision", why)
@@ -88,7 +89,11 @@ class SAE(Section):
     recipe: Literal["default", "authors"] = key(
         "authors: optimiser and AuxK of their public code; the paper names neither", "default"
     )
-    seeds: Ints = key("initialisations compared", (42, 49), paper="Table 5")
+    seeds: Ints = key(
+        "initialisations compared; of one alone SFR is not measured, and nothing has an interval",
+        (42, 49),
+        paper="Table 5",
+    )
     data_seed: Seed = key("order of the activations, the same for all seeds", 0)
     published: dict[str, Published] | None = key(
         "per corpus of train_on, where its SAEs are read from instead of trained", None
@@ -104,9 +109,8 @@ class SAE(Section):
             need(seed >= 0, f"sae.seeds[{i}]", f"= {seed} must be at least 0")
         why = f"= {self.k} exceeds sae.d_sae = {self.d_sae}: at most every latent can be active"
         need(self.k <= self.d_sae, "sae.k", why)
-        several = len(self.seeds) >= 2 and len(set(self.seeds)) == len(self.seeds)
-        why = "must hold at least two different seeds: SFR compares them"
-        need(several, "sae.seeds", why)
+        once = self.seeds and len(set(self.seeds)) == len(self.seeds)
+        need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):
             value = getattr(self, name)
             why = f"= {value} must be at least sae.batch_tokens = {self.batch_tokens}"
@@ -264,7 +268,7 @@ class TrainSAE(Stage):
         passes += s.baselines is not None and not s.cache_activations
         return passes * tokens_read(run, s.tokens) + measured
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: the tokens read, and a step of every SAE for each batch; a baseline's is
         taken for as long as another's.
         """

@@ -6,8 +6,8 @@ import pandas as pd
 
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Count, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
+from faithful_sae.runs.schema import Count, ParamsError, Run, Section, key
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, group_bytes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import text_of
 
@@ -35,6 +35,9 @@ class SharedFeatureRatio(Stage):
     parameters = (*MODEL, *ROWS_OF_TEXT, "layer", "sae.include_bos", "sae.lm_batch_rows")
     lower = "sae.d_sae"
 
+    def wanted(self, run: Run) -> bool:
+        return super().wanted(run) and len(run.sae.seeds) > 1
+
     def corpora(self, run: Run) -> tuple[str, ...]:
         return run.sae.train_on if run.sae else ()
 
@@ -53,7 +56,7 @@ class SharedFeatureRatio(Stage):
     def tokens(self, run: Run) -> int:
         return len(run.sae_names) * run.sfr.tokens
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of the correlations; the matching is timed by nothing here, and takes about as long."""
         encoded = count_saes(run) * run.sfr.tokens * rates.encode_token()
         return self.tokens(run) * rates.read_token() + encoded
@@ -64,9 +67,17 @@ def seed_comparison(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Match the seeds of every corpus and baseline; writes and returns rows `sfr` (one per corpus
     and pair), `matching` (one per latent) and `sfr_curve` (one per threshold).
+
+    Raises:
+        ParamsError: there is one seed.
     """
     from faithful_sae.metrics import sfr
 
+    if len(run.sae.seeds) == 1:
+        raise ParamsError(
+            f"{run.file}: sae.seeds holds one seed: SFR compares two, and is not measured; the "
+            "notebooks from 04 on do without it"
+        )
     names = ("sfr", "matching", "sfr_curve")
     parts = []
     for name in run.sae_names:

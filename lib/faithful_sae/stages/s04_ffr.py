@@ -7,7 +7,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 
 
@@ -44,7 +44,7 @@ class FakeFeatureRatio(Stage):
     def tokens(self, run: Run) -> int:
         return 2 * run.ffr.tokens
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         per_token = rates.read_token() + count_saes(run) * rates.encode_token()
         return self.tokens(run) * per_token
 

@@ -10,7 +10,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 
@@ -60,7 +60,7 @@ class FidelityMatrix(Stage):
         rows = len(f.corpora) * f.rows + len(self.corpora(run)) * f.ce_rows
         return rows * run.sequence_length
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
         without.
         """
@@ -69,7 +69,7 @@ class FidelityMatrix(Stage):
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
         return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
 
-    def _passes(self, run: Run, rates: Any) -> tuple[float, float]:
+    def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
         and with the first SAE.
         """

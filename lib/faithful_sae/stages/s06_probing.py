@@ -23,7 +23,7 @@ from faithful_sae.runs.schema import (
     check_name,
     key,
 )
-from faithful_sae.runs.stage import MODEL, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_seeds
 from faithful_sae.text.documentation import TASKS
@@ -128,12 +128,12 @@ class LinearProbes(Stage):
         p = run.probing
         return len(p.tasks) * (p.max_train + p.max_test) * p.max_tokens
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """Of texts as long as they may be."""
         reading, one = rates.once("probing", lambda: self._passes(run, rates))
         return self.tokens(run) * (reading + count_saes(run, run.probing.seeds) * one)
 
-    def _passes(self, run: Run, rates: Any) -> tuple[float, float]:
+    def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a token through the whole model, and through one SAE."""
         import torch
 

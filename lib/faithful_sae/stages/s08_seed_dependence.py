@@ -17,7 +17,7 @@ from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,
@@ -55,10 +55,11 @@ class SeedDependence(Section):
             "compared with those of others; sweep nothing, or name another corpus"
         )
         need(not swept or self.corpus not in run.published, "seed_dependence.corpus", why)
-        why = f"= {self.sweep_seeds} must lie between 2 and the number of sae.seeds, {len(s.seeds)}"
-        # one that is too few alone is sae.seeds' own problem
-        enough = 2 <= self.sweep_seeds <= max(len(s.seeds), 2)
-        need(enough, "seed_dependence.sweep_seeds", why)
+        why = "compares the seeds of sae.seeds, which holds one: add another, or write null"
+        if need(len(s.seeds) != 1, "seed_dependence", why):
+            most = len(s.seeds)
+            why = f"= {self.sweep_seeds} must lie between 2 and the number of sae.seeds, {most}"
+            need(2 <= self.sweep_seeds <= most, "seed_dependence.sweep_seeds", why)
         self._check_values(
             need, "d_sae", s.k, math.inf, f"must be at least sae.k = {s.k}: k latents are active"
         )
@@ -162,7 +163,7 @@ class SeedStudy(Stage):
         budgets = [max(entry["tokens"] for entry in wanted) for wanted in study(run).values()]
         return sum(tokens_read(run, most) for most in budgets)
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """As 02, layer by layer; the time to a layer is the share of the blocks before it."""
         total = 0.0
         for layer, wanted in study(run).items():
@@ -233,7 +234,7 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.model import open_model
     from faithful_sae.stages.saes import load_saes
-    from faithful_sae.stages.training import last_point, token_budget, train_stream
+    from faithful_sae.stages.training import last_point, passes_note, token_budget, train_stream
 
     d = run.seed_dependence
     plain = {"layer": run.layer, "d_sae": run.sae.d_sae, "k": run.sae.k}
@@ -252,11 +253,13 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
         at = run.changed(layer=layer)
         lm = open_model(at)
         text = corpus(at, d.corpus, lm)
-        cap, _ = token_budget(run, d.corpus, text, lm, longest(run, layer))
+        most = longest(run, layer)
+        cap, available = token_budget(run, text, lm, most)
+        note = passes_note(run, d.corpus, most, cap, available)
         wanted = swept_saes(run, layer, cap)
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
         parameters = settings(at, STUDIED) | {"corpus": d.corpus, "saes": wanted}
-        train_stream(at, d.corpus, lm, text, folder, parameters, wanted, "name")
+        train_stream(at, d.corpus, lm, text, folder, parameters, wanted, "name", note)
         curves = pd.read_csv(folder / "training.csv")
         for entry in wanted:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}

@@ -12,10 +12,11 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, SAEs, Stage
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 
-GROUPS = ("shared", "orphan", "fake")
+# "not fake" where no other seed says whether they are shared
+GROUPS = ("shared", "orphan", "not fake", "fake")
 
 
 class Features(Section):
@@ -24,7 +25,7 @@ class Features(Section):
     corpus: str = key("one of sae.train_on: its SAEs, on its own text")
     seeds: Ints = key(
         "of sae.seeds; the next one here, or, where there is one alone, the next in sae.seeds, is "
-        "the other seed of shared and orphan"
+        "the other seed of shared and orphan; without any, neither is known"
     )
     tokens: Count = key("of the training rows, BOS included", unit="tokens")
     batch_rows: Count = key("rows per forward pass", 16)
@@ -101,7 +102,7 @@ class ExploreFeatures(Stage):
     def tokens(self, run: Run) -> int:
         return len(run.features.seeds) * min(run.features.tokens, train_tokens(run))
 
-    def seconds(self, run: Run, rates: Any) -> float:
+    def seconds(self, run: Run, rates: Rates) -> float:
         """The tokens of each index; PruningMaxAct and steering are some more, which depend on what
         the latents are.
         """
@@ -120,8 +121,9 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     """{seed: FeatureIndex} of the SAEs of features.corpus, made or reused; writes rows `features`,
     one per seed and latent.
 
-    Firing on random tokens is 04's, the matching of seeds 03's. The rows add to the index
-    `agreement`, how many of the tokens of MutInfo are among those of VocabProj.
+    Firing on random tokens is 04's, the matching of seeds 03's; of one seed nothing is matched. The
+    rows add to the index `agreement`, how many of the tokens of MutInfo are among those of
+    VocabProj.
     """
     from faithful_sae.features.build import build_index
     from faithful_sae.features.collect import Kept
@@ -139,14 +141,16 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
             "used"
         )
     firing = read_rows(run, "firing")
-    matching = read_rows(run, "matching")
+    matched = pd.DataFrame()
+    if len(run.sae.seeds) > 1:
+        matched = read_rows(run, "matching").query("corpus == @f.corpus")
     kept = {name: getattr(f, name) for name in Kept.__dataclass_fields__}
     indexes = {}
     tables = []
     for seed in f.seeds:
         other = other_seed(run, seed)
         random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
-        twin, cosine = twins(matching.loc[matching.corpus == f.corpus], seed, other)
+        twin, cosine = (None, None) if other is None else twins(matched, seed, other)
         about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
         about |= {"label": run.label, "run": run.name, "profile": run.profile}
         inputs = {
@@ -155,7 +159,7 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
             "model": model_key(run),
             # and its configuration
             "sae": file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}"),
-            "others": digest([random.tolist(), twin.tolist(), cosine.tolist()]),
+            "others": digest([a if a is None else a.tolist() for a in (random, twin, cosine)]),
             "about": digest(about),
         }
         code = ("features/build", "lm/model", "sae/sae")
@@ -186,12 +190,13 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     return indexes
 
 
-def other_seed(run: Run, seed: int) -> int:
+def other_seed(run: Run, seed: int) -> int | None:
     """The seed that has a latent's twin: the next of features.seeds, so that each of two is the
-    other's; where there is one alone, the next of sae.seeds.
+    other's; where there is one alone, the next of sae.seeds; None where that is the seed itself.
     """
     seeds = run.features.seeds if len(run.features.seeds) > 1 else run.sae.seeds
-    return seeds[(seeds.index(seed) + 1) % len(seeds)]
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    return None if other == seed else other
 
 
 def twins(matching: pd.DataFrame, seed: int, other: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,18 +216,32 @@ def chosen(latents: pd.DataFrame, n: int) -> pd.DataFrame:
     what they mean.
 
     The latents of a group that are alive are put in order of how often they fire and cut into n
-    parts of one size; the middle one of each part is taken. fake: those, shared or not; shared and
-    orphan: the others.
+    parts of one size; the middle one of each part is taken.
+
+    Raises:
+        FeatureError: none is alive.
     """
-    fake = latents.fake.astype(bool)
-    shared = latents.shared.astype(bool)
+    from faithful_sae.features.index import FeatureError
+
+    alive = latents.assign(group=groups_of(latents)).loc[~latents.dead]
+    if alive.empty:
+        raise FeatureError(
+            f"none of the {len(latents)} latents fires on this text, so there is none to look at: "
+            "is the SAE one of this model and layer? `features: null` leaves this notebook out"
+        )
+    ranked = alive.sort_values(["frequency", "latent"])
     parts = []
-    groups = (shared & ~fake, ~shared & ~fake, fake)
-    for group, of_group in zip(GROUPS, groups, strict=True):
-        part = latents.loc[of_group & ~latents.dead].sort_values(["frequency", "latent"])
-        middles = np.unique(((np.arange(n) + 0.5) * len(part) / n).astype(int)) if len(part) else []
-        parts.append(part.iloc[middles].assign(group=group))
+    for group in GROUPS:
+        part = ranked.loc[ranked.group == group]
+        if len(part):
+            parts.append(part.iloc[np.unique(((np.arange(n) + 0.5) * len(part) / n).astype(int))])
     return pd.concat(parts, ignore_index=True)
+
+
+def groups_of(latents: pd.DataFrame) -> pd.Series:
+    """Of GROUPS, that of each latent. fake: those, shared or not; the others: shared, orphan."""
+    known = latents.shared.map({True: "shared", False: "orphan"}).fillna("not fake")
+    return known.where(~latents.fake.astype(bool), "fake")
 
 
 def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +263,7 @@ def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
                 "latent": latent["latent"],
                 "fires on, %": 100 * latent["frequency"],
                 "on random, %": 100 * latent["random_frequency"],
-                "twin": latent["twin"],
+                "twin": page["twin"],
                 "cosine": latent["twin_cosine"],
                 "strongest context": _marked(page["contexts"][0]),
                 "PruningMaxAct": " ".join(said.get("PruningMaxAct", [])[:1]),
@@ -351,16 +370,15 @@ def agreement_rows(run: Run, index: Any) -> pd.DataFrame:
         .rename_axis("latent")
         .reset_index()
     )
-    latents = index.latents.iloc[rows.latent]
-    fake = latents.fake.to_numpy(bool)
-    shared = latents.shared.to_numpy(bool)
-    return rows.assign(group=np.where(fake, "fake", np.where(shared, "shared", "orphan")))
+    return rows.assign(group=groups_of(index.latents.iloc[rows.latent]).to_numpy())
 
 
 def twins_agree(indexes: dict[int, Any], run: Run) -> bool:
     """Whether what the indexes say of twins is one matching, seen from both sides where both seeds
-    are indexed, with 03's SFR.
+    are indexed, with 03's SFR; of one seed, whether there are none.
     """
+    if len(run.sae.seeds) == 1:
+        return all(index.latents.shared.isna().all() for index in indexes.values())
     sfr = read_rows(run, "sfr").query("corpus == @run.features.corpus")
     for seed, index in indexes.items():
         other = indexes.get(index.meta["other_seed"])

@@ -82,13 +82,14 @@ def train_corpus(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, 
     """
     s = run.sae
     rows = corpus(run, name, lm)
-    n_tokens, available = token_budget(run, name, rows, lm, s.tokens)
+    n_tokens, available = token_budget(run, rows, lm, s.tokens)
     folder = sae_artefact(run, name)
     wanted = [
         {"name": f"seed{seed}", "d_sae": s.d_sae, "k": s.k, "tokens": n_tokens, "seed": seed}
         for seed in s.seeds
     ]
-    train_stream(run, name, lm, rows, folder, sae_settings(run, name), wanted)
+    note = passes_note(run, name, s.tokens, n_tokens, available)
+    train_stream(run, name, lm, rows, folder, sae_settings(run, name), wanted, note=note)
     curves = pd.read_csv(folder / "training.csv").assign(corpus=name)
     return curves, _summary(run, name, curves, n_tokens, available)
 
@@ -106,7 +107,7 @@ def baseline_saes(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFra
     """
     s = run.sae
     rows = corpus(run, s.baselines, lm)
-    n_tokens, available = token_budget(run, s.baselines, rows, lm, s.tokens)
+    n_tokens, available = token_budget(run, rows, lm, s.tokens)
     seen = {
         kind: (0, 0) if variant is RandomDictionary else (n_tokens, available)
         for kind, variant in UNTRAINED.items()
@@ -153,25 +154,28 @@ def weights_hashes(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     return [file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in seeds]
 
 
-def token_budget(
-    run: Run, name: str, rows: TokenRows, lm: LanguageModel, tokens: int
-) -> tuple[int, int]:
+def token_budget(run: Run, rows: TokenRows, lm: LanguageModel, tokens: int) -> tuple[int, int]:
     """(how many of the `tokens` asked for sae.max_epochs allows, how many different ones there
-    are); says so where they repeat.
+    are).
     """
-    s = run.sae
     content = is_content(rows.train, lm.bos_id)
-    available = content.size if s.include_bos else int(content.sum())
-    n_tokens = min(tokens, available * s.max_epochs)
-    if available < tokens:
-        note = (
-            f"note: {name}: {available:,} training tokens for a budget of {tokens:,}: "
-            f"{n_tokens / available:.1f} passes over them"
-        )
-        if n_tokens < tokens:
-            note += f", {n_tokens:,} tokens in all, since sae.max_epochs = {s.max_epochs}"
-        print(note)
-    return n_tokens, available
+    available = content.size if run.sae.include_bos else int(content.sum())
+    return min(tokens, available * run.sae.max_epochs), available
+
+
+def passes_note(run: Run, name: str, tokens: int, n_tokens: int, available: int) -> str:
+    """What is said where the tokens of a corpus repeat: `tokens` were asked for, and the others are
+    as token_budget has them.
+    """
+    if available >= tokens:
+        return ""
+    note = (
+        f"note: {name}: {available:,} training tokens for a budget of {tokens:,}: "
+        f"{n_tokens / available:.1f} passes over them"
+    )
+    if n_tokens < tokens:
+        note += f", {n_tokens:,} tokens in all, since sae.max_epochs = {run.sae.max_epochs}"
+    return note
 
 
 def train_stream(
@@ -183,6 +187,7 @@ def train_stream(
     parameters: dict[str, Any],
     wanted: list[dict[str, Any]],
     label: str = "seed",
+    note: str = "",
 ) -> None:
     """Train SAEs from one stream of activations into one artefact, unless it is there already.
 
@@ -196,12 +201,15 @@ def train_stream(
         wanted: per SAE a dict with `name` (of its subfolder), d_sae, k (or a Variant), tokens,
             seed; and `about`, what else its metadata say.
         label: which of these tells the training curves in the folder's training.csv apart.
+        note: what is said before they are trained.
     """
     made = _fingerprint(run, parameters, rows.key)
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}-{made.key}.partial"), made.key)
     if is_current(folder, made.key):
         checkpoint.remove()
         return
+    if note:
+        print(note)
     s = run.sae
     start = time.time()
     d_saes, ks, seeds, budgets = (

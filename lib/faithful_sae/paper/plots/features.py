@@ -6,7 +6,7 @@ from pandas import DataFrame
 
 from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, styled
 
-OF_GROUP = {"shared": COLOURS[2], "orphan": COLOURS[0], "fake": COLOURS[5]}
+OF_GROUP = {"shared": COLOURS[2], "orphan": COLOURS[0], "not fake": COLOURS[2], "fake": COLOURS[5]}
 
 
 @styled
