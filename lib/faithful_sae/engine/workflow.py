@@ -5,7 +5,6 @@ ended, whatever ends it.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,9 +23,6 @@ PROFILES = ROOT / "workflow" / "profiles"
 # as `-m snakemake`, but it does not say which profile it uses
 SNAKEMAKE = "from snakemake import cli; cli.print = lambda *_, **__: None; cli.main()"
 REFUSED = 3  # the Snakefile's exit code where nothing was begun
-# glibc returns the memory of freed tensors to the system at once, and the next step faults it in
-# again: a tenth of the time of training. Jobs keep blocks of up to 64 MB, and 256 MB of them.
-MALLOC = "glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=268435456"
 GOES_ON = "what is finished is kept, and the same command goes on from there"
 
 
@@ -121,8 +117,7 @@ class Workflow:
         # on one machine it is killed: what its jobs write is whole or not there. On a cluster it is
         # asked, since it must cancel them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN if local else signal.SIG_DFL)
-        environment = {"GLIBC_TUNABLES": MALLOC} | os.environ
-        child = subprocess.Popen(command, cwd=ROOT, env=environment)
+        child = subprocess.Popen(command, cwd=ROOT)
         signal.signal(signal.SIGINT, before)
 
         def terminate(*_: Any) -> NoReturn:

@@ -149,8 +149,10 @@ def fidelity_of_all(
         ids = ids.to(lm.device)
         log_p = F.log_softmax(logits[:, :-1], -1)
         measured = {mode: (ids != lm.bos_id) | mode for mode in modes}
-        for (name, mode), sums in jobs.items():
-            sums.add(lm, ids, x, saes[name].reconstruct(x), log_p, measured[mode])
+        for name, sae in saes.items():
+            x_hat = sae.reconstruct(x)
+            for mode in modes:
+                jobs[name, mode].add(lm, ids, x, x_hat, log_p, measured[mode])
         for (value, mode), sums in ablations.items():
             replacement = torch.zeros_like(x)
             if value == "mean":
