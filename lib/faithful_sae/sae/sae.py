@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faithful_sae.sae.formats import read_folder, saelens, sparsify
-from faithful_sae.sae.formats.source import SAEError
+from faithful_sae.sae.formats.source import Parts, SAEError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class TopKSAE:
+class TopKSAE(Parts):
     """Weights and the functions they define; training lives in train.py.
 
     Attributes:
@@ -44,28 +44,27 @@ class TopKSAE:
         metadata: saved with it (model, layer, corpus, seed, ...).
     """
 
-    k: int | None
-    threshold: Tensor | None
-    firing: Tensor | None
     training_log: "pd.DataFrame"
-    metadata: dict
 
     def __init__(
-        self, d_model: int, d_sae: int, k: int, seed: int, device: torch.device | str = "cpu"
+        self, d_model: int, d_sae: int, k: int | None, seed: int, device: torch.device | str = "cpu"
     ) -> None:
         """W_dec's rows are random directions and W_enc is its transpose, so that a latent starts
         out aligned with itself.
 
+        Args:
+            k: None: there is a threshold, of 0 to begin with.
+
         Raises:
             SAEError: k outside 1 to d_sae.
         """
-        if not 1 <= k <= d_sae:
+        if k is not None and not 1 <= k <= d_sae:
             raise SAEError(f"k = {k} must lie between 1 and d_sae = {d_sae}")
         # on the CPU, so that a seed means the same weights everywhere
         generator = torch.Generator().manual_seed(seed)
         directions = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1)
         self.k = k
-        self.threshold = None
+        self.threshold = None if k else torch.zeros(d_sae, device=device)
         self.normalisation = "none"
         self.firing = None
         self.metadata = {"seed": seed}
@@ -101,8 +100,8 @@ class TopKSAE:
         norm = x.norm(dim=-1, keepdim=True)
         return torch.zeros_like(norm), norm / self.d_model**0.5
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] of any dtype -> [.., F].
+    def affine(self, x: Tensor) -> Tensor:
+        """(x - b_dec) W_enc + b_enc of the normalised x: [.., D] of any dtype -> [.., F].
 
         Raises:
             SAEError: x of another width than d_model.
@@ -111,7 +110,11 @@ class TopKSAE:
         if self.normalisation != "none":
             shift, scale = self.frame(x)
             x = (x - shift) / (scale + 1e-5 if self.normalisation == "layer_norm" else scale)
-        return F.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """ReLU of `affine`, [.., F]."""
+        return F.relu(self.affine(x))
 
     def encode_topk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of each token that are kept.

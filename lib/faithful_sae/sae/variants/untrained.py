@@ -6,8 +6,6 @@ random dictionary is not trained at all: W_enc is W_dec^T (or what the recipe be
 0, and b_dec is where the recipe puts it before the first step.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.topk import TopK
 
 
-@dataclass(frozen=True)
 class FrozenDecoder(TopK):
     """TopK whose W_dec stays as it was initialised."""
 
@@ -25,7 +22,6 @@ class FrozenDecoder(TopK):
         return {name: w for name, w in sae.weights.items() if name != "W_dec"}
 
 
-@dataclass(frozen=True)
 class RandomDictionary(TopK):
     """TopK as it was initialised: a training goes by, which counts how often its latents fire."""
 
@@ -36,7 +32,7 @@ class RandomDictionary(TopK):
     def loss_and_gradients(
         self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        values, indices = self.encode_active(sae, x)
+        values, indices = sae.encode_topk(x)
         error = sae.decode_topk(values, indices) - x
         gradients["b_dec"].zero_()
         loss = torch.mean(error.square())
