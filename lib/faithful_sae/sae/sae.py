@@ -5,7 +5,7 @@
 
 An SAE that others published may differ: it keeps the latents above a threshold instead of the k
 largest (BatchTopK as it is used after training, JumpReLU), sees a normalised x, and has rows of
-other norms.
+other norms. In a Switch SAE a router says which latents a token may have.
 
 B tokens, D model, F latents, K active ones.
 """
@@ -35,6 +35,8 @@ class TopKSAE(Parts):
         k: active latents per token; None where there is a threshold.
         threshold: float32 [F]: a latent is kept if it is above its own and above 0; None where the
             k largest are kept.
+        router: float32 [D, E], and b_router, [D]: each token has the latents of one of E experts
+            alone, a block of F / E (see `routed`); None where there are no experts.
         normalisation: of each token before it is encoded, undone in `reconstruct`. "none";
             "layer_norm": less its mean, by its unbiased standard deviation + 1e-5;
             "constant_norm_rescale": to norm sqrt(D).
@@ -65,6 +67,8 @@ class TopKSAE(Parts):
         directions = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1)
         self.k = k
         self.threshold = None if k else torch.zeros(d_sae, device=device)
+        self.router = None
+        self.b_router = None
         self.normalisation = "none"
         self.firing = None
         self.metadata = {"seed": seed}
@@ -85,6 +89,18 @@ class TopKSAE(Parts):
     def weights(self) -> dict[str, Tensor]:
         """The four parameters by name."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that say what it computes, by name."""
+        own = ("threshold", "router", "b_router")
+        found = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        return self.weights | found
+
+    @property
+    def is_topk(self) -> bool:
+        """Whether it keeps the k largest latents of x as it is, and does nothing else."""
+        return self.threshold is None and self.router is None and self.normalisation == "none"
 
     def frame(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the normalisation of each token subtracts and divides by.
@@ -116,6 +132,22 @@ class TopKSAE(Parts):
         """ReLU of `affine`, [.., F]."""
         return F.relu(self.affine(x))
 
+    def experts(self, x: Tensor) -> Tensor:
+        """How probable the router holds each expert, softmax((x - b_router) router) (Mudide et al.
+        2024): [.., D] -> [.., E].
+        """
+        assert self.router is not None
+        return ((x.to(self.W_enc.dtype) - self.b_router) @ self.router).softmax(-1)
+
+    def routed(self, x: Tensor) -> Tensor:
+        """What latents are multiplied by: the probability of the token's most probable expert for
+        its own, 0 for the others: [.., D] -> [.., F].
+        """
+        p = self.experts(x)
+        best, expert = p.max(-1, keepdim=True)
+        only = torch.zeros_like(p).scatter(-1, expert, best)
+        return only.repeat_interleave(self.d_sae // p.shape[-1], -1)
+
     def encode_topk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of each token that are kept.
 
@@ -128,6 +160,8 @@ class TopKSAE(Parts):
         """
         p = self.pre_activations(x)
         k = self.k
+        if self.router is not None:
+            p = p * self.routed(x)
         if self.threshold is not None:
             p = p * (p > self.threshold)
             k = max([1, *(p > 0).sum(-1).flatten().tolist()])
@@ -175,9 +209,8 @@ class TopKSAE(Parts):
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device, in place."""
-        for name, tensor in self.weights.items():
+        for name, tensor in self.tensors.items():
             setattr(self, name, tensor.to(device))
-        self.threshold = None if self.threshold is None else self.threshold.to(device)
         return self
 
     def save(self, folder: Path | str) -> None:
@@ -191,7 +224,8 @@ class TopKSAE(Parts):
         is).
 
         Raises:
-            SAEError: the SAE has a threshold or normalises, which that layout has no place for.
+            SAEError: the SAE has a threshold or experts, or normalises, which that layout has no
+                place for.
         """
         sparsify.write(self, folder)
 

@@ -7,6 +7,7 @@ activations were centred and scaled to a mean squared norm of 1 (see variants/ba
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,15 +22,23 @@ def setting(says: str, default: Any = dataclasses.MISSING, **limits: float) -> A
     return dataclasses.field(default=default, metadata={"says": says} | limits)
 
 
+class Settings:
+    """Of any variant."""
+
+    def problem(self, d_sae: int) -> str:
+        """Why so many latents do not go with the settings; nothing if they do."""
+        return ""
+
+
 @dataclass(frozen=True)
-class TopK:
+class TopK(Settings):
     """The k largest latents of each token."""
 
     k: int = setting("active latents per token", gt=0)
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(Settings):
     """A penalty on the sum of the latents."""
 
     l1: float = setting("weight of the penalty; a lone latent is shrunk by l1 s / 2", 0.1, ge=0)
@@ -83,13 +92,34 @@ class Matryoshka(BatchTopK):
         "of the latents, in each nested dictionary; the last is 1", (0.0625, 0.125, 0.25, 0.5, 1.0)
     )
 
+    def widths(self, d_sae: int) -> list[int]:
+        """Latents of each dictionary."""
+        return [round(share * d_sae) for share in self.shares]
+
+    def problem(self, d_sae: int) -> str:
+        widths = [0, *self.widths(d_sae)]
+        if widths[-1] == d_sae and all(a < b for a, b in itertools.pairwise(widths)):
+            return ""
+        return (
+            f"shares = {list(self.shares)} of d_sae = {d_sae} latents must rise to 1, by at least "
+            "one latent each"
+        )
+
 
 @dataclass(frozen=True)
 class Switch(TopK):
     """TopK in the one of several experts that a router picks for the token."""
 
     experts: int = setting("disjoint groups of latents of one size", 4, gt=0)
-    balance: float = setting("weight of the loss that spreads tokens over experts", 3.0, ge=0)
+    balance: float = setting("weight of the loss that spreads tokens over experts", 0.1, ge=0)
+
+    def problem(self, d_sae: int) -> str:
+        if d_sae % self.experts == 0 and d_sae // self.experts >= self.k:
+            return ""
+        return (
+            f"experts = {self.experts} must divide d_sae = {d_sae} and leave each at least k = "
+            f"{self.k} latents"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Parts:
     b_dec: Tensor
     k: int | None = None
     threshold: Tensor | None = None
+    router: Tensor | None = None
+    b_router: Tensor | None = None
     normalisation: str = "none"
     firing: Tensor | None = None
     metadata: dict = field(default_factory=dict)

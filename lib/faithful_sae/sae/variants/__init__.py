@@ -10,13 +10,16 @@ unless `loss_and_gradients` has faster ones. Then name it in VARIANTS.
 
 from faithful_sae.sae.variants.base import Variant
 from faithful_sae.sae.variants.batch_topk import BatchTopK
+from faithful_sae.sae.variants.feature_choice import FeatureChoice
 from faithful_sae.sae.variants.gated import Gated
 from faithful_sae.sae.variants.jumprelu import JumpReLU
 from faithful_sae.sae.variants.matryoshka import Matryoshka
+from faithful_sae.sae.variants.mutual_choice import MutualChoice
 from faithful_sae.sae.variants.prolu import ProLU
 from faithful_sae.sae.variants.relu import ReLU
+from faithful_sae.sae.variants.switch import Switch
 from faithful_sae.sae.variants.topk import TopK
-from faithful_sae.sae.variants.untrained import FrozenDecoder, RandomDictionary
+from faithful_sae.sae.variants.untrained import PCA, FrozenDecoder, RandomDictionary
 
 VARIANTS: dict[str, type[Variant]] = {
     "topk": TopK,
@@ -26,6 +29,10 @@ VARIANTS: dict[str, type[Variant]] = {
     "jumprelu": JumpReLU,
     "gated": Gated,
     "prolu": ProLU,
+    "switch": Switch,
+    "mutual_choice": MutualChoice,
+    "feature_choice": FeatureChoice,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
+    "pca": PCA,
 }

@@ -174,11 +174,11 @@ def threshold_above(z: Tensor, n: Tensor) -> Tensor:
         n: int64 [F], each 0 to N; or [1] for one threshold on the largest of all, 1 to N F.
 
     Returns:
-        as n; infinity where n is 0.
+        as n; beyond all activations where n is 0, but finite, as files have it.
     """
     columns = z.reshape(-1, len(n))
     most = min(int(n.max()) + 1, len(columns))
     # below the smallest of all there is 0
     top = torch.nn.functional.pad(columns.topk(most, dim=0).values, (0, 0, 1, 1))
-    top[0] = torch.inf
+    top[0] = torch.finfo(torch.float32).max
     return (top.gather(0, n[None]) + top.gather(0, n[None] + 1))[0] / 2

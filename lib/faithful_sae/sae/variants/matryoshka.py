@@ -25,17 +25,9 @@ from faithful_sae.sae.variants.topk import auxk
 class Matryoshka(settings.Matryoshka, BatchTopK):
     """BatchTopK whose first latents reconstruct the tokens alone, too."""
 
-    def widths(self, d_sae: int) -> list[int]:
-        """w_1 < .. < w_G, from the `shares`."""
-        return [round(share * d_sae) for share in self.shares]
-
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
-        widths = [0, *self.widths(d_sae)]
-        if widths[-1] != d_sae or any(a >= b for a, b in itertools.pairwise(widths)):
-            raise SAEError(
-                f"shares = {list(self.shares)} of d_sae = {d_sae} latents must rise to 1, by at "
-                "least one latent each"
-            )
+        if problem := self.problem(d_sae):
+            raise SAEError(problem)
         return super().new(d_model, d_sae, seed, device)
 
     def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:

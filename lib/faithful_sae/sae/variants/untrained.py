@@ -3,7 +3,9 @@
 
 A frozen decoder keeps the random directions it began with; all else is trained as in a TopK SAE. A
 random dictionary is not trained at all: W_enc is W_dec^T (or what the recipe begins with), b_enc is
-0, and b_dec is where the recipe puts it before the first step.
+0, and b_dec is where the recipe puts it before the first step. PCA's is not trained either: its
+directions are the principal components of the first batch around b_dec, each with both signs, since
+a latent has but one: v_1, -v_1, v_2, -v_2, .. Latents beyond these 2 D never fire.
 """
 
 import torch
@@ -34,6 +36,22 @@ class RandomDictionary(TopK):
     ) -> tuple[Tensor, Tensor, Tensor]:
         values, indices = sae.encode_topk(x)
         error = sae.decode_topk(values, indices) - x
-        gradients["b_dec"].zero_()
+        for gradient in gradients.values():
+            gradient.zero_()
         loss = torch.mean(error.square())
         return loss, error, firing_counts(values, indices, sae.d_sae)
+
+
+class PCA(RandomDictionary):
+    """TopK of the principal components of the first batch."""
+
+    def begin(self, sae: TopKSAE, x: Tensor) -> None:
+        *_, components = torch.linalg.svd(x - sae.b_dec, full_matrices=False)
+        rows = torch.stack([components, -components], 1).flatten(0, 1)[: sae.d_sae]
+        sae.W_dec[: len(rows)] = rows
+        sae.W_enc.zero_()
+        sae.W_enc[:, : len(rows)] = rows.T
+
+    def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
+        """What is set before the first step; gradients are 0."""
+        return {name: w for name, w in sae.weights.items() if name != "b_enc"}
