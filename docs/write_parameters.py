@@ -36,8 +36,8 @@ def reference() -> str:
         title = f"{name} ([{stage.name}](../notebooks/{stage.name}.ipynb))"
         section = stage.sections[name]
         parts.append(_part(title, section))
-        for field, below in _below(section).items():
-            parts.append(_part(f"{name}.{field}: one entry", below))
+        for title, below in _below(section).items():
+            parts.append(_part(f"{name}.{title}", below))
     return "\n".join(parts)
 
 
@@ -71,12 +71,14 @@ def _part(title: str, section: type[Section], names: list[str] | None = None) ->
 
 
 def _below(section: type[Section]) -> dict[str, type[Section]]:
-    """The sections of the entries of a section's mappings."""
+    """The sections of the entries of a section's mappings, and those that a name chooses from."""
     found = {}
     for name, field in section.model_fields.items():
         for kind in _parts(field.annotation):
             if typing.get_origin(kind) is dict:
-                found[name] = typing.get_args(kind)[1]
+                found[f"{name}: one entry"] = typing.get_args(kind)[1]
+            elif isinstance(kind, type) and issubclass(kind, Section):
+                found[f"{name}: {kind.__name__}"] = kind
     return found
 
 
@@ -106,7 +108,7 @@ def _kind(annotation: Any) -> str:
             found.append("mapping")
         else:
             found.append(words[kind])
-    return " or ".join(found)
+    return " or ".join(dict.fromkeys(found))
 
 
 def _range(metadata: list[Any]) -> str:
@@ -124,6 +126,9 @@ def _range(metadata: list[Any]) -> str:
 def _default(value: Any, required: bool) -> str:
     if required or value is PydanticUndefined:
         return "required"
+    if isinstance(value, Section) and value.model_fields_set:
+        given = ", ".join(f"{name}: {getattr(value, name)}" for name in value.model_fields_set)
+        return f"`{{{given}}}`"
     if isinstance(value, Section):
         return "its keys' defaults"
     if isinstance(value, tuple):

@@ -281,5 +281,7 @@ def test_parameters(make_run):
         make_run({"model": "no.gguf", "embedded": None})
     with pytest.raises(ParamsError, match=r"model\.file = 'a\.bin' must end in \.gguf"):
         make_run({"model": PACKAGED | {"file": "a.bin"}, "embedded": None})
+    with pytest.raises(ParamsError, match=r"unknown key model\.hash: known here: package, "):
+        make_run({"model": PACKAGED | {"hash": "0"}, "embedded": None})
     with pytest.raises(ParamsError, match=r"missing key model\.version"):
         make_run({"model": {"package": "p", "file": "a.gguf"}, "embedded": None})

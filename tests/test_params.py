@@ -105,6 +105,54 @@ WRONG = {
     "no corpora": ({"corpora": {}}, "corpora must be a mapping with at least one entry"),
     "word not in the list": ({"dtype": "float8"}, "dtype must be one of", "bfloat16", "'float8'"),
     "unknown recipe": ({"sae.recipe": "mine"}, "sae.recipe must be one of default, authors"),
+    "unknown variant": (
+        {"sae.variant": {"name": "tpok"}},
+        "sae.variant.name must be one of topk, relu,",
+        "{'name': 'tpok'}",
+    ),
+    "variant without a name": ({"sae.variant": {"l1": 0.1}}, "sae.variant.name must be one of"),
+    "variant that is no mapping": ({"sae.variant": "relu"}, "sae.variant must be a mapping"),
+    "misspelt setting": (
+        {"sae.variant": {"name": "relu", "l2": 1.0}},
+        "unknown key sae.variant.l2",
+        "did you mean sae.variant.l1?",
+    ),
+    "setting of another variant": (
+        {"sae.variant": {"name": "relu", "experts": 2}},
+        "unknown key sae.variant.experts",
+    ),
+    "setting out of range": (
+        {"sae.variant": {"name": "gated", "l1": -1.0}},
+        "sae.variant.l1 = -1.0 must be at least 0: weight of the penalty",
+    ),
+    "setting of another type": (
+        {"sae.variant": {"name": "switch", "experts": 2.5}},
+        "sae.variant.experts must be a whole number",
+    ),
+    "setting not in the list": (
+        {"sae.variant": {"name": "prolu", "gradient": "true"}},
+        "sae.variant.gradient must be one of relu, ste",
+    ),
+    "wrong share": (
+        {"sae.variant": {"name": "matryoshka", "shares": [0.5, "all"]}},
+        "sae.variant.shares[1] must be a number",
+    ),
+    "shares that do not rise": (
+        {"sae.variant": {"name": "matryoshka", "shares": [0.5, 0.25, 1.0]}},
+        "sae.variant shares = [0.5, 0.25, 1.0] of d_sae = 24 latents must rise to 1",
+    ),
+    "experts smaller than k": (
+        {"sae.variant": {"name": "switch", "experts": 8}},
+        "sae.variant experts = 8 must divide d_sae = 24 and leave each at least k = 4",
+    ),
+    "swept width that the experts do not divide": (
+        {"sae.variant": {"name": "switch", "experts": 3}, **seeds(d_sae=[13])},
+        "seed_dependence sweeps what sae.variant cannot be: experts = 3",
+    ),
+    "swept k of a variant without": (
+        {"sae.variant": {"name": "relu"}, **seeds()},
+        "seed_dependence.k sweeps sae.k, which relu",
+    ),
     "k beyond d_sae": ({"sae.k": 25}, "sae.k = 25 exceeds sae.d_sae = 24"),
     "k of 0": ({"sae.k": 0}, "sae.k = 0 must be above 0"),
     "negative tokens": ({"generate.tokens": -5}, "generate.tokens = -5"),

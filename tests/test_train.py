@@ -18,7 +18,7 @@ from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import TopK, Variant
-from faithful_sae.sae.variants.base import Moment
+from faithful_sae.sae.variants.base import Dense, Moment
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -357,39 +357,31 @@ def test_500_steps_track_the_dense_implementation():
 
 
 @dataclass(frozen=True)
-class Scaled(Variant):
+class Scaled(Dense):
     """f = gain ReLU(z), with a penalty on sum f that rises over the run; in use the gain is in the
     encoder.
     """
 
-    penalty: float
+    weight: float
 
     def new(self, d_model, d_sae, seed, device):
-        sae: Any = TopKSAE(d_model, d_sae, d_sae, seed, device)
+        sae: Any = super().new(d_model, d_sae, seed, device)
         sae.gain = torch.full((d_sae,), 2.0)
         return sae
 
     def parameters(self, sae: Any):
         return sae.weights | {"gain": sae.gain}
 
-    def encode_active(self, sae: Any, x):
-        values, indices = sae.encode_topk(x)
-        return values * sae.gain[indices], indices
+    def latents(self, sae: Any, x):
+        return sae.pre_activations(x) * sae.gain
 
-    def loss(self, sae, x, moment):
-        loss, error, values, indices = super().loss(sae, x, moment)
-        return loss + moment.share * self.penalty * values.sum(-1).mean(), error, values, indices
+    def penalty(self, sae, x, error, f, moment):
+        return moment.share * self.weight * f.sum(-1).mean()
 
-    def finish(self, sae: Any):
+    def finish(self, sae: Any, x):
         sae.W_enc = sae.W_enc * sae.gain
         sae.b_enc = sae.b_enc * sae.gain
-        sae.k = None
-        sae.threshold = torch.zeros(sae.d_sae)
         return sae
-
-    @staticmethod
-    def bytes(d_model, d_sae, batch_tokens):
-        return 4 * batch_tokens * d_sae
 
 
 def test_a_variant_of_ones_own_is_trained_like_topk():

@@ -23,7 +23,7 @@ from faithful_sae.runs.schema import BASELINES, ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError, sae_bytes
 from faithful_sae.sae.train import Training
-from faithful_sae.sae.variants import FrozenDecoder, RandomDictionary, TopK, Variant
+from faithful_sae.sae.variants import PCA, FrozenDecoder, RandomDictionary, TopK, Variant
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.stages.budget import saes_bytes
 from faithful_sae.stages.corpus import corpus, make_faithful
@@ -121,7 +121,25 @@ def test_what_a_random_dictionary_does_is_measured_over_the_last_tenth():
     assert row.l0 == pytest.approx(fires[50:].sum().item() / 50)
 
 
-@pytest.mark.parametrize("variant", [FrozenDecoder(K), RandomDictionary(K)])
+def test_pca_has_numpys_components_and_explains_their_share_of_the_variance():
+    """With k = D, every component of a token is kept, with one of its signs."""
+    (sae,) = trained(PCA(D))
+    first = DATA[0].double().numpy()
+    _, sizes, components = np.linalg.svd(first - first.mean(0))
+    cosine = np.abs((components * sae.W_dec[: 2 * D : 2].double().numpy()).sum(1))
+    np.testing.assert_allclose(cosine, 1, atol=1e-5)
+    assert torch.equal(sae.W_dec[1 : 2 * D : 2], -sae.W_dec[: 2 * D : 2])
+    torch.testing.assert_close(sae.reconstruct(DATA), DATA, atol=1e-4, rtol=0)
+    # the others fire nowhere
+    assert not sae.encode(DATA[19])[:, 2 * D :].any()
+    assert sae.training_log.dead.iloc[-1] == F - 2 * D
+    # the first component alone
+    sae.W_enc[:, 2:] = 0
+    error = (sae.reconstruct(DATA[0]) - DATA[0]).square().sum() / (sizes**2).sum()
+    assert error.item() == pytest.approx(1 - sizes[0] ** 2 / (sizes**2).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", [FrozenDecoder(K), RandomDictionary(K), PCA(K)])
 def test_a_training_goes_on_from_its_state(variant):
     def training():
         return Training(variant.new(D, F, 1, "cpu"), variant, 1e-2, RECIPES["default"], 20)

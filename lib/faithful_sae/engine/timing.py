@@ -27,6 +27,7 @@ from faithful_sae.sae.activations import token_activations
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import train_saes
 from faithful_sae.stages.model import model_shape, open_model, unloaded_model
+from faithful_sae.stages.training import variant_of
 from faithful_sae.text import hub
 
 # a kind of work is timed for so many seconds, and for so many steps at least
@@ -208,7 +209,7 @@ class Rates:
                     last = now
 
             stream = batches(time.perf_counter() + seconds)
-            sizes = (lm.d_model, d_sae, k, [0])
+            sizes = (lm.d_model, d_sae, variant_of(s, k), [0])
             train_saes(stream, *sizes, s.lr, n_tokens, s.batch_tokens, s.recipe, lm.device)
             return min(times[2:])
 

@@ -132,7 +132,8 @@ def pool_latents(sae: TopKSAE, x: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         (z [N, F], x_hat [N, D]).
     """
     plain = sae.normalisation == "none"
-    if plain and sae.k is not None:
+    if sae.is_topk:
+        assert sae.k is not None
         # chooses the same latents as encode_topk in half the time; values differ by rounding
         encoder = sae.W_enc.T.contiguous()
         values, indices = encode(x.contiguous(), encoder, sae.b_enc, sae.b_dec, sae.k)

@@ -10,7 +10,7 @@ from faithful_sae import PUBLIC
 from faithful_sae.files import PACKAGE, digest
 
 # rooms and modules that move and check: no number comes from them
-PLUMBING = ("files", "runs", "engine", "paper", "text/hub", "sae/formats")
+PLUMBING = ("files", "runs", "engine", "paper", "text/hub", "sae/formats", "sae/settings")
 # another version of one of these may compute another last digit
 ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")
 

@@ -259,28 +259,36 @@ _Loader.add_implicit_resolver(
 
 def _said(problem):
     """One of pydantic's problems as `key` and remedy."""
-    # "<text>" and the like are tags of pydantic's, not keys
-    place = [part for part in problem["loc"] if not str(part).startswith("<")]
+    where = list(problem["loc"])
+    place = [part for part in where if not _is_tag(part)]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     key = key.removeprefix(".") or "the file"
     kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key {key}: {_near(place)}"
+        return f"unknown key {key}: {_near(where)}"
     if kind == "missing":
         return f"missing key {key}: add it (docs/parameters.md has every key with its meaning)"
     if kind == "unmeant":
         return f"{key} {problem['msg']}"
+    if kind == "union_tag_invalid":
+        known = ", ".join(re.findall("<(.*?)>", limits["expected_tags"]))
+        return f"{key}.name must be one of {known}: {key} is {value!r}"
     if kind == "literal_error":
         return f"{key} must be one of {_expected(limits)}, not {value!r}"
     if kind in LIMITS:
         name, words = LIMITS[kind]
         limit = limits[name] if isinstance(limits[name], int) else f"{limits[name]:g}"
-        return f"{key} = {value} {words} {limit}: {_field(place).description}"
+        return f"{key} = {value} {words} {limit}: {_field(where).description}"
     expected = EXPECTED.get(kind.split("_")[0])
     if expected is None:
         return f"{key}: {problem['msg']}"
     quoted = ": put quotes around it" if kind == "string_type" and value is not None else ""
     return f"{key} must be {expected}, not {value!r}{quoted}"
+
+
+def _is_tag(part):
+    """Of a place: "<text>" and the like are tags of pydantic's, not keys."""
+    return str(part).startswith("<")
 
 
 def _expected(limits):
@@ -291,7 +299,7 @@ def _expected(limits):
 def _near(place):
     """The key that may have been meant, or all there are."""
     known = list(_model(place[:-1]).model_fields)
-    prefix = "".join(f"{part}." for part in place[:-1])
+    prefix = "".join(f"{part}." for part in place[:-1] if not _is_tag(part))
     near = difflib.get_close_matches(str(place[-1]), known, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
 
@@ -307,6 +315,10 @@ def _model(place: list) -> type[Section]:
     """The section at a place of the parameters."""
     kind: Any = run_class()
     for part in place:
+        if _is_tag(part):
+            kind = next(one for one in get_args(kind) if one.__metadata__[0].tag == part)
+            kind = get_args(kind)[0]
+            continue
         kind = get_args(kind)[1] if get_origin(kind) is dict else kind.model_fields[part].annotation
         while get_origin(kind) is Annotated or type(None) in get_args(kind):
             kind = get_args(kind)[0]

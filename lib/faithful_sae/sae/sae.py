@@ -5,7 +5,7 @@
 
 An SAE that others published may differ: it keeps the latents above a threshold instead of the k
 largest (BatchTopK as it is used after training, JumpReLU), sees a normalised x, and has rows of
-other norms.
+other norms. In a Switch SAE a router says which latents a token may have.
 
 B tokens, D model, F latents, K active ones.
 """
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faithful_sae.sae.formats import read_folder, saelens, sparsify
-from faithful_sae.sae.formats.source import SAEError
+from faithful_sae.sae.formats.source import Parts, SAEError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class TopKSAE:
+class TopKSAE(Parts):
     """Weights and the functions they define; training lives in train.py.
 
     Attributes:
@@ -35,6 +35,8 @@ class TopKSAE:
         k: active latents per token; None where there is a threshold.
         threshold: float32 [F]: a latent is kept if it is above its own and above 0; None where the
             k largest are kept.
+        router: float32 [D, E], and b_router, [D]: each token has the latents of one of E experts
+            alone, a block of F / E (see `routed`); None where there are no experts.
         normalisation: of each token before it is encoded, undone in `reconstruct`. "none";
             "layer_norm": less its mean, by its unbiased standard deviation + 1e-5;
             "constant_norm_rescale": to norm sqrt(D).
@@ -44,28 +46,29 @@ class TopKSAE:
         metadata: saved with it (model, layer, corpus, seed, ...).
     """
 
-    k: int | None
-    threshold: Tensor | None
-    firing: Tensor | None
     training_log: "pd.DataFrame"
-    metadata: dict
 
     def __init__(
-        self, d_model: int, d_sae: int, k: int, seed: int, device: torch.device | str = "cpu"
+        self, d_model: int, d_sae: int, k: int | None, seed: int, device: torch.device | str = "cpu"
     ) -> None:
         """W_dec's rows are random directions and W_enc is its transpose, so that a latent starts
         out aligned with itself.
 
+        Args:
+            k: None: there is a threshold, of 0 to begin with.
+
         Raises:
             SAEError: k outside 1 to d_sae.
         """
-        if not 1 <= k <= d_sae:
+        if k is not None and not 1 <= k <= d_sae:
             raise SAEError(f"k = {k} must lie between 1 and d_sae = {d_sae}")
         # on the CPU, so that a seed means the same weights everywhere
         generator = torch.Generator().manual_seed(seed)
         directions = F.normalize(torch.randn(d_sae, d_model, generator=generator), dim=-1)
         self.k = k
-        self.threshold = None
+        self.threshold = None if k else torch.zeros(d_sae, device=device)
+        self.router = None
+        self.b_router = None
         self.normalisation = "none"
         self.firing = None
         self.metadata = {"seed": seed}
@@ -87,6 +90,18 @@ class TopKSAE:
         """The four parameters by name."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that say what it computes, by name."""
+        own = ("threshold", "router", "b_router")
+        found = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        return self.weights | found
+
+    @property
+    def is_topk(self) -> bool:
+        """Whether it keeps the k largest latents of x as it is, and does nothing else."""
+        return self.threshold is None and self.router is None and self.normalisation == "none"
+
     def frame(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the normalisation of each token subtracts and divides by.
 
@@ -101,8 +116,8 @@ class TopKSAE:
         norm = x.norm(dim=-1, keepdim=True)
         return torch.zeros_like(norm), norm / self.d_model**0.5
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """ReLU((x - b_dec) W_enc + b_enc) of the normalised x: [.., D] of any dtype -> [.., F].
+    def affine(self, x: Tensor) -> Tensor:
+        """(x - b_dec) W_enc + b_enc of the normalised x: [.., D] of any dtype -> [.., F].
 
         Raises:
             SAEError: x of another width than d_model.
@@ -111,7 +126,27 @@ class TopKSAE:
         if self.normalisation != "none":
             shift, scale = self.frame(x)
             x = (x - shift) / (scale + 1e-5 if self.normalisation == "layer_norm" else scale)
-        return F.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """ReLU of `affine`, [.., F]."""
+        return F.relu(self.affine(x))
+
+    def experts(self, x: Tensor) -> Tensor:
+        """How probable the router holds each expert, softmax((x - b_router) router) (Mudide et al.
+        2024): [.., D] -> [.., E].
+        """
+        assert self.router is not None and self.b_router is not None
+        return ((x.to(self.W_enc.dtype) - self.b_router) @ self.router).softmax(-1)
+
+    def routed(self, x: Tensor) -> Tensor:
+        """What latents are multiplied by: the probability of the token's most probable expert for
+        its own, 0 for the others: [.., D] -> [.., F].
+        """
+        p = self.experts(x)
+        best, expert = p.max(-1, keepdim=True)
+        only = torch.zeros_like(p).scatter(-1, expert, best)
+        return only.repeat_interleave(self.d_sae // p.shape[-1], -1)
 
     def encode_topk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of each token that are kept.
@@ -125,6 +160,8 @@ class TopKSAE:
         """
         p = self.pre_activations(x)
         k = self.k
+        if self.router is not None:
+            p = p * self.routed(x)
         if self.threshold is not None:
             p = p * (p > self.threshold)
             k = max([1, *(p > 0).sum(-1).flatten().tolist()])
@@ -172,9 +209,8 @@ class TopKSAE:
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device, in place."""
-        for name, tensor in self.weights.items():
+        for name, tensor in self.tensors.items():
             setattr(self, name, tensor.to(device))
-        self.threshold = None if self.threshold is None else self.threshold.to(device)
         return self
 
     def save(self, folder: Path | str) -> None:
@@ -188,7 +224,8 @@ class TopKSAE:
         is).
 
         Raises:
-            SAEError: the SAE has a threshold or normalises, which that layout has no place for.
+            SAEError: the SAE has a threshold or experts, or normalises, which that layout has no
+                place for.
         """
         sparsify.write(self, folder)
 

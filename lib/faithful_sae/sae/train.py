@@ -5,6 +5,7 @@ What is minimised, and how its gradients are found, is the variant's (see varian
 optimiser, its schedule, unit decoder rows, counting, and going on from checkpoints.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -74,6 +75,8 @@ class Training:
         self.fired = torch.zeros(sae.d_sae, device=encoder.device)
         self.counted = 0
         self.log = []
+        # batches that the variant is calibrated on
+        self.last: deque[Tensor] = deque(maxlen=variant.calibration)
 
     def evaluate(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fill in the `gradients` of step i from a batch x [B, D].
@@ -99,6 +102,8 @@ class Training:
         recipe = self.recipe
         if i == 0 and recipe.b_dec_from_mean:
             sae.b_dec.copy_(x.mean(0))
+        if i == 0:
+            self.variant.begin(sae, x)
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * min(
                 1,
@@ -123,16 +128,21 @@ class Training:
         self.optimiser.step()
         if recipe.renormalise_after:
             self._unit_rows()
+        self.last.append(x)
         self._count(i, x, error, counts, loss)
 
+    @property
+    def on_the_sphere(self) -> bool:
+        """Whether rows of W_dec are trained and have unit norm."""
+        return self.variant.unit_rows and "W_dec" in self.parameters
+
     def _unit_rows(self):
-        """Of W_dec, where it is trained."""
-        if "W_dec" in self.parameters:
+        if self.on_the_sphere:
             _normalise(self.sae.W_dec)
 
     def _keep_to_the_sphere(self):
-        """Take off the gradient of W_dec, where it is trained, what would change a row's norm."""
-        if "W_dec" in self.parameters:
+        """Take off the gradient of W_dec what would change a row's norm."""
+        if self.on_the_sphere:
             rows = zip(
                 self.gradients["W_dec"].split(BLOCK), self.sae.W_dec.split(BLOCK), strict=True
             )
@@ -163,10 +173,12 @@ class Training:
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, numbers) that the steps to come depend on."""
         tensors = dict(self.parameters, since_fired=self.since_fired, fired=self.fired)
+        # copies: SAEs trained together have the same ones, and a file holds no tensor twice
+        tensors |= {f"last{i}": x.clone() for i, x in enumerate(self.last)}
         for name, w in self.parameters.items():
             for key, value in self.optimiser.state.get(w, {}).items():
                 tensors[f"{name}.{key}"] = value
-        return tensors, {"counted": self.counted, "log": self.log}
+        return tensors, {"counted": self.counted, "log": self.log, "last": len(self.last)}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         """Go on from a `state`."""
@@ -183,6 +195,8 @@ class Training:
         self.fired = tensors["fired"].to(self.fired.device)
         self.counted = numbers["counted"]
         self.log = numbers["log"]
+        kept = [tensors[f"last{i}"] for i in range(numbers["last"])]
+        self.last.extend(x.to(self.fired.device) for x in kept)
 
     def finish(self) -> TopKSAE:
         """The trained SAE, with its firing frequencies over the last tenth of the training and its
@@ -203,7 +217,8 @@ class Training:
         self._unit_rows()
         sae.firing = self.fired / max(self.counted, 1)
         sae.training_log = pd.DataFrame(self.log)
-        return self.variant.finish(sae)
+        last = torch.cat([sae.W_dec[:0], *self.last])
+        return self.variant.finish(sae, last)
 
 
 def train_saes(

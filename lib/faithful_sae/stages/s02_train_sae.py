@@ -1,15 +1,20 @@
 """02: SAEs, one per corpus and seed, trained here or read where they are published."""
 
+import dataclasses
 import math
+import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag, create_model
 
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import (
     BASELINES,
     Count,
+    Floats,
     Ints,
     Names,
     Need,
@@ -20,6 +25,7 @@ from faithful_sae.runs.schema import (
     key,
 )
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.sae.settings import SETTINGS
 
 
 class Published(Section):
@@ -70,12 +76,46 @@ class Published(Section):
                 need(place.is_dir(), f"{at}.path", f"= {self.path!r}: no such folder ({place})")
 
 
+def _variant(name: str) -> type[Section]:
+    """The section of a variant, from the declaration of its settings; k is sae.k."""
+    declared = SETTINGS[name]
+    kinds = typing.get_type_hints(declared)
+    fields: dict[str, Any] = {"name": (Literal[name], key("which variant"))}
+    for field in dataclasses.fields(declared):
+        if field.name != "k":
+            limits = dict(field.metadata)
+            says = key(limits.pop("says"), field.default, **limits)
+            kind = kinds[field.name]
+            fields[field.name] = (Floats if kind == tuple[float, ...] else kind, says)
+    return create_model(name, __base__=Section, __doc__=declared.__doc__, **fields)
+
+
+VARIANT = {name: _variant(name) for name in SETTINGS}
+
+if TYPE_CHECKING:
+    AnyVariant = Any
+else:
+    # the tags stand in pydantic's places, from which problems are told
+    AnyVariant = Annotated[
+        typing.Union[tuple(Annotated[kind, Tag(f"<{name}>")] for name, kind in VARIANT.items())],  # noqa: UP007
+        Discriminator(lambda value: f"<{value.get('name') if isinstance(value, dict) else value}>"),
+    ]
+
+
 class SAE(Section):
-    """TopK SAEs, one per corpus and seed."""
+    """SAEs of one variant, one per corpus and seed."""
 
     train_on: Names = key("corpora, an SAE of each seed on each", paper="3.2")
     d_sae: Count = key("latents", paper="Table 5")
-    k: Count = key("active latents per token", paper="3.2, Table 5")
+    k: Count = key(
+        "active latents per token, on average where the variant lets tokens differ; relu, gated "
+        "and prolu have an l1 instead",
+        paper="3.2, Table 5",
+    )
+    variant: AnyVariant = key(
+        "which SAE is trained, by its name, with settings of its own",
+        VARIANT["topk"].model_validate({"name": "topk"}),
+    )
     lr: Positive = key("peak learning rate of Adam", paper="Table 5")
     tokens: Count = key("activations each SAE is trained on", unit="tokens", paper="Table 5")
     max_epochs: Count = key("a corpus with fewer tokens is repeated at most so often", 10)
@@ -104,11 +144,19 @@ class SAE(Section):
         None,
     )
 
+    def settings(self, k: int) -> Any:
+        """The variant's settings (sae/settings.py), with so many active latents if it has a k."""
+        declared = SETTINGS[self.variant.name]
+        names = [field.name for field in dataclasses.fields(declared)]
+        return declared(**{name: getattr(self.variant, name, k) for name in names})
+
     def check(self, run: Run, need: Need) -> None:
         for i, seed in enumerate(self.seeds):
             need(seed >= 0, f"sae.seeds[{i}]", f"= {seed} must be at least 0")
         why = f"= {self.k} exceeds sae.d_sae = {self.d_sae}: at most every latent can be active"
-        need(self.k <= self.d_sae, "sae.k", why)
+        if need(self.k <= self.d_sae, "sae.k", why):
+            problem = self.settings(self.k).problem(self.d_sae)
+            need(not problem, "sae.variant", problem)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):
@@ -241,7 +289,8 @@ class TrainSAE(Stage):
             saved = 0
         else:
             # baselines take less: a pair of them has the moments and gradients of one W_enc
-            work = training_bytes(shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
+            sizes = (shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
+            work = training_bytes(*sizes, s.variant.name)
             saved = n * 3 * one
         device = weights(shape) + group_bytes(run, shape) + work
         return Memory(device, reading_bytes(run) + saving_bytes(run, saved))

@@ -65,6 +65,11 @@ class SeedDependence(Section):
         )
         why = f"must lie between 1 and sae.d_sae = {s.d_sae}: at most every latent can be active"
         self._check_values(need, "k", 1, s.d_sae, why)
+        for d_sae, k in [*((d_sae, s.k) for d_sae in self.d_sae), *((s.d_sae, k) for k in self.k)]:
+            problem = s.settings(k).problem(d_sae)
+            need(not problem, "seed_dependence", f"sweeps what sae.variant cannot be: {problem}")
+        why = f"sweeps sae.k, which {s.variant.name} (sae.variant) does not have: leave it empty"
+        need(not self.k or hasattr(s.settings(s.k), "k"), "seed_dependence.k", why)
         why = f"must be at least sae.batch_tokens = {s.batch_tokens}"
         self._check_values(need, "tokens", s.batch_tokens, math.inf, why)
         self._check_values(need, "layers", 0, math.inf, "must be 0 or more")
@@ -135,7 +140,9 @@ class SeedStudy(Stage):
         sizes = _sizes(run)
         training = max(
             (
-                training_bytes(shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens)
+                training_bytes(
+                    shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens, s.variant.name
+                )
                 for d_saes in sizes
             ),
             default=0,

@@ -18,15 +18,16 @@ from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import BASELINES, Run
+from faithful_sae.runs.schema import BASELINES, Run, plain
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.train import train_saes, training_disk
-from faithful_sae.sae.variants import FrozenDecoder, RandomDictionary
+from faithful_sae.sae.variants import VARIANTS, FrozenDecoder, RandomDictionary, Variant
 from faithful_sae.stages.corpus import corpus, rows_key
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.s02_train_sae import (
     ACTIVATIONS,
+    SAE,
     sae_artefact,
     sae_folder,
     sae_settings,
@@ -35,6 +36,11 @@ from faithful_sae.stages.s02_train_sae import (
 from faithful_sae.text.packing import TokenRows, is_content
 
 UNTRAINED = dict(zip(BASELINES, (RandomDictionary, FrozenDecoder), strict=True))
+
+
+def variant_of(s: SAE, k: int) -> Variant:
+    """The variant that the section `sae` names, with so many active latents if it has a k."""
+    return VARIANTS[s.variant.name](**vars(s.settings(k)))
 
 
 def corpus_saes(run: Run, name: str, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -198,8 +204,8 @@ def train_stream(
         rows: of the corpus.
         folder: the artefact.
         parameters: that it depends on.
-        wanted: per SAE a dict with `name` (of its subfolder), d_sae, k (or a Variant), tokens,
-            seed; and `about`, what else its metadata say.
+        wanted: per SAE a dict with `name` (of its subfolder), d_sae, k (of the run's variant, or a
+            Variant itself), tokens, seed; and `about`, what else its metadata say.
         label: which of these tells the training curves in the folder's training.csv apart.
         note: what is said before they are trained.
     """
@@ -215,13 +221,14 @@ def train_stream(
     d_saes, ks, seeds, budgets = (
         [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")
     )
+    variants = [k if isinstance(k, Variant) else variant_of(s, k) for k in ks]
     require_space(folder, training_disk(lm.d_model, d_saes), f"training the SAEs of {name}")
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
     saes = train_saes(
         activation_stream(run, name, rows, lm, max(budgets)),
         lm.d_model,
         d_saes,
-        ks,
+        variants,
         seeds,
         s.lr,
         budgets,
@@ -238,6 +245,9 @@ def train_stream(
         curves = []
         for entry, sae in zip(wanted, saes, strict=True):
             sae.metadata |= about | {"training_tokens": entry["tokens"], "seed": entry["seed"]}
+            # of TopK SAEs, the rest says it all
+            if not isinstance(entry["k"], Variant) and s.variant.name != "topk":
+                sae.metadata |= {"variant": plain(s.variant)}
             sae.metadata |= entry.get("about", {})
             sae.save(tmp / entry["name"])
             curves.append(sae.training_log.assign(**{label: entry[label]}))

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 WEIGHTS = "sae_weights.safetensors"
 # the layout written here; readers dispatch on it
 VERSION = "6.0.0"
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard")
+# with a router, which SAELens has not: it refuses this name
+SWITCH = "faithful_sae_switch"
+ARCHITECTURES = (
+    *("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard"),
+    SWITCH,
+)
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 METADATA_5 = (
     "model_name",
@@ -74,7 +79,11 @@ def read(folder: Path) -> Parts:
         parts.b_enc = source.take({"b_enc": (F,)})["b_enc"]
     if config.get("rescale_acts_by_decoder_norm", False):
         parts.to_unit_decoder()
-    if architecture == "topk":
+    if architecture == SWITCH:
+        experts = source.count("experts", config.get("experts"), ("d_sae", F))
+        taken = source.take({"router": (D, experts), "b_router": (D,)})
+        parts.router, parts.b_router = taken["router"], taken["b_router"]
+    if architecture in ("topk", SWITCH):
         parts.k = source.count(
             "k", config.get("k", source.section("activation_fn_kwargs").get("k")), ("d_sae", F)
         )
@@ -143,25 +152,26 @@ def _normalise(source, parts):
 
 
 def write(sae: "TopKSAE", folder: Path | str) -> None:
-    """Write the version 6 layout: a TopK SAE as topk, one with a threshold as jumprelu."""
+    """Write the version 6 layout: a TopK SAE as topk, one with a threshold as jumprelu, one with a
+    router as what SAELens refuses.
+    """
     m = sae.metadata
     hook = m.get("hook_name")
     if not hook and m.get("layer") is not None:
         hook = f"blocks.{m['layer']}.hook_resid_pre"
-    architecture = "topk"
+    architecture = "topk" if sae.router is None else SWITCH
     select = {"k": sae.k}
     rescale = {"rescale_acts_by_decoder_norm": False}
-    tensors = sae.weights
     if sae.threshold is not None:
         architecture = "jumprelu"
         select = {}
         rescale = {}
-        tensors["threshold"] = sae.threshold
     config = {
         "architecture": architecture,
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         **select,
+        **({} if sae.router is None else {"experts": sae.router.shape[1]}),
         "dtype": "float32",
         "device": "cpu",
         **rescale,
@@ -181,7 +191,7 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         save_file(
-            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
+            {name: w.detach().cpu().contiguous() for name, w in sae.tensors.items()}, tmp / WEIGHTS
         )
         if sae.firing is not None:
             save_file(

@@ -19,10 +19,10 @@ class SAEError(ValueError):
     """A folder does not hold a usable SAE; the message names file and reason."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Parts:
-    """What TopKSAE is made of (see there). A reader fills this in, then folds in what its format
-    does differently.
+    """What TopKSAE is made of (see there). A reader, or a training, fills this in, then folds in
+    what its format or variant does differently.
     """
 
     W_enc: Tensor
@@ -31,15 +31,17 @@ class Parts:
     b_dec: Tensor
     k: int | None = None
     threshold: Tensor | None = None
+    router: Tensor | None = None
+    b_router: Tensor | None = None
     normalisation: str = "none"
     firing: Tensor | None = None
     metadata: dict = field(default_factory=dict)
 
     def above(self, threshold: float | Tensor) -> None:
         """Keep the latents above a number, or each above its own, [F]."""
-        self.threshold = (
-            torch.as_tensor(threshold, dtype=torch.float32).expand(len(self.W_dec)).contiguous()
-        )
+        self.k = None
+        above = torch.as_tensor(threshold, dtype=torch.float32, device=self.W_dec.device)
+        self.threshold = above.expand(len(self.W_dec)).contiguous()
 
     def uncentre(self) -> None:
         """For an encoder that sees x, not x - b_dec: x W + b = (x - b_dec) W + (b + b_dec W)."""
@@ -50,6 +52,8 @@ class Parts:
         norm = self.W_dec.norm(dim=-1).clamp(min=1e-8)
         self.W_enc = self.W_enc * norm
         self.b_enc = self.b_enc * norm
+        if self.threshold is not None:
+            self.threshold = self.threshold * norm
         self.W_dec = self.W_dec / norm[:, None]
 
     def gate(self, r_mag: Tensor, b_gate: Tensor, b_mag: Tensor) -> None:

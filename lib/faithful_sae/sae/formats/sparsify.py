@@ -96,10 +96,13 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     """Write sparsify's layout.
 
     Raises:
-        SAEError: the SAE has a threshold or a run-time normalisation, which sparsify has not.
+        SAEError: the SAE has a threshold, experts or a run-time normalisation, which sparsify has
+            not.
     """
-    if sae.threshold is not None or sae.normalisation != "none":
+    if not sae.is_topk:
         own = f"normalises its input ({sae.normalisation})"
+        if sae.router is not None:
+            own = "has experts"
         if sae.threshold is not None:
             own = "keeps latents above a threshold"
         raise SAEError(

@@ -1,17 +1,25 @@
 """What a variant of SAE is: the latents that are active in training, and the loss.
 
-Optimiser, schedule, unit decoder rows, counting and checkpoints are the training's (train.py).
-B tokens, D model, F latents, K slots for the active ones.
+Optimiser, schedule, counting and checkpoints are the training's (train.py). B tokens, D model, F
+latents.
+
+Coefficients do not depend on the scale of the activations: with s^2 = mean |x - mean x|^2 of the
+batch, what is minimised is D / s^2 times the loss,
+
+    FVU + penalty(f / s)        FVU = mean |x - x_hat|^2 / s^2
+
+as if tokens were centred and scaled to a mean squared norm of 1, as Gemma Scope does (Lieberum et
+al. 2024). The loss itself is that of TopK, a mean over tokens and dimensions.
 """
 
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.sae.recipe import Recipe
 from faithful_sae.sae.sae import TopKSAE
 
@@ -30,13 +38,25 @@ class Moment:
     dead: Tensor
     recipe: Recipe
 
+    def ramp(self, warmup: float) -> float:
+        """Rises from 0 to 1 over a share of the steps, then stays."""
+        return min(1.0, self.share / warmup) if warmup else 1.0
+
 
 class Variant(ABC):
     """Which latents are active, and what is minimised; a dataclass of the variant's settings.
 
     An SAE in training is a TopKSAE (see there), W_enc being a view of its transpose, which has a
     contiguous row per latent.
+
+    Attributes:
+        unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
+            to see to it.
+        calibration: how many of the training's last batches `finish` is given.
     """
+
+    unit_rows: ClassVar[bool] = True
+    calibration: ClassVar[int] = 0
 
     @abstractmethod
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
@@ -46,37 +66,27 @@ class Variant(ABC):
             SAEError: settings that do not go with d_sae.
         """
 
+    def begin(self, sae: TopKSAE, x: Tensor) -> None:  # noqa: B027
+        """Set what depends on the data, before the first step, from its batch x [B, D]: nothing,
+        unless a variant differs.
+        """
+
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         """What is trained, by the SAE's names: its four weights, unless a variant adds others or
         leaves some as they are.
         """
         return sae.weights
 
-    def encode_active(self, sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents that are active in training: those active in use, unless a variant differs.
+    @abstractmethod
+    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """What is minimised.
 
         Args:
             x: [B, D].
 
         Returns:
-            (values [B, K], indices int64 [B, K]); a value of 0 fills a slot that is not used.
+            (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
-        return sae.encode_topk(x)
-
-    def loss(
-        self, sae: TopKSAE, x: Tensor, moment: Moment
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The mean over tokens and dimensions of (x - x_hat)^2, to which a variant may add.
-
-        Args:
-            x: [B, D].
-
-        Returns:
-            (loss, x_hat - x [B, D], and values and indices of `encode_active`).
-        """
-        values, indices = self.encode_active(sae, x)
-        error = sae.decode_topk(values, indices) - x
-        return error.square().mean(), error, values, indices
 
     def loss_and_gradients(
         self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
@@ -88,23 +98,87 @@ class Variant(ABC):
             gradients: filled in, by the names of `parameters` and in their shapes.
 
         Returns:
-            (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
+            as `loss`.
         """
         leaves = {name: w.detach().requires_grad_() for name, w in self.parameters(sae).items()}
         differentiable = copy.copy(sae)
         vars(differentiable).update(leaves)
         with torch.enable_grad():
-            loss, error, values, indices = self.loss(differentiable, x, moment)
+            loss, error, counts = self.loss(differentiable, x, moment)
         found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         for name, gradient in zip(leaves, found, strict=True):
             gradients[name].copy_(gradient)
-        return loss.detach(), error.detach(), firing_counts(values, indices, sae.d_sae)
+        return loss.detach(), error.detach(), counts
 
-    def finish(self, sae: TopKSAE) -> TopKSAE:
-        """The SAE in use that a trained one amounts to: itself, unless a variant differs."""
+    def finish(self, sae: TopKSAE, x: Tensor) -> TopKSAE:
+        """The SAE in use that a trained one amounts to: itself, unless a variant differs.
+
+        Args:
+            x: [N, D], the last `calibration` batches.
+        """
         return sae
 
     @staticmethod
     @abstractmethod
     def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:
         """Memory of one step, beside the parameters, their gradients and Adam's moments."""
+
+
+class Dense(Variant):
+    """A variant that computes all latents of a token, and may penalise them beside the error."""
+
+    def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
+        return TopKSAE(d_model, d_sae, None, seed, device)
+
+    def latents(self, sae: TopKSAE, x: Tensor) -> Tensor:
+        """Those of x [B, D] in training, f [B, F]: ReLU's, unless a variant differs."""
+        return sae.pre_activations(x)
+
+    def penalty(
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment
+    ) -> Tensor | float:
+        """What is added to the mean of error^2: nothing, unless a variant differs.
+
+        Args:
+            x: [B, D].
+            error: x_hat - x [B, D].
+            f: [B, F].
+        """
+        return 0.0
+
+    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        f = self.latents(sae, x)
+        error = sae.decode(f) - x
+        loss = error.square().mean() + self.penalty(sae, x, error, f, moment)
+        return loss, error, (f > 0).sum(0)
+
+    @staticmethod
+    def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:
+        """Eight arrays [B, F], of latents and gradients, or of the latents of the last batches; and
+        twelve [B, D], with those batches.
+        """
+        return 4 * batch_tokens * (8 * d_sae + 12 * d_model)
+
+
+def spread(x: Tensor) -> Tensor:
+    """s of tokens x [B, D]: the root of their mean squared distance from their mean."""
+    return (x - x.mean(0)).square().sum(-1).mean().sqrt()
+
+
+def threshold_above(z: Tensor, n: Tensor) -> Tensor:
+    """A threshold for each latent that the n largest of its activations are above: midway between
+    the n-th and the next.
+
+    Args:
+        z: [N, F], not negative.
+        n: int64 [F], each 0 to N; or [1] for one threshold on the largest of all, 1 to N F.
+
+    Returns:
+        as n; beyond all activations where n is 0, but finite, as files have it.
+    """
+    columns = z.reshape(-1, len(n))
+    most = min(int(n.max()) + 1, len(columns))
+    # below the smallest of all there is 0
+    top = torch.nn.functional.pad(columns.topk(most, dim=0).values, (0, 0, 1, 1))
+    top[0] = torch.finfo(torch.float32).max
+    return (top.gather(0, n[None]) + top.gather(0, n[None] + 1))[0] / 2

@@ -12,43 +12,32 @@ by hand and by kernels, which read and write the rows of active latents alone: t
 latents, whose values differ by rounding, since float32 sums are taken in another order.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode, values_gradient
 from faithful_sae.kernels.topk_encode import encode
+from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment, Variant
 
 AUX_COEFFICIENT = 1 / 32
 
 
-@dataclass(frozen=True)
-class TopK(Variant):
-    """The k largest latents of each token, with AuxK.
-
-    Attributes:
-        k: active latents per token.
-    """
-
-    k: int
+class TopK(settings.TopK, Variant):
+    """The k largest latents of each token, with AuxK."""
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         return TopKSAE(d_model, d_sae, self.k, seed, device)
 
-    def loss(
-        self, sae: TopKSAE, x: Tensor, moment: Moment
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        loss, error, values, indices = super().loss(sae, x, moment)
-        if len(moment.dead):
-            residual = error.detach() if moment.recipe.detach_residual else error
-            *_, difference = _explain(sae, x - sae.b_dec, residual, moment)
-            loss = loss + AUX_COEFFICIENT * difference.square().mean()
-        return loss, error, values, indices
+    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        values, indices = sae.encode_topk(x)
+        error = sae.decode_topk(values, indices) - x
+        loss = error.square().mean() + auxk(sae, x, error, moment)
+        return loss, error, firing_counts(values, indices, sae.d_sae)
 
     def loss_and_gradients(
         self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
@@ -63,7 +52,7 @@ class TopK(Variant):
         dead = moment.dead
         of_dead = {}
         if len(dead):
-            aux_loss, to_explained, to_w_dec, to_w_enc, to_b_enc = _auxk(
+            aux_loss, to_explained, to_w_dec, to_w_enc, to_b_enc = _auxk_gradients(
                 sae, centred, error, moment
             )
             loss += aux_loss
@@ -95,6 +84,15 @@ class TopK(Variant):
         return weights + 3 * 4 * batch_tokens * d_sae + 4 * 4 * batch_tokens * d_model
 
 
+def auxk(sae: TopKSAE, x: Tensor, error: Tensor, moment: Moment) -> Tensor | float:
+    """1/32 AuxK of tokens x [B, D] with x_hat - x = `error`; 0 where no latent is dead."""
+    if not len(moment.dead):
+        return 0.0
+    residual = error.detach() if moment.recipe.detach_residual else error
+    *_, difference = _explain(sae, x - sae.b_dec, residual, moment)
+    return AUX_COEFFICIENT * difference.square().mean()
+
+
 def _explain(
     sae: TopKSAE, centred: Tensor, error: Tensor, moment: Moment
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +111,9 @@ def _explain(
     return z, w_dec, torch.addmm(error, z, w_dec)
 
 
-def _auxk(sae: TopKSAE, centred: Tensor, error: Tensor, moment: Moment) -> tuple[Tensor, ...]:
+def _auxk_gradients(
+    sae: TopKSAE, centred: Tensor, error: Tensor, moment: Moment
+) -> tuple[Tensor, ...]:
     """AuxK's loss, and its gradients: for what the dead latents explain [B, D], and for their
     W_dec, W_enc^T and b_enc.
     """

@@ -1,0 +1,160 @@
+"""What can be set of each variant of SAE that a parameter file can name, apart from what it does
+(variants/), so that a file is checked without loading PyTorch.
+
+Wherever a variant has a `k`, a parameter file says it under `sae.k`. Penalties and thresholds are
+in units of the tokens' spread s, the root of their mean squared distance from their mean: as if
+activations were centred and scaled to a mean squared norm of 1 (see variants/base.py).
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def setting(says: str, default: Any = dataclasses.MISSING, **limits: float) -> Any:
+    """A field of a variant's settings.
+
+    Args:
+        says: what it means, for messages and the reference of parameters.
+        limits: gt, ge, lt, le.
+    """
+    return dataclasses.field(default=default, metadata={"says": says} | limits)
+
+
+class Settings:
+    """Of any variant."""
+
+    def problem(self, d_sae: int) -> str:
+        """Why so many latents do not go with the settings; nothing if they do."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TopK(Settings):
+    """The k largest latents of each token."""
+
+    k: int = setting("active latents per token", gt=0)
+
+
+@dataclass(frozen=True)
+class L1(Settings):
+    """A penalty on the sum of the latents."""
+
+    l1: float = setting("weight of the penalty; a lone latent is shrunk by l1 s / 2", 0.1, ge=0)
+    warmup: float = setting(
+        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
+    )
+
+
+@dataclass(frozen=True)
+class ReLU(L1):
+    """All positive latents, and an L1 penalty."""
+
+
+@dataclass(frozen=True)
+class Gated(L1):
+    """Gates that an L1 penalty closes, and magnitudes that it does not shrink."""
+
+
+@dataclass(frozen=True)
+class ProLU(L1):
+    """Latents whose bias decides whether they are active, and is not added."""
+
+    sparsity: Literal["l1", "sqrt"] = setting("sum of the latents, or of their roots", "l1")
+    gradient: Literal["relu", "ste"] = setting("which of the two made-up gradients", "ste")
+
+
+@dataclass(frozen=True)
+class JumpReLU(TopK):
+    """Latents above thresholds that are trained to leave k active per token on average."""
+
+    sparsity: Literal["quadratic", "step"] = setting(
+        "quadratic: weight (L0 / k - 1)^2; step: weight L0, and k is where it begins", "quadratic"
+    )
+    weight: float = setting("of that, beside the fraction of variance unexplained", 1.0, ge=0)
+    warmup: float = setting(
+        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
+    )
+    bandwidth: float = setting("of the kernel that sees a threshold, in units of s", 0.05, gt=0)
+
+
+@dataclass(frozen=True)
+class BatchTopK(TopK):
+    """The k B largest latents of a batch of B tokens; above one threshold in use."""
+
+
+@dataclass(frozen=True)
+class Matryoshka(BatchTopK):
+    """BatchTopK whose first latents reconstruct the tokens alone, too."""
+
+    shares: tuple[float, ...] = setting(
+        "of the latents, in each nested dictionary; the last is 1", (0.0625, 0.125, 0.25, 0.5, 1.0)
+    )
+
+    def widths(self, d_sae: int) -> list[int]:
+        """Latents of each dictionary."""
+        return [round(share * d_sae) for share in self.shares]
+
+    def problem(self, d_sae: int) -> str:
+        widths = [0, *self.widths(d_sae)]
+        if widths[-1] == d_sae and all(a < b for a, b in itertools.pairwise(widths)):
+            return ""
+        return (
+            f"shares = {list(self.shares)} of d_sae = {d_sae} latents must rise to 1, by at least "
+            "one latent each"
+        )
+
+
+@dataclass(frozen=True)
+class Switch(TopK):
+    """TopK in the one of several experts that a router picks for the token."""
+
+    experts: int = setting("disjoint groups of latents of one size", 4, gt=0)
+    balance: float = setting("weight of the loss that spreads tokens over experts", 0.1, ge=0)
+
+    def problem(self, d_sae: int) -> str:
+        if d_sae % self.experts == 0 and d_sae // self.experts >= self.k:
+            return ""
+        return (
+            f"experts = {self.experts} must divide d_sae = {d_sae} and leave each at least k = "
+            f"{self.k} latents"
+        )
+
+
+@dataclass(frozen=True)
+class MutualChoice(BatchTopK):
+    """BatchTopK that revives seldom latents, too, not dead ones alone."""
+
+    seldom: float = setting(
+        "latents that fire less than this share of what Zipf's law, fitted to the batch, predicts "
+        "for their rank are treated as dead; 0: none",
+        0.5,
+        ge=0,
+    )
+
+
+@dataclass(frozen=True)
+class FeatureChoice(TopK):
+    """Each latent is active on its own largest of a batch; above thresholds of their own in use."""
+
+    exponent: float = setting(
+        "the i-th latent is active on a number of tokens that falls as i^-exponent; 0: on as many "
+        "as all others",
+        0.0,
+        ge=0,
+    )
+
+
+SETTINGS: dict[str, type[Any]] = {
+    "topk": TopK,
+    "relu": ReLU,
+    "batch_topk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "jumprelu": JumpReLU,
+    "gated": Gated,
+    "prolu": ProLU,
+    "switch": Switch,
+    "mutual_choice": MutualChoice,
+    "feature_choice": FeatureChoice,
+}

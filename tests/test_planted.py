@@ -1,0 +1,138 @@
+"""Worlds whose features are known: what they are, how recovery is scored, and that every variant of
+SAE finds the features of the easiest.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from faithful_sae import TopKSAE, train_saes
+from faithful_sae.metrics.planted import L0, RUNGS, World, planted, recovery
+from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.variants import (
+    BatchTopK,
+    FeatureChoice,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    MutualChoice,
+    ProLU,
+    ReLU,
+    Switch,
+    TopK,
+)
+
+D, F, K = 32, 64, 4
+# tokens, in a step, and how fast: the same for all variants
+TOKENS, BATCH, LR = 160_000, 256, 1e-2
+VARIANTS = {
+    "topk": TopK(K),
+    "relu": ReLU(),
+    "batch_topk": BatchTopK(K),
+    "matryoshka": Matryoshka(K, (0.5, 1.0)),
+    "jumprelu": JumpReLU(K),
+    "gated": Gated(),
+    "prolu": ProLU(),
+    "switch": Switch(K, experts=2),
+    "mutual_choice": MutualChoice(K),
+    "feature_choice": FeatureChoice(K, exponent=0.5),
+}
+
+
+def oracle(world) -> TopKSAE:
+    """An SAE that finds every feature of an orthogonal world."""
+    sae = TopKSAE(world.directions.shape[1], len(world.directions), None, 0)
+    sae.W_dec = world.directions
+    sae.W_enc = world.directions.T.contiguous()
+    sae.above(0.25)
+    return sae
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_tokens_are_sums_of_the_features_that_fire(rung):
+    world = planted(rung, D, 1)
+    x, a = world.sample(20_000, 2)
+    torch.testing.assert_close(x, a @ world.directions)
+    torch.testing.assert_close(world.directions.norm(dim=1), torch.ones(len(world.directions)))
+    assert a[a > 0].min() >= 0.5
+    assert a.max() < 1.5
+    again, _ = world.sample(20_000, 2)
+    assert torch.equal(x, again)
+    assert not torch.equal(x, world.sample(20_000, 3)[0])
+
+
+def test_frequencies_are_zipfs_and_l0_is_theirs():
+    _, a = planted("orthogonal", D, 1).sample(100_000, 2)
+    frequency = (a > 0).double().mean(0)
+    assert frequency.sum().item() == pytest.approx(L0, rel=0.02)
+    slope, _ = np.polyfit(np.log(np.arange(1, D + 1)), np.log(frequency.numpy()), 1)
+    assert slope == pytest.approx(-0.5, abs=0.02)
+
+
+def test_the_rungs():
+    orthogonal, crowded, tree, dense = (planted(rung, D, 1) for rung in RUNGS)
+    gram = orthogonal.directions @ orthogonal.directions.T
+    torch.testing.assert_close(gram, torch.eye(D), atol=1e-5, rtol=0)
+    assert len(crowded.directions) == 2 * D
+    assert (dense.sample(10_000, 0)[1][:, 0] > 0).float().mean() == pytest.approx(0.9, abs=0.02)
+    fires = tree.sample(50_000, 0)[1] > 0
+    for parent, child in ((0, 2), (1, 3)):
+        assert not (fires[:, child] & ~fires[:, parent]).any()
+        share = fires[fires[:, parent], child].float().mean()
+        assert share == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(ValueError, match="rung 'steep' must be one of"):
+        planted("steep", D, 1)
+
+
+def test_recovery_of_a_perfect_sae_and_of_half_of_one():
+    world = planted("orthogonal", D, 1)
+    whole = recovery(oracle(world), world, 5000, 0)
+    assert whole.mcc == pytest.approx(1, abs=1e-6)
+    assert whole.f1 == 1
+    assert (whole.recall == 1).all()
+    half = oracle(world)
+    # the first half is turned by 60 degrees, and fires half of the time at most
+    turned = 0.5 * world.directions[: D // 2] + 0.75**0.5 * world.directions[D // 2 :]
+    half.W_dec = torch.cat([turned, world.directions[D // 2 :]])
+    half.b_enc = torch.cat([torch.full((D // 2,), -0.75), torch.zeros(D // 2)])
+    scored = recovery(half, world, 100_000, 0)
+    assert scored.mcc == pytest.approx(0.75, abs=1e-6)
+    # above 0.25 + 0.75, which is half of 0.5 to 1.5: precision 1, recall 1/2
+    assert scored.recall[: D // 2] == pytest.approx(0.5, abs=0.03)
+    assert scored.f1 == pytest.approx((2 / 3 + 1) / 2, abs=0.01)
+
+
+def test_mcc_is_scipys_where_there_are_fewer_latents_than_features():
+    world = planted("superposition", D, 1)
+    sae = TopKSAE(D, 20, 4, 3)
+    cosine = (world.directions.double() @ sae.W_dec.double().T).numpy()
+    rows, columns = linear_sum_assignment(cosine, maximize=True)
+    found = recovery(sae, world, 1000, 0)
+    assert found.mcc == pytest.approx(cosine[rows, columns].mean(), abs=1e-6)
+    alone = np.setdiff1d(np.arange(2 * D), rows)
+    assert not found.recall[alone].any()
+
+
+def test_a_parents_recall_says_what_its_child_absorbs():
+    """Of 4 tokens the parent fires on, its latent is silent on the 2 with the child."""
+    world = World(torch.eye(2), torch.tensor([1.0, 0.5]), torch.tensor([-1, 0]))
+    sae = oracle(world)
+    sae.W_enc = torch.tensor([[1.0, 0.0], [-9.0, 1.0]])
+    assert recovery(sae, world, 20_000, 0).recall == pytest.approx([0.5, 1], abs=0.02)
+
+
+def test_there_is_one_for_every_variant():
+    assert {*VARIANTS} == {*SETTINGS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_finds_orthogonal_features(name):
+    world = planted("orthogonal", D, 0)
+    x, _ = world.sample(TOKENS, 1)
+    (sae,) = train_saes(x.split(BATCH), D, F, VARIANTS[name], [5], LR, TOKENS, BATCH)
+    before = recovery(TopKSAE(D, F, K, 5), world, 5000, 2)
+    after = recovery(sae, world, 5000, 2)
+    print(name, after.mcc, after.f1, after.l0)
+    assert before.mcc < 0.6
+    assert after.mcc > 0.99

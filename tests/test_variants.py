@@ -1,0 +1,896 @@
+"""The variants of SAE: each against its equation in NumPy, worked out by hand, and against the
+variants that it must equal.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+
+from conftest import SEED_DEPENDENCE
+from faithful_sae import TopKSAE, load_sae, train_saes
+from faithful_sae.sae.recipe import RECIPES
+from faithful_sae.sae.sae import SAEError
+from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.train import Training
+from faithful_sae.sae.variants import (
+    VARIANTS,
+    BatchTopK,
+    FeatureChoice,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    MutualChoice,
+    ProLU,
+    ReLU,
+    Switch,
+    TopK,
+)
+from faithful_sae.sae.variants.base import Moment, spread, threshold_above
+from faithful_sae.sae.variants.jumprelu import Jump, Step
+from faithful_sae.sae.variants.mutual_choice import zipf
+from faithful_sae.sae.variants.prolu import Gate
+from faithful_sae.sae.variants.switch import imbalance
+from faithful_sae.stages.corpus import make_faithful
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
+from faithful_sae.stages.s08_seed_dependence import train_seeds
+from faithful_sae.stages.saes import load_saes
+from faithful_sae.stages.training import train_all, variant_of
+
+D, F, K, B = 6, 20, 3, 40
+G = torch.Generator().manual_seed(0)
+X = (
+    torch.randn(B, D, generator=G, dtype=torch.float64) @ torch.linspace(0.5, 3, D).double().diag()
+    + 1
+)
+DEAD = torch.tensor([1, 4, 7, 8, 15])
+ALIVE = torch.tensor([], dtype=torch.int64)
+
+EVERY = {
+    "relu": ReLU(),
+    "batch_topk": BatchTopK(K),
+    "matryoshka": Matryoshka(K, (0.25, 1.0)),
+    "jumprelu": JumpReLU(K),
+    "jumprelu_step": JumpReLU(K, sparsity="step", weight=0.01),
+    "gated": Gated(),
+    "prolu": ProLU(),
+    "prolu_relu_sqrt": ProLU(sparsity="sqrt", gradient="relu"),
+    "switch": Switch(K, experts=4),
+    "mutual_choice": MutualChoice(K),
+    "feature_choice": FeatureChoice(K),
+    "feature_choice_zipf": FeatureChoice(K, exponent=0.5),
+}
+every = pytest.mark.parametrize("variant", EVERY.values(), ids=EVERY)
+
+
+def moment(share=1.0, dead=ALIVE):
+    return Moment(share, dead, RECIPES["default"])
+
+
+def some(variant, scale=0.3) -> Any:
+    """An SAE of a variant in training, float64, with parameters that look trained."""
+    sae: Any = variant.new(D, F, 1, "cpu")
+    g = torch.Generator().manual_seed(2)
+    sae.b_enc = sae.b_enc.double()
+    for name, w in variant.parameters(sae).items():
+        setattr(sae, name, w.double() + scale * torch.randn(w.shape, generator=g).double())
+    if variant.unit_rows:
+        sae.W_dec = torch.nn.functional.normalize(sae.W_dec, dim=-1)
+    if "threshold" in variant.parameters(sae):
+        sae.threshold = sae.threshold.abs()
+    return sae
+
+
+def evaluated(variant, sae, x=X, at=None):
+    """(loss, {name: gradient}) of one step."""
+    gradients = {name: torch.full_like(w, torch.nan) for name, w in variant.parameters(sae).items()}
+    loss, *_ = variant.loss_and_gradients(sae, x, at or moment(), gradients)
+    return loss.item(), gradients
+
+
+def numeric(variant, sae, name, x=X, at=None, h=1e-6):
+    """The derivative of the loss for one parameter, by differences."""
+    found = torch.zeros_like(getattr(sae, name))
+    for place in np.ndindex(*found.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = copy.copy(sae)
+            w = getattr(sae, name).clone()
+            w[place] += sign * h
+            setattr(moved, name, w)
+            ends.append(variant.loss(moved, x, at or moment())[0])
+        found[place] = (ends[0] - ends[1]) / (2 * h)
+    return found
+
+
+def close(a, b, atol=1e-12):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+
+def test_thresholds_by_hand():
+    z = torch.tensor([[5.0, 0.0], [1.0, 2.0], [3.0, 8.0]])
+    close(threshold_above(z, torch.tensor([1, 2])), torch.tensor([4.0, 1.0]))
+    none, all_three = threshold_above(z, torch.tensor([0, 3]))
+    assert 1e38 < none < torch.inf
+    assert all_three == 0
+    close(threshold_above(z, torch.tensor([2])), torch.tensor([4.0]))
+    # of all that are there, 0 is next
+    close(threshold_above(z, torch.tensor([6])), torch.tensor([0.0]))
+    close(threshold_above(z[1:], torch.tensor([2, 2])), torch.tensor([0.5, 1.0]))
+
+
+def test_spread_by_hand():
+    assert spread(torch.tensor([[1.0, 0.0], [4.0, 4.0]])).item() == 2.5
+
+
+def test_a_penalty_rises_over_its_warm_up():
+    assert [moment(share).ramp(0.2) for share in (0, 0.05, 0.1, 0.2, 0.9)] == [0, 0.25, 0.5, 1, 1]
+    assert moment(0.0).ramp(0.0) == 1
+    for variant in (ReLU(), Gated(), ProLU(), JumpReLU(K, weight=3.0)):
+        sae = some(variant)
+        none, half, full = (
+            evaluated(variant, sae, at=moment(share))[0] for share in (0.0, 0.05, 0.5)
+        )
+        assert half == pytest.approx((none + full) / 2, rel=1e-12)
+        assert full > none
+
+
+@every
+def test_the_scale_of_the_activations_does_not_matter(variant):
+    """Tokens c times as large, and an SAE that sees them so: c^2 the loss, and the same fraction
+    explained. Biases and thresholds are in the tokens' units.
+    """
+    sae = some(variant)
+    larger = copy.copy(sae)
+    for name in ("b_enc", "b_dec", "b_gate", "threshold"):
+        if getattr(sae, name, None) is not None:
+            setattr(larger, name, getattr(sae, name) * 7)
+    if sae.router is not None:
+        larger.router, larger.b_router = sae.router / 7, sae.b_router * 7
+    one, large = (
+        evaluated(variant, *pair, moment(dead=DEAD)) for pair in ((sae, X), (larger, 7 * X))
+    )
+    assert large[0] == pytest.approx(49 * one[0], rel=1e-12)
+    for name, gradient in one[1].items():
+        units = {name: 7 for name in ("b_enc", "b_dec", "b_gate", "threshold", "b_router")}
+        units = (units | {"router": 7**3}).get(name, 49)
+        close(large[1][name], gradient * units, 1e-9)
+
+
+SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_by_differences(name):
+    variant = EVERY[name]
+    sae = some(variant)
+    # which detaches nothing
+    at = Moment(1.0, DEAD, RECIPES["authors"])
+    _, gradients = evaluated(variant, sae, at=at)
+    for parameter, gradient in gradients.items():
+        close(gradient, numeric(variant, sae, parameter, at=at), 1e-6)
+        assert gradient.abs().max() > 1e-3
+
+
+@every
+def test_it_trains_and_is_saved_and_read(variant, tmp_path):
+    data = X.float().repeat(20, 1)[
+        torch.randperm(20 * B, generator=torch.Generator().manual_seed(1))
+    ]
+    (sae,) = train_saes(data.split(50), D, F, variant, [5], 1e-2, len(data), 50)
+    log = sae.training_log
+    assert log.fvu.iloc[-1] < 0.7 * log.fvu.iloc[0]
+    close(sae.W_dec.norm(dim=-1), torch.ones(F), 1e-5)
+    # of Switch alone, the k largest of an expert
+    assert (sae.threshold is None) == (sae.router is not None) == (sae.k is not None)
+    sae.save(tmp_path / "sae")
+    again = load_sae(tmp_path / "sae")
+    assert torch.equal(again.encode(data), sae.encode(data))
+    assert torch.equal(again.reconstruct(data), sae.reconstruct(data))
+
+
+@every
+def test_in_use_the_latents_fire_that_did_in_training(variant):
+    sae = some(variant)
+    *_, counts = variant.loss(sae, X, moment())
+    fires = variant.finish(sae, X).encode(X) > 0
+    assert torch.equal(fires.sum(0), counts)
+    assert 0 < fires.double().mean() < 0.6
+
+
+@every
+def test_a_training_goes_on_from_its_state_at_any_step(variant):
+    """To the same bytes, near its end too, where batches are kept."""
+    data = torch.randn(12, 30, D, generator=torch.Generator().manual_seed(3))
+
+    def training():
+        return Training(variant.new(D, F, 1, "cpu"), variant, 1e-2, RECIPES["default"], 12)
+
+    first = training()
+    states = []
+    for i, x in enumerate(data):
+        first.step(i, x)
+        tensors, numbers = first.state()
+        kept = {name: w.clone() for name, w in tensors.items()}
+        states.append((kept, {**numbers, "log": [*numbers["log"]]}))
+    done = first.finish()
+    for i, state in enumerate(states):
+        second = training()
+        second.restore(*state)
+        for j in range(i + 1, 12):
+            second.step(j, data[j])
+        resumed = second.finish()
+        for name, w in done.tensors.items():
+            assert torch.equal(getattr(resumed, name), w), (i, name)
+
+
+def test_only_what_is_calibrated_keeps_batches():
+    x = X.float()
+    for variant in EVERY.values():
+        training = Training(variant.new(D, F, 1, "cpu"), variant, 1e-2, RECIPES["default"], 9)
+        for i in range(9):
+            training.step(i, x)
+        calibrated = isinstance(variant, (BatchTopK, FeatureChoice))
+        assert len(training.last) == (4 if calibrated else 0)
+
+
+# --- ReLU -----------------------------------------------------------------------------------------
+
+
+def relu_by_hand(sae, x, weight):
+    """loss = (|e|^2 + weight s sum_i f_i |d_i|) / D, mean over tokens, and its derivatives."""
+    w = {name: t.numpy() for name, t in sae.weights.items()}
+    x = x.numpy()
+    s = np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean())
+    z = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    f = np.maximum(z, 0)
+    e = f @ w["W_dec"] + w["b_dec"] - x
+    norms = np.linalg.norm(w["W_dec"], axis=1)
+    loss = ((e**2).sum(1) + weight * s * (f * norms).sum(1)).mean() / D
+    to_f = (2 * e @ w["W_dec"].T + weight * s * norms) * (z > 0) / x.size
+    to_w_dec = (2 * f.T @ e + weight * s * f.sum(0)[:, None] * w["W_dec"] / norms[:, None]) / x.size
+    return loss, {
+        "W_enc": (x - w["b_dec"]).T @ to_f,
+        "b_enc": to_f.sum(0),
+        "W_dec": to_w_dec,
+        "b_dec": 2 * e.sum(0) / x.size - to_f.sum(0) @ w["W_enc"].T,
+    }
+
+
+def test_relu_by_hand():
+    variant = ReLU(0.7)
+    sae = some(variant)
+    loss, gradients = relu_by_hand(sae, X, 0.7)
+    found, by_autograd = evaluated(variant, sae)
+    assert found == pytest.approx(loss, rel=1e-12)
+    for name, gradient in gradients.items():
+        close(by_autograd[name], torch.tensor(gradient))
+
+
+def test_relu_is_not_cheated_by_moving_a_factor_to_the_decoder():
+    variant = ReLU(0.7)
+    sae = some(variant)
+    moved = copy.copy(sae)
+    c = torch.linspace(0.1, 4, F).double()
+    moved.W_enc, moved.b_enc, moved.W_dec = sae.W_enc * c, sae.b_enc * c, sae.W_dec / c[:, None]
+    assert evaluated(variant, moved)[0] == pytest.approx(evaluated(variant, sae)[0], rel=1e-12)
+
+
+def test_a_lone_feature_is_shrunk_by_half_the_penalty():
+    """Tokens are 0 or a d: |a d - f d|^2 + l1 s f is least at f = a - l1 s / 2."""
+    variant = ReLU(0.3)
+    sae = TopKSAE(3, 1, None, 0)
+    d = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
+    x = torch.cat([2 * d.repeat(10, 1), torch.zeros(30, 3)])
+    sae.W_dec, sae.b_enc, sae.b_dec = d[None], torch.zeros(1).double(), torch.zeros(3).double()
+    best = 2 - 0.3 * spread(x).item() / 2
+    for size, slope in ((best, 0), (best + 0.1, 1), (best - 0.1, -1)):
+        sae.W_enc = d[:, None] * size / 2
+        _, gradients = evaluated(variant, sae, x)
+        along = (d @ gradients["W_enc"]).item()
+        assert abs(along) < 1e-15 if slope == 0 else along * slope > 1e-3
+
+
+def test_relu_in_use_has_unit_rows_and_the_same_reconstruction():
+    sae = some(ReLU())
+    z = torch.relu((X - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    x_hat = z @ sae.W_dec + sae.b_dec
+    norms = sae.W_dec.norm(dim=-1)
+    assert (norms - 1).abs().max() > 0.1
+    used = ReLU().finish(sae, X[:0])
+    close(used.W_dec.norm(dim=-1), torch.ones(F).double())
+    close(used.encode(X), z * norms)
+    close(used.reconstruct(X), x_hat)
+
+
+def test_a_threshold_moves_with_the_norms():
+    sae = some(JumpReLU(K))
+    sae.W_dec = sae.W_dec * torch.linspace(0.2, 3, F).double()[:, None]
+    before = sae.reconstruct(X)
+    sae.to_unit_decoder()
+    close(sae.reconstruct(X), before)
+    close(sae.W_dec.norm(dim=-1), torch.ones(F).double())
+
+
+# --- BatchTopK ------------------------------------------------------------------------------------
+
+
+def largest(p, n):
+    """p where among the n largest of all, else 0."""
+    kept = np.zeros(p.size)
+    order = np.argsort(-p, axis=None)[:n]
+    kept[order] = p.flatten()[order]
+    return kept.reshape(p.shape)
+
+
+def test_batch_topk_by_hand():
+    sae = some(BatchTopK(K))
+    f = BatchTopK(K).latents(sae, X)
+    close(f, torch.tensor(largest(sae.pre_activations(X).numpy(), K * B)))
+    assert (f > 0).sum() == K * B
+    assert len((f > 0).sum(1).unique()) > 3
+
+
+def test_batch_topk_of_one_token_is_topk():
+    batch, single = BatchTopK(K), TopK(K)
+    sae = some(batch)
+    for x in X[:10, None]:
+        assert torch.equal(batch.latents(sae, x), sae.encode(x))
+        ours, topk = (evaluated(v, sae, x, moment(dead=DEAD)) for v in (batch, single))
+        assert ours[0] == pytest.approx(topk[0], rel=1e-12)
+        for name, gradient in ours[1].items():
+            close(gradient, topk[1][name])
+
+
+def test_the_order_of_tokens_does_not_matter_to_batch_topk():
+    sae = some(BatchTopK(K))
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
+    f = BatchTopK(K).latents(sae, X)
+    assert torch.equal(BatchTopK(K).latents(sae, X[order]), f[order])
+
+
+def test_fewer_than_k_positive_latents_are_all_kept():
+    sae = some(BatchTopK(K))
+    sae.b_enc = sae.b_enc - 8
+    f = BatchTopK(K).latents(sae, X)
+    assert 0 < (f > 0).sum() < K * B
+    assert torch.equal(f, sae.pre_activations(X))
+
+
+@pytest.mark.parametrize("k", [1, K, F])
+def test_in_use_batch_topk_has_k_per_token_on_the_calibration(k):
+    """By one threshold it keeps what it would choose of all of them as one batch."""
+    variant = BatchTopK(k)
+    sae = some(variant)
+    chosen = variant.latents(sae, X)
+    used = variant.finish(sae, X)
+    assert torch.equal(used.encode(X), chosen)
+    assert (used.encode(X) > 0).sum() == min(k * B, (sae.pre_activations(X) > 0).sum())
+    assert len(used.threshold.unique()) == 1
+
+
+def test_calibration_is_on_the_last_four_batches():
+    data = torch.randn(9, 50, D, generator=torch.Generator().manual_seed(3))
+    # the last is not full
+    batches = [*data, data[0, :7]]
+    (sae,) = train_saes(batches, D, F, BatchTopK(K), [5], 1e-2, 457, 50)
+    last = torch.cat(batches[-4:])
+    assert (sae.encode(last) > 0).sum() == K * len(last)
+    first = torch.cat(batches[:4])
+    assert (sae.encode(first) > 0).sum() != K * len(first)
+
+
+# --- Matryoshka -----------------------------------------------------------------------------------
+
+
+def test_matryoshka_by_hand():
+    """The sum of the losses of the first 5, 10 and 20 latents, each decoded on its own; a row of
+    W_dec gets the derivatives of all that it is in.
+    """
+    variant = Matryoshka(K, (0.25, 0.5, 1.0))
+    sae = some(variant)
+    f = largest(sae.pre_activations(X).numpy(), K * B)
+    w_dec, b_dec = sae.W_dec.numpy(), sae.b_dec.numpy()
+    errors = {w: f[:, :w] @ w_dec[:w] + b_dec - X.numpy() for w in (5, 10, 20)}
+    loss, gradients = evaluated(variant, sae)
+    assert loss == pytest.approx(sum((e**2).mean() for e in errors.values()), rel=1e-12)
+    for i in (0, 4, 5, 9, 10, 19):
+        expected = sum(2 * f[:, i] @ e / X.numel() for w, e in errors.items() if i < w)
+        close(gradients["W_dec"][i], torch.tensor(expected))
+
+
+def test_matryoshka_of_one_dictionary_is_batch_topk():
+    variant = Matryoshka(K, (1.0,))
+    sae = some(variant)
+    ours, flat = (evaluated(v, sae, at=moment(dead=DEAD)) for v in (variant, BatchTopK(K)))
+    assert ours[0] == pytest.approx(flat[0], rel=1e-12)
+    for name, gradient in ours[1].items():
+        close(gradient, flat[1][name])
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.5, 1.0), (0.01, 1.0), (1.0, 0.5)])
+def test_dictionaries_that_do_not_nest(shares):
+    with pytest.raises(SAEError, match="shares = .* must rise to 1"):
+        Matryoshka(K, shares).new(D, F, 0, "cpu")
+
+
+# --- JumpReLU -------------------------------------------------------------------------------------
+
+
+def test_straight_through_estimators_by_hand():
+    """Three tokens, two latents; z = 1.2 and 0.9 lie within 1/4 of t = 1, and 2.6 of 2.5."""
+    z = torch.tensor([[1.2, 2.6], [0.9, 0.4], [3.0, -2.0]], requires_grad=True)
+    t = torch.tensor([1.0, 2.5], requires_grad=True)
+    width = torch.tensor(0.5)
+    f: Any = Jump.apply(z, t, width)
+    close(f.detach(), torch.tensor([[1.2, 2.6], [0.0, 0.0], [3.0, 0.0]]))
+    to_f = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    to_z, to_t = torch.autograd.grad(f, (z, t), to_f)
+    close(to_z, torch.tensor([[1.0, 10.0], [0.0, 0.0], [4.0, 0.0]]))
+    # -(t / width) times what reaches the tokens in the kernel: 1 + 2, and 10
+    close(to_t, torch.tensor([-2.0 * 3, -5.0 * 10]), 1e-6)
+    h: Any = Step.apply(z, t, width)
+    close(h.detach(), torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))
+    to_z, to_t = torch.autograd.grad(h, (z, t), to_f, allow_unused=True)
+    assert to_z is None
+    close(to_t, torch.tensor([-2.0 * 3, -2.0 * 10]), 1e-6)
+
+
+def test_the_kernel_sees_z_and_not_f():
+    """A threshold below half the width: tokens whose z is far below 0 are outside, those just below
+    it inside.
+    """
+    z = torch.tensor([[-3.0], [-0.1], [0.05], [0.3]])
+    t = torch.tensor([0.1], requires_grad=True)
+    h: Any = Step.apply(z, t, torch.tensor(0.5))
+    (to_t,) = torch.autograd.grad(h.sum(), t)
+    assert to_t.item() == pytest.approx(-3 / 0.5)
+
+
+def test_the_mean_of_the_estimator_is_the_derivative_of_the_mean():
+    """Over z spread evenly from -1 to 3, whose density is 1/4: d/dt of mean z H(z - t) is -t / 4,
+    of mean H(z - t) -1 / 4.
+    """
+    z = torch.linspace(-1, 3, 400_001).double()[:, None]
+    t = torch.tensor([0.7]).double().requires_grad_()
+    width = torch.tensor(0.2).double()
+    for function, expected in ((Jump, -0.7 / 4), (Step, -1 / 4)):
+        mean: Any = function.apply(z, t, width)
+        (found,) = torch.autograd.grad(mean.mean(), t)
+        assert found.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", ["quadratic", "step"])
+def test_jumprelu_by_hand(sparsity):
+    variant = JumpReLU(K, sparsity=sparsity, weight=0.3, bandwidth=0.2)
+    sae = some(variant)
+    x = X.numpy()
+    z = ((X - sae.b_dec) @ sae.W_enc + sae.b_enc).numpy()
+    t = sae.threshold.numpy()
+    s2 = ((x - x.mean(0)) ** 2).sum(1).mean()
+    f = z * (z > t)
+    e = f @ sae.W_dec.numpy() + sae.b_dec.numpy() - x
+    l0 = (z > t).sum(1).mean()
+    penalty, slope = {"quadratic": ((l0 / K - 1) ** 2, 2 * (l0 / K - 1) / K), "step": (l0, 1)}[
+        sparsity
+    ]
+    loss, gradients = evaluated(variant, sae)
+    assert loss == pytest.approx((e**2).mean() + 0.3 * s2 / D * penalty, rel=1e-12)
+    width = 0.2 * np.sqrt(s2)
+    inside = np.abs(z - t) < width / 2
+    assert inside.sum() > 30
+    to_f = 2 * e @ sae.W_dec.numpy().T / x.size
+    to_l0 = 0.3 * s2 / D * slope / B
+    expected = -((t * to_f + to_l0) * inside).sum(0) / width
+    close(gradients["threshold"], torch.tensor(expected))
+    # what reaches z does so where it is active, and not through L0
+    close(gradients["b_enc"], torch.tensor((to_f * (z > t)).sum(0)))
+
+
+def test_jumprelu_with_thresholds_of_0_is_relu():
+    sae = some(JumpReLU(K))
+    sae.threshold = torch.zeros(F).double()
+    without = JumpReLU(K, weight=0.0), ReLU(0.0)
+    jump, relu = (evaluated(variant, sae) for variant in without)
+    assert jump[0] == pytest.approx(relu[0], rel=1e-12)
+    for name, gradient in relu[1].items():
+        close(jump[1][name], gradient)
+
+
+def test_thresholds_begin_where_k_latents_are_active():
+    variant = JumpReLU(K)
+    sae = some(variant)
+    variant.begin(sae, X)
+    assert (sae.encode(X) > 0).sum() == K * B
+    assert len(sae.threshold.unique()) == 1
+
+
+def test_a_token_alone_has_no_spread_and_moves_no_threshold():
+    variant = JumpReLU(K)
+    loss, gradients = evaluated(variant, some(variant), X[:1])
+    assert np.isfinite(loss)
+    assert not gradients["threshold"].any()
+
+
+# --- Gated ----------------------------------------------------------------------------------------
+
+
+def gated_by_hand(sae, x, weight, decoder=None):
+    """(loss, f), the auxiliary term with a decoder (W_dec, b_dec) of its own."""
+    w_dec, b_dec = decoder or (sae.W_dec, sae.b_dec)
+    s = (x - x.mean(0)).square().sum(1).mean().sqrt()
+    u = (x - sae.b_dec) @ sae.W_enc
+    gate = u + sae.b_gate
+    f = torch.where(gate > 0, torch.relu(torch.exp(sae.r_mag) * u + sae.b_enc), 0)
+    by_gates = torch.relu(gate) @ w_dec + b_dec
+    terms = (
+        (f @ sae.W_dec + sae.b_dec - x).square().sum(1),
+        weight * s * torch.relu(gate).sum(1),
+        (by_gates - x).square().sum(1),
+    )
+    return sum(term.mean() for term in terms) / D, f
+
+
+def test_gated_by_hand():
+    variant = Gated(0.7)
+    sae = some(variant)
+    loss, gradients = evaluated(variant, sae)
+    assert loss == pytest.approx(gated_by_hand(sae, X, 0.7)[0].item(), rel=1e-12)
+    # sg: by differences, with the decoder of the auxiliary term held fast
+    held = sae.W_dec.clone(), sae.b_dec.clone()
+    for name, gradient in gradients.items():
+        expected = torch.zeros_like(gradient)
+        for place in np.ndindex(*expected.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = copy.copy(sae)
+                w = getattr(sae, name).clone()
+                w[place] += sign * 1e-6
+                setattr(moved, name, w)
+                ends.append(gated_by_hand(moved, X, 0.7, held)[0])
+            expected[place] = (ends[0] - ends[1]) / 2e-6
+        close(gradient, expected, 1e-6)
+        assert gradient.abs().max() > 1e-3
+
+
+def test_gated_is_jumprelu():
+    variant = Gated()
+    sae = some(variant)
+    _, f = gated_by_hand(sae, X, 0.0)
+    x_hat = f @ sae.W_dec + sae.b_dec
+    assert ((f > 0).sum(0) > 0).sum() > F / 2
+    used = variant.finish(sae, X[:0])
+    close(used.encode(X), f)
+    close(used.reconstruct(X), x_hat)
+
+
+def test_gated_with_one_bias_is_relu():
+    sae = some(Gated())
+    sae.r_mag = torch.zeros(F).double()
+    sae.b_gate = sae.b_enc
+    close(gated_by_hand(sae, X, 0.0)[1], torch.relu((X - sae.b_dec) @ sae.W_enc + sae.b_enc))
+    close(Gated().finish(sae, X[:0]).encode(X), gated_by_hand(sae, X, 0.0)[1])
+
+
+# --- ProLU ----------------------------------------------------------------------------------------
+
+M = torch.tensor([[2.0, 2.0], [0.5, -1.0], [3.0, 0.25]])
+BIAS = torch.tensor([-1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "gradient, to_m, to_b",
+    [
+        ("relu", [[1.0, 10.0], [0.0, 0.0], [4.0, 40.0]], [1.0 + 4, 10.0 + 40]),
+        # 1 + m where open; m
+        ("ste", [[3.0, 30.0], [0.0, 0.0], [16.0, 50.0]], [2.0 + 12, 20.0 + 10]),
+    ],
+)
+def test_both_gradients_of_prolu_by_hand(gradient, to_m, to_b):
+    """In units of s = 1: of the first latent m = 2 and 3 pass b = -1, and 0.5 does not."""
+    m, b = M.clone().requires_grad_(), BIAS.clone().requires_grad_()
+    f: Any = Gate.apply(m, b, gradient, torch.tensor(1.0))
+    close(f.detach(), torch.tensor([[2.0, 2.0], [0.0, 0.0], [3.0, 0.25]]))
+    to_f = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    found = torch.autograd.grad(f, (m, b), to_f)
+    close(found[0], torch.tensor(to_m))
+    close(found[1], torch.tensor(to_b))
+
+
+def test_the_gradients_of_prolu_are_made_up():
+    """True ones are 0 for b, and 1 for an open m."""
+    unit = torch.tensor(1.0).double()
+    for gradient in ("relu", "ste"):
+        b = BIAS.double().requires_grad_()
+        with pytest.raises(GradcheckError):
+            gradcheck(lambda b, kind=gradient: Gate.apply(M.double(), b, kind, unit), b)
+
+
+@pytest.mark.parametrize("sparsity", ["l1", "sqrt"])
+def test_prolu_by_hand(sparsity):
+    variant = ProLU(0.7, sparsity=sparsity)
+    sae = some(variant)
+    m = (X - sae.b_dec) @ sae.W_enc
+    f = torch.where((m > 0) & (m + sae.b_enc > 0), m, 0)
+    s = spread(X)
+    p = f.sum(1) / s if sparsity == "l1" else (f / s).sqrt().sum(1)
+    e = f @ sae.W_dec + sae.b_dec - X
+    loss, gradients = evaluated(variant, sae)
+    expected = (e.square().sum(1) + 0.7 * s**2 * p).mean() / D
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    close(variant.latents(sae, X), f)
+
+
+def test_prolu_is_jumprelu():
+    variant = ProLU()
+    sae = some(variant)
+    f = variant.latents(sae, X)
+    without_bias = torch.relu((X - sae.b_dec) @ sae.W_enc)
+    above = sae.b_enc >= 0
+    assert 0 < above.sum() < F
+    # a bias above 0 does nothing
+    close(f[:, above], without_bias[:, above])
+    assert (f[:, ~above] != without_bias[:, ~above]).any()
+    close(variant.finish(sae, X[:0]).encode(X), f)
+
+
+# --- Switch ---------------------------------------------------------------------------------------
+
+
+def test_switch_by_hand():
+    """Token by token: the most probable of four experts, the k largest of its five latents, and the
+    probability times these.
+    """
+    variant = Switch(K, experts=4, balance=0.7)
+    sae = some(variant)
+    w = {name: t.numpy() for name, t in sae.tensors.items()}
+    f, chosen, probabilities = np.zeros((B, F)), [], []
+    for i, x in enumerate(X.numpy()):
+        logits = (x - w["b_router"]) @ w["router"]
+        p = np.exp(logits) / np.exp(logits).sum()
+        j = int(np.argmax(logits))
+        block = slice(5 * j, 5 * j + 5)
+        f[i, block] = p[j] * largest(np.maximum((x - w["b_dec"]) @ w["W_enc"][:, block], 0), K)
+        chosen.append(j)
+        probabilities.append(p)
+    assert {*chosen} == {0, 1, 2, 3}
+    close(sae.encode(X), torch.tensor(f))
+    close(sae.reconstruct(X), torch.tensor(f @ w["W_dec"] + w["b_dec"]))
+    share = np.bincount(chosen, minlength=4) / B
+    spread_out = 4 * share @ np.mean(probabilities, 0)
+    x_hat = f @ w["W_dec"] + w["b_dec"]
+    error = ((x_hat - X.numpy()) ** 2).mean()
+    s2 = ((X - X.mean(0)) ** 2).sum(1).mean().item()
+    loss, _ = evaluated(variant, sae)
+    assert loss == pytest.approx(error + 0.7 * s2 / D * spread_out, rel=1e-12)
+
+
+def test_switch_with_one_expert_is_topk_without_b_enc():
+    sae = some(Switch(K, experts=1))
+    plain = copy.copy(sae)
+    plain.router = plain.b_router = None
+    assert not sae.b_enc.any()
+    close(sae.encode(X), plain.encode(X))
+    ours, topk = evaluated(Switch(K, experts=1, balance=0.0), sae), evaluated(TopK(K), plain)
+    assert ours[0] == pytest.approx(topk[0], rel=1e-12)
+    for name in ("W_enc", "W_dec", "b_dec"):
+        close(ours[1][name], topk[1][name])
+
+
+def test_imbalance_is_1_where_experts_are_used_alike_and_e_where_one_is():
+    even = torch.eye(4).repeat(3, 1)
+    assert imbalance(even).item() == pytest.approx(1)
+    assert imbalance(even[:1].repeat(7, 1)).item() == pytest.approx(4)
+    leaning = torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.6, 0.4], [0.5001, 0.4999]])
+    share, mean = np.array([0.75, 0.25]), leaning.mean(0).numpy()
+    assert imbalance(leaning).item() == pytest.approx(2 * share @ mean)
+
+
+def test_disjoint_subspaces_are_routed_to_experts_of_their_own():
+    """Tokens of two far clusters, each in two dimensions of its own."""
+    g = torch.Generator().manual_seed(0)
+    cluster = torch.arange(4000) % 2
+    x = torch.zeros(4000, 4)
+    x[cluster == 0, :2] = 3 + torch.rand(2000, 2, generator=g)
+    x[cluster == 1, 2:] = 3 + torch.rand(2000, 2, generator=g)
+    (sae,) = train_saes(x.split(100), 4, 8, Switch(2, experts=2), [0], 2e-2, 4000, 100)
+    expert = sae.experts(x).argmax(-1)
+    assert (expert == cluster).all() or (expert == 1 - cluster).all()
+    assert sae.training_log.fvu.iloc[-1] < 0.05
+
+
+def test_a_switch_sae_is_not_taken_for_a_topk_sae(tmp_path):
+    sae = some(Switch(K, experts=4))
+    assert not sae.is_topk
+    with pytest.raises(SAEError, match="this SAE has experts"):
+        sae.to_sparsify(tmp_path / "a")
+    sae.save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "cfg.json").read_text())["architecture"] not in (
+        "topk",
+        "jumprelu",
+        "standard",
+    )
+
+
+@pytest.mark.parametrize("experts", [3, 10])
+def test_experts_that_do_not_divide_the_latents(experts):
+    with pytest.raises(SAEError, match=f"experts = {experts} must divide d_sae = {F}"):
+        Switch(K, experts=experts).new(D, F, 0, "cpu")
+
+
+# --- Mutual Choice --------------------------------------------------------------------------------
+
+
+def test_zipfs_law_is_fitted_as_numpy_does():
+    counts = torch.tensor([40, 3, 0, 20, 11, 1, 0, 9])
+    ranks = np.array([1, 5, 7, 2, 3, 6, 8, 4])
+    there = counts.numpy() > 0
+    slope, start = np.polyfit(np.log(ranks[there]), np.log(counts.numpy()[there]), 1)
+    close(zipf(counts), torch.tensor(np.exp(start + slope * np.log(ranks))), 1e-9)
+    # one rank is no line
+    assert not zipf(torch.tensor([0, 5, 0])).any()
+
+
+def test_mutual_choice_without_seldom_latents_is_batch_topk():
+    sae = some(BatchTopK(K))
+    for dead in (ALIVE, DEAD):
+        mutual, batch = (
+            evaluated(v, sae, at=moment(dead=dead)) for v in (MutualChoice(K, 0.0), BatchTopK(K))
+        )
+        assert mutual[0] == batch[0]
+        assert all(torch.equal(w, batch[1][name]) for name, w in mutual[1].items())
+
+
+def test_seldom_latents_are_treated_as_dead():
+    """Those below half of the law, worked out here, beside those that are dead."""
+    variant = MutualChoice(K, 0.5)
+    sae = some(variant)
+    counts = (variant.latents(sae, X) > 0).sum(0).numpy()
+    ranks = np.empty(F)
+    ranks[np.argsort(-counts, kind="stable")] = np.arange(1, F + 1)
+    there = counts > 0
+    slope, start = np.polyfit(np.log(ranks[there]), np.log(counts[there]), 1)
+    weak = counts < 0.5 * np.exp(start + slope * np.log(ranks))
+    assert 0 < weak.sum() < F / 2
+    weak[DEAD.numpy()] = True
+    treated = torch.tensor(np.flatnonzero(weak))
+    mutual = evaluated(variant, sae, at=moment(dead=DEAD))
+    batch = evaluated(BatchTopK(K), sae, at=moment(dead=treated))
+    assert mutual[0] == batch[0]
+    assert mutual[0] > evaluated(BatchTopK(K), sae)[0]
+
+
+# --- Feature Choice -------------------------------------------------------------------------------
+
+
+def test_feature_choice_is_topk_of_the_columns():
+    """k B / F = 6 tokens of each latent."""
+    variant = FeatureChoice(K)
+    sae = some(variant)
+    p = sae.pre_activations(X)
+    values, tokens = p.T.topk(6)
+    assert torch.equal(
+        variant.latents(sae, X), torch.zeros(F, B).double().scatter(1, tokens, values).T
+    )
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_tokens", [40, 333])
+def test_feature_choice_spends_k_per_token(exponent, n_tokens):
+    m = FeatureChoice(K, exponent).tokens(n_tokens, F, "cpu")
+    assert m.sum() == K * n_tokens
+    law = np.arange(1, F + 1) ** -exponent
+    # rounded as it is summed, so by less than 1
+    assert np.abs(m.numpy() - law / law.sum() * K * n_tokens).max() < 1
+    assert (FeatureChoice(1, 9.0).tokens(10, F, "cpu") <= 10).all()
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+def test_in_use_each_latent_has_its_tokens_on_the_calibration(exponent):
+    variant = FeatureChoice(K, exponent)
+    sae = some(variant)
+    positive = (sae.pre_activations(X) > 0).sum(0)
+    used = variant.finish(sae, X)
+    m = variant.tokens(B, F, "cpu")
+    assert torch.equal((used.encode(X) > 0).sum(0), torch.minimum(m, positive))
+    assert len(used.threshold.unique()) > F / 2
+
+
+# --- in a parameter file --------------------------------------------------------------------------
+
+
+def test_topk_is_what_is_trained_where_a_file_names_no_variant(make_run):
+    run = make_run()
+    assert variant_of(run.sae, 4) == TopK(4)
+    named = make_run({"sae.variant": {"name": "topk"}})
+    assert sae_settings(named, "text") == sae_settings(run, "text")
+
+
+def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
+    """One value for each field, none of them its default."""
+    chosen = {
+        "relu": ({"l1": 2, "warmup": 0.5}, ReLU(2.0, 0.5)),
+        "batch_topk": ({}, BatchTopK(4)),
+        "matryoshka": ({"shares": [0.5, 1]}, Matryoshka(4, (0.5, 1.0))),
+        "jumprelu": (
+            {"sparsity": "step", "weight": 2.0, "warmup": 0.2, "bandwidth": 0.3},
+            JumpReLU(4, "step", 2.0, 0.2, 0.3),
+        ),
+        "gated": ({"l1": 0.2, "warmup": 0.3}, Gated(0.2, 0.3)),
+        "prolu": (
+            {"l1": 0.2, "warmup": 0.3, "sparsity": "sqrt", "gradient": "relu"},
+            ProLU(0.2, 0.3, "sqrt", "relu"),
+        ),
+        "switch": ({"experts": 2, "balance": 0.5}, Switch(4, 2, 0.5)),
+        "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
+        "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
+    }
+    assert {"topk", *chosen} == {*SETTINGS}
+    for name, (values, variant) in chosen.items():
+        assert {*vars(variant)} <= {*values, "k"}
+        run = make_run({"sae.variant": {"name": name, **values}})
+        assert variant_of(run.sae, run.sae.k) == variant, name
+        assert type(variant_of(run.sae, 4)) is VARIANTS[name]
+        assert isinstance(variant, SETTINGS[name])
+
+
+def test_what_a_variant_is_decides_whether_saes_are_current(make_run):
+    made = [
+        sae_settings(make_run({"sae.variant": chosen}), "text")
+        for chosen in ({"name": "topk"}, {"name": "relu"}, {"name": "relu", "l1": 0.2})
+    ]
+    assert made[0] != made[1] != made[2]
+
+
+@pytest.mark.parametrize("name, own", [("jumprelu", {}), ("switch", {"experts": 2})])
+def test_the_stages_train_and_load_the_variant(make_run, name, own):
+    chosen = {"name": name, **own}
+    run = make_run({"sae.variant": chosen, "seed_dependence": SEED_DEPENDENCE})
+    lm = open_model(run)
+    make_faithful(run, lm)
+    train_all(run, lm)
+    saes = load_saes(run, lm)
+    assert len(saes) == 4
+    for sae in saes.values():
+        assert (sae.router is not None) == (name == "switch")
+        assert (sae.threshold is not None) == (name == "jumprelu")
+        assert sae.metadata["variant"]["name"] == name
+    studied, _ = train_seeds(run)
+    assert {sae.router is not None for sae in studied.values()} == {name == "switch"}
+    changed = make_run({"sae.variant": {"name": "relu"}})
+    with pytest.raises(SAEError, match="was made with sae.variant"):
+        load_saes(changed, lm)
+
+
+def test_parameter_files_are_checked_without_pytorch():
+    code = "import sys, faithful_sae.runs.params as p; p.run_class(); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_memory_is_that_of_the_variant(make_run):
+    runs = {name: make_run({"sae.variant": {"name": name}}) for name in ("topk", "relu")}
+    shape = open_model(runs["topk"]).shape
+    steps = {name: VARIANTS[name].bytes(16, 24, 64) for name in runs}
+    memory = {name: STAGE.memory(run, shape).device for name, run in runs.items()}
+    assert memory["relu"] - memory["topk"] == steps["relu"] - steps["topk"] != 0
+
+
+def test_every_variant_is_tested():
+    tested = {type(variant) for variant in EVERY.values()}
+    # in test_train.py and test_untrained.py
+    others = {"topk", "frozen_decoder", "random_dictionary", "pca"}
+    assert {VARIANTS[name] for name in VARIANTS if name not in others} == tested
