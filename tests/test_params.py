@@ -113,9 +113,9 @@ WRONG = {
     "variant without a name": ({"sae.variant": {"l1": 0.1}}, "sae.variant.name must be one of"),
     "variant that is no mapping": ({"sae.variant": "relu"}, "sae.variant must be a mapping"),
     "misspelt setting": (
-        {"sae.variant": {"name": "relu", "l2": 1.0}},
-        "unknown key sae.variant.l2",
-        "did you mean sae.variant.l1?",
+        {"sae.variant": {"name": "relu", "warm_up": 0.1}},
+        "unknown key sae.variant.warm_up",
+        "did you mean sae.variant.warmup?",
     ),
     "setting of another variant": (
         {"sae.variant": {"name": "relu", "experts": 2}},

@@ -56,6 +56,8 @@ class ReLU(L1):
 class Gated(L1):
     """Gates that an L1 penalty closes, and magnitudes that it does not shrink."""
 
+    l1: float = setting("weight of the penalty on what opens the gates", 0.5, ge=0)
+
 
 @dataclass(frozen=True)
 class ProLU(L1):
