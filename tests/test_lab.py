@@ -26,7 +26,7 @@ def run(notebook):
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
             cell |= {"outputs": [OUTPUT], "execution_count": number}
-            cell["metadata"]["execution"] = {"iopub.status.busy": "2026-11-21T12:00:00Z"}
+            cell["metadata"] |= {"execution": {"iopub.status.busy": "12:00"}, "scrolled": True}
     return notebook
 
 

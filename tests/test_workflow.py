@@ -117,6 +117,30 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, write):
         write(disk / "mine" / ".lock")
 
 
+@pytest.mark.parametrize("target", ["paper", "tables", "dry"])
+def test_a_checkout_that_cannot_be_written(tmp_path, target):
+    """This one, seen from a place where it is read-only, by the environment of this one."""
+    place = tmp_path / "read only"
+    place.mkdir()
+    if subprocess.run(["mount", "--bind", str(ROOT), str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a folder needs rights")
+    own = {"PYTHONPATH": str(place / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ["-o", "ready", f"VENV={sys.prefix}", "PROFILE=smoke"]
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+        command = ["make", "-f", str(place / "Makefile"), target, *words]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | own, cwd=tmp_path
+        )
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert result.returncode != 0
+    line, *others = [line for line in result.stderr.splitlines() if line]
+    assert line.startswith(f"  {place}/")
+    assert "Read-only file system: results are written here: make it writable for you" in line
+    assert all(other.startswith("make: ***") for other in others), result.stderr
+
+
 def test_what_is_read_from_elsewhere_is_not_blamed_on_what_is_written(tmp_path):
     with pytest.raises(PermissionError), atomic_path(tmp_path / "mine" / "a"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "other" / "b"))

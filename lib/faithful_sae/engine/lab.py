@@ -11,8 +11,9 @@ from typing import Any
 from faithful_sae.files import ROOT
 from faithful_sae.runs.registry import stages
 
-# of a notebook's metadata, what does not come from running it
-KEPT = ("jupytext", "kernelspec")
+# metadata that come from running a notebook, and from looking at what it printed
+OF_NOTEBOOK = {"language_info", "widgets"}
+OF_CELL = {"execution", "ExecuteTime", "collapsed", "scrolled", "jupyter"}
 
 
 def without_outputs(model: dict[str, Any], path: str, contents_manager: Any, **_: Any) -> None:
@@ -27,10 +28,10 @@ def without_outputs(model: dict[str, Any], path: str, contents_manager: Any, **_
     if model["type"] != "notebook" or not ours:
         return
     notebook = model["content"]
-    notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k in KEPT}
+    for name in OF_NOTEBOOK & notebook["metadata"].keys():
+        del notebook["metadata"][name]
     for cell in notebook["cells"]:
-        # marks of the page: which outputs are folded, and when a cell was run
-        tags = cell["metadata"].get("tags")
-        cell["metadata"] = {"tags": tags} if tags else {}
+        for name in OF_CELL & cell["metadata"].keys():
+            del cell["metadata"][name]
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from faithful_sae.engine.board import kept
 from faithful_sae.engine.cluster import kill, prefix
-from faithful_sae.files import ROOT
+from faithful_sae.files import ROOT, Lock
 from faithful_sae.runs.params import profile_folder
 from faithful_sae.runs.schema import ParamsError
 
@@ -112,7 +112,12 @@ class Workflow:
         return self.command("--force", "07_paper", tables=True)
 
     def _run(self, command: list[str]) -> int:
-        """Snakemake's exit code; the process ends where it was interrupted or killed."""
+        """Snakemake's exit code; the process ends where it was interrupted or killed.
+
+        Raises:
+            DiskFullError, ReadOnlyError: Snakemake could not keep its own notes.
+        """
+        Lock(ROOT / ".snakemake" / ".writable").close()
         local = self.engine == "local"
         # on one machine it is killed: what its jobs write is whole or not there. On a cluster it is
         # asked, since it must cancel them.
