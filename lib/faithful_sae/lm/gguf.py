@@ -4,6 +4,8 @@ A GGUF file has configuration, tokenizer and weights in one. Weights are often q
 dequantised to float32, once. From then on the model is a folder like any other.
 """
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -70,10 +72,12 @@ def convert(file: Path, folder: Path) -> None:
     _check(file, folder)
     options: Any = {"gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, **options
-        )
+        # without transformers' bars, one of them for each of the file's parts
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, dtype=torch.float32, **options
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"{file}: transformers cannot read it ({why})") from error
@@ -81,7 +85,7 @@ def convert(file: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     del model.config.quantization_config
-    with atomic_path(folder) as tmp:
+    with atomic_path(folder) as tmp, contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
 

