@@ -137,8 +137,11 @@ def fidelity_of_all(
                 f"{lm.d_model} wide"
             )
     means = {mode: _mean(lm, tokens, batch_rows, mode) for mode in modes}
-    jobs = {(name, mode): _Sums(means[mode]) for mode in modes for name in saes}
-    ablations = {(value, mode): _Sums(means[mode]) for mode in modes for value in ("zero", "mean")}
+    n = len(tokens)
+    jobs = {(name, mode): _Sums(means[mode], n) for mode in modes for name in saes}
+    ablations = {
+        (value, mode): _Sums(means[mode], n) for mode in modes for value in ("zero", "mean")
+    }
     for ids in tqdm(
         rows_in_batches(tokens, batch_rows),
         total=math.ceil(len(tokens) / batch_rows),
@@ -183,24 +186,31 @@ def _mean(lm, tokens, batch_rows, include_bos):
 class _Sums:
     """float64 sums of one SAE (or ablation) on one corpus, row by row."""
 
-    def __init__(self, mean):
+    def __init__(self, mean, n_rows):
         self.center = mean
-        self.parts = {}
+        # all room is taken before the passes: small tensors that stay, between large ones that go,
+        # would leave holes that no large one fits in
+        self.sums = {name: torch.zeros(n_rows, dtype=torch.float64) for name in ROW_SUMS}
+        self.counts = {name: torch.zeros(n_rows, dtype=torch.int64) for name in ROW_SUMS}
+        self.done = 0
 
     def _add(self, name, values, where):
         """values [B, T'], of which those `where` bool [B, T'] count."""
-        sums = torch.where(where, values.double(), 0.0).sum(1)
-        self.parts.setdefault(name, []).append(sums.cpu())
-        self.parts.setdefault(f"{name} count", []).append(where.sum(1).cpu())
+        rows = slice(self.done, self.done + len(values))
+        self.sums[name][rows] = torch.where(where, values.double(), 0.0).sum(1)
+        self.counts[name][rows] = where.sum(1)
 
     def rows(self, name):
-        return torch.cat(self.parts[name]).numpy()
+        return self.sums[name].numpy()
 
     def total(self, name):
         return math.fsum(self.rows(name))
 
+    def count(self, name):
+        return int(self.counts[name].sum())
+
     def mean(self, name):
-        return self.total(name) / self.total(f"{name} count")
+        return self.total(name) / self.count(name)
 
     def add(self, lm, ids, x, x_hat, log_p, measured):
         """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
@@ -226,11 +236,12 @@ class _Sums:
             ]
         )
         self._add("ev_authors", explained[:, None], measured.any(1, keepdim=True))
+        self.done += len(ids)
 
     def result(self, ce_zero, ce_mean):
         mean = self.mean
         return Fidelity(
-            tokens=int(self.total("error count")),
+            tokens=self.count("error"),
             ce=mean("ce"),
             ce_sae=mean("ce_sae"),
             ce_diff=mean("ce_sae") - mean("ce"),
@@ -246,7 +257,7 @@ class _Sums:
 
     def by_row(self):
         sums = {name: self.rows(name) for name in ROW_SUMS}
-        counts = {"measured": self.rows("error count"), "scored": self.rows("ce count")}
+        counts = {"measured": self.counts["error"].numpy(), "scored": self.counts["ce"].numpy()}
         return pd.DataFrame({**counts, **sums})
 
 
