@@ -39,7 +39,9 @@ def case(*differences, error=0.01, seeds=8, **more):
         ((-0.018,), UNDECIDED),
         ((0.05, 0.02), AGREES),
         ((0.05, 0.018), UNDECIDED),
-        ((0.05, -0.02), DISAGREES),
+        # below 0 by one of two bounds, which share the 5 %: t.975 is 2.365
+        ((0.05, -0.02), UNDECIDED),
+        ((0.05, -0.024), DISAGREES),
     ],
 )
 def test_differences_of_one_case(differences, verdict):
@@ -51,6 +53,13 @@ def test_no_difference_needs_the_interval_inside_the_margin():
     assert judge([small], margin=0.02)["verdict"] == NO_DIFFERENCE
     assert judge([small], margin=0.01)["verdict"] == UNDECIDED
     assert judge([case(0.002, error=0.02)], margin=0.02)["verdict"] == UNDECIDED
+
+
+def test_one_of_many_differences_is_below_0_by_chance():
+    alone = case(-0.02)
+    assert judge([alone])["verdict"] == DISAGREES
+    assert judge([alone, case(0.001)])["verdict"] == UNDECIDED
+    assert judge([alone], missing=["n"])["verdict"] == UNDECIDED
 
 
 FOR, AGAINST, OPEN = case(0.05), case(-0.05), case(0.001)

@@ -6,7 +6,8 @@ A statement is a number of differences that should be above 0, each with its int
 
     agrees          every difference of a case is above 0: its one-sided 95 % bound is. No
                     correction: all must hold at once (an intersection-union test, Berger 1982)
-    disagrees       one of them is below 0, by its bound
+    disagrees       one of them is below 0, by its bound, where 5 % are shared among all
+                    differences of the statement (Bonferroni): of many, one looks so by chance
     no difference   all lie within a margin around 0, by their 90 % intervals (two one-sided tests)
     undecided       none of these: the seeds are too few for a difference of this size
     not testable    a number would come out like this whatever the text of the SAEs, as where a
@@ -30,7 +31,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from faithful_sae.metrics.uncertainty import Estimate
+from faithful_sae.metrics.uncertainty import LEVEL, Estimate
 
 AGREES = "agrees"
 DISAGREES = "disagrees"
@@ -81,11 +82,12 @@ class Case:
         if not self.differences and self.excluded is None and self.fact is None:
             raise ValueError(f"{self.name}: no difference, no fact, nothing to judge")
 
-    def verdict(self, margin: float) -> str:
+    def verdict(self, margin: float, cases: int = 1) -> str:
         """By the rule above.
 
         Args:
             margin: within which a difference is none.
+            cases: that the statement is on.
         """
         if self.excluded is not None:
             return NOT_TESTABLE
@@ -94,7 +96,8 @@ class Case:
         bounds = [d.estimate.bounds() for d in self.differences]
         if all(low > 0 for low, _ in bounds):
             return AGREES
-        if any(high < 0 for _, high in bounds):
+        shared = 1 - (1 - LEVEL) / (cases * len(self.differences))
+        if any(d.estimate.bounds(shared)[1] < 0 for d in self.differences):
             return DISAGREES
         inside = all(-margin < low and high < margin for low, high in bounds)
         return NO_DIFFERENCE if inside else UNDECIDED
@@ -136,7 +139,7 @@ def judge(
     if not counted:
         verdict = NOT_MEASURED if missing and not cases else NOT_TESTABLE
         return {"measured": said or "the profile has not what this compares", "verdict": verdict}
-    verdicts = [case.verdict(margin) for case in counted]
+    verdicts = [case.verdict(margin, len(counted) + len(missing)) for case in counted]
     row: dict[str, Any] = {
         "measured": f"{verdicts.count(AGREES)} of {len(counted)} agree. {said}",
         "verdict": _together(verdicts, len(missing), most),
