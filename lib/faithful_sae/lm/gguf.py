@@ -98,16 +98,14 @@ def _check(file, folder):
         raise ModelError(
             f"{file}: not a whole GGUF file ({why}): is it one, and was it fetched to its end?"
         ) from error
-    said = {name: field.contents() for name, field in reader.fields.items() if "token" not in name}
-    architecture = said.get("general.architecture")
+    architecture = _said(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         known = ", ".join(GGUF_SUPPORTED_ARCHITECTURES)
         raise ModelError(
             f"{file}: its architecture {architecture!r} is none that transformers reads from GGUF "
             f"({known}): take the model's safetensors folder instead"
         )
-    kind = reader.fields.get("tokenizer.ggml.model")
-    needed = TOKENIZERS.get(kind.contents() if kind else "")
+    needed = TOKENIZERS.get(_said(reader, "tokenizer.ggml.model") or "")
     for part in ("tokens", needed):
         if part is None or f"tokenizer.ggml.{part}" not in reader.fields:
             raise ModelError(
@@ -122,3 +120,9 @@ def _check(file, folder):
             f"{file}: dequantising it takes {COPIES * size / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free"
         )
+
+
+def _said(reader, name):
+    """The text of one of the file's fields; None where it has not that field."""
+    field = reader.fields.get(name)
+    return field.contents() if field else None

@@ -74,10 +74,10 @@ def ffr_estimates(run: Run, column: str = "ffr") -> dict[str, Estimate]:
 # --- fidelity -------------------------------------------------------------------------------------
 
 
-def without_bos(run: Run, name: str) -> pd.DataFrame:
-    """Rows `fidelity` or `fidelity_rows`, as they are without BOS."""
-    rows = read_rows(run, name)
-    return rows.loc[~rows.include_bos]
+def _of_mode(run, include_bos):
+    """The rows `fidelity` and `fidelity_rows` with BOS, or without."""
+    both = (read_rows(run, name) for name in ("fidelity", "fidelity_rows"))
+    return [rows.loc[rows.include_bos == include_bos] for rows in both]
 
 
 def fidelity_cells(
@@ -86,10 +86,7 @@ def fidelity_cells(
     """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices, for some or
     all measures, with or without BOS.
     """
-    table, by_row = (
-        rows.loc[rows.include_bos == include_bos]
-        for rows in (read_rows(run, name) for name in ("fidelity", "fidelity_rows"))
-    )
+    table, by_row = _of_mode(run, include_bos)
     by = ["trained_on", "evaluated_on"]
     of_cell = dict(iter(by_row.groupby(by, sort=False)))
     cells: dict[str, dict[tuple, Estimate]] = {}
@@ -117,7 +114,7 @@ def ce_difference(run: Run, corpora: Iterable[str], trained_on: str, other: str)
     """By how many nats more the SAEs of one corpus raise CE than those of another, mean over some
     evaluation corpora.
     """
-    table, rows = without_bos(run, "fidelity"), without_bos(run, "fidelity_rows")
+    table, rows = _of_mode(run, include_bos=False)
     corpora = list(corpora)
     errors = []
     per_seed = table.loc[table.evaluated_on.isin(corpora)].groupby(
@@ -169,12 +166,13 @@ def probe_estimates(
     Which texts are right is known of each, so that the error of the mean accuracy over texts is
     too. That of F1 and AUC is taken to be a single seed's, which is no less.
     """
-    _, right = read_probes(run, task, representation)
+    right = read_probes(run, task, representation)[1] if score == "accuracy" else {}
     found = {}
     for corpus, part in _probes_of(run, "probing", task, representation):
         (values,) = values_by(part, ["corpus"], score).values()
+        texts = int(part.test.iloc[0])
         if score == "accuracy":
-            error = bootstrap_error(right[corpus], np.ones(len(right[corpus])))
+            error = bootstrap_error(right[corpus], np.ones(texts))
         else:
             error = float(part[f"{score}_error"].mean())
         if corpus:
@@ -182,7 +180,7 @@ def probe_estimates(
         else:
             # measured once, on so many texts: these are the degrees of freedom
             (value,) = values.values()
-            found[corpus] = Estimate(value, len(right[corpus]), 0.0, error)
+            found[corpus] = Estimate(value, texts, 0.0, error)
     return found
 
 
