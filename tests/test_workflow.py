@@ -206,8 +206,10 @@ def test_what_a_cell_says_of_itself_comes_without_a_traceback(tmp_path):
     )
     command = [sys.executable, "-m", "faithful_sae", "notebook", str(tmp_path / "full.py")]
     command += [str(tmp_path / "out.ipynb"), "params=y"]
-    said = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
-    assert said[0].endswith("full.py failed in cell 3:")
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    said = result.stderr.splitlines()
+    assert said[0].endswith("full.py failed in cell 3:"), result.stderr
     assert said[1:] == [
         "  disk full: free it",
         f"  the executed notebook is kept: {tmp_path / 'out.failed.ipynb'}",

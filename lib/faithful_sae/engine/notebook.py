@@ -59,8 +59,10 @@ def execute(notebook: Path, output: Path, parameters: dict[str, str], name: str)
                 cwd=notebook.parent,
                 progress_bar=False,
                 log_output=True,
-                # it warns of its own transport, and of the interrupt that ends it
+                # it warns of its own transport
                 extra_arguments=["--log-level=CRITICAL"],
+                # nothing is left to say: a kernel that takes its sockets down may abort in them
+                shutdown_kernel="immediate",
             )
         except papermill.PapermillExecutionError as error:
             running.replace(failed)
