@@ -14,6 +14,8 @@ CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 ENGINE  ?= local
 # names of some language models of the profile, all without
 MODELS  ?=
+# what is made only where it is asked for, by its section of the parameters
+STUDIES ?=
 # jobs that share the sampling of each text, and the activations that sae.cache_activations keeps; they change no byte
 WORKERS ?=
 # GPUs of this machine
@@ -26,15 +28,15 @@ CHOSEN   = "$(if $(PARAMS),$(PARAMS),$(PROFILE))"
 # without the folder that make is called in, where a file may be called like a library
 DO       = $(PY) -P -m faithful_sae
 RUN      = --engine "$(ENGINE)" --cores "$(CORES)" $(if $(GPUS),--gpus "$(GPUS)") $(if $(MODELS),--models "$(MODELS)") \
-	$(if $(WORKERS),--workers "$(WORKERS)") $(if $(VERBOSE),--verbose)
+	$(if $(STUDIES),--studies "$(STUDIES)") $(if $(WORKERS),--workers "$(WORKERS)") $(if $(VERBOSE),--verbose)
 
 .PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-browser bench lab sync dry report clean \
 	ready peers browser
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", CORES=n, GPUS=n, WORKERS=n,"
-	@echo "           ENGINE=local|slurm, PROBE=0, VERBOSE=1"
+	@echo; echo "Variables: PROFILE=smoke|laptop|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", STUDIES=architectures, CORES=n, GPUS=n,"
+	@echo "           WORKERS=n, ENGINE=local|slurm, PROBE=0, VERBOSE=1"
 
 paper: ready  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
 	@$(DO) paper $(CHOSEN) $(RUN)

@@ -76,7 +76,10 @@ def _below(section: type[Section]) -> dict[str, type[Section]]:
     for name, field in section.model_fields.items():
         for kind in _parts(field.annotation):
             if typing.get_origin(kind) is dict:
-                found[f"{name}: one entry"] = typing.get_args(kind)[1]
+                entry = typing.get_args(kind)[1]
+                # those of a union stand where they are alone
+                if isinstance(entry, type):
+                    found[f"{name}: one entry"] = entry
             elif isinstance(kind, type) and issubclass(kind, Section):
                 found[f"{name}: {kind.__name__}"] = kind
     return found

@@ -203,6 +203,7 @@ probing:
   seed: 0
 seed_dependence: null
 features: null
+architectures: null
 """)
 SEED_DEPENDENCE = {
     "corpus": "text",

@@ -59,7 +59,9 @@ def estimate(args: argparse.Namespace) -> None:
     from faithful_sae.files import write_json
     from faithful_sae.runs.params import load_params
 
-    write_json(args.output, job_seconds(map(load_params, args.params), args.apart))
+    write_json(
+        args.output, job_seconds(map(load_params, args.params), args.apart, args.studies.split())
+    )
 
 
 def with_gpus(args: argparse.Namespace) -> None:
@@ -183,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("output", type=Path, help="JSON, {job: seconds}")
     command.add_argument("params", type=Path, nargs="+", help="the runs' parameter files")
     command.add_argument("--apart", action="store_true", help="the SAEs of a corpus are a job")
+    command.add_argument("--studies", default="", help="sections of studies that are made, too")
 
     command = add(with_gpus, "run a command with GPUs of its own")
     command.add_argument("params", help="the parameter file that says how many")
@@ -200,6 +203,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--cores", default="all", help="of this machine")
         command.add_argument("--gpus", help="of this machine")
         command.add_argument("--models", help="some language models of the profile")
+        command.add_argument("--studies", help="sections of studies that are made, too")
         command.add_argument("--workers", type=int, help="jobs that share the sampling of a text")
         command.add_argument("--verbose", action="store_true", help="show what Snakemake says")
 

@@ -161,15 +161,19 @@ def _shown(name):
     return re.sub(r"-[0-9a-f]{16}$", "", name)
 
 
-def measured(file: Path, params: Iterable[Path], apart: bool) -> dict[str, float]:
+def measured(
+    file: Path, params: Iterable[Path], apart: bool, studies: Iterable[str] = ()
+) -> dict[str, float]:
     """{job: seconds} of some runs, as a process of its own measures it, with torch, and leaves it
     in a file; empty where it cannot.
 
     Args:
         apart: whether the SAEs of each corpus are trained by a job of its own.
+        studies: that are made, too.
     """
     command = [sys.executable, "-m", "faithful_sae", "estimate", str(file), *map(str, params)]
     command += ["--apart"] if apart else []
+    command += ["--studies", " ".join(studies)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True)
     return {} if done.returncode else read_json(file)
 

@@ -22,7 +22,7 @@ from faithful_sae.files import ROOT, is_current, read_json
 from faithful_sae.lm.architectures import ModelError, Shape, weights
 from faithful_sae.runs.needs import Needs, needs
 from faithful_sae.runs.params import read_profile
-from faithful_sae.runs.registry import model_stages
+from faithful_sae.runs.registry import model_stages, studies
 from faithful_sae.runs.schema import ParamsError, Run
 from faithful_sae.runs.stage import Stage
 from faithful_sae.stages.model import model_shape
@@ -122,7 +122,10 @@ def _check_run(
         at = run.hub.commit("model", run.model_name, run.revision)
         if not hub.has_weights(run.model_name, at):
             total[Path(constants.HF_HUB_CACHE)] = weights(shape)
-    return problems, sum(seconds.values()) if seconds else None, total
+    whole = [seconds.get(stage.name, 0.0) for stage in wanted if not stage.study]
+    for study in studies([run]):
+        show(f"  not in the sums: what is made only with STUDIES={study}")
+    return problems, sum(whole) if seconds else None, total
 
 
 def _device_problems(run: Run, wanted: dict[Stage, Needs]) -> Iterator[str]:

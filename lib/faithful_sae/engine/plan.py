@@ -4,7 +4,7 @@ checks before any work. All of it is asked of the stages' declarations.
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,27 @@ def paper_inputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
     return run_outputs(runs, lambda stage: stage.paper, some) + links
 
 
-def profile_outputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
-    """Everything `make paper` makes, of all runs or of `some`."""
-    return run_outputs(runs, some=some) + stage_exhibits(runs[0], profile_stage())
+def profile_outputs(
+    runs: list[Run], some: list[Run] | None = None, studies: Collection[str] = ()
+) -> list[str]:
+    """Everything `make paper` makes, of all runs or of `some`, and for some studies."""
+    made = run_outputs(runs, lambda stage: stage.asked_for(studies), some)
+    return made + stage_exhibits(runs[0], profile_stage())
+
+
+def chosen_studies(runs: list[Run], names: Any) -> list[str]:
+    """The studies called one of `names`, a text with spaces between them; without one, none.
+
+    Raises:
+        ParamsError: a name that no study of the runs has.
+    """
+    known = registry.studies(runs)
+    wanted = list(dict.fromkeys(str(names or "").split()))
+    for name in wanted:
+        if name not in known:
+            there = f"has {', '.join(known)}" if known else "has none (see docs/parameters.md)"
+            raise ParamsError(f"STUDIES: {name!r} is not in {runs[0].file.parent}, which {there}")
+    return wanted
 
 
 def chosen(runs: list[Run], names: Any) -> list[Run]:

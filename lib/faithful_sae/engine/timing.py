@@ -11,7 +11,7 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from faithful_sae.lm.architectures import weights
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.registry import model_stages, profile_stage, writer
 from faithful_sae.runs.schema import Run
+from faithful_sae.runs.stage import Stage
 from faithful_sae.sae.activations import token_activations
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import train_saes
@@ -49,41 +50,49 @@ class Estimate:
     how: str
 
 
-def estimate(run: Run, progress: Callable[[str], Any] = lambda what: None) -> Estimate:
+def estimate(
+    run: Run,
+    progress: Callable[[str], Any] = lambda what: None,
+    studies: Collection[str] | None = None,
+) -> Estimate:
     """Measure, and count: for the run's `device`, which must be there, with room for the largest
     stage.
 
     Args:
         progress: called with what is measured next.
+        studies: that are estimated, too; None: all.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(run.threads)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the progress bars of what is measured
-            return _estimate(run, progress)
+            return _estimate(run, progress, studies)
     finally:
         torch.set_num_threads(threads)
 
 
-def job_seconds(runs: Iterable[Run], apart: bool = True) -> dict[str, float]:
+def job_seconds(
+    runs: Iterable[Run], apart: bool = True, studies: Collection[str] = ()
+) -> dict[str, float]:
     """{job: seconds} of `make paper`, while others of its jobs are at work: nothing of a run on a
     GPU, which these may fill, or whose model takes too much of the memory that is free.
 
     Args:
         apart: whether the SAEs of each corpus are trained by a job of its own, or by 02.
+        studies: that are made, too.
     """
     training = writer("saes").name
     found = {profile_stage().name: START}
     for run in map(on_this_machine, runs):
         if run.device == "cuda" or weights(model_shape(run)) > PROBE_SHARE * free_memory(run):
             continue
-        seconds = estimate(run).seconds
+        seconds = estimate(run, studies=studies).seconds
         corpora = run.sae.train_on if run.sae and apart else ()
         # 02 gathers what they have trained
         trained = seconds.pop(training, 0.0) if corpora else 0.0
         for name in corpora:
             found[title("train_corpus", run.name, name)] = START + trained / len(corpora)
-        for stage in model_stages(run):
+        for stage in _timed(run, studies):
             found[title(stage.name, run.name)] = START + seconds.get(stage.name, 0.0)
     return found
 
@@ -95,11 +104,18 @@ def free_memory(run: Run) -> int:
     return psutil.virtual_memory().available
 
 
-def _estimate(run: Run, progress: Callable[[str], Any]) -> Estimate:
+def _timed(run: Run, studies: Collection[str] | None) -> list[Stage]:
+    every = model_stages(run)
+    return every if studies is None else [stage for stage in every if stage.asked_for(studies)]
+
+
+def _estimate(
+    run: Run, progress: Callable[[str], Any], studies: Collection[str] | None
+) -> Estimate:
     progress("language model")
     lm, which = _language_model(run)
     rates = Rates(run, lm, progress)
-    found = {stage.name: stage.seconds(run, rates) for stage in model_stages(run)}
+    found = {stage.name: stage.seconds(run, rates) for stage in _timed(run, studies)}
     seconds = {name: time for name, time in found.items() if time is not None}
     threads = f"{run.threads} CPU thread{'s' if run.threads > 1 else ''}"
     return Estimate(seconds, f"{which}, {_name(lm.device)}, {threads}")
@@ -188,9 +204,13 @@ class Rates:
 
         return self.once("activations", lambda: self.time_of(step) / ids.numel())
 
-    def sae_step(self, d_sae: int, k: int, n_tokens: int) -> float:
-        """Of one optimiser step of an SAE of a size, from the first steps of a training."""
-        s = self.run.sae
+    def sae_step(self, d_sae: int, k: int, n_tokens: int, variant: Any = None) -> float:
+        """Of one optimiser step of an SAE of a size, from the first steps of a training.
+
+        Args:
+            variant: its section; None: that of the run's `sae`.
+        """
+        s = self.run.sae if variant is None else self.run.sae.changed(variant=variant)
         lm = self.lm
         kind = "SAE of"
         seconds = SHORT if any(name.startswith(kind) for name in self.known) else SECONDS
@@ -213,7 +233,8 @@ class Rates:
             train_saes(stream, *sizes, s.lr, n_tokens, s.batch_tokens, s.recipe, lm.device)
             return min(times[2:])
 
-        return self.once(f"{kind} {d_sae} latents, k = {k}", measure)
+        called = "" if variant is None else f", {s.variant.name}"
+        return self.once(f"{kind} {d_sae} latents, k = {k}{called}", measure)
 
     def encode_token(self) -> float:
         """Of one token in one SAE: its latents, as 04 counts them."""

@@ -36,6 +36,7 @@ class Workflow:
         cores: of this machine, that jobs share.
         gpus: of this machine; None: what the engine says.
         models: names of some language models, with spaces between them; without any, all.
+        studies: sections of the studies that are made, too, with spaces between them.
         workers: jobs that share the sampling of a text.
         verbose: whether Snakemake and the kernels may speak too.
     """
@@ -45,6 +46,7 @@ class Workflow:
     cores: str
     gpus: str | None
     models: str | None
+    studies: str | None
     workers: int | None
     verbose: bool
 
@@ -64,6 +66,7 @@ class Workflow:
             "profile": str(self.folder),
             "engine": self.engine,
             "models": self.models,
+            "studies": self.studies,
             "workers": self.workers,
             "verbose": self.verbose or None,
         }

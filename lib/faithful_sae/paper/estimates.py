@@ -86,9 +86,20 @@ def fidelity_cells(
     """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices, for some or
     all measures, with or without BOS.
     """
-    table, by_row = _of_mode(run, include_bos)
     by = ["trained_on", "evaluated_on"]
-    of_cell = dict(iter(by_row.groupby(by, sort=False)))
+    return cells_by(*_of_mode(run, include_bos), by, measures)
+
+
+def cells_by(
+    table: pd.DataFrame, by_row: pd.DataFrame, by: Sequence[str], measures: Iterable[str] = RATIOS
+) -> dict[str, dict[tuple, Estimate]]:
+    """{measure: {values of the columns `by`: estimate}}, over seeds and token rows.
+
+    Args:
+        table: rows `fidelity`, one per SAE and corpus, all with BOS or all without.
+        by_row: rows `fidelity_rows` of the same.
+    """
+    of_cell = dict(iter(by_row.groupby([*by], sort=False)))
     cells: dict[str, dict[tuple, Estimate]] = {}
     for measure in measures:
         cells[measure] = {}

@@ -7,6 +7,7 @@ stages it does not use, and a new one is known by its file alone.
 import functools
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 from pydantic import create_model
 
@@ -47,6 +48,12 @@ def profile_stage() -> Stage:
 def model_stages(run: Run) -> list[Stage]:
     """The stages that run for one language model."""
     return [stage for stage in stages().values() if not stage.profile and stage.wanted(run)]
+
+
+def studies(runs: Iterable[Run]) -> list[str]:
+    """Sections of the studies that some runs have, which are made only where they are asked for."""
+    found = [stage for run in runs for stage in model_stages(run) if stage.study]
+    return list(dict.fromkeys(name for stage in found for name in stage.sections))
 
 
 def writer(rows: str) -> Stage:

@@ -5,7 +5,7 @@ the workflow's steps read and write, what they need, what 07 says is missing. A 
 file `stages/sNN_name.py` with a `STAGE`, and nothing in this room.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -48,7 +48,7 @@ class Rates(Protocol):
 
     def encode_token(self) -> float: ...
 
-    def sae_step(self, d_sae: int, k: int, n_tokens: int) -> float: ...
+    def sae_step(self, d_sae: int, k: int, n_tokens: int, variant: Any = None) -> float: ...
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any: ...
 
@@ -68,6 +68,7 @@ class Stage:
         with_saes: whether it runs only where there are SAEs.
         profile: whether it runs once per profile, instead of once per language model.
         paper: whether the paper's tables and figures are made of what it measures.
+        study: whether it runs only where it is asked for, by the name of its section (STUDIES).
         rows: the csv files it writes, under rows/.
         embedded_rows: those it writes as well where the language model is embedded.
         reads: rows that earlier stages write.
@@ -83,6 +84,7 @@ class Stage:
     with_saes: ClassVar[bool] = True
     profile: ClassVar[bool] = False
     paper: ClassVar[bool] = False
+    study: ClassVar[bool] = False
     rows: ClassVar[tuple[str, ...]] = ()
     embedded_rows: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
@@ -95,6 +97,10 @@ class Stage:
     def name(self) -> str:
         """The stem of its notebook: stages/s03_sfr.py belongs to notebooks/03_sfr.py."""
         return type(self).__module__.rpartition(".")[2].removeprefix("s")
+
+    def asked_for(self, studies: Collection[str]) -> bool:
+        """Whether it runs where so many studies are asked for, by their sections."""
+        return not self.study or bool({*self.sections} & {*studies})
 
     def wanted(self, run: Run) -> bool:
         """Whether it runs for a language model."""

@@ -1,0 +1,205 @@
+"""Rows of notebook 10 -> its tables, the data of its figures, and verdicts on what it asks: whether
+the model's own text helps SAEs of every variant as it is said to help TopK.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import pandas as pd
+
+from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
+from faithful_sae.paper.claims import PERCENT, SHARE
+from faithful_sae.paper.estimates import cells_by, values_by
+from faithful_sae.paper.tables import Record, cell, heading
+from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.runs.schema import Run
+from faithful_sae.stages.s10_architectures import point_at
+
+Rows = dict[str, pd.DataFrame]
+# SAEs whose L0 in use is further from the wanted one than this share are not at one L0
+AT_ONE_L0 = 0.1
+# columns of rows `variant_measures`
+PER_SAE = ("l0", "dead", "duplicates", "ffr")
+
+
+def _compared(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the SAEs at the L0 of all."""
+    return rows.loc[rows.point == point_at(run.sae.k)]
+
+
+def _values(run: Run, rows: Rows) -> dict[str, dict]:
+    """{measure: {(variant, corpus): {seeds: number}}}."""
+    by = ["variant", "corpus"]
+    measures = _compared(run, rows["variant_measures"])
+    found = {name: values_by(measures, by, name) for name in PER_SAE}
+    pairs = rows["variant_sfr"]
+    for column in ("sfr", "sfr_encoder_decoder", "mean_cosine"):
+        found[column] = values_by(pairs, by, column)
+    return found
+
+
+def _fidelity(run: Run, rows: Rows, by: list[str]) -> dict[str, dict[tuple, Estimate]]:
+    """{measure: {(variant, ...): estimate}} on the text that the SAEs were trained on."""
+    tables = [rows["variant_fidelity"], rows["variant_fidelity_rows"]]
+    own = [table.loc[table.trained_on == table.evaluated_on] for table in tables]
+    return cells_by(*own, by, ("explained_variance", "ce_diff"))
+
+
+def estimates(run: Run, rows: Rows) -> dict[str, dict[tuple[str, str], Estimate]]:
+    """{measure: {(variant, corpus): estimate}}: L0 in use, explained variance and CE difference
+    (nats) on held-out text of the SAEs' own corpus, SFR, FFR (percent), dead latents and duplicates
+    (shares).
+    """
+    found = {
+        name: {which: mean_over_seeds(values) for which, values in groups.items()}
+        for name, groups in _values(run, rows).items()
+    }
+    at_k = {name: _compared(run, rows[name]) for name in rows if name.startswith("variant_fid")}
+    return found | _fidelity(run, at_k, ["variant", "trained_on"])
+
+
+def table(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per variant and corpus: the numbers of `estimates` with halves of their intervals,
+    and the penalty that was found.
+    """
+    found = estimates(run, rows)
+    trained = _compared(run, rows["variant_saes"]).groupby(["variant", "corpus"]).l1.first()
+    shown = {
+        "l0": "L0",
+        "explained_variance": "EV",
+        "ce_diff": "CE difference",
+        "sfr": "SFR",
+        "ffr": "FFR",
+        "dead": "dead",
+        "duplicates": "duplicates",
+    }
+    records = []
+    study = run.architectures
+    for which in itertools.product(study.variants, study.corpora):
+        variant, corpus = which
+        record: Record = {"variant": variant, "trained on": heading(run, corpus)}
+        record["l1"] = trained[which]
+        for measure, name in shown.items():
+            # of one seed there is no pair
+            if which in found[measure]:
+                record |= cell(name, found[measure][which])
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def sharing(run: Run, rows: Rows) -> pd.DataFrame:
+    """Of every variant and corpus the measures that are compared, in long form."""
+    shown = {
+        "sfr": "SFR",
+        "ffr": "FFR (%)",
+        "explained_variance": "explained variance",
+        "ce_diff": "CE difference (nats)",
+    }
+    found = estimates(run, rows)
+    return pd.DataFrame(
+        {
+            "measure": name,
+            "variant": variant,
+            "corpus": heading(run, corpus),
+            "value": estimate.value,
+            "half_width": estimate.half_width(),
+        }
+        for measure, name in shown.items()
+        for (variant, corpus), estimate in found[measure].items()
+    )
+
+
+def curves(run: Run, rows: Rows) -> pd.DataFrame:
+    """Of the first seed on the first corpus: L0 in use against explained variance and CE
+    difference, for every L0 or penalty that was trained.
+    """
+    first = run.architectures.corpora[0]
+    seed = (run.architectures.seeds or run.sae.seeds)[0]
+    of_seed = {
+        name: part.loc[part.seed == seed]
+        for name, part in rows.items()
+        if name.startswith("variant_fid")
+    }
+    found = _fidelity(run, of_seed, ["variant", "trained_on", "point"])
+    measures = rows["variant_measures"]
+    here = measures.loc[(measures.corpus == first) & (measures.seed == seed)]
+    l0 = here.set_index(["variant", "corpus", "point"]).l0
+    table = pd.DataFrame(
+        {
+            "variant": which[0],
+            "point": which[2],
+            "l0": l0[which],
+            "explained_variance": estimate.value,
+            "ce_diff": found["ce_diff"][which].value,
+            "compared": which[2] == point_at(run.sae.k),
+        }
+        for which, estimate in found["explained_variance"].items()
+        if which[1] == first
+    )
+    order = list(run.architectures.variants)
+    return table.sort_values(
+        ["variant", "l0"], key=lambda c: c.map(order.index) if c.name == "variant" else c
+    ).reset_index(drop=True)
+
+
+def spectra(run: Run, rows: Rows) -> pd.DataFrame:
+    """Rows `variant_firing`, with corpora as figures call them."""
+    spectrum = rows["variant_firing"]
+    return spectrum.assign(corpus=spectrum.corpus.map(lambda name: heading(run, name)))
+
+
+def findings(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per question, with its verdict (paper.verdicts): for each variant whether the model's
+    own text raises SFR and lowers FFR, whether it does so for most, and what Paulo and Belrose
+    (2025) found of ReLU and TopK.
+    """
+    if len(run.architectures.seeds or run.sae.seeds) < 2:
+        return table_of([])
+    values = _values(run, rows)
+    own, other = run.architectures.corpora
+    against = heading(run, other)
+    table: list[Record] = []
+    for measure, says, sign, margin, digits in (
+        ("sfr", f"SFR is higher on its own text than on {against}", 1, SHARE, 3),
+        ("ffr", f"FFR is lower on its own text than on {against}", -1, PERCENT, 2),
+    ):
+        cases = []
+        for variant in run.architectures.variants:
+            at = values[measure]
+            difference = mean_over_seeds(at[variant, own], at[variant, other])
+            signed = difference if sign > 0 else difference.negative()
+            which = [(variant, own), (variant, other)]
+            name = "own text above" if sign > 0 else "own text below"
+            cases.append(_case(run, values, variant, which, Difference(name, signed, digits)))
+        for case in cases:
+            judged = judge([case], margin=margin) | {"measured": str(case)}
+            table.append({"question": f"{case.name}: {says}"} | judged)
+        most = f"For most variants {says}"
+        table.append({"question": most} | judge(cases, most=True, margin=margin))
+    question = "SAEs with ReLU and L1 overlap more than TopK SAEs (Paulo and Belrose 2025, Fig. 4)"
+    table.append({"question": question} | judge(list(_relu_over_topk(run, values))))
+    return table_of(table)
+
+
+def _case(run, values, name, which, difference):
+    """Not testable where SAEs that are compared are not at one L0."""
+    l0s = [mean_over_seeds(values["l0"][one]).value for one in which]
+    off = [l0 for l0 in l0s if abs(l0 / run.sae.k - 1) > AT_ONE_L0]
+    said = " and ".join(f"{l0:.1f}" for l0 in l0s)
+    excluded = f"L0 {said} is not the {run.sae.k} of the others" if off else None
+    return Case(name, (difference,), excluded=excluded)
+
+
+def _relu_over_topk(run, values) -> Iterator[Case]:
+    """By their definition: both matchings agree, and both cosines reach the threshold."""
+    kinds = {name: variant.name for name, variant in run.architectures.variants.items()}
+    relu = [name for name, kind in kinds.items() if kind == "relu"]
+    topk = [name for name, kind in kinds.items() if kind == "topk"]
+    shared = values["sfr_encoder_decoder"]
+    for (a, b), corpus in itertools.product(
+        itertools.product(relu, topk), run.architectures.corpora
+    ):
+        difference = mean_over_seeds(shared[a, corpus], shared[b, corpus])
+        which = [(a, corpus), (b, corpus)]
+        name = heading(run, corpus)
+        yield _case(run, values, name, which, Difference("ReLU above TopK", difference))

@@ -1,0 +1,434 @@
+"""10: SAEs of several variants at one L0, on the model's own text and on another."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from faithful_sae.files import file_hash
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
+from faithful_sae.runs.keys import settings
+from faithful_sae.runs.rows import write_rows
+from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
+from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.stages.budget import (
+    LOGIT,
+    budget,
+    group_bytes,
+    kept_bytes,
+    reading_bytes,
+    saving_bytes,
+    tokens_read,
+)
+from faithful_sae.stages.s02_train_sae import (
+    TRAINED,
+    AnyVariant,
+    check_corpora,
+    check_seeds,
+)
+
+
+class Architectures(Section):
+    """SAEs of several variants, of the size, training and L0 that `sae` says, on two corpora.
+
+    A variant without a `k` has a penalty instead, `l1`. It is looked for, on each corpus with the
+    first seed, until as many latents are active as `sae.k` says.
+    """
+
+    corpora: Names = key("two of sae.train_on that are compared, the model's own text first")
+    variants: dict[str, AnyVariant] = key(
+        "what is compared, by names for tables, each as sae.variant", min_length=1
+    )
+    seeds: Ints | None = key("those of sae.seeds that are trained; null: all", None)
+    tokens: Count = key("activations each SAE is trained on", unit="tokens")
+    l0: Ints = key(
+        "other active latents per token, at which the first seed is trained on the first corpus, "
+        "for curves; what the search for penalties tries stands in them as well",
+        (),
+    )
+    searches: Count = key("trainings in which a penalty is looked for, at most", 6)
+    within: Positive = key("how far L0 may be from sae.k when the search ends, as a share", 0.05)
+    rows: Count = key("held-out rows of each corpus for explained variance and CE", 64)
+
+    def check(self, run: Run, need: Need) -> None:
+        s = run.sae
+        check_seeds(run, need, "architectures.seeds", self.seeds)
+        if check_corpora(run, need, "architectures.corpora", self.corpora):
+            need(len(self.corpora) == 2, "architectures.corpora", "must name two corpora")
+            known = ", ".join(s.train_on)
+            for name in self.corpora:
+                why = f"names {name!r}, which is not in sae.train_on ({known})"
+                need(name in s.train_on, "architectures.corpora", why)
+        why = f"= {self.tokens} must be at least sae.batch_tokens = {s.batch_tokens}"
+        need(self.tokens >= s.batch_tokens, "architectures.tokens", why)
+        why = f"must lie between 1 and sae.d_sae = {s.d_sae}, differ, and not be sae.k = {s.k}"
+        there = all(1 <= l0 <= s.d_sae and l0 != s.k for l0 in self.l0)
+        need(there and len({*self.l0}) == len(self.l0), "architectures.l0", why)
+        for name, variant in self.variants.items():
+            at = s.changed(variant=variant)
+            for k in (s.k, *self.l0):
+                problem = at.settings(k).problem(s.d_sae)
+                need(not problem, f"architectures.variants.{name}", problem)
+            why = "= 0 penalises nothing: no L0 can be looked for from there"
+            need(getattr(variant, "l1", 1), f"architectures.variants.{name}.l1", why)
+
+
+# what the SAEs depend on beside the corpus and what is varied
+VARIED = (*TRAINED, "-sae.variant", "-sae.seeds", "-sae.tokens")
+
+
+class ArchitectureStudy(Stage):
+    sections = {"architectures": Architectures}
+    optional = ("architectures",)
+    study = True
+    rows = (
+        "variant_saes",
+        "variant_sfr",
+        "variant_measures",
+        "variant_fidelity",
+        "variant_fidelity_rows",
+        "variant_firing",
+    )
+    # for the model's own text, which 01 writes
+    reads = ("dataset",)
+    parameters = (
+        *MODEL,
+        *ROWS_OF_TEXT,
+        "layer",
+        "sae",
+        "-sae.train_on",
+        "-sae.published",
+        "-sae.baselines",
+        "-sae.variant",
+        "sfr",
+        "ffr",
+        "geometry",
+        "fidelity.batch_rows",
+    )
+    hours = "train"
+    lower = "sae.buffer_tokens or architectures.seeds"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        return run.architectures.corpora if run.architectures else ()
+
+    def artefacts(self, run: Run) -> Iterable[Artefact]:
+        rows = run.artifacts / "rows" / "variant_saes.csv"
+        for name in run.architectures.corpora:
+            yield Artefact(folder(run, name), settings(run, VARIED), rows)
+
+    def memory(self, run: Run, shape: Shape) -> Memory:
+        from faithful_sae.metrics.ffr import BATCH_ROWS
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_bytes
+
+        s = run.sae
+        n = _most_trained(run)
+        one = sae_bytes(shape.d_model, s.d_sae)
+        training = max(
+            training_bytes(
+                shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens, variant.name
+            )
+            for variant in run.architectures.variants.values()
+        )
+        saes = len(self.corpora(run)) * n * one
+        rows = run.fidelity.batch_rows * run.sequence_length
+        measuring = max(
+            forward_bytes(shape, rows) + rows * shape.vocab_size * LOGIT,
+            forward_bytes(shape, BATCH_ROWS * run.sequence_length)
+            + 2 * 4 * BATCH_ROWS * run.sequence_length * s.d_sae,
+        )
+        work = max(group_bytes(run, shape) + training, measuring)
+        return Memory(weights(shape) + saes + work, reading_bytes(run) + saving_bytes(run, 3 * one))
+
+    def disk(self, run: Run, shape: Shape) -> int:
+        from faithful_sae.sae.sae import sae_bytes
+        from faithful_sae.sae.train import training_disk
+
+        a = run.architectures
+        one = sae_bytes(shape.d_model, run.sae.d_sae)
+        looked = a.searches * len(penalised(run)) * one
+        beside = training_disk(shape.d_model, [run.sae.d_sae] * _most_trained(run))
+        kept = len(a.corpora) * (_most_trained(run) * one + looked + kept_bytes(run, shape))
+        return kept + beside
+
+    def tokens(self, run: Run) -> int:
+        a = run.architectures
+        streams = len(a.corpora) * (1 + a.searches * bool(penalised(run)))
+        measured = len(a.corpora) * (a.rows * run.sequence_length + run.sfr.tokens)
+        return streams * tokens_read(run, a.tokens) + measured + run.ffr.tokens
+
+    def seconds(self, run: Run, rates: Rates) -> float:
+        """Reading, and a step of every SAE for each batch, as if every search took all it may."""
+        a = run.architectures
+        n_tokens = budget(run, a.tokens)
+        steps = math.ceil(n_tokens / run.sae.batch_tokens)
+        seeds = len(a.seeds or run.sae.seeds)
+        total = self.tokens(run) * rates.read_token()
+        for name, variant in a.variants.items():
+            step = rates.sae_step(run.sae.d_sae, run.sae.k, n_tokens, variant)
+            looked = a.searches if name in penalised(run) else 0
+            total += (len(a.corpora) * (seeds + looked) + len(a.l0)) * steps * step
+        return total
+
+
+def penalised(run: Run) -> list[str]:
+    """Names of the variants whose penalty is looked for."""
+    variants = run.architectures.variants
+    return [name for name, variant in variants.items() if hasattr(variant, "l1")]
+
+
+def folder(run: Run, corpus: str) -> Path:
+    """The artefact with the compared SAEs of a corpus."""
+    return run.artifacts / "architectures" / corpus / "saes"
+
+
+def _most_trained(run):
+    """SAEs that are trained together, at most."""
+    a = run.architectures
+    return len(a.variants) * len(a.seeds or run.sae.seeds) + len(a.variants) * len(a.l0)
+
+
+def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
+    """Find the penalties and train the SAEs of all variants on both corpora, those of a corpus from
+    one stream of activations, or reuse them; writes rows `variant_saes`.
+
+    Returns:
+        (saes, summary): {(variant, corpus, point, seed): SAE}, and one row per SAE. A point is what
+            `point_at` says of an L0, or a search for a penalty, on the first corpus.
+    """
+    from faithful_sae.stages.corpus import corpus
+
+    a = run.architectures
+    k = run.sae.k
+    seeds = a.seeds or run.sae.seeds
+    saes = {}
+    parts = []
+    for i, name in enumerate(a.corpora):
+        text = corpus(run, name, lm)
+        found, searched, looked = _penalties(run, name, lm, text)
+        wanted = [_entry(run, v, k, seed, found.get(v)) for v in a.variants for seed in seeds]
+        if i == 0:
+            # a penalty has its curve from the search
+            others = [v for v in a.variants if v not in found]
+            wanted += [_entry(run, v, l0, seeds[0]) for v in others for l0 in a.l0]
+            saes |= searched
+        made, table = _trained(run, name, lm, text, folder(run, name), wanted)
+        saes |= made
+        parts += [table, *looked]
+    summary = pd.concat(parts, ignore_index=True)
+    write_rows(run, "variant_saes", summary)
+    return saes, summary
+
+
+def point_at(l0: int) -> str:
+    """What SAEs with so many active latents are called."""
+    return f"L0 {l0}"
+
+
+def _entry(run, variant, k, seed, l1=None, point=None):
+    """One SAE as train_stream takes it."""
+    from faithful_sae.stages.training import variant_of
+
+    section = run.architectures.variants[variant]
+    if l1 is not None:
+        section = section.changed(l1=l1)
+    point = point or point_at(k)
+    return {
+        "name": f"{variant}/{point}/seed{seed}".replace(" ", ""),
+        "d_sae": run.sae.d_sae,
+        "k": variant_of(run.sae.changed(variant=section), k),
+        "seed": seed,
+        "about": {"variant": plain(section) | {"called": variant}, "point": point},
+    }
+
+
+def _trained(run, name, lm, text, place, entries):
+    """Train (or reuse) SAEs of one corpus: they, and a row for each."""
+    from faithful_sae.sae.sae import load_sae
+    from faithful_sae.stages.training import last_point, passes_note, token_budget, train_stream
+
+    asked = run.architectures.tokens
+    n_tokens, available = token_budget(run, text, lm, asked)
+    wanted = [entry | {"tokens": n_tokens} for entry in entries]
+    shown = [{k: v for k, v in entry.items() if k != "k"} for entry in wanted]
+    parameters = settings(run, VARIED) | {"corpus": name, "saes": shown}
+    note = passes_note(run, name, asked, n_tokens, available)
+    train_stream(run, name, lm, text, place, parameters, wanted, "name", note)
+    curves = pd.read_csv(place / "training.csv")
+    saes = {}
+    rows = []
+    for entry in wanted:
+        made = entry["about"]["variant"]
+        which = made["called"], name, entry["about"]["point"], entry["seed"]
+        saes[which] = load_sae(place / entry["name"]).to(lm.device)
+        row = _columns(which) | {"l1": made.get("l1"), "tokens": n_tokens}
+        row |= last_point(curves.loc[curves.name == entry["name"]])
+        weights = file_hash(place / entry["name"] / "sae_weights.safetensors")
+        rows.append(row | {"weights": weights})
+    return saes, pd.DataFrame(rows).astype({"l1": float})
+
+
+def _penalties(run, name, lm, text):
+    """({variant: the penalty at which its L0 was nearest to sae.k}, the SAEs that were trained for
+    it, tables of them).
+    """
+    from faithful_sae.sae.penalty import next_penalty
+
+    a = run.architectures
+    seed = (a.seeds or run.sae.seeds)[0]
+    tried: dict[str, dict[float, float]] = {variant: {} for variant in penalised(run)}
+    saes = {}
+    tables = []
+    for i in range(1, a.searches + 1):
+        trying = {}
+        for variant, found in tried.items():
+            if not any(_off(run, l0) <= math.log(1 + a.within) for l0 in found.values()):
+                begin = a.variants[variant].l1
+                trying[variant] = next_penalty(found, run.sae.k) if found else begin
+        if not trying:
+            break
+        entries = [_entry(run, v, run.sae.k, seed, l1, f"search {i}") for v, l1 in trying.items()]
+        place = folder(run, name).with_name(f"search{i}")
+        made, table = _trained(run, name, lm, text, place, entries)
+        saes |= made
+        tables.append(table)
+        for row in table.to_dict("records"):
+            tried[row["variant"]][row["l1"]] = row["l0"]
+    best = {v: min(found, key=lambda l1: _off(run, found[l1])) for v, found in tried.items()}
+    return best, saes, tables
+
+
+def _off(run, l0):
+    """How far from sae.k, on a logarithmic scale."""
+    return abs(math.log(max(l0, 1e-3) / run.sae.k))
+
+
+def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.DataFrame]:
+    """Measure the SAEs of train_variants; writes and returns the rows
+
+    variant_sfr            every pair of seeds: as rows `sfr` of 03
+    variant_measures       every SAE: its L0 on held-out text of its corpus, FFR, dead latents,
+                           duplicates, as shares and percent as in 04 and 13
+    variant_fidelity       every SAE on both corpora: as rows `fidelity` of 05, without BOS
+    variant_fidelity_rows  the same, summed over each token row
+    variant_firing         how many latents fire on which share of the training's last tokens
+    """
+    from faithful_sae.metrics.fidelity import fidelity_of_all
+    from faithful_sae.metrics.geometry import geometry
+    from faithful_sae.stages.corpus import corpus
+    from faithful_sae.stages.s03_sfr import heldout_activations
+
+    a = run.architectures
+    fidelity = []
+    by_row = []
+    l0s = {}
+    for name in a.corpora:
+        rows = corpus(run, name, lm).heldout[: a.rows]
+        title = f"fidelity on {name}"
+        measured, sums = fidelity_of_all(saes, lm, rows, run.fidelity.batch_rows, (False,), title)
+        for (which, _), record in measured.items():
+            where = _columns(which, "trained_on") | {"evaluated_on": name}
+            fidelity.append(where | vars(record))
+            of_rows = sums[which, False]
+            by_row.append(pd.DataFrame({**where, "row": range(len(of_rows)), **of_rows}))
+        x = heldout_activations(run, name, lm, run.sfr.tokens)
+        own = {which: sae for which, sae in saes.items() if which[1] == name}
+        l0s |= {which: _l0(sae, x) for which, sae in own.items()}
+    fake = _fake(run, saes, lm)
+    measures = []
+    for which, sae in saes.items():
+        record, _ = geometry(sae.W_dec.cpu(), run.geometry.duplicate, run.geometry.seed)
+        dead = (sae.firing <= run.sfr.dead_below).double().mean().item()
+        measures.append(
+            _columns(which)
+            | {"l0": l0s[which], "ffr": fake[which], "dead": dead, "duplicates": record.duplicates}
+        )
+    tables = {
+        "variant_sfr": _pairs(run, saes),
+        "variant_measures": pd.DataFrame(measures),
+        "variant_fidelity": pd.DataFrame(fidelity),
+        "variant_fidelity_rows": pd.concat(by_row, ignore_index=True),
+        "variant_firing": _spectra(run, saes),
+    }
+    for name, table in tables.items():
+        write_rows(run, name, table)
+    return tables
+
+
+def _columns(which, corpus="corpus"):
+    names = ("variant", corpus, "point", "seed")
+    return dict(zip(names, which, strict=True))
+
+
+def _l0(sae, x):
+    """Active latents per token of x [N, D], as the SAE is in use."""
+    from faithful_sae.metrics.sfr import TOKENS_AT_ONCE
+
+    active = sum(int((sae.encode_topk(part)[0] > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
+    return active / len(x)
+
+
+def _fake(run, saes, lm):
+    """{SAE: FFR in percent}, on random tokens of all ids."""
+    from faithful_sae.metrics.ffr import fake_ratio, firing_frequency
+
+    f = run.ffr
+    options = (list(saes.values()), lm, f.tokens, run.sequence_length, f.seed, (f.activation,))
+    found = firing_frequency(*options)
+    return {
+        which: fake_ratio(frequency, f.frequency)
+        for which, (frequency,) in zip(saes, found, strict=True)
+    }
+
+
+def _at_one_l0(run, saes):
+    """{(variant, corpus): {seed: SAE}} of those that are compared."""
+    groups = {}
+    for (variant, name, point, seed), sae in saes.items():
+        if point == point_at(run.sae.k):
+            groups.setdefault((variant, name), {})[seed] = sae
+    return groups
+
+
+def _pairs(run, saes):
+    from faithful_sae.metrics.sfr import match_seeds, shared
+
+    threshold = run.sfr.threshold
+    rows = []
+    for (variant, name), group in _at_one_l0(run, saes).items():
+        for (a, b), (decoder, encoder) in match_seeds(group).items():
+            rows.append(
+                {
+                    "variant": variant,
+                    "corpus": name,
+                    "seed_a": a,
+                    "seed_b": b,
+                    "sfr": shared(decoder, None, threshold).mean(),
+                    "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
+                    "mean_cosine": decoder.cosine.mean(),
+                }
+            )
+    columns = ["variant", "corpus", "seed_a", "seed_b"]
+    columns += ["sfr", "sfr_encoder_decoder", "mean_cosine"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _spectra(run, saes):
+    """A histogram per variant and corpus, mean over seeds; latents that never fired apart."""
+    import numpy as np
+
+    edges = np.linspace(-5, 0, 26)
+    parts = []
+    for (variant, name), group in _at_one_l0(run, saes).items():
+        firing = np.concatenate([sae.firing.cpu().numpy() for sae in group.values()])
+        never = float((firing == 0).mean())
+        some = np.log10(firing[firing > 0]).clip(edges[0], edges[-1])
+        share = np.histogram(some, edges)[0] / len(firing)
+        which = {"variant": variant, "corpus": name, "never": never}
+        parts.append(pd.DataFrame({**which, "low": edges[:-1], "high": edges[1:], "share": share}))
+    return pd.concat(parts, ignore_index=True)
+
+
+STAGE = ArchitectureStudy()
