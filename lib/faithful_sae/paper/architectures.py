@@ -40,9 +40,9 @@ def _values(run: Run, rows: Rows) -> dict[str, dict]:
 
 def _fidelity(run: Run, rows: Rows, by: list[str]) -> dict[str, dict[tuple, Estimate]]:
     """{measure: {(variant, ...): estimate}} on the text that the SAEs were trained on."""
-    tables = [rows["variant_fidelity"], rows["variant_fidelity_rows"]]
-    own = [table.loc[table.trained_on == table.evaluated_on] for table in tables]
-    return cells_by(*own, by, ("explained_variance", "ce_diff"))
+    both = (rows["variant_fidelity"], rows["variant_fidelity_rows"])
+    table, by_row = (part.loc[part.trained_on == part.evaluated_on] for part in both)
+    return cells_by(table, by_row, by, ("explained_variance", "ce_diff"))
 
 
 def estimates(run: Run, rows: Rows) -> dict[str, dict[tuple[str, str], Estimate]]:
@@ -196,9 +196,7 @@ def _relu_over_topk(run, values) -> Iterator[Case]:
     relu = [name for name, kind in kinds.items() if kind == "relu"]
     topk = [name for name, kind in kinds.items() if kind == "topk"]
     shared = values["sfr_encoder_decoder"]
-    for (a, b), corpus in itertools.product(
-        itertools.product(relu, topk), run.architectures.corpora
-    ):
+    for a, b, corpus in itertools.product(relu, topk, run.architectures.corpora):
         difference = mean_over_seeds(shared[a, corpus], shared[b, corpus])
         which = [(a, corpus), (b, corpus)]
         name = heading(run, corpus)

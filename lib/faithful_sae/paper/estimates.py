@@ -87,7 +87,8 @@ def fidelity_cells(
     all measures, with or without BOS.
     """
     by = ["trained_on", "evaluated_on"]
-    return cells_by(*_of_mode(run, include_bos), by, measures)
+    table, by_row = _of_mode(run, include_bos)
+    return cells_by(table, by_row, by, measures)
 
 
 def cells_by(
