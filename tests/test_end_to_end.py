@@ -1,8 +1,8 @@
 """The whole flow on the smoke profile's parameters, through make, as a user's own folder of
 parameter files.
 
-One run from nothing is killed on the way and resumed; the other is not interrupted. Both must write
-the same csv files.
+One run from nothing is killed on the way and resumed, without notebooks 08 and 09; the other is not
+interrupted. Both must write the same csv files.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from faithful_sae.files import ROOT, remove
 
@@ -46,6 +47,9 @@ def folders(tmp_path_factory):
         shutil.copytree(ROOT / "params" / "smoke", base / name)
         for place in ("artifacts", "figures"):
             remove(ROOT / place / name)
+    killed = base / PROFILES[0] / "neox.yaml"
+    values = yaml.safe_load(killed.read_text()) | {"seed_dependence": None, "features": None}
+    killed.write_text(yaml.safe_dump(values, sort_keys=False))
     yield {name: base / name for name in PROFILES}
     for name in PROFILES:
         for place in ("artifacts", "figures"):
@@ -104,7 +108,7 @@ def test_killed_and_whole_runs_write_the_same_csv_files(results):
     killed, whole = results
     for place in ("artifacts", "figures"):
         files = sorted(
-            p.relative_to(ROOT / place / whole) for p in (ROOT / place / whole).rglob("*.csv")
+            p.relative_to(ROOT / place / killed) for p in (ROOT / place / killed).rglob("*.csv")
         )
         assert files
         for file in files:
@@ -114,9 +118,13 @@ def test_killed_and_whole_runs_write_the_same_csv_files(results):
 
 def test_every_exhibit_is_there_and_says_its_profile(results):
     from faithful_sae.runs.catalogue import exhibits
+    from faithful_sae.runs.registry import stages
 
     name = PROFILES[1]
+    of_studies = {stage.name for stage in stages().values() if stage.study}
     for exhibit in exhibits().values():
+        if exhibit.notebook in of_studies:
+            continue
         for file in exhibit.files("neox"):
             path = ROOT / "figures" / name / file
             assert path.stat().st_size > 0, file
@@ -178,8 +186,8 @@ def test_a_changed_library_file_reruns_what_depends_on_it(results):
 
 
 def test_a_truncated_sae_is_noticed_and_trained_again(results):
-    folder = results[PROFILES[1]]
-    profile = PROFILES[1]
+    folder = results[PROFILES[0]]
+    profile = PROFILES[0]
     weights = (
         ROOT
         / "artifacts"

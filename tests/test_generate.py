@@ -374,14 +374,18 @@ def test_killed_at_random_moments(make_run, lm):
     run = make_run({"generate.tokens": 2000}, "killed")
     rng = np.random.default_rng(0)
     left = []
+    longest = 0.15
     while not is_current(run.artifacts / "faithful", faithful_fingerprint(run).key):
         process = multiprocessing.get_context("fork").Process(target=make_faithful, args=(run, lm))
         process.start()
-        process.join(rng.uniform(0.02, 0.15))
+        process.join(rng.uniform(0.02, longest))
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
         assert len(left) < 500
+        # on a busy machine nothing is done so soon
+        if len(left) >= 10 and len({*left[-10:]}) == 1:
+            longest *= 2
         left.append(len(list(run.artifacts.glob("faithful*/shard_*.safetensors"))))
     assert (
         len(left) >= 3 and left == sorted(left) and len(set(left)) > 2
