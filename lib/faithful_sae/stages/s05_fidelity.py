@@ -62,12 +62,13 @@ class FidelityMatrix(Stage):
 
     def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
-        without.
+        without, and where some positions are massive without these.
         """
         f = run.fidelity
+        ways = 2 + (run.sae.max_norm is not None)
         more, one = rates.once("fidelity", lambda: self._passes(run, rates))
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
-        return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
+        return batches * ways * (one + (count_saes(run, f.seeds) - 1) * more)
 
     def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
@@ -88,8 +89,9 @@ class FidelityMatrix(Stage):
 
 
 def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
-    """Fidelity of the SAEs of fidelity.seeds on fidelity.corpora, with and without BOS; writes rows
-    `fidelity`, which it returns, and `fidelity_rows`, the sums of each token row.
+    """Fidelity of the SAEs of fidelity.seeds on fidelity.corpora, with and without BOS, and (with
+    sae.max_norm) on moderate positions alone; writes rows `fidelity`, which it returns, and
+    `fidelity_rows`, the sums of each token row.
 
     Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those
     trained on.
@@ -112,7 +114,9 @@ def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
                 "all are used"
             )
         title = f"fidelity on {name}"
-        measured, sums = fidelity_of_all(chosen, lm, rows, f.batch_rows, description=title)
+        measured, sums = fidelity_of_all(
+            chosen, lm, rows, f.batch_rows, description=title, max_norm=run.sae.max_norm
+        )
         for ((trained_on, seed), include_bos), record in measured.items():
             where = {"trained_on": trained_on, "evaluated_on": name, "seed": seed}
             where["include_bos"] = include_bos
