@@ -409,7 +409,7 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
         why = f"no readable config.json in {where} ({error})"
         return [f"{run.file}: model = {run.model_name!r}: {why}"]
     found = []
-    if why := not_sampled(record.get("model_type")):
+    if why := not_sampled(record):
         found.append(f"{run.file}: model = {run.model_name!r}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
         found.append(f"{run.file}: model = {run.model_name!r}: no *.safetensors weights in {where}")

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from faithful_sae.files import atomic_path, locked
-from faithful_sae.lm.architectures import cache_bytes, sampling_bytes
-from faithful_sae.lm.decoding import Decoder
+from faithful_sae.lm.architectures import MODELS, cache_bytes, sampling_bytes
+from faithful_sae.lm.decoding import open_decoder
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.text.packing import joined, separate
 
@@ -70,7 +70,7 @@ def sample(
     documents = {}
     sampled = 0
     begun = batch_rows
-    with Decoder(lm.model, batch_rows, max_new_tokens) as decoder:
+    with open_decoder(lm.model, batch_rows, max_new_tokens) as decoder:
         while len(slots):
             places = decoder.lengths.numpy()[slots]
             logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[
@@ -196,6 +196,11 @@ def write_shards(
         of: every so many shards one is written here.
         title: of the progress bar.
     """
+    if (kind := lm.model.config.model_type) not in MODELS:
+        print(
+            f"note: sampling with transformers' own cache, which is slower: the attention of a "
+            f"model of type {kind!r} is not known here"
+        )
     with tqdm(total=tokens // of, unit="token", unit_scale=True, desc=title) as bar:
         for shard in range(worker, math.ceil(tokens / shard_tokens), of):
             path = folder / f"shard_{shard:05d}.safetensors"

@@ -128,11 +128,12 @@ class GenerateFaithful(Stage):
 
     def _sampling_step(self, run, rates):
         """Seconds of one token for each row, the rows anywhere between their first token and their
-        last, as they are after a while.
+        last, as they are after a while; with transformers' own cache, which begins empty, of rows
+        that are still short.
         """
         import torch
 
-        from faithful_sae.lm.decoding import Decoder
+        from faithful_sae.lm.decoding import open_decoder
         from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
 
         g = run.generate
@@ -140,7 +141,8 @@ class GenerateFaithful(Stage):
         slots = torch.arange(g.batch_rows)
         generator = torch.Generator(lm.device).manual_seed(0)
         ids = torch.full((g.batch_rows,), lm.bos_id)
-        with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
+        open_rows = open_decoder(lm.model, g.batch_rows, g.max_new_tokens)
+        with torch.inference_mode(), open_rows as decoder:
 
             def step():
                 decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()
