@@ -178,13 +178,17 @@ class LanguageModel:
         with self.at_layer(lambda hidden: x.to(hidden), skip=True):
             return self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
 
-    @torch.no_grad()
     def bos_distribution(self) -> torch.Tensor:
         """The model's distribution of the first token, given BOS alone: float64 [vocab_size], sums
         to 1.
         """
+        return self.next_distribution([self.bos_id])
+
+    @torch.no_grad()
+    def next_distribution(self, ids: Sequence[int]) -> torch.Tensor:
+        """The model's distribution of the token after some ids: float64 [vocab_size], sums to 1."""
         logits = self.model(
-            input_ids=torch.tensor([[self.bos_id]], device=self.model.device), use_cache=False
+            input_ids=torch.tensor([[*ids]], device=self.model.device), use_cache=False
         ).logits
         return torch.softmax(logits[0, -1, : self.vocab_size].double(), -1).cpu()
 

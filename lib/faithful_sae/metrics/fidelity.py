@@ -341,14 +341,19 @@ class _Sums:
 
 
 def cross_entropy_of_rows(
-    lm: "LanguageModel", rows: Sequence[np.ndarray], batch_rows: int, include_bos: bool
+    lm: "LanguageModel",
+    rows: Sequence[np.ndarray],
+    batch_rows: int,
+    include_bos: bool,
+    given: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The model's own cross-entropy on each of some rows, packed ones or documents.
 
     Args:
-        rows: int [T], each with BOS first; they may differ in length.
+        rows: int [T], each with BOS or another start first; they may differ in length.
         batch_rows: rows per forward pass; shorter ones are padded on the right.
         include_bos: whether predictions made from BOS count.
+        given: how many predictions at the beginning of each row do not count.
 
     Returns:
         (sums float64 [R] in nats, counts int64 [R] of predictions).
@@ -364,6 +369,7 @@ def cross_entropy_of_rows(
         losses = -F.log_softmax(logits[:, :-1].float(), -1).gather(-1, targets)[..., 0].cpu()
         scored = torch.arange(1, ids.shape[1]) < lengths[:, None]
         scored &= (ids[:, :-1] != lm.bos_id) | include_bos
+        scored[:, :given] = False
         sums.append(torch.where(scored, losses.double(), 0.0).sum(1))
         counts.append(scored.sum(1))
     return torch.cat(sums).numpy(), torch.cat(counts).numpy()

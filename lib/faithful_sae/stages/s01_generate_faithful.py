@@ -55,10 +55,25 @@ class Generate(Section):
     temperature: Positive = key("1: the model's own distribution", 1.0, paper="3.1, 5.4")
     top_p: float = key("1: the paper's plain sampling", 1.0, gt=0, le=1, paper="3.1")
     first_token: Literal["bos", "flat"] = key(
-        "bos: sampled after BOS; flat: uniform over the vocabulary", "bos", paper="3.1, 5.4"
+        "bos: sampled after BOS (or `start`); flat: uniform over the vocabulary",
+        "bos",
+        paper="3.1, 5.4",
+    )
+    start: str | None = key(
+        "what a document is sampled after. null: BOS, or EOS where the tokenizer has none; bos: "
+        "BOS, which it must have; chat: a turn of its chat template with an empty question; any "
+        'other text, such as "<|endoftext|>": its tokens',
+        None,
+        later=True,
     )
     shard_tokens: Count = key("per file; an interrupted run loses at most one", 1_000_000)
     seed: Seed = key("of the samples", 0)
+
+    def check(self, run: Run, need: Need) -> None:
+        why = "= 'flat' is no start but a first token: write first_token: flat, after any start"
+        need(self.start != "flat", "generate.start", why)
+        why = "= 'chat': the embedded model has no chat template"
+        need(self.start != "chat" or not run.embedded, "generate.start", why)
 
     def check_model(self, run: Run, model: Model, need: Need) -> None:
         beside = ": BOS takes one position"

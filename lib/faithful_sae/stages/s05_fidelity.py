@@ -134,16 +134,16 @@ def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:
     rows, predictions made from BOS left out; writes rows `corpus_ce`.
 
     `ce` is on rows as they are packed; `ce_as_sampled`, of the model's own text, on documents as it
-    wrote them, each after a BOS. `error`s are the bootstrap's, over rows.
+    wrote them, each after what it was sampled after. `error`s are the bootstrap's, over rows.
     """
     from faithful_sae.metrics.fidelity import cross_entropy_of_rows
     from faithful_sae.metrics.uncertainty import bootstrap_error
-    from faithful_sae.stages.corpus import corpus, read_shards
+    from faithful_sae.stages.corpus import corpus, read_shards, start_of
 
     f = run.fidelity
 
-    def measure(rows):
-        sums, counts = cross_entropy_of_rows(lm, rows, f.batch_rows, include_bos=False)
+    def measure(rows, given=0):
+        sums, counts = cross_entropy_of_rows(lm, rows, f.batch_rows, False, given)
         return {"ce": sums.sum() / counts.sum(), "error": bootstrap_error(sums, counts)}
 
     records = []
@@ -152,7 +152,8 @@ def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:
         record = {"corpus": name, "rows": len(rows), **measure(rows)}
         if run.corpora[name].faithful == "self":
             documents = itertools.islice(read_shards(run), f.ce_rows)
-            sampled = measure([np.array([lm.bos_id, *ids]) for ids in documents])
+            start = start_of(run, lm)
+            sampled = measure([np.array([*start, *ids]) for ids in documents], len(start))
             record |= {f"{key}_as_sampled": value for key, value in sampled.items()}
         records.append(record)
     table = pd.DataFrame(records)

@@ -62,7 +62,7 @@ def first_token(data: DataFrame) -> Figure:
     """
     figure, axes = grid(4, 2, 1.75)
     columns = (
-        ("model", "model, after BOS", "probability", COLOURS[2]),
+        ("model", "the model's", "probability", COLOURS[2]),
         ("dataset", "faithful dataset", "frequency", COLOURS[0]),
     )
     for column, (name, title, ylabel, colour) in enumerate(columns):
