@@ -70,7 +70,7 @@ def not_sampled(config: dict) -> str | None:
 
     mapping: Any = AutoModelForCausalLM._model_mapping
     try:
-        made = mapping[CONFIG_MAPPING[kind]]
+        made = mapping[CONFIG_MAPPING[str(kind)]]
     except KeyError:
         return (
             f"transformers has no causal language model of type {kind!r}: take one of "

@@ -182,7 +182,8 @@ class CachedDecoder:
         longest = int(lengths.max())
         held = self.cache.get_seq_length()
         if held > longest:
-            for layer in self.cache.layers:
+            layers: Any = self.cache.layers
+            for layer in layers:
                 layer.keys = layer.keys[..., held - longest :, :]
                 layer.values = layer.values[..., held - longest :, :]
             held = longest
