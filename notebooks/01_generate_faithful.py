@@ -41,7 +41,7 @@ from faithful_sae.metrics.coverage import (
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import first_token, lm_training
 from faithful_sae.runs.rows import open_run, read_rows, write_rows
-from faithful_sae.stages.corpus import make_faithful, read_shards
+from faithful_sae.stages.corpus import make_faithful, read_shards, start_of
 from faithful_sae.stages.model import open_model, pretraining_counts, train_embedded_model
 
 # %% tags=["parameters"]
@@ -83,13 +83,18 @@ if log is not None:
 # ## What the model says to nothing
 #
 # Given BOS alone, the model has a distribution over first tokens. Everything it generates starts
-# with a draw from it. Embedded models have seen BOS at the start of every row of 128 tokens, in the
-# middle of a document as often as not. So that is what they continue: a window of documentation,
-# not always its beginning.
+# with a draw from it. What BOS means depends on how a model was trained: in a chat model it may
+# begin a turn. So `start` under `generate:` can name something else that documents are sampled
+# after, such as the token between the documents of the training, or a chat turn with an empty
+# question. Embedded models have seen BOS at the start of every row of 128 tokens, in the middle of
+# a document as often as not. So that is what they continue: a window of documentation, not always
+# its beginning.
 
 # %%
 lm = open_model(run)
-start = lm.bos_distribution()
+given = start_of(run, lm)
+print(f"documents are sampled after {lm.tokenizer.decode(given)!r}")
+start = lm.next_distribution(given)
 top = start.topk(10)
 pd.DataFrame(
     {
@@ -148,15 +153,18 @@ Image(save_figure(run, "first_token", data, first_token), retina=True)
 # ## Check
 #
 # If sampling is what it claims to be, the first tokens are multinomial draws from the model's
-# distribution. A chi-square test must not find otherwise. Its cells are tokens in order of
-# probability, at least five expected in each, so that many tokens of the tail share a cell. A tail
-# that has the right weight but spreads it wrongly over its tokens is therefore not found out. What
-# a narrow dtype rounds away does not count.
+# distribution, or with `first_token: flat` from a uniform one. A chi-square test must not find
+# otherwise. Its cells are tokens in order of probability, at least five expected in each, so that
+# many tokens of the tail share a cell. A tail that has the right weight but spreads it wrongly
+# over its tokens is therefore not found out. What a narrow dtype rounds away does not count.
 
 # %%
 g = run.generate
-p, cells = first_token_fit(start, first_counts, torch.finfo(lm.model.dtype).eps)
-said = f"first tokens as draws from the model's distribution: p = {p:.3g} over {cells} cells"
+flat = g.first_token == "flat"
+drawn_from = torch.full_like(start, 1 / len(start)) if flat else start
+p, cells = first_token_fit(drawn_from, first_counts, torch.finfo(lm.model.dtype).eps)
+of = "a uniform" if flat else "the model's"
+said = f"first tokens as draws from {of} distribution: p = {p:.3g} over {cells} cells"
 print(said)
-as_it_is = (g.temperature, g.top_p, g.first_token) == (1.0, 1.0, "bos")
+as_it_is = flat or (g.temperature, g.top_p) == (1.0, 1.0)
 assert p > 1e-4 or not as_it_is, f"{said}; 1e-4 is the least allowed"

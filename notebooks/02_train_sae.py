@@ -35,21 +35,21 @@
 # its floor.
 #
 # **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many
-# have died.
+# have died. `activation_norms`, where massive activations are left out (`max_norm` under `sae:`).
 
 # %%
 import torch
-from IPython.display import Image
+from IPython.display import Image, display
 
 from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
-from faithful_sae.paper.plots.paper import training
+from faithful_sae.paper.plots.paper import activation_norms, training
 from faithful_sae.runs.rows import open_run
 from faithful_sae.sae.activations import token_activations
+from faithful_sae.stages import training as trained
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.training import train_all
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it
@@ -77,6 +77,30 @@ print(
 )
 
 # %% [markdown]
+# ## Massive activations
+#
+# In many models a few positions have activations far larger than all others: BOS, often the first
+# token after it, and single tokens such as line breaks or end tokens, on which attention heads rest
+# that have nothing to attend to. Such a *massive activation* (Sun et al. 2024) is ten to a hundred
+# times the median in norm, so that one in a thousand may hold most of the variance. Squared error
+# is then about these, and so are explained variance and L2.
+#
+# The table has the largest norms of the first corpus's activations, in units of their median, by
+# position. Where the largest is far above the median at positions other than BOS, the model has
+# massive activations there. Small models may have none at all.
+#
+# With `max_norm` under `sae:`, activations above so many medians are left out of the training. The
+# figure then shows norms by position and in all, on logarithmic scales, with the limit dashed.
+# Notebook 05 measures with the tokens left out and without.
+
+# %%
+norms = trained.activation_norms(run, run.sae.train_on[0], lm)
+by_position = norms.loc[norms.kind == "position", ["place", "median", "largest"]]
+display(by_position.nlargest(5, "largest").round(2).astype({"place": int}))
+if run.sae.max_norm is not None:
+    display(Image(save_figure(run, "activation_norms", norms, activation_norms), retina=True))
+
+# %% [markdown]
 # ## Training
 #
 # One pass of the language model feeds all seeds of a corpus. If a corpus has SAEs already, made
@@ -91,8 +115,18 @@ print(
 # whose decoder was trained as well?
 
 # %%
-curves, summary = train_all(run, lm)
+curves, summary = trained.train_all(run, lm)
 summary.drop(columns="weights").round(4)
+
+# %% [markdown]
+# The tokens left out, the largest first: which they are, where in a row, and their norm. `massive`
+# above counts them, each once, and `norm_limit` is the norm from which on they were left out. It
+# follows from the first activations of the training, and is the same if that was interrupted or
+# reads kept activations. Without `max_norm` the table is empty.
+
+# %%
+massive = trained.massive_activations(run, run.sae.train_on[0]).head(10)
+massive.assign(text=[repr(lm.tokenizer.decode([i])) for i in massive.token]).round(1)
 
 # %% [markdown]
 # ## Training curves
@@ -121,6 +155,7 @@ saes = load_saes(run, lm)
 name = run.sae.train_on[0]
 sae = saes[name, run.sae.seeds[0]]
 tokens = token_activations(lm, ids, run.sae.include_bos)
+tokens = tokens[tokens.norm(dim=-1) <= sae.metadata.get("norm_limit", float("inf"))]
 variance = (tokens - tokens.mean(0)).pow(2).sum()
 unexplained = (tokens - sae.reconstruct(tokens)).pow(2).sum() / variance
 active = int((sae.encode(tokens) > 0).sum(-1).max())

@@ -57,7 +57,7 @@ MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
     "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000},
     "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True},
-    "gemma2": {"dtype": "bfloat16", "vocabulary": 50_000},
+    "gemma2": {"dtype": "bfloat16", "vocabulary": 50_000, "sae.max_norm": 1.2},
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500},
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},

@@ -172,6 +172,24 @@ def test_a_study_from_training_to_tables(studied):
     assert len(read_rows(run, "variant_saes")) == len(rows["variant_saes"])
 
 
+def test_a_study_without_massive_activations_shows_both(make_run):
+    small = STUDY | {"variants": {"topk": {"name": "topk"}}, "l0": [], "tokens": 200}
+    run = make_run(CHANGES | {"architectures": small, "sae.max_norm": 1.2})
+    lm = open_model(run)
+    saes, summary = train_variants(run, lm)
+    rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
+    table = architectures.table(run, rows)
+    sae = saes["topk", "text", "L0 4", 42], saes["topk", "text", "L0 4", 49]
+    held_out = corpus(run, "text", lm).heldout[:6]
+    measured = [vars(fidelity(one, lm, held_out, False, max_norm=1.2)) for one in sae]
+    for name, column in (("explained_variance", "EV"), ("ce_diff", "CE difference")):
+        for suffix, shown in (("", ""), ("_moderate", ", moderate")):
+            expected = np.mean([record[name + suffix] for record in measured])
+            assert table[column + shown][0] == pytest.approx(expected, rel=1e-6)
+    assert table["EV, moderate"][0] != table["EV"][0]
+    assert "explained variance, moderate" in {*architectures.sharing(run, rows).measure}
+
+
 # --- verdicts -------------------------------------------------------------------------------------
 
 SEEDS = [42, 49, 1, 2]

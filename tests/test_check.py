@@ -311,24 +311,28 @@ def test_models_that_cannot_be_used_are_named_before_any_work(make_run, tmp_path
     nothing.
     """
     gemma3 = AutoConfig.for_model("gemma3")
-    opt = AutoConfig.for_model("opt", num_hidden_layers=3)
+    mamba = AutoConfig.for_model("mamba", num_hidden_layers=3)
     longer = make_tokenizer()
     longer.add_tokens(["w64"])
-    for name, config in (("gemma3", gemma3), ("opt", opt), ("longer", make_model("gpt2").config)):
+    for name, config in (
+        ("gemma3", gemma3),
+        ("mamba", mamba),
+        ("longer", make_model("gpt2").config),
+    ):
         config.save_pretrained(tmp_path / name)
         (tmp_path / name / "model.safetensors").touch()
         tokenizer = longer if name == "longer" else make_tokenizer()
         tokenizer.save_pretrained(tmp_path / name)
     make_run({"model": str(tmp_path / "gemma3"), "label": "Gemma"}, "gemma3")
-    make_run({"model": str(tmp_path / "opt"), "label": "OPT"}, "opt")
+    make_run({"model": str(tmp_path / "mamba"), "label": "Mamba"}, "mamba")
     run = make_run({"model": str(tmp_path / "longer")}, "longer")
     found = check(run.file.parent, probe=False, show=lambda line: None)
     assert len(found) == 3
-    for line, name in zip(found, ("gemma3", "longer", "opt"), strict=True):
+    for line, name in zip(found, ("gemma3", "longer", "mamba"), strict=True):
         assert line.startswith(f"{run.file.with_name(name)}.yaml: model = ")
-    assert "cannot sample from a model of type 'gemma3', only from gpt2" in found[0]
+    assert "a model of type 'gemma3' has its text model inside a larger one" in found[0]
     assert "ids up to 64, but its embedding has 64 rows" in found[1]
-    assert "cannot sample from a model of type 'opt'" in found[2]
+    assert "cannot sample from a model of type 'mamba', whose past is a state" in found[2]
 
 
 def test_threads_that_wait_for_each_other_are_noted(make_run, monkeypatch):
@@ -349,8 +353,8 @@ def test_threads_that_wait_for_each_other_are_noted(make_run, monkeypatch):
     assert line.startswith("note: tiny.yaml: 1 job of 3 threads")
 
 
-def write_opt(folder):
-    AutoConfig.for_model("opt", num_hidden_layers=3).save_pretrained(folder)
+def write_mamba(folder):
+    AutoConfig.for_model("mamba", num_hidden_layers=3).save_pretrained(folder)
     (folder / "model.safetensors").touch()
     make_tokenizer().save_pretrained(folder)
 
@@ -358,7 +362,7 @@ def write_opt(folder):
 def test_ten_faults_at_once_are_ten_lines(make_run, tmp_path):
     run = make_run()
     places = run.file.parent
-    write_opt(tmp_path / "opt")
+    write_mamba(tmp_path / "mamba")
     (places / "commas.csv").write_text("text\nHello, world\n")
     (places / "half.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
     (places / "null.csv").write_text("text,label\na,x\nb,\n")
@@ -371,7 +375,7 @@ def test_ten_faults_at_once_are_ten_lines(make_run, tmp_path):
         "label": ({"probing.tasks": {"t": task | {"train": "null.csv"}}}, "record 2: 'label'"),
         "class": ({"probing.tasks": {"t": task | {"train": "sorted.csv"}}}, "two classes"),
         "missing": ({"corpora.text": corpus | {"path": "no.jsonl"}}, "no such file"),
-        "model": ({"model": str(tmp_path / "opt")}, "cannot sample from a model of type 'opt'"),
+        "model": ({"model": str(tmp_path / "mamba")}, "cannot sample from a model of type 'mamba'"),
         "seed": ({"sae.seeds": [42, 2**70]}, "sae.seeds is too large"),
         "blank": ({"label": " "}, "label"),
         "key": ({"sae.kk": 3}, "unknown key sae.kk"),

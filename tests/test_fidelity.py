@@ -243,3 +243,86 @@ def test_errors(lm, rows):
         fidelity(TopKSAE(lm.d_model, 8, 2, 0), lm, rows[:, :1])
     with pytest.raises(ValueError, match=r"width 5.*16 wide"):
         fidelity(TopKSAE(5, 8, 2, 0), lm, rows)
+
+
+# --- massive activations --------------------------------------------------------------------------
+
+
+def with_outlier(lm, token, size):
+    """The model whose activation at every such token is so many times as large."""
+    seen = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    lm.blocks[0].register_forward_hook(
+        lambda _, args, x: torch.where((seen[-1] == token)[..., None], x * size, x)
+    )
+    return lm
+
+
+def test_a_planted_outlier_changes_explained_variance_and_not_the_moderate_one(lm, rows):
+    plain_rows = rows.copy()
+    plain_rows[plain_rows == 33] = 34
+    planted = plain_rows.copy()
+    planted[7, 11] = 33  # the last of its row: no other position sees it
+    sae = stand_in(lm, blur)
+    before = fidelity(sae, lm, planted, include_bos=False, max_norm=10.0)
+    after = fidelity(sae, with_outlier(lm, 33, 500.0), planted, include_bos=False, max_norm=10.0)
+    assert vars(before)["massive"] == 0
+    assert vars(after)["massive"] == 1
+    activations = lm.activations(torch.tensor(planted))
+    x = activations.double().numpy()[planted != BOS]
+    x_hat = blur(activations).double().numpy()[planted != BOS]
+    norms = np.linalg.norm(x, axis=-1)
+    moderate = norms <= 10 * np.sort(norms)[(len(norms) - 1) // 2]
+    assert moderate.sum() == len(x) - 1
+
+    def explained(a, b):
+        return 1 - ((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum()
+
+    assert after.explained_variance == pytest.approx(explained(x, x_hat), rel=1e-5)
+    found = vars(after)["explained_variance_moderate"]
+    assert found == pytest.approx(explained(x[moderate], x_hat[moderate]), rel=1e-5)
+    assert vars(after)["l2_moderate"] == pytest.approx(
+        ((x[moderate] - x_hat[moderate]) ** 2).mean(), rel=1e-5
+    )
+    assert abs(after.explained_variance - before.explained_variance) > 0.05
+    assert abs(found - vars(before)["explained_variance_moderate"]) < 0.01
+
+
+def test_moderate_ce_difference_keeps_massive_positions(lm, rows):
+    """Against a splice by hand: massive positions keep their x and predict nothing."""
+    planted = rows.copy()
+    planted[planted == 33] = 34
+    planted[7, 5] = 33
+    lm = with_outlier(lm, 33, 500.0)
+    got = vars(fidelity(stand_in(lm, blur), lm, planted, include_bos=True, max_norm=10.0))
+    x = lm.activations(torch.tensor(planted))
+    keep = (planted != BOS) & (planted != 33)
+    x_hat = torch.where(torch.tensor(keep)[..., None], blur(x), x)
+    losses = [
+        -np.take_along_axis(log_p[:, :-1], planted[:, 1:, None], -1)[..., 0][keep[:, :-1]].mean()
+        for log_p in (log_probabilities(lm, planted), log_probabilities(lm, planted, x_hat))
+    ]
+    assert got["ce_diff_moderate"] == pytest.approx(losses[1] - losses[0], rel=1e-4, abs=5e-6)
+    assert got["massive"] == 1
+
+
+def test_rows_of_moderate_positions_give_the_same_means(lm, rows):
+    measured, by_row = fidelity_of_all({"a": stand_in(lm, blur)}, lm, rows, 4, max_norm=1.2)
+    for key, record in measured.items():
+        got = vars(record)
+        sums = by_row[key].sum()
+        assert got["massive"] == (rows != BOS).sum() - sums.measured_moderate > 0
+        assert got["explained_variance_moderate"] == pytest.approx(
+            1 - sums.error_moderate / sums.variance_moderate
+        )
+        assert got["ce_diff_moderate"] == pytest.approx(
+            (sums.ce_sae_moderate - sums.ce_moderate) / sums.scored_moderate
+        )
+
+
+def test_without_max_norm_the_names_are_as_they_were(lm, rows):
+    measured, by_row = fidelity_of_all({"a": stand_in(lm, blur)}, lm, rows, 4)
+    assert not [name for name in vars(measured["a", True]) if "moderate" in name]
+    assert not [name for name in by_row["a", True] if "moderate" in name]

@@ -388,6 +388,10 @@ WRONG = {
         seeds(layers=[2]) | {"model": "embedded", "embedded": EMBEDDED},
         "seed_dependence.layers = 2 is out of range",
     ),
+    "half of the median as a limit": (
+        {"sae.max_norm": 0.5},
+        "sae.max_norm = 0.5 must be above 1: leave out massive activations",
+    ),
     "task of another role": ({"probing.tasks.parity.role": "pile"}, "probing.tasks.parity.role"),
 }
 

@@ -9,8 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from faithful_sae.files import DiskFullError, MissingInputError, remove
+from faithful_sae.paper.plots.paper import activation_norms as draw_norms
+from faithful_sae.runs.keys import settings
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.sae.sae import SAEError, TopKSAE
@@ -21,7 +25,12 @@ from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
-from faithful_sae.stages.training import activation_cache, train_all
+from faithful_sae.stages.training import (
+    activation_cache,
+    activation_norms,
+    massive_activations,
+    train_all,
+)
 from faithful_sae.text.packing import pack, tokenize
 
 TEXT = {"role": "pile", "path": "text.jsonl", "text_key": "text"}
@@ -125,6 +134,57 @@ def test_kept_activations_give_the_same_saes_and_are_bound_to_their_parameters(
         DiskFullError, match=r"keeping the activations of text .sae\.cache_activations. needs"
     ):
         activation_cache(run, "text", rows, lm)
+
+
+def test_massive_activations_are_counted_listed_and_the_same_when_kept(make_run):
+    """A limit near the median, so that a tiny model has some above it."""
+    run = make_run({"sae.max_norm": 1.1, "sae.train_on": ["text"]})
+    lm = open_model(run)
+    _, summary = train_all(run, lm)
+    listed = massive_activations(run, "text")
+    assert summary.massive.tolist() == [len(listed)] * 2
+    assert len(listed) > 0
+    assert (listed.norm > summary.norm_limit[0]).all()
+    rows = corpus(run, "text", lm).train
+    x = lm.activations(torch.tensor(rows.astype(np.int64)))
+    norms = x.norm(dim=-1).numpy()[listed.row, listed.position]
+    np.testing.assert_allclose(norms, listed.norm, rtol=1e-5)
+    assert (rows[listed.row, listed.position] == listed.token).all()
+    saes = load_saes(run, lm)
+    assert saes["text", 42].metadata["norm_limit"] == summary.norm_limit[0]
+    file = run.artifacts / "saes" / "text" / "seed42" / "sae_weights.safetensors"
+    before = file.read_bytes()
+    for _ in range(2):  # computed, then read
+        remove(run.artifacts / "saes")
+        train_all(run.changed(sae=run.sae.changed(cache_activations=True)), lm)
+        assert file.read_bytes() == before
+        assert massive_activations(run, "text").equals(listed)
+    table = fidelity_matrix(run, saes, lm)
+    assert (table.massive > 0).all()
+    assert (table.explained_variance_moderate != table.explained_variance).all()
+    with pytest.raises(SAEError, match=r"was made with sae\.max_norm = 1\.1, but .* says None"):
+        load_saes(run.changed(sae=run.sae.changed(max_norm=None)), lm)
+
+
+def test_keys_without_max_norm_are_as_before_it(make_run):
+    run = make_run()
+    assert "max_norm" not in settings(run, ("sae",))["sae"]
+    assert settings(make_run({"sae.max_norm": 10.0}), ("sae",))["sae"]["max_norm"] == 10.0
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.1])
+def test_norms_by_position_and_in_all(make_run, max_norm):
+    run = make_run({"sae.max_norm": max_norm})
+    lm = open_model(run)
+    norms = activation_norms(run, "text", lm)
+    rows = corpus(run, "text", lm).train[:64].astype(np.int64)
+    by_hand = lm.activations(torch.tensor(rows)).norm(dim=-1).double().numpy()
+    by_hand /= np.median(by_hand[rows != lm.bos_id])
+    places = norms.loc[norms.kind == "position"]
+    np.testing.assert_allclose(places.largest, by_hand.max(0), rtol=1e-5)
+    np.testing.assert_allclose(places["median"], np.median(by_hand, 0), rtol=1e-5)
+    assert norms.tokens.sum() == (rows != lm.bos_id).sum()
+    assert isinstance(draw_norms(norms), Figure)
 
 
 def test_a_short_corpus_is_said_and_bounded_by_max_epochs(make_run, capsys):

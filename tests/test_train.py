@@ -693,3 +693,106 @@ def test_a_stream_goes_on_from_every_state_it_gives(buffer_tokens):
         rest = list(resumed)
         assert len(rest) == len(whole) - done
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True))
+
+
+# --- massive activations --------------------------------------------------------------------------
+
+LARGE = {5: 1000.0, 77: 300.0, 78: 2.9, 150: 40.0}  # times the norm of the others
+
+
+class Massive(Numbered):
+    """Activations [id, 1] scaled to norm 1, but for some tokens that are larger."""
+
+    d_model = 2
+
+    def activations(self, ids):
+        x = torch.nn.functional.normalize(torch.stack([ids.double(), ids * 0.0 + 1], -1), dim=-1)
+        scale = torch.ones(ids.shape, dtype=torch.float64)
+        for token, size in LARGE.items():
+            scale[ids == token] = size
+        return (x * scale[..., None]).float()
+
+
+def massive_stream(n_tokens=600, cache=None, include_bos=False, max_norm=3.0, buffer_tokens=64):
+    return ActivationStream(
+        Massive(),
+        ROWS,
+        n_tokens=n_tokens,
+        batch_tokens=16,
+        buffer_tokens=buffer_tokens,
+        lm_batch_rows=4,
+        include_bos=include_bos,
+        seed=0,
+        cache=cache,
+        max_norm=max_norm,
+    )
+
+
+def test_massive_activations_are_left_out_and_listed():
+    stream = massive_stream()
+    given = torch.cat(list(stream))
+    assert len(given) == 600
+    assert given.norm(dim=-1).max() < 3.0
+    assert given.norm(dim=-1).max() > 2.8
+    assert stream.limit == pytest.approx(3.0)
+    found = stream.massive()
+    assert found.token.tolist() == [5, 77, 150]
+    assert found.norm.tolist() == pytest.approx([1000.0, 300.0, 40.0])
+    assert [
+        ROWS[row, position] for row, position in zip(found.row, found.position, strict=True)
+    ] == [
+        5,
+        77,
+        150,
+    ]
+
+
+def test_without_max_norm_nothing_is_left_out():
+    stream = massive_stream(max_norm=None)
+    assert torch.cat(list(stream)).norm(dim=-1).max() == pytest.approx(1000.0)
+    assert stream.massive().empty
+    assert set(stream.state()) == {"window", "given", "left"}
+
+
+@pytest.mark.parametrize("include_bos", [False, True])
+def test_kept_activations_leave_out_the_same_tokens(tmp_path, include_bos):
+    again = massive_stream(include_bos=include_bos)
+    expected = torch.cat(list(again))
+    cache = ActivationCache(tmp_path)
+    # the files are those of any max_norm
+    list(massive_stream(cache=cache, include_bos=include_bos, max_norm=None))
+    kept = massive_stream(cache=cache, include_bos=include_bos)
+    assert torch.equal(torch.cat(list(kept)), expected)
+    assert kept.massive().equals(again.massive())
+    assert kept.limit == again.limit
+
+
+@pytest.mark.parametrize("buffer_tokens", [8, 64, 100])
+def test_a_resumed_stream_leaves_out_the_same_tokens(buffer_tokens):
+    whole = massive_stream(buffer_tokens=buffer_tokens)
+    batches, states = [], {}
+    for batch in whole:
+        batches.append(batch.clone())
+        if (state := whole.state()) is not None:
+            states[len(batches)] = {
+                key: value.clone() if torch.is_tensor(value) else value
+                for key, value in state.items()
+            }
+    assert len(states) > 5
+    for done, state in states.items():
+        resumed = massive_stream(buffer_tokens=buffer_tokens)
+        resumed.resume(state)
+        rest = list(resumed)
+        assert all(torch.equal(a, b) for a, b in zip(rest, batches[done:], strict=True))
+        assert resumed.massive().equals(whole.massive())
+        assert resumed.limit == whole.limit
+
+
+def test_activations_that_are_not_numbers_are_not_taken_for_massive_ones():
+    class Broken(Massive):
+        def activations(self, ids):
+            return super().activations(ids) * float("nan")
+
+    stream = massive_stream()
+    stream.lm = Broken()  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.cat(list(stream)).isnan().all()

@@ -402,6 +402,26 @@ def _published_problems(run: Run, config: Path | None, names: list[str]) -> Iter
             yield f"{run.file}: sae.published.{name}: {error}"
 
 
+def _start_problems(run: Run, files: list[str], config: Path) -> list[str]:
+    """What generate.start asks of a tokenizer that is known not to have it: that it says so itself.
+    Anything else is found when it is loaded.
+    """
+    start = run.generate.start
+    if start not in ("bos", "chat"):
+        return []
+    try:
+        said = read_json(config.with_name("tokenizer_config.json"))
+    except (OSError, ValueError):
+        return []
+    at = f"{run.file}: generate.start = {start!r}: the tokenizer of {run.model_name}"
+    if start == "bos" and said.get("bos_token", "") is None:
+        return [f"{at} has no BOS: write a token that its documents begin after"]
+    # a template may stand in a file of its own
+    if start == "chat" and "chat_template" not in said and "chat_template.jinja" not in files:
+        return [f"{at} has no chat template: write a text that stands before an answer"]
+    return []
+
+
 def _model_problems(run: Run, files: list[str], config: Path, where: str) -> list[str]:
     try:
         record = read_json(config)
@@ -409,7 +429,7 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
         why = f"no readable config.json in {where} ({error})"
         return [f"{run.file}: model = {run.model_name!r}: {why}"]
     found = []
-    if why := not_sampled(record.get("model_type")):
+    if why := not_sampled(record):
         found.append(f"{run.file}: model = {run.model_name!r}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
         found.append(f"{run.file}: model = {run.model_name!r}: no *.safetensors weights in {where}")
@@ -418,6 +438,7 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
             f"{run.file}: model = {run.model_name!r}: no tokenizer in {where}: copy "
             "tokenizer.json and tokenizer_config.json beside config.json"
         )
+    found += _start_problems(run, files, config)
     try:
         tokens = tokens_in(read_json(config.with_name("tokenizer.json")))
     except (OSError, ValueError, KeyError, TypeError):

@@ -41,6 +41,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from faithful_sae.features.index import FeatureError
+from faithful_sae.lm.architectures import last_normalisation
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.sae import TopKSAE
 
@@ -54,10 +55,7 @@ def vocab_projection(lm: LanguageModel, directions: Tensor) -> Tensor:
     """Logits float32 [n, vocab_size] of directions [n, D], for instance rows of W_dec; see the
     module for the formula.
     """
-    base = lm.model.base_model
-    norm = next(
-        getattr(base, name) for name in ("ln_f", "final_layer_norm", "norm") if hasattr(base, name)
-    )
+    norm = last_normalisation(lm.model)
     unembedding = lm.model.get_output_embeddings().weight[: lm.vocab_size].float()
     with torch.no_grad():
         x = directions.float()

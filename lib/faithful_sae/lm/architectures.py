@@ -5,16 +5,25 @@ A new architecture is added here. No weights are read, and torch is not imported
 a model before any work is known without waiting for it. Bytes are whole numbers.
 """
 
+import contextlib
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# where Llama, Gemma and GPT-NeoX, and where GPT-2 keep their blocks
-BLOCKS = ("layers", "h")
+# where Llama, Gemma and GPT-NeoX, where GPT-2, where OPT and where MPT keep their blocks
+BLOCKS = ("layers", "h", "decoder.layers", "blocks")
+# what their last normalisation is called beside them, by GPT-2, GPT-NeoX, Llama, Phi and MPT
+NORMS = ("ln_f", "final_layer_norm", "norm", "final_layernorm", "norm_f")
 # whose attention has nothing that decoding.Decoder's lacks
 MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")
 # without which a model cannot be used at all, as transformers calls them
-NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+# what the longest row is called: by most, by GPT-2 in its file, by MPT, by Bloom
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+# Bloom's positions have no end; it was trained on rows of so many tokens
+BLOOM_CONTEXT = 2048
 
 
 class ModelError(ValueError):
@@ -28,23 +37,51 @@ def unknown(config: Any) -> str | None:
     """Why no model of a transformers configuration can be used, or None."""
     kind = f"a model of type {config.model_type!r}"
     if hasattr(config, "text_config"):
-        return (
-            f"{kind} has its text model inside a larger one (text_config): take a model of text "
-            "alone"
-        )
-    if lacking := [name for name in NEEDED if not hasattr(config, name)]:
+        return f"{kind} {NESTED}"
+    lacking = [name for name in NEEDED if not hasattr(config, name)]
+    if context_of(config.to_dict()) is None:
+        lacking.append(CONTEXTS[0])
+    if lacking:
         return f"{kind} has no {', '.join(lacking)}: take one of {', '.join(MODELS)}"
     return None
 
 
-def not_sampled(kind: str | None) -> str | None:
-    """Why there is no sampling from a model of a model_type, or None."""
+NESTED = "has its text model inside a larger one (text_config): take a model of text alone"
+
+
+def context_of(config: dict) -> int | None:
+    """The longest row of a model, in tokens, from its config.json; None: it does not say."""
+    found = next((config[name] for name in CONTEXTS if config.get(name) is not None), None)
+    return BLOOM_CONTEXT if found is None and config.get("model_type") == "bloom" else found
+
+
+def not_sampled(config: dict) -> str | None:
+    """Why there is no sampling from a model with such a config.json, or None.
+
+    All causal language models of transformers whose past is keys and values can be sampled from;
+    which do not, only the class says, so that torch is loaded for what is not one of MODELS.
+    """
+    kind = config.get("model_type")
     if kind in MODELS:
         return None
-    return (
-        f"cannot sample from a model of type {kind!r}, only from {', '.join(MODELS)}: take one of "
-        "these"
-    )
+    if "text_config" in config:
+        return f"a model of type {kind!r} {NESTED}"
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    try:
+        made = mapping[CONFIG_MAPPING[str(kind)]]
+    except KeyError:
+        return (
+            f"transformers has no causal language model of type {kind!r}: take one of "
+            f"{', '.join(MODELS)}, or another that it has"
+        )
+    if made._is_stateful:
+        return (
+            f"cannot sample from a model of type {kind!r}, whose past is a state instead of keys "
+            f"and values: take one of {', '.join(MODELS)}, or another with attention alone"
+        )
+    return None
 
 
 def blocks_of(model: Any) -> Any:
@@ -54,12 +91,41 @@ def blocks_of(model: Any) -> Any:
         ModelError: it keeps them elsewhere than the architectures known here.
     """
     for name in BLOCKS:
-        if hasattr(model.base_model, name):
-            return getattr(model.base_model, name)
+        with contextlib.suppress(AttributeError):
+            return operator.attrgetter(name)(model.base_model)
     raise ModelError(
         f"{model.name_or_path}: a model of type {model.config.model_type!r} keeps its blocks where "
         f"they are not looked for ({', '.join(BLOCKS)}): take one of {', '.join(MODELS)}"
     )
+
+
+def beside_blocks(model: Any) -> Any:
+    """The module of a transformers model that holds the blocks: the base model, or (OPT) a part."""
+    blocks = blocks_of(model)
+    return next(m for m in model.base_model.modules() if blocks in m.children())
+
+
+def last_normalisation(model: Any) -> Callable[[Any], Any]:
+    """What stands between the last block of a transformers model and its unembedding.
+
+    Raises:
+        ModelError: it is called otherwise than in the architectures known here.
+    """
+    place = beside_blocks(model)
+    # OPT's 350M has none, and a projection
+    project = getattr(place, "project_out", None)
+    for name in NORMS:
+        if hasattr(place, name):
+            norm = getattr(place, name)
+            return lambda x: _through(_through(x, norm), project)
+    raise ModelError(
+        f"{model.name_or_path}: a model of type {model.config.model_type!r} keeps its last "
+        f"normalisation where it is not looked for ({', '.join(NORMS)}): write features: null"
+    )
+
+
+def _through(x, module):
+    return x if module is None else module(x)
 
 
 def tokens_in(tokenizer: dict) -> int:
@@ -117,10 +183,11 @@ def shape_of(model: Any) -> Shape:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         d_mlp=getattr(config, "intermediate_size", None)
         or getattr(config, "n_inner", None)
+        or getattr(config, "ffn_dim", None)
         or 4 * config.hidden_size,
         vocab_size=config.vocab_size,
         parameters=model.num_parameters(),
-        context=config.max_position_embeddings,
+        context=context_of(config.to_dict()) or 0,
         bytes_per_weight=model.dtype.itemsize,
     )
 
@@ -139,7 +206,7 @@ def sizes_of(config: dict) -> Sizes:
     return Sizes(
         layers=config.get("num_hidden_layers", config.get("n_layer")),
         d_model=config.get("hidden_size", config.get("n_embd")),
-        context=config.get("max_position_embeddings", config.get("n_positions")),
+        context=context_of(config),
     )
 
 

@@ -11,6 +11,7 @@ other, so more GPUs make room, not speed, and change no number.
 """
 
 import contextlib
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from faithful_sae.lm.architectures import (
     ModelError,
     Shape,
+    beside_blocks,
     blocks_of,
     shape_of,
     too_many_tokens,
@@ -63,7 +65,7 @@ class LanguageModel:
         # of the blocks, by device
         self.shares = {device: homes.count(device) / len(homes) for device in {*homes, self.device}}
         self.d_model = self.model.config.hidden_size
-        self.context = self.model.config.max_position_embeddings
+        self.context = shape_of(self.model).context
         # without the rows some models pad their embedding with
         self.vocab_size = len(self.tokenizer)
 
@@ -71,6 +73,31 @@ class LanguageModel:
     def shape(self) -> Shape:
         """Its sizes."""
         return shape_of(self.model)
+
+    @functools.cached_property
+    def _pass_through(self) -> Callable[..., Any]:
+        """What a block that does nothing does: it gives out what it takes, as its own kind does, a
+        tensor or (Bloom, Falcon, GPT-J, GPT-Neo) a tuple of it and nothing else.
+        """
+
+        def stop(_module: Any, _args: Any, output: Any) -> None:
+            raise _Stop(output)
+
+        handle = self.blocks[0].register_forward_hook(stop)
+        try:
+            ids = torch.tensor([[self.bos_id]], device=self.model.device)
+            with torch.no_grad():
+                self.model.base_model(input_ids=ids, use_cache=False)
+        except _Stop as stopped:
+            output = stopped.args[0]
+        else:
+            raise AssertionError("block 0 did not run")
+        finally:
+            handle.remove()
+        if not isinstance(output, tuple):
+            return lambda hidden_states, *args, **kwargs: hidden_states
+        rest = (None,) * (len(output) - 1)
+        return lambda hidden_states, *args, **kwargs: (hidden_states, *rest)
 
     @contextlib.contextmanager
     def at_layer(
@@ -95,7 +122,7 @@ class LanguageModel:
         handle = self.blocks[self.layer].register_forward_pre_hook(hook, with_kwargs=True)
         early = self.blocks[: self.layer] if skip else []
         for block in early:
-            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+            block.forward = self._pass_through
         try:
             yield
         finally:
@@ -151,13 +178,17 @@ class LanguageModel:
         with self.at_layer(lambda hidden: x.to(hidden), skip=True):
             return self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.float()
 
-    @torch.no_grad()
     def bos_distribution(self) -> torch.Tensor:
         """The model's distribution of the first token, given BOS alone: float64 [vocab_size], sums
         to 1.
         """
+        return self.next_distribution([self.bos_id])
+
+    @torch.no_grad()
+    def next_distribution(self, ids: Sequence[int]) -> torch.Tensor:
+        """The model's distribution of the token after some ids: float64 [vocab_size], sums to 1."""
         logits = self.model(
-            input_ids=torch.tensor([[self.bos_id]], device=self.model.device), use_cache=False
+            input_ids=torch.tensor([[*ids]], device=self.model.device), use_cache=False
         ).logits
         return torch.softmax(logits[0, -1, : self.vocab_size].double(), -1).cpu()
 
@@ -293,8 +324,8 @@ def device_map(model: Any, n: int) -> dict[torch.nn.Module, int]:
     A block goes where its middle falls when all weights, laid end to end, are cut into n equal
     lengths; so no device holds more than an equal share and one block, or the embedding, more.
     """
-    parts = list(model.base_model.children())
     blocks = blocks_of(model)
+    parts = list(beside_blocks(model).children())
     at = parts.index(blocks)
     behind = [part for part in parts[at + 1 :] if _bytes(part)]
     # rotary embeddings, too, serve from the first

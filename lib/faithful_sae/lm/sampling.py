@@ -2,12 +2,13 @@
 3.1).
 
 Plain sampling (temperature 1, top-p 1) is the paper's; a higher temperature and a flat first token
-are the switches its section 5.4 leaves open. The sampled ids are kept: the authors decode and
-re-tokenise, which changes them.
+are the switches its section 5.4 leaves open. What BOS means depends on how a model was trained: it
+may begin a document, or a turn of a chat. So documents may be sampled after something else, too
+(`start_ids`). The sampled ids are kept: the authors decode and re-tokenise, which changes them.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,65 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from faithful_sae.files import atomic_path, locked
-from faithful_sae.lm.architectures import cache_bytes, sampling_bytes
-from faithful_sae.lm.decoding import Decoder
-from faithful_sae.lm.model import LanguageModel
+from faithful_sae.lm.architectures import MODELS, cache_bytes, sampling_bytes
+from faithful_sae.lm.decoding import open_decoder
+from faithful_sae.lm.model import LanguageModel, ModelError
 from faithful_sae.text.packing import joined, separate
 
 # of the free memory may go to rows: the rest is for what a step computes
 SAMPLING_SHARE = 0.9
+
+
+def start_ids(tokenizer: Any, bos_id: int, start: str | None, name: str) -> list[int]:
+    """The ids that documents are sampled after.
+
+    Args:
+        tokenizer: of the model.
+        bos_id: what its rows begin with: BOS, or what takes its place.
+        start: None: bos_id. "bos": BOS, which the tokenizer must have. "chat": what stands before
+            the answer in the tokenizer's chat template, the question being empty. Any other text:
+            its tokens, special ones among them, without BOS.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: no BOS, no chat template, a text without tokens.
+    """
+    if start is None:
+        return [bos_id]
+    if start == "bos":
+        if tokenizer.bos_token_id is None:
+            raise ModelError(
+                f"{name}: generate.start is bos, and its tokenizer has no BOS: write a token that "
+                f"its documents begin after, such as start: {tokenizer.eos_token!r}"
+            )
+        return [tokenizer.bos_token_id]
+    if start == "chat":
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{name}: generate.start is chat, and its tokenizer has no chat template: write "
+                "the text that stands before an answer, or leave start out"
+            )
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], add_generation_prompt=True, tokenize=False
+        )
+    else:
+        text = start
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ModelError(f"{name}: generate.start = {start!r} has no token in its tokenizer")
+    return ids
+
+
+def end_ids(tokenizer: Any, start: Sequence[int]) -> set[int]:
+    """The ids that end a document where the model samples them: EOS, BOS, and a start that is a
+    single special token, as between the documents that the model was trained on.
+    """
+    ends = {i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None}
+    if len(start) == 1:
+        added = tokenizer.added_tokens_decoder.get(start[0])
+        if added is not None and added.special:
+            ends.add(start[0])
+    return ends
 
 
 @torch.inference_mode()
@@ -38,9 +91,10 @@ def sample(
     first_token: str = "bos",
     tokens: int = 0,
     progress: Callable[[int], Any] = lambda n: None,
+    start: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
-    """Sample documents from BOS alone, `batch_rows` side by side; where one ends the next begins,
-    until there are `tokens` tokens.
+    """Sample documents, `batch_rows` side by side; where one ends the next begins, until there are
+    `tokens` tokens.
 
     Whether another document is begun depends on what has been sampled before, and every document
     begun is finished: none is kept or left out for its length.
@@ -48,42 +102,51 @@ def sample(
     Args:
         lm: to sample from.
         batch_rows: rows B, for which `require_memory` asks. At least so many documents are sampled.
-        max_new_tokens: a document ends here, or where the model samples EOS or BOS (kept as its
+        max_new_tokens: a document ends here, or where the model samples one of end_ids (kept as its
             last id).
         generator: torch.Generator on the model's device; the only source of randomness.
         temperature: divides the logits; 1 is the paper's.
         top_p: sample from the smallest set of tokens with this probability mass; 1 is the paper's.
-        first_token: "bos" samples it from the model; "flat" draws it uniformly from the vocabulary
-            (paper 5.4).
+        first_token: "bos" samples it from the model, after `start`; "flat" draws it uniformly from
+            the vocabulary (paper 5.4).
         tokens: documents are begun in place of those that ended until so many tokens have been
             sampled; 0: none.
         progress: called with the number of tokens sampled in each step.
+        start: the ids before each document, of start_ids; None: BOS, as lm.bos_id.
 
     Returns:
-        int32 arrays, the ids after BOS, in the order in which the documents were begun.
+        int32 arrays, the ids after `start`, in the order in which the documents were begun.
     """
-    ends = [i for i in {lm.bos_id, lm.tokenizer.eos_token_id} if i is not None]
+    given = np.array([lm.bos_id] if start is None else start)
+    # before the first token that is sampled, beside one id
+    before = len(given) - 1
+    ends = [*end_ids(lm.tokenizer, given.tolist())]
     text = np.empty((batch_rows, max_new_tokens), np.int32)
     slots = np.arange(batch_rows)
-    ids = np.full(batch_rows, lm.bos_id)
+    ids = np.full(batch_rows, given[0])
     number = slots.copy()  # of each row's document
     documents = {}
     sampled = 0
     begun = batch_rows
-    with Decoder(lm.model, batch_rows, max_new_tokens) as decoder:
+    with open_decoder(lm.model, batch_rows, max_new_tokens + before) as decoder:
         while len(slots):
-            places = decoder.lengths.numpy()[slots]
+            places = decoder.lengths.numpy()[slots] - before
             logits = decoder.step(torch.from_numpy(ids), torch.from_numpy(slots))[
                 :, : lm.vocab_size
             ].float()
+            own = places >= 0
+            if not own.all():
+                logits = logits[torch.from_numpy(own).to(lm.device)]
             p = next_token_probabilities(logits, temperature, top_p)
             if first_token == "flat":
-                p[torch.from_numpy(places == 0).to(lm.device)] = 1 / lm.vocab_size
-            ids = draw_tokens(p, generator)[:, 0].cpu().numpy()
-            text[slots, places] = ids
-            sampled += len(slots)
-            progress(len(slots))
-            ended = np.isin(ids, ends) | (places + 1 == max_new_tokens)
+                p[torch.from_numpy(places[own] == 0).to(lm.device)] = 1 / lm.vocab_size
+            # rows that are still in what is given go on in it
+            ids = given[np.where(own, 0, places + before + 1)]
+            ids[own] = draw_tokens(p, generator)[:, 0].cpu().numpy()
+            text[slots[own], places[own]] = ids[own]
+            sampled += int(own.sum())
+            progress(int(own.sum()))
+            ended = own & (np.isin(ids, ends) | (places + 1 == max_new_tokens))
             for i in np.flatnonzero(ended):
                 documents[number[slots[i]]] = text[slots[i], : places[i] + 1].copy()
             if sampled < tokens:
@@ -91,7 +154,7 @@ def sample(
                 number[again] = np.arange(begun, begun + len(again))
                 begun += len(again)
                 decoder.lengths[again] = 0
-                ids[ended] = lm.bos_id
+                ids[ended] = given[0]
             else:
                 slots = slots[~ended]
                 ids = ids[~ended]
@@ -179,6 +242,7 @@ def write_shards(
     temperature: float,
     top_p: float,
     first_token: str,
+    start: str | None = None,
     worker: int = 0,
     of: int = 1,
     title: str = "faithful text",
@@ -188,7 +252,8 @@ def write_shards(
 
     Args:
         folder: of the shards.
-        lm: to sample from; the other arguments that are not here are those of `sample`.
+        lm: to sample from; the other arguments that are not here are those of `sample`, and `start`
+            is that of start_ids.
         tokens: of the whole dataset, at least.
         shard_tokens: of a shard, at least; the last one has what remains.
         seed: each shard has its own generator, seeded by (seed, shard).
@@ -196,6 +261,12 @@ def write_shards(
         of: every so many shards one is written here.
         title: of the progress bar.
     """
+    given = start_ids(lm.tokenizer, lm.bos_id, start, lm.model.name_or_path)
+    if (kind := lm.model.config.model_type) not in MODELS:
+        print(
+            f"note: sampling with transformers' own cache, which is slower: the attention of a "
+            f"model of type {kind!r} is not known here"
+        )
     with tqdm(total=tokens // of, unit="token", unit_scale=True, desc=title) as bar:
         for shard in range(worker, math.ceil(tokens / shard_tokens), of):
             path = folder / f"shard_{shard:05d}.safetensors"
@@ -216,12 +287,13 @@ def write_shards(
                     first_token,
                     min(shard_tokens, tokens - shard * shard_tokens),
                     bar.update,
+                    given,
                 )
                 with atomic_path(path) as tmp:
                     save_file(joined(documents), tmp)
 
 
 def read_shards(folder: Path) -> Iterator[np.ndarray]:
-    """Yield the documents of a dataset (int32 ids without BOS) in order."""
+    """Yield the documents of a dataset (int32 ids without what they start after) in order."""
     for path in sorted(folder.glob("shard_*.safetensors")):
         yield from separate(load_file(path))

@@ -42,14 +42,14 @@ def first_token_kl(model: np.ndarray, counts: np.ndarray) -> tuple[float, float]
 
 def dataset_statistics(
     documents: Iterable[np.ndarray],
-    bos_distribution: ArrayLike,
+    first_distribution: ArrayLike,
     pretraining: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """One row of Table 1, and the first tokens behind Appendix C.
 
     Args:
         documents: ids without BOS, int.
-        bos_distribution: float64 [V], the model's after BOS.
+        first_distribution: float64 [V], the model's of the first token.
         pretraining: int64 [V], how often each token stands in the text that the model was trained
             on; None where that is not known.
 
@@ -59,7 +59,7 @@ def dataset_statistics(
         share of its tokens that the documents cover (NaN where it is not known). `expected` values
         are those of perfect sampling.
     """
-    model = np.asarray(bos_distribution)
+    model = np.asarray(first_distribution)
     vocabulary = len(model)
     all_counts = np.zeros(vocabulary, np.int64)
     first_counts = np.zeros(vocabulary, np.int64)
@@ -89,7 +89,7 @@ def dataset_statistics(
 
 
 def perfect_sampling(
-    bos_distribution: ArrayLike, n_documents: int, draws: int = 200, seed: int = 0
+    first_distribution: ArrayLike, n_documents: int, draws: int = 200, seed: int = 0
 ) -> dict[str, float]:
     """What Table 1 would say of first tokens drawn from the model's distribution itself.
 
@@ -97,7 +97,7 @@ def perfect_sampling(
     about their number, less one, over twice the number of documents.
 
     Args:
-        bos_distribution: float64 [V], the model's after BOS.
+        first_distribution: float64 [V], the model's of the first token.
         n_documents: first tokens drawn.
         draws: datasets that are simulated.
         seed: of these.
@@ -106,7 +106,7 @@ def perfect_sampling(
         mean and standard deviation over datasets: expected_kl, expected_kl_sd (nats),
         expected_first_token_coverage (percent), expected_missing_mass.
     """
-    model = np.asarray(bos_distribution, float)
+    model = np.asarray(first_distribution, float)
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
@@ -122,7 +122,7 @@ def perfect_sampling(
 
 
 def first_token_fit(
-    bos_distribution: ArrayLike, first_counts: np.ndarray, eps: float
+    first_distribution: ArrayLike, first_counts: np.ndarray, eps: float
 ) -> tuple[float, int]:
     """Chi-square test that the first tokens are draws from the model's distribution.
 
@@ -132,14 +132,14 @@ def first_token_fit(
     is spread over them is not tested.
 
     Args:
-        bos_distribution: float64 [V], the model's after BOS.
+        first_distribution: float64 [V], the model's of the first token.
         first_counts: int64 [V], of dataset_statistics.
         eps: of the model's dtype.
 
     Returns:
         (p, number of cells); of one cell p is 1.
     """
-    model = np.asarray(bos_distribution)
+    model = np.asarray(first_distribution)
     n = int(first_counts.sum())
     order = np.argsort(-model, kind="stable")
     # the last cell holds the rest
@@ -154,7 +154,7 @@ def first_token_fit(
 
 
 def first_token_table(
-    bos_distribution: ArrayLike,
+    first_distribution: ArrayLike,
     first_counts: np.ndarray,
     counts: np.ndarray,
     tokenizer: "PreTrainedTokenizerBase",
@@ -163,7 +163,7 @@ def first_token_table(
     dataset's frequency as first token, and how often it stands anywhere in the dataset.
 
     Args:
-        bos_distribution: float64 [V], the model's after BOS.
+        first_distribution: float64 [V], the model's of the first token.
         first_counts: int64 [V], of dataset_statistics; so is counts.
     """
     return pd.DataFrame(
@@ -173,7 +173,7 @@ def first_token_table(
                 tokenizer.decode([i]) or tokenizer.convert_ids_to_tokens(i)
                 for i in range(len(first_counts))
             ],
-            "model": np.asarray(bos_distribution),
+            "model": np.asarray(first_distribution),
             "dataset": first_counts / first_counts.sum(),
             "count": counts,
         }

@@ -22,6 +22,14 @@ over all tokens in float64.
 With BOS, every position is replaced and measured. Without, BOS positions keep their x, and neither
 they nor the predictions made from them are measured.
 
+Where SAEs are trained without massive activations (sae.activations), there are as well
+
+    ce_diff_moderate, l2_moderate, explained_variance_moderate
+
+the same formulas on moderate positions alone: those that are not BOS and whose norm is at most
+max_norm x the median norm of the positions that are not BOS. Others keep their x. So a few
+positions that hold most of the variance, and that the SAE has not seen, do not decide.
+
 Sums of each row are kept beside the means, for intervals over rows (uncertainty.bootstrap_error).
 """
 
@@ -34,9 +42,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from faithful_sae.sae.activations import as_ids, rows_in_batches, token_activations
+from faithful_sae.sae.activations import as_ids, norm_limit, rows_in_batches, token_activations
 from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
@@ -44,6 +53,9 @@ if TYPE_CHECKING:
 
 
 ROW_SUMS = ("ce", "ce_sae", "kl", "error", "variance", "ev_authors", "ev_legacy")
+# measured on moderate positions, too, and what their intervals are made of
+MODERATE = ("ce_diff", "l2", "explained_variance")
+MODERATE_SUMS = ("measured", "scored", "ce", "ce_sae", "error", "variance")
 
 
 @dataclass(frozen=True)
@@ -64,23 +76,39 @@ class Fidelity:
     ce_recovered: float
 
 
+@dataclass(frozen=True)
+class ModerateFidelity(Fidelity):
+    """The same, and on moderate positions alone. `massive`: positions, BOS left out, that are not
+    moderate.
+    """
+
+    massive: int
+    ce_diff_moderate: float
+    l2_moderate: float
+    explained_variance_moderate: float
+
+
 def fidelity(
     sae: TopKSAE,
     lm: "LanguageModel",
     tokens: np.ndarray,
     include_bos: bool = True,
     batch_rows: int = 16,
+    max_norm: float | None = None,
 ) -> Fidelity:
     """Fidelity of one SAE on token rows int [R, T] (T >= 2, each row starting with BOS).
 
     Args:
         include_bos: whether BOS positions are replaced and measured, too.
         batch_rows: rows per forward pass.
+        max_norm: as fidelity_of_all.
 
     Raises:
         ValueError: as fidelity_of_all.
     """
-    measured, _ = fidelity_of_all({"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,))
+    measured, _ = fidelity_of_all(
+        {"sae": sae}, lm, tokens, batch_rows, modes=(include_bos,), max_norm=max_norm
+    )
     return measured["sae", include_bos]
 
 
@@ -91,11 +119,12 @@ def fidelity_of_all(
     batch_rows: int = 16,
     modes: Sequence[bool] = (True, False),
     description: str = "fidelity",
+    max_norm: float | None = None,
 ) -> tuple[dict[tuple[Any, bool], Fidelity], dict[tuple[Any, bool], pd.DataFrame]]:
     """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
 
     Cost per row: one stopped forward pass for the mean, one full pass, and per SAE and mode one
-    pass from the hook on.
+    pass from the hook on. With max_norm there is one mode more.
 
     Args:
         saes: by name, on the model's device.
@@ -103,6 +132,9 @@ def fidelity_of_all(
         batch_rows: rows per forward pass.
         modes: with BOS (True), without (False).
         description: of the progress bar.
+        max_norm: above so many times the median norm a position is massive; the results are
+            ModerateFidelity then, and rows have MODERATE_SUMS of moderate positions, each called
+            <name>_moderate. None: as if none were.
 
     Returns:
         ({(name, include_bos): Fidelity}, {(name, include_bos): rows}). Where all x are alike,
@@ -137,11 +169,19 @@ def fidelity_of_all(
                 f"{lm.d_model} wide"
             )
     means = {mode: _mean(lm, tokens, batch_rows, mode) for mode in modes}
+    limit = _limit(lm, tokens, batch_rows, max_norm)
     n = len(tokens)
-    jobs = {(name, mode): _Sums(means[mode], n) for mode in modes for name in saes}
+    jobs: dict[tuple[Any, Any], _Sums] = {
+        (name, mode): _Sums(means[mode], n) for mode in modes for name in saes
+    }
     ablations = {
         (value, mode): _Sums(means[mode], n) for mode in modes for value in ("zero", "mean")
     }
+    ways: tuple[Any, ...] = tuple(modes)
+    if max_norm is not None:
+        ways += ("moderate",)
+        mean = _mean(lm, tokens, batch_rows, False, limit)
+        jobs |= {(name, "moderate"): _Sums(mean, n) for name in saes}
     for ids in tqdm(
         rows_in_batches(tokens, batch_rows),
         total=math.ceil(len(tokens) / batch_rows),
@@ -151,10 +191,11 @@ def fidelity_of_all(
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
         log_p = F.log_softmax(logits[:, :-1], -1)
-        measured = {mode: (ids != lm.bos_id) | mode for mode in modes}
+        measured: dict[Any, Tensor] = {mode: (ids != lm.bos_id) | mode for mode in modes}
+        measured["moderate"] = (ids != lm.bos_id) & (x.norm(dim=-1) <= limit)
         for name, sae in saes.items():
             x_hat = sae.reconstruct(x)
-            for mode in modes:
+            for mode in ways:
                 jobs[name, mode].add(lm, ids, x, x_hat, log_p, measured[mode])
         for (value, mode), sums in ablations.items():
             replacement = torch.zeros_like(x)
@@ -166,18 +207,56 @@ def fidelity_of_all(
             *(ablations[value, mode].mean("ce_sae") for value in ("zero", "mean"))
         )
         for (name, mode), sums in jobs.items()
+        if mode in modes
     }
     zero = {mode: ablations["zero", mode].rows("ce_sae") for mode in modes}
-    rows = {key: sums.by_row().assign(ce_zero=zero[key[1]]) for key, sums in jobs.items()}
+    rows = {
+        (name, mode): jobs[name, mode].by_row().assign(ce_zero=zero[mode]) for name, mode in records
+    }
+    if max_norm is not None:
+        content = int((tokens != lm.bos_id).sum())
+        for key, record in records.items():
+            sums = jobs[key[0], "moderate"]
+            records[key] = _with_moderate(record, sums, content)
+            of_rows = sums.by_row()
+            rows[key] = rows[key].assign(
+                **{f"{name}_moderate": of_rows[name] for name in MODERATE_SUMS}
+            )
     return records, rows
 
 
-def _mean(lm, tokens, batch_rows, include_bos):
-    """float64 [D], of x over the corpus."""
+def _with_moderate(record, sums, content):
+    """A Fidelity and the sums over moderate positions; content: positions that are not BOS."""
+    some = sums.count("error") > 0
+    scored = sums.count("ce") > 0
+    return ModerateFidelity(
+        **vars(record),
+        massive=content - sums.count("error"),
+        ce_diff_moderate=sums.mean("ce_sae") - sums.mean("ce") if scored else math.nan,
+        l2_moderate=sums.mean("error") / len(sums.center) if some else math.nan,
+        explained_variance_moderate=1 - _ratio(sums.total("error"), sums.total("variance")),
+    )
+
+
+def _limit(lm, tokens, batch_rows, max_norm):
+    """The largest norm of a moderate position."""
+    if max_norm is None:
+        return math.inf
+    norms = [
+        token_activations(lm, ids, False).norm(dim=-1)
+        for ids in rows_in_batches(tokens, batch_rows)
+    ]
+    return norm_limit(torch.cat(norms), max_norm)
+
+
+def _mean(lm, tokens, batch_rows, include_bos, limit=math.inf):
+    """float64 [D], of x over the corpus, up to a norm."""
     total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     count = 0
     for ids in rows_in_batches(tokens, batch_rows):
         x = token_activations(lm, ids, include_bos)
+        if limit < math.inf:
+            x = x[x.norm(dim=-1) <= limit]
         total = total + x.double().sum(0)
         count = count + len(x)
     return total / max(count, 1)
@@ -262,14 +341,19 @@ class _Sums:
 
 
 def cross_entropy_of_rows(
-    lm: "LanguageModel", rows: Sequence[np.ndarray], batch_rows: int, include_bos: bool
+    lm: "LanguageModel",
+    rows: Sequence[np.ndarray],
+    batch_rows: int,
+    include_bos: bool,
+    given: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The model's own cross-entropy on each of some rows, packed ones or documents.
 
     Args:
-        rows: int [T], each with BOS first; they may differ in length.
+        rows: int [T], each with BOS or another start first; they may differ in length.
         batch_rows: rows per forward pass; shorter ones are padded on the right.
         include_bos: whether predictions made from BOS count.
+        given: how many predictions at the beginning of each row do not count.
 
     Returns:
         (sums float64 [R] in nats, counts int64 [R] of predictions).
@@ -285,6 +369,7 @@ def cross_entropy_of_rows(
         losses = -F.log_softmax(logits[:, :-1].float(), -1).gather(-1, targets)[..., 0].cpu()
         scored = torch.arange(1, ids.shape[1]) < lengths[:, None]
         scored &= (ids[:, :-1] != lm.bos_id) | include_bos
+        scored[:, :given] = False
         sums.append(torch.where(scored, losses.double(), 0.0).sum(1))
         counts.append(scored.sum(1))
     return torch.cat(sums).numpy(), torch.cat(counts).numpy()

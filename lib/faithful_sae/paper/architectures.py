@@ -9,7 +9,7 @@ import pandas as pd
 
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
 from faithful_sae.paper.claims import PERCENT, SHARE
-from faithful_sae.paper.estimates import cells_by, values_by
+from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
@@ -42,7 +42,9 @@ def _fidelity(run: Run, rows: Rows, by: list[str]) -> dict[str, dict[tuple, Esti
     """{measure: {(variant, ...): estimate}} on the text that the SAEs were trained on."""
     both = (rows["variant_fidelity"], rows["variant_fidelity_rows"])
     table, by_row = (part.loc[part.trained_on == part.evaluated_on] for part in both)
-    return cells_by(table, by_row, by, ("explained_variance", "ce_diff"))
+    measures = ["explained_variance", "ce_diff"]
+    measures += [name for name in MODERATE if name in table]
+    return cells_by(table, by_row, by, measures)
 
 
 def estimates(run: Run, rows: Rows) -> dict[str, dict[tuple[str, str], Estimate]]:
@@ -67,7 +69,9 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
     shown = {
         "l0": "L0",
         "explained_variance": "EV",
+        "explained_variance_moderate": "EV, moderate",
         "ce_diff": "CE difference",
+        "ce_diff_moderate": "CE difference, moderate",
         "sfr": "SFR",
         "ffr": "FFR",
         "dead": "dead",
@@ -80,8 +84,8 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
         record: Record = {"variant": variant, "trained on": heading(run, corpus)}
         record["l1"] = trained[which]
         for measure, name in shown.items():
-            # of one seed there is no pair
-            if which in found[measure]:
+            # of one seed there is no pair, and without sae.max_norm all tokens are moderate
+            if which in found.get(measure, {}):
                 record |= cell(name, found[measure][which])
         records.append(record)
     return pd.DataFrame(records)
@@ -93,7 +97,9 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
         "sfr": "SFR",
         "ffr": "FFR (%)",
         "explained_variance": "explained variance",
+        "explained_variance_moderate": "explained variance, moderate",
         "ce_diff": "CE difference (nats)",
+        "ce_diff_moderate": "CE difference (nats), moderate",
     }
     found = estimates(run, rows)
     return pd.DataFrame(
@@ -105,7 +111,7 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
             "half_width": estimate.half_width(),
         }
         for measure, name in shown.items()
-        for (variant, corpus), estimate in found[measure].items()
+        for (variant, corpus), estimate in found.get(measure, {}).items()
     )
 
 

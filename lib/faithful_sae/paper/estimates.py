@@ -37,6 +37,15 @@ RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     # per dimension: of a row of 512 tokens the number of dimensions is not known here
     "l2": lambda rows: (rows.error, rows.measured),
 }
+# on moderate positions alone (metrics/fidelity.py); measured with sae.max_norm
+MODERATE: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
+    "ce_diff_moderate": lambda rows: (
+        rows.ce_sae_moderate - rows.ce_moderate,
+        rows.scored_moderate,
+    ),
+    "l2_moderate": lambda rows: (rows.error_moderate, rows.measured_moderate),
+    "explained_variance_moderate": lambda rows: (rows.error_moderate, rows.variance_moderate),
+}
 
 
 def values_by(rows: pd.DataFrame, by: Sequence[str], column: str) -> dict[Any, Values]:
@@ -81,13 +90,15 @@ def _of_mode(run, include_bos):
 
 
 def fidelity_cells(
-    run: Run, measures: Iterable[str] = RATIOS, include_bos: bool = False
+    run: Run, measures: Iterable[str] | None = None, include_bos: bool = False
 ) -> dict[str, dict[tuple, Estimate]]:
     """{measure: {(trained on, evaluated on): estimate}} of every cell of the matrices, for some or
     all measures, with or without BOS.
     """
     by = ["trained_on", "evaluated_on"]
     table, by_row = _of_mode(run, include_bos)
+    if measures is None:
+        measures = [*RATIOS, *(name for name in MODERATE if name in table)]
     return cells_by(table, by_row, by, measures)
 
 
@@ -108,7 +119,7 @@ def cells_by(
             over_seeds = mean_over_seeds(values)
             sums, counts = _row_sums(of_cell[cell], measure)
             error = bootstrap_error(sums, counts)
-            if measure == "l2":
+            if measure in ("l2", "l2_moderate"):
                 error *= over_seeds.value / (sums.sum() / counts.sum())
             cells[measure][cell] = replace(over_seeds, text_error=error)
     return cells
@@ -116,7 +127,7 @@ def cells_by(
 
 def _row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
-    sums, counts = RATIOS[measure](rows)
+    sums, counts = (RATIOS | MODERATE)[measure](rows)
     table = pd.DataFrame({"row": rows.row, "sum": sums, "count": counts})
     table = pd.DataFrame(table.groupby("row")[["sum", "count"]].mean())
     return table["sum"].to_numpy(float), table["count"].to_numpy(float)

@@ -42,15 +42,22 @@ is in `artifacts/{profile}/exhibits`.
 
 
 def notebook_exhibits(run: Run, notebook: str) -> list[Exhibit]:
-    """The exhibits one notebook writes for a run: none that needs a section the run leaves out."""
+    """The exhibits one notebook writes for a run: none that needs what the run leaves out."""
     stage = stages()[notebook]
     if not stage.profile and not stage.wanted(run):
         return []
     return [
         exhibit
         for exhibit in exhibits().values()
-        if exhibit.notebook == notebook and (not exhibit.needs or getattr(run, exhibit.needs))
+        if exhibit.notebook == notebook and (not exhibit.needs or _given(run, exhibit.needs))
     ]
+
+
+def _given(run: Run, name: str) -> bool:
+    """Whether a section of a run, or a key of one, is there and not null."""
+    section, _, key = name.partition(".")
+    found = getattr(run, section)
+    return bool(getattr(found, key) if key and found else found)
 
 
 def profile_note(runs: list[Run]) -> str:
@@ -277,14 +284,17 @@ def _made_of(exhibit, run):
 
 def figures_readme(profile: str = "laptop") -> str:
     """The text of figures/README.md: the exhibits, with links to the files of a profile."""
-    models = [run.name for run in load_profile(profile)]
+    runs = load_profile(profile)
     rows = []
     for exhibit in exhibits().values():
         suffix = "md" if exhibit.kind == "table" else "png"
-        links = " ".join(
-            f"[{name}]({profile}/{exhibit.stem(name)}.{suffix})"
-            for name in (models if exhibit.scope == "model" else [exhibit.id])
-        )
+        names = [exhibit.id]
+        if exhibit.scope == "model":
+            names = [
+                run.name for run in runs if exhibit in notebook_exhibits(run, exhibit.notebook)
+            ]
+        links = " ".join(f"[{name}]({profile}/{exhibit.stem(name)}.{suffix})" for name in names)
+        links = links or f"only with `{exhibit.needs}`"
         notebook = f"[{exhibit.notebook}](../notebooks/{exhibit.notebook}.ipynb)"
         rows.append(f"| {exhibit.title} | {exhibit.paper} | {notebook} | {links} |")
     return README.format(profile=profile, rows="\n".join(rows))

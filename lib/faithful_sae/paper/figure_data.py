@@ -74,6 +74,8 @@ def probing(runs: list[Run]) -> pd.DataFrame:
 def fidelity(run: Run) -> pd.DataFrame:
     """The matrices of Figure 5: every cell's mean over seeds and half of its interval."""
     measures = ("ce_diff", "l2", "explained_variance")
+    if run.sae.max_norm is not None:
+        measures += tuple(f"{measure}_moderate" for measure in measures)
     cells = fidelity_cells(run, measures)
     rows = []
     for trained_on, evaluated_on in cells["ce_diff"]:

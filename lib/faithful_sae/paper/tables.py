@@ -510,6 +510,8 @@ def fidelity(run: Run) -> pd.DataFrame:
     """
     measured_rows = read_rows(run, "fidelity")
     given = ["tokens", "ce", "ce_zero", "ce_mean"]
+    if "massive" in measured_rows:
+        given.insert(1, "massive")
     keys = ["trained_on", "evaluated_on", "include_bos"]
     without_sae = measured_rows.groupby(keys, sort=False)[given].agg("first")
     rows = []
@@ -522,7 +524,9 @@ def fidelity(run: Run) -> pd.DataFrame:
             for measure, estimates in cells.items():
                 row |= cell(measure, estimates[pair])
             rows.append(row)
-    return pd.DataFrame(rows).astype({"tokens": "int64"})
+    return pd.DataFrame(rows).astype(
+        {name: "int64" for name in given if name in ("tokens", "massive")}
+    )
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:

@@ -58,6 +58,7 @@ def key(
     unit: str = "",
     paper: str = "",
     changes: Literal["numbers", "names", "nothing"] = "numbers",
+    later: bool = False,
     **limits: float,
 ) -> Any:
     """A field of a section.
@@ -69,9 +70,11 @@ def key(
         paper: section of the FaithfulSAE paper that it comes from.
         changes: "numbers" of some result; "names" under which results are shown; or "nothing" but
             speed and room. Fingerprints leave out what changes no number (see keys.py).
+        later: a key that came after others had results, and whose default is what was done before:
+            fingerprints leave it out at its default, so that those results stay current.
         limits: pydantic's gt, ge, lt, le.
     """
-    about: dict[str, Any] = {"unit": unit, "paper": paper, "changes": changes}
+    about: dict[str, Any] = {"unit": unit, "paper": paper, "changes": changes, "later": later}
     field: Any = Field
     return field(default, description=says, json_schema_extra=about, **limits)
 
@@ -139,18 +142,29 @@ class Model(NamedTuple):
         need(there, at, f"= {layer} is out of range: {self.name} has blocks 0 to {last}")
 
 
-def plain(value: Any, keep: tuple[str, ...] = ("numbers", "names", "nothing")) -> Any:
-    """A parameter value as data that JSON can hold, with the fields that change one of `keep`."""
+EVERYTHING = ("numbers", "names", "nothing")
+
+
+def plain(value: Any, keep: tuple[str, ...] = EVERYTHING) -> Any:
+    """A parameter value as data that JSON can hold, with the fields that change one of `keep`; all
+    but EVERYTHING is for fingerprints, which leave out what `key` says of `later`.
+    """
     if isinstance(value, Section):
         fields = type(value).model_fields
         return {
             name: plain(getattr(value, name), keep)
             for name, field in fields.items()
             if changes(field) in keep
+            and (keep == EVERYTHING or not _as_before(field, getattr(value, name)))
         }
     if isinstance(value, dict):
         return {name: plain(item, keep) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _as_before(field: Any, value: Any) -> bool:
+    """Whether a field that came later says what was done before it."""
+    return (field.json_schema_extra or {}).get("later", False) and value == field.default
 
 
 def changes(field: Any) -> str:

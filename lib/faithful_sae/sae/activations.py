@@ -9,6 +9,11 @@ sequence_length rows. While SAEs are trained on one window, a thread reads the n
 
 Memory: two windows, 2 x buffer_tokens x D float32. Groups stay the same in all epochs, so that what
 the model says of them can be kept on disk instead of computed again, to the same bytes.
+
+A few activations of a large model are massive (Sun et al. 2024): their norm is ten to a hundred
+times the median, and they hold most of the variance, which SAEs would be trained on. With
+`max_norm` they are left out, as dictionary_learning does, and listed. What is kept on disk has
+them, so that it serves any max_norm.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,6 +29,17 @@ from faithful_sae.sae.activation_cache import ActivationCache
 
 if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
+
+
+# activations whose norms give a stream's median
+SAMPLE = 16_384
+
+
+def norm_limit(norms: Tensor, max_norm: float) -> float:
+    """max_norm x the median of some norms [N] (the lower one of two in the middle): activations
+    above it are massive. NaN if a norm is.
+    """
+    return max_norm * norms.median().item()
 
 
 def rows_in_batches(rows: np.ndarray, batch_rows: int) -> Iterator[Tensor]:
@@ -60,6 +77,8 @@ class ActivationStream:
         include_bos: whether activations at BOS are given out.
         seed: of the order.
         cache: None: the language model runs in every epoch.
+        max_norm: activations of a norm above so many times the median are left out. The median is
+            that of the first SAMPLE activations, in the order of the groups; None: none are.
 
     Raises:
         ValueError: no rows; nothing but BOS in them.
@@ -77,6 +96,7 @@ class ActivationStream:
         include_bos: bool,
         seed: int,
         cache: ActivationCache | None = None,
+        max_norm: float | None = None,
     ) -> None:
         if len(rows) == 0:
             raise ValueError("no token rows to take activations from")
@@ -87,6 +107,11 @@ class ActivationStream:
         self.seed = seed
         self.include_bos = include_bos
         self.cache = cache
+        self.max_norm = max_norm
+        # the largest norm given out, once known
+        self.limit: float | None = None
+        # of each group read, its activations above the limit: row, position, token, norm [N, 4]
+        self._massive: dict[int, np.ndarray] = {}
         window_rows = max(buffer_tokens // rows.shape[1], 1)
         self.group_rows = min(lm_batch_rows, window_rows)
         self.window_groups = window_rows // self.group_rows
@@ -126,17 +151,38 @@ class ActivationStream:
 
     def state(self) -> dict | None:
         """{window, given, left}: where the stream is, after the batch given out last; None in the
-        middle of a window.
+        middle of a window. With max_norm also {limit, massive}.
         """
         if not self.between:
             return None
-        return {"window": self.window, "given": self.given, "left": self.left}
+        state = {"window": self.window, "given": self.given, "left": self.left}
+        if self.max_norm is not None:
+            # the reader may be adding to it
+            groups = [np.insert(rows, 0, group, 1) for group, rows in [*self._massive.items()]]
+            found = np.concatenate([np.empty((0, 5)), *groups])
+            state |= {"limit": self.limit, "massive": torch.from_numpy(found)}
+        return state
 
     def resume(self, state: Mapping) -> None:
         """Go on from a `state` of a stream with the same arguments."""
         self.window = int(state["window"])
         self.given = int(state["given"])
         self.left = state["left"].to(self.lm.device)
+        if self.max_norm is not None:
+            self.limit = float(state["limit"])
+            found = state["massive"].cpu().numpy()
+            self._massive = {int(g): found[found[:, 0] == g, 1:] for g in np.unique(found[:, 0])}
+
+    def massive(self) -> pd.DataFrame:
+        """The activations that were left out of the windows read so far, each once, the largest
+        first: row, position (in the row), token (its id), norm.
+        """
+        found = np.concatenate(
+            [np.empty((0, 4)), *(self._massive[g] for g in sorted(self._massive))]
+        )
+        table = pd.DataFrame(found, columns=["row", "position", "token", "norm"])
+        table = table.astype({"row": int, "position": int, "token": int})
+        return table.sort_values(["norm", "row", "position"], ascending=[False, True, True])
 
     def keep(self, groups: Iterable[int]) -> None:
         """See to it that the cache holds these groups, of the `groups` there are."""
@@ -164,7 +210,7 @@ class ActivationStream:
         buffer = torch.empty(self.batch_tokens + tokens, self.lm.d_model, device=self.lm.device)
         end = self.batch_tokens
         for group in chosen:
-            x = self._group(int(group))
+            x = self._moderate(int(group))
             buffer[end : end + len(x)] = x
             end += len(x)
         return buffer, end
@@ -178,11 +224,42 @@ class ActivationStream:
         """Activations of one group of rows, from the cache if they are there."""
         if self.cache and (x := self.cache.read(group)) is not None:
             return x.to(self.lm.device)
-        rows = np.sort(self.row_order[group * self.group_rows : (group + 1) * self.group_rows])
-        x = token_activations(self.lm, as_ids(self.rows[rows]), self.include_bos)
+        x = token_activations(self.lm, as_ids(self.rows[self._rows_of(group)]), self.include_bos)
         if self.cache:
             self.cache.write(group, x)
         return x
+
+    def _rows_of(self, group):
+        return np.sort(self.row_order[group * self.group_rows : (group + 1) * self.group_rows])
+
+    def _moderate(self, group):
+        """A group without its massive activations, which are noted."""
+        x = self._group(group)
+        if self.max_norm is None:
+            return x
+        norms = x.norm(dim=-1)
+        if self.limit is None:
+            self.limit = norm_limit(self._sample_of_norms(), self.max_norm)
+        # what is not a number stays, so that the training says so
+        massive = norms > self.limit
+        if group not in self._massive and massive.any():
+            rows = self._rows_of(group)
+            ids = np.asarray(self.rows[rows])
+            content = np.ones(ids.shape, bool) if self.include_bos else ids != self.lm.bos_id
+            row, position = (index[massive.cpu().numpy()] for index in content.nonzero())
+            columns = (rows[row], position, ids[row, position], norms[massive].cpu().numpy())
+            self._massive[group] = np.stack(columns, 1).astype(float)
+        return x[~massive]
+
+    def _sample_of_norms(self):
+        """[N] of the first groups."""
+        found, count = [], 0
+        for group in range(self.groups):
+            found.append(self._group(group).norm(dim=-1))
+            count += len(found[-1])
+            if count >= SAMPLE:
+                break
+        return torch.cat(found)
 
     def _window_seed(self):
         return int(

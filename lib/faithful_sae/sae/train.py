@@ -347,10 +347,10 @@ def _save(checkpoint, step, trainings, position):
     }
     numbers = {
         "trainings": [numbers for _, numbers in states],
-        "window": position["window"],
-        "given": position["given"],
+        **{name: value for name, value in position.items() if not torch.is_tensor(value)},
     }
-    checkpoint.save(step, tensors | {"left": position["left"]}, numbers)
+    tensors |= {name: value for name, value in position.items() if torch.is_tensor(value)}
+    checkpoint.save(step, tensors, numbers)
 
 
 def _resume(checkpoint, trainings, batches):
@@ -367,9 +367,8 @@ def _resume(checkpoint, trainings, batches):
             },
             own,
         )
-    batches.resume(
-        {"window": numbers["window"], "given": numbers["given"], "left": tensors["left"]}
-    )
+    # the trainings' names have their number in front
+    batches.resume(numbers | tensors)
     return step
 
 

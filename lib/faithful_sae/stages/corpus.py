@@ -21,7 +21,7 @@ from faithful_sae.files import (
     seal,
 )
 from faithful_sae.lm import sampling
-from faithful_sae.lm.model import LanguageModel
+from faithful_sae.lm.model import LanguageModel, ModelError
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import run_first
@@ -49,6 +49,25 @@ def faithful_fingerprint(run: Run) -> Fingerprint:
     return Fingerprint(settings(run, TEXT), {"model": model_key(run)}, code)
 
 
+def start_of(run: Run, lm: LanguageModel) -> list[int]:
+    """The ids that the documents of a run are sampled after (generate.start).
+
+    Raises:
+        ModelError: as sampling.start_ids; a context too short for them and a document.
+    """
+    g = run.generate
+    try:
+        ids = sampling.start_ids(lm.tokenizer, lm.bos_id, g.start, run.model_name)
+    except ModelError as error:
+        raise ModelError(f"{run.file}: {error}") from None
+    if len(ids) + g.max_new_tokens > lm.context:
+        raise ModelError(
+            f"{run.file}: generate.max_new_tokens = {g.max_new_tokens} and the {len(ids)} tokens "
+            f"of generate.start exceed the context of {run.model_name}, {lm.context} tokens"
+        )
+    return ids
+
+
 def make_faithful(run: Run, lm: LanguageModel) -> Path:
     """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
     run goes on where it was.
@@ -65,6 +84,7 @@ def make_faithful(run: Run, lm: LanguageModel) -> Path:
         its folder.
 
     Raises:
+        ModelError: before any work, as start_of.
         DiskFullError: before any work, if the tokens would not fit.
         MemoryError: before any work, if batch_rows rows would not fit in memory.
     """
@@ -100,9 +120,10 @@ def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
 
 def _sample_shards(run, lm, shards, worker=0, of=1):
     g = run.generate
+    start = start_of(run, lm)
     require_space(shards, text_disk(g) // of, "the faithful dataset")
     try:
-        sampling.require_memory(lm, g.batch_rows, g.max_new_tokens)
+        sampling.require_memory(lm, g.batch_rows, g.max_new_tokens + len(start) - 1)
     except MemoryError as error:
         raise MemoryError(f"{run.file}: generate.{error}") from None
     title = f"{run.name}: faithful text"
@@ -110,7 +131,7 @@ def _sample_shards(run, lm, shards, worker=0, of=1):
 
 
 def read_shards(run: Run) -> Iterator[np.ndarray]:
-    """Yield the documents (int32 ids without BOS) of a run's faithful dataset.
+    """Yield the documents (int32 ids without what they start after) of a run's faithful dataset.
 
     Raises:
         MissingInputError: notebook 01 has not made it.
@@ -148,15 +169,20 @@ def _corpus(run, name, lm):
     if not is_current(folder, key):
         why = "is missing or was made with other parameters"
         raise MissingInputError(f"{folder} {why}: {run_first(source, 'dataset')}")
-    tokenizer = lm.tokenizer if source is run else open_model(source).tokenizer
-    return corpus_rows(run, name, lm, (key, read_shards(source), tokenizer))
+    author = lm if source is run else open_model(source)
+    return corpus_rows(run, name, lm, (key, sampled_documents(source, author), author.tokenizer))
+
+
+def sampled_documents(run: Run, lm: LanguageModel) -> Iterator[Ids | Cut]:
+    """The documents of a run's faithful dataset without the tokens that ended them, for `pack`."""
+    return without_end(read_shards(run), sampling.end_ids(lm.tokenizer, start_of(run, lm)))
 
 
 def corpus_rows(
     run: Run,
     name: str,
     lm: LanguageModel,
-    faithful: tuple[str, Iterable[np.ndarray], Any] | None = None,
+    faithful: tuple[str, Iterable[Ids | Cut], Any] | None = None,
 ) -> TokenRows:
     """A corpus as token rows, at most `corpus_tokens` of it; packed once and kept under the run's
     artifacts.
@@ -165,7 +191,7 @@ def corpus_rows(
         run: that reads the corpus.
         name: of the corpus.
         lm: the run's language model.
-        faithful: (key, ids of each document, tokenizer) of a generated corpus. Ids of a model with
+        faithful: (key, sampled_documents, tokenizer) of a generated corpus. Ids of a model with
             another tokenizer are decoded and tokenised anew; ids of the same one are used as
             sampled.
 
@@ -222,9 +248,8 @@ def rows_key(run: Run, name: str) -> str:
 
 
 def _faithful_ids(
-    documents: Iterable[np.ndarray], tokenizer: Any, lm: LanguageModel, vocabulary: str
+    sampled: Iterable[Ids | Cut], tokenizer: Any, lm: LanguageModel, vocabulary: str
 ) -> Iterator[Ids | Cut]:
-    sampled = without_end(documents, {tokenizer.bos_token_id, tokenizer.eos_token_id})
     if digest(tokenizer.get_vocab()) == vocabulary:
         yield from sampled
         return

@@ -55,10 +55,25 @@ class Generate(Section):
     temperature: Positive = key("1: the model's own distribution", 1.0, paper="3.1, 5.4")
     top_p: float = key("1: the paper's plain sampling", 1.0, gt=0, le=1, paper="3.1")
     first_token: Literal["bos", "flat"] = key(
-        "bos: sampled after BOS; flat: uniform over the vocabulary", "bos", paper="3.1, 5.4"
+        "bos: sampled after BOS (or `start`); flat: uniform over the vocabulary",
+        "bos",
+        paper="3.1, 5.4",
+    )
+    start: str | None = key(
+        "what a document is sampled after. null: BOS, or EOS where the tokenizer has none; bos: "
+        "BOS, which it must have; chat: a turn of its chat template with an empty question; any "
+        'other text, such as "<|endoftext|>": its tokens',
+        None,
+        later=True,
     )
     shard_tokens: Count = key("per file; an interrupted run loses at most one", 1_000_000)
     seed: Seed = key("of the samples", 0)
+
+    def check(self, run: Run, need: Need) -> None:
+        why = "= 'flat' is no start but a first token: write first_token: flat, after any start"
+        need(self.start != "flat", "generate.start", why)
+        why = "= 'chat': the embedded model has no chat template"
+        need(self.start != "chat" or not run.embedded, "generate.start", why)
 
     def check_model(self, run: Run, model: Model, need: Need) -> None:
         beside = ": BOS takes one position"
@@ -128,11 +143,12 @@ class GenerateFaithful(Stage):
 
     def _sampling_step(self, run, rates):
         """Seconds of one token for each row, the rows anywhere between their first token and their
-        last, as they are after a while.
+        last, as they are after a while; with transformers' own cache, which begins empty, of rows
+        that are still short.
         """
         import torch
 
-        from faithful_sae.lm.decoding import Decoder
+        from faithful_sae.lm.decoding import open_decoder
         from faithful_sae.lm.sampling import draw_tokens, next_token_probabilities
 
         g = run.generate
@@ -140,7 +156,8 @@ class GenerateFaithful(Stage):
         slots = torch.arange(g.batch_rows)
         generator = torch.Generator(lm.device).manual_seed(0)
         ids = torch.full((g.batch_rows,), lm.bos_id)
-        with torch.inference_mode(), Decoder(lm.model, g.batch_rows, g.max_new_tokens) as decoder:
+        open_rows = open_decoder(lm.model, g.batch_rows, g.max_new_tokens)
+        with torch.inference_mode(), open_rows as decoder:
 
             def step():
                 decoder.lengths = torch.linspace(0, g.max_new_tokens - 1, g.batch_rows).long()

@@ -126,6 +126,14 @@ class SAE(Section):
         "keep them on disk, for large models gone over more than once", False, changes="nothing"
     )
     include_bos: bool = key("train on the activation at BOS (the authors: true)", False)
+    max_norm: float | None = key(
+        "leave out massive activations: those whose norm is above so many times the median; null: "
+        "none",
+        None,
+        unit="medians",
+        later=True,
+        gt=1,
+    )
     recipe: Literal["default", "authors"] = key(
         "authors: optimiser and AuxK of their public code; the paper names neither", "default"
     )

@@ -62,12 +62,13 @@ class FidelityMatrix(Stage):
 
     def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
-        without.
+        without, and where some positions are massive without these.
         """
         f = run.fidelity
+        ways = 2 + (run.sae.max_norm is not None)
         more, one = rates.once("fidelity", lambda: self._passes(run, rates))
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
-        return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
+        return batches * ways * (one + (count_saes(run, f.seeds) - 1) * more)
 
     def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
@@ -88,8 +89,9 @@ class FidelityMatrix(Stage):
 
 
 def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
-    """Fidelity of the SAEs of fidelity.seeds on fidelity.corpora, with and without BOS; writes rows
-    `fidelity`, which it returns, and `fidelity_rows`, the sums of each token row.
+    """Fidelity of the SAEs of fidelity.seeds on fidelity.corpora, with and without BOS, and (with
+    sae.max_norm) on moderate positions alone; writes rows `fidelity`, which it returns, and
+    `fidelity_rows`, the sums of each token row.
 
     Rows measured on are held-out ones, or (rows_from: train, as the authors did) the first of those
     trained on.
@@ -112,7 +114,9 @@ def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
                 "all are used"
             )
         title = f"fidelity on {name}"
-        measured, sums = fidelity_of_all(chosen, lm, rows, f.batch_rows, description=title)
+        measured, sums = fidelity_of_all(
+            chosen, lm, rows, f.batch_rows, description=title, max_norm=run.sae.max_norm
+        )
         for ((trained_on, seed), include_bos), record in measured.items():
             where = {"trained_on": trained_on, "evaluated_on": name, "seed": seed}
             where["include_bos"] = include_bos
@@ -130,16 +134,16 @@ def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:
     rows, predictions made from BOS left out; writes rows `corpus_ce`.
 
     `ce` is on rows as they are packed; `ce_as_sampled`, of the model's own text, on documents as it
-    wrote them, each after a BOS. `error`s are the bootstrap's, over rows.
+    wrote them, each after what it was sampled after. `error`s are the bootstrap's, over rows.
     """
     from faithful_sae.metrics.fidelity import cross_entropy_of_rows
     from faithful_sae.metrics.uncertainty import bootstrap_error
-    from faithful_sae.stages.corpus import corpus, read_shards
+    from faithful_sae.stages.corpus import corpus, read_shards, start_of
 
     f = run.fidelity
 
-    def measure(rows):
-        sums, counts = cross_entropy_of_rows(lm, rows, f.batch_rows, include_bos=False)
+    def measure(rows, given=0):
+        sums, counts = cross_entropy_of_rows(lm, rows, f.batch_rows, False, given)
         return {"ce": sums.sum() / counts.sum(), "error": bootstrap_error(sums, counts)}
 
     records = []
@@ -148,7 +152,8 @@ def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:
         record = {"corpus": name, "rows": len(rows), **measure(rows)}
         if run.corpora[name].faithful == "self":
             documents = itertools.islice(read_shards(run), f.ce_rows)
-            sampled = measure([np.array([lm.bos_id, *ids]) for ids in documents])
+            start = start_of(run, lm)
+            sampled = measure([np.array([*start, *ids]) for ids in documents], len(start))
             record |= {f"{key}_as_sampled": value for key, value in sampled.items()}
         records.append(record)
     table = pd.DataFrame(records)

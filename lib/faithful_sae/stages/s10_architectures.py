@@ -327,7 +327,10 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
     for name in a.corpora:
         rows = corpus(run, name, lm).heldout[: a.rows]
         title = f"fidelity on {name}"
-        measured, sums = fidelity_of_all(saes, lm, rows, run.fidelity.batch_rows, (False,), title)
+        batch_rows = run.fidelity.batch_rows
+        measured, sums = fidelity_of_all(
+            saes, lm, rows, batch_rows, (False,), title, run.sae.max_norm
+        )
         for (which, _), record in measured.items():
             where = _columns(which, "trained_on") | {"evaluated_on": name}
             fidelity.append(where | vars(record))

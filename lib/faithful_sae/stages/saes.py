@@ -67,8 +67,11 @@ def _differences(run: Run, name: str, sae: TopKSAE, made: dict) -> list[tuple[st
     if sae.threshold is None:
         found["sae.k"] = sae.k
     wanted = _flat(sae_settings(run, name))
+    # a key that came later stands in one of the two alone where the other is as before it
     return [
-        (key, found.get(key), value) for key, value in wanted.items() if found.get(key) != value
+        (key, found.get(key), wanted.get(key))
+        for key in {**wanted, **_flat(made)}
+        if found.get(key) != wanted.get(key)
     ]
 
 

@@ -4,15 +4,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from faithful_sae.files import (
     atomic_path,
     file_hash,
     is_current,
+    read_json,
     remove_others,
     require_space,
     seal,
+    write_json,
 )
 from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.lm.model import LanguageModel
@@ -20,7 +24,7 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import BASELINES, Run, plain
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
-from faithful_sae.sae.activations import ActivationStream
+from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.train import train_saes, training_disk
 from faithful_sae.sae.variants import VARIANTS, FrozenDecoder, RandomDictionary, Variant
 from faithful_sae.stages.corpus import corpus, rows_key
@@ -35,6 +39,12 @@ from faithful_sae.stages.s02_train_sae import (
 )
 from faithful_sae.text.packing import TokenRows, is_content
 
+# on which norms are shown
+NORM_ROWS = 64
+# how many massive activations a training left out, and above which norm
+MASSIVE = "massive.json"
+# of them are listed
+LISTED = 1000
 UNTRAINED = dict(zip(BASELINES, (RandomDictionary, FrozenDecoder), strict=True))
 
 
@@ -70,9 +80,13 @@ def train_all(run: Run, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
     curves = curves.astype({"step": "Int64"})
     summary = pd.concat([part for _, part in made], ignore_index=True)
     read = ["tokens", "distinct_tokens", "passes"]
+    counts = ["tokens", "distinct_tokens"]
+    if run.sae.max_norm is not None:
+        read += ["massive", "norm_limit"]
+        counts.append("massive")
     columns = ["corpus", "seed", *read, "fvu", "l0", "dead", "weights", "source"]
-    summary = summary.loc[:, columns]
-    summary = summary.astype({"tokens": "Int64", "distinct_tokens": "Int64"})
+    summary = summary.reindex(columns=columns)
+    summary = summary.astype(dict.fromkeys(counts, "Int64"))
     curves["tokens"] = curves.step * run.sae.batch_tokens
     write_rows(run, "training", curves)
     write_rows(run, "saes", summary)
@@ -152,7 +166,56 @@ def _summary(run, name, curves, n_tokens, available):
         for seed in seeds
     ]
     folder = sae_folder(run, name, seeds[0]).parent
-    return pd.DataFrame(rows).assign(weights=weights_hashes(folder, seeds), source=pd.NA)
+    table = pd.DataFrame(rows).assign(weights=weights_hashes(folder, seeds), source=pd.NA)
+    if run.sae.max_norm is not None:
+        left_out = read_json(sae_artefact(run, name) / MASSIVE)
+        table = table.assign(massive=left_out["tokens"], norm_limit=left_out["norm_limit"])
+    return table
+
+
+def activation_norms(run: Run, name: str, lm: LanguageModel) -> pd.DataFrame:
+    """How large the activations of a corpus are, on its first NORM_ROWS training rows, in units of
+    the median norm of those that are not at BOS.
+
+    Returns:
+        `kind` says what a row is. position: `median` and `largest` norm at the position `place` in
+        the rows of tokens, 0 being BOS. bin: `tokens`, those at BOS left out, with norms from
+        `place` up to that + `width`. `max_norm`: sae.max_norm, NaN if there is none.
+    """
+    rows = corpus(run, name, lm).train[:NORM_ROWS]
+    batches = rows_in_batches(rows, run.sae.lm_batch_rows)
+    norms = torch.cat([lm.activations(ids).norm(dim=-1).cpu() for ids in batches]).double().numpy()
+    content = is_content(rows, lm.bos_id)
+    norms = norms / (np.median(norms[content]) or 1.0)
+    places = pd.DataFrame(
+        {
+            "kind": "position",
+            "place": np.arange(norms.shape[1], dtype=float),
+            "median": np.median(norms, 0),
+            "largest": norms.max(0),
+        }
+    )
+    found = norms[content]
+    # ten a decade, from the least to the largest; a norm of 0 stands with the least above it
+    low, high = found[found > 0].min(initial=1.0), found.max(initial=1.0)
+    edges = 10 ** (np.arange(np.floor(10 * np.log10(low)), 10 * np.log10(high) + 2) / 10)
+    counts, _ = np.histogram(found.clip(edges[0]), edges)
+    bins = pd.DataFrame(
+        {"kind": "bin", "place": edges[:-1], "width": np.diff(edges), "tokens": counts}
+    )
+    limit = float("nan") if run.sae.max_norm is None else run.sae.max_norm
+    return pd.concat([places, bins], ignore_index=True).assign(max_norm=limit)
+
+
+def massive_activations(run: Run, name: str) -> pd.DataFrame:
+    """The massive activations that SAEs called `name` were trained without (sae.max_norm), the
+    LISTED largest of them: row and position in the corpus's training rows, token (its id), norm.
+    Empty where none were left out, or the SAEs are published ones.
+    """
+    file = sae_artefact(run, name) / "massive.csv"
+    if not file.exists():
+        return pd.DataFrame(columns=["row", "position", "token", "norm"])
+    return pd.read_csv(file)
 
 
 def weights_hashes(folder: Path, seeds: tuple[int, ...]) -> list[str]:
@@ -224,8 +287,9 @@ def train_stream(
     variants = [k if isinstance(k, Variant) else variant_of(s, k) for k in ks]
     require_space(folder, training_disk(lm.d_model, d_saes), f"training the SAEs of {name}")
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
+    stream = activation_stream(run, name, rows, lm, max(budgets))
     saes = train_saes(
-        activation_stream(run, name, rows, lm, max(budgets)),
+        stream,
         lm.d_model,
         d_saes,
         variants,
@@ -245,6 +309,8 @@ def train_stream(
         curves = []
         for entry, sae in zip(wanted, saes, strict=True):
             sae.metadata |= about | {"training_tokens": entry["tokens"], "seed": entry["seed"]}
+            if stream.limit is not None:
+                sae.metadata |= {"norm_limit": stream.limit}
             # of TopK SAEs, the rest says it all
             if not isinstance(entry["k"], Variant) and s.variant.name != "topk":
                 sae.metadata |= {"variant": plain(s.variant)}
@@ -252,6 +318,11 @@ def train_stream(
             sae.save(tmp / entry["name"])
             curves.append(sae.training_log.assign(**{label: entry[label]}))
         pd.concat(curves).to_csv(tmp / "training.csv", index=False, lineterminator="\n")
+        if s.max_norm is not None:
+            left_out = stream.massive()
+            write_json(tmp / MASSIVE, {"tokens": len(left_out), "norm_limit": stream.limit})
+            listed = left_out.head(LISTED)
+            listed.to_csv(tmp / "massive.csv", index=False, lineterminator="\n")
         seconds = time.time() - start
         seal(tmp, made.key, made.record(lm.revision, seconds=seconds, device=lm.device))
     checkpoint.remove()
@@ -294,6 +365,7 @@ def activation_stream(
         include_bos=s.include_bos,
         seed=s.data_seed,
         cache=activation_cache(run, name, rows, lm) if s.cache_activations else None,
+        max_norm=s.max_norm,
     )
 
 

@@ -62,7 +62,7 @@ def first_token(data: DataFrame) -> Figure:
     """
     figure, axes = grid(4, 2, 1.75)
     columns = (
-        ("model", "model, after BOS", "probability", COLOURS[2]),
+        ("model", "the model's", "probability", COLOURS[2]),
         ("dataset", "faithful dataset", "frequency", COLOURS[0]),
     )
     for column, (name, title, ylabel, colour) in enumerate(columns):
@@ -119,6 +119,29 @@ def training(data: DataFrame) -> Figure:
     axes[1].set_ylim(0, data["l0 most"].max() * 1.15)
     axes[2].set_ylim(0, max(data["dead most"].max() * 1.1, 1))
     legend_below(figure, axes[0], min(5, len(colours)))
+    return figure
+
+
+@styled
+def activation_norms(data: DataFrame) -> Figure:
+    """Norm of the activation at each position of a row, the median of the rows and the largest, and
+    how many activations have which norm, all in units of the median.
+    """
+    figure, (by_position, histogram) = grid(2, 2, 2.1)
+    limit = data.max_norm.iloc[0]
+    part = data.loc[data.kind == "position"]
+    for name, colour in (("largest", COLOURS[0]), ("median", COLOURS[2])):
+        by_position.plot(part.place, part[name], color=colour, marker=".", markersize=3, label=name)
+    by_position.set(xlabel="position in the row (0: BOS)", ylabel="norm / median norm")
+    part = data.loc[data.kind == "bin"]
+    histogram.bar(part.place, part.tokens, part.width, align="edge", color=COLOURS[2])
+    histogram.set(xlabel="norm / median norm, BOS left out", ylabel="tokens", xscale="log")
+    histogram.set_yscale("symlog", linthresh=1)
+    by_position.set_yscale("log")
+    if np.isfinite(limit):
+        by_position.axhline(limit, color="0.4", linestyle="--", linewidth=0.8, label="max_norm")
+        histogram.axvline(limit, color="0.4", linestyle="--", linewidth=0.8)
+    by_position.legend()
     return figure
 
 
@@ -233,21 +256,34 @@ def firing(data: DataFrame) -> Figure:
 @styled
 def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True) -> Figure:
     """Heat map of one measure: rows are what an SAE was trained on, columns what it is evaluated
-    on. Baselines have no share in the range of colours.
+    on. Baselines have no share in the range of colours. Where massive activations are left out of
+    the training, the measure on moderate tokens alone stands below.
 
     Args:
         value: the column of `data` that is shown, above half of its interval (column `value ±`).
         label: the title.
         lower_is_better: the better, the lighter.
     """
+    shown = {value: label}
+    if f"{value}_moderate" in data:
+        shown[f"{value}_moderate"] = "without massive activations"
+    rows, columns = data.trained_on.nunique(), data.evaluated_on.nunique()
+    figure = Figure(
+        figsize=(1.9 + 0.78 * columns, (0.9 + 0.42 * rows) * len(shown)), layout="constrained"
+    )
+    axes = figure.subplots(len(shown), squeeze=False)[:, 0]
+    for ax, (column, title) in zip(axes, shown.items(), strict=True):
+        _matrix(figure, ax, data, column, lower_is_better)
+        ax.set_title(title)
+    return figure
+
+
+def _matrix(figure, ax, data, value, lower_is_better):
+    """One heat map."""
     table = data.pivot(index="trained_on", columns="evaluated_on", values=value)
     table = table.loc[list(dict.fromkeys(data.trained_on)), list(dict.fromkeys(data.evaluated_on))]
     halves = data.pivot(index="trained_on", columns="evaluated_on", values=f"{value}{HALF}")
     halves = halves.loc[table.index, table.columns].to_numpy()
-    figure = Figure(
-        figsize=(1.9 + 0.78 * table.shape[1], 0.9 + 0.42 * table.shape[0]), layout="constrained"
-    )
-    ax = figure.subplots()
     # what is lost without any training would leave no colours to tell the others apart
     among = table.drop(index=list(BASELINES), errors="ignore").to_numpy()
     low, high = np.nanmin(among), np.nanmax(among)
@@ -267,10 +303,9 @@ def matrix(data: DataFrame, value: str, label: str, lower_is_better: bool = True
         )
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=25, ha="right")
     ax.set_yticks(range(table.shape[0]), table.index)
-    ax.set(xlabel="evaluated on", ylabel="trained on", title=label)
+    ax.set(xlabel="evaluated on", ylabel="trained on")
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, shrink=0.9).outline.set_visible(False)
-    return figure
 
 
 @styled
