@@ -292,3 +292,15 @@ def test_a_dry_run_needs_neither_network_nor_gpu():
         **dict.fromkeys(STAGES[1:], 7),
     }
     assert not (ROOT / "artifacts" / "paper" / "hub.json").exists()
+
+
+def test_the_small_real_model_goes_over_few_tokens_ten_times():
+    (run,) = load_profile("smollm2")
+    assert run.sae
+    assert run.gguf
+    assert (run.layer, run.sae.d_sae, run.sae.k, run.sae.max_norm) == (22, 1152, 16, 10.0)
+    kept = run.corpus_tokens * (1 - run.heldout)
+    assert run.sae.tokens / kept == pytest.approx(run.sae.max_epochs, rel=0.03)
+    # what is sampled fills the rows that are read
+    assert run.generate.tokens > run.corpus_tokens
+    assert run.sae.cache_activations

@@ -176,8 +176,8 @@ class CachedDecoder:
         device = self.model.device
         lengths = self.lengths[slots]
         if self.slots is not None and not torch.equal(slots, self.slots):
-            kept = torch.searchsorted(self.slots, slots)
-            self.cache.batch_select_indices(kept.to(device))
+            # on the CPU: layers may be on several devices
+            self.cache.batch_select_indices(torch.searchsorted(self.slots, slots))
         self.slots = slots
         longest = int(lengths.max())
         held = self.cache.get_seq_length()
