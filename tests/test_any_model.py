@@ -142,19 +142,19 @@ def test_sampling_is_that_of_plain_forward_passes(any_lm):
     documents = sample(
         any_lm,
         6,
-        11,
+        9,
         torch.Generator().manual_seed(1),
         temperature=1e-4,
         first_token="flat",
-        tokens=100,
+        tokens=70,
     )
-    assert len(documents) > 9
+    assert len(documents) > 8
     assert len({len(d) for d in documents}) > 1
-    expected = {first: rollout(any_lm, first, 11) for first in {int(d[0]) for d in documents}}
+    expected = {first: rollout(any_lm, first, 9) for first in {int(d[0]) for d in documents}}
     assert [d.tolist() for d in documents] == [expected[int(d[0])] for d in documents]
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 def test_both_decoders_give_the_same_documents(kind, monkeypatch):
     """With the model's own distribution: the same refill and the same random numbers."""
     lm = make(kind, spread=0.3)

@@ -30,6 +30,7 @@ from faithful_sae.stages.s05_fidelity import corpus_cross_entropy
 from test_all_models import PNG, execute
 from test_any_model import make
 
+MANY = {"generate.tokens": 3000, "generate.batch_rows": 64, "generate.shard_tokens": 3000}
 TEMPLATE = (
     "{% for m in messages %}<bos> w3 {{ m['content'] }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}<bos> w4{% endif %}"
@@ -92,8 +93,8 @@ def rollout(lm, start, first, length):
     return ids[len(start) :]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "opt", "bloom"])
-@pytest.mark.parametrize("start", [[BOS], [5, BOS, 9], [BOS, 3, EOS, BOS, 4]])
+@pytest.mark.parametrize("kind", ["llama", "opt", "bloom"])
+@pytest.mark.parametrize("start", [[5, BOS, 9], [BOS, 3, EOS, BOS, 4]])
 def test_documents_go_on_from_a_start(kind, start):
     """Rows end, begin anew, and drop out at different times, each behind the whole start."""
     lm = make(kind)
@@ -150,7 +151,7 @@ def with_tokenizer(make_run, tmp_path, made, changes):
 
 
 def test_a_runs_text_after_a_start(make_run):
-    run = make_run({"generate.start": "w5 w6", "generate.tokens": 600})
+    run = make_run(MANY | {"generate.start": "w5 w6", "generate.tokens": 600})
     lm = open_model(run)
     assert start_of(run, lm) == [5, 6]
     make_faithful(run, lm)
@@ -194,7 +195,7 @@ def test_table_1_and_the_first_token_hold_after_each_start(
     """The notebook with its check: a chi-square against what first tokens are drawn from."""
     monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Path(file).write_bytes(PNG))
     made = tokenizer(chat=True)
-    run = with_tokenizer(make_run, tmp_path, made, changes | {"generate.tokens": 3000})
+    run = with_tokenizer(make_run, tmp_path, made, changes | MANY)
     assert list(problems([run])) == []
     execute("01_generate_faithful", params=str(run.file))
     tokens = read_rows(run, "first_token")
