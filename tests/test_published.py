@@ -36,6 +36,7 @@ from faithful_sae.sae.published import measure
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
+from faithful_sae.stages.published import locate
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
@@ -339,6 +340,14 @@ def test_the_files_are_inputs_of_their_corpus_alone_and_so_is_the_key(published,
         assert not files & set(corpus_inputs(run, other))
         assert corpus_settings(run, other) != corpus_settings(run, name)
     assert workflow_settings(run, training) != workflow_settings(make_run(), training)
+
+
+def test_a_file_stands_for_the_folder_of_an_sae(published):
+    run = published()
+    there = {"path": HERE["path"] + "/sae_weights.safetensors"}
+    named = published(**{"sae.published": {"text": there}})
+    assert corpus_inputs(named, "text") == corpus_inputs(run, "text")
+    assert locate(named, "text", run.sae.seeds[0])[0] == locate(run, "text", run.sae.seeds[0])[0]
 
 
 # --- refused --------------------------------------------------------------------------------------

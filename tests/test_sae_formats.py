@@ -399,6 +399,15 @@ def authors_jumprelu(folder):
     return z, z @ W_DEC + B_DEC
 
 
+def gemma_scope(folder, tensors=None, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = PLAIN | {"threshold": THRESHOLD} if tensors is None else tensors
+    np.savez(folder / "params.npz", **tensors, **more)
+    p = X @ W_ENC.astype("float64") + B_ENC
+    z = relu(p) * (p > THRESHOLD)
+    return z, z @ W_DEC + B_DEC
+
+
 FORMATS = [
     saelens_topk,
     saelens_rescaled,
@@ -430,6 +439,7 @@ FORMATS = [
     authors_unit_norm,
     authors_vanilla,
     authors_jumprelu,
+    gemma_scope,
 ]
 
 
@@ -453,8 +463,9 @@ def compare(sae, z, x_hat):
 
 @pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
 def test_a_folder_computes_what_its_format_says(make, tmp_path):
-    z, x_hat = make(tmp_path / "layers.7")
-    sae = load_sae(tmp_path / "layers.7")
+    # some have only these names to say where they read
+    z, x_hat = make(tmp_path / "layer_7" / "layers.7")
+    sae = load_sae(tmp_path / "layer_7" / "layers.7")
     compare(sae, z, x_hat)
     assert all(w.dtype == torch.float32 and w.is_contiguous() for w in sae.weights.values())
     assert (sae.k is None) != (sae.threshold is None)
@@ -475,6 +486,122 @@ def test_a_folder_computes_what_its_format_says(make, tmp_path):
         with pytest.raises(SAEError, match="sparsify keeps the k largest"):
             sae.to_sparsify(tmp_path / "sparsify")
         assert not (tmp_path / "sparsify").exists()
+    if sae.normalisation == "none":
+        sae.to_dictionary_learning(tmp_path / "dictionary")
+        theirs = load_sae(tmp_path / "dictionary")
+        compare(theirs, z, x_hat)
+        check_hook(theirs, "somewhere/gpt2", 8, tmp_path)
+    else:
+        with pytest.raises(SAEError, match="dictionary_learning has no class"):
+            sae.to_dictionary_learning(tmp_path / "dictionary")
+        assert not (tmp_path / "dictionary").exists()
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def an_sae(k=None, threshold=0.0, unit=True):
+    """One with biases; without k, latents are kept above a threshold."""
+    sae = TopKSAE(D, F, K, 3)
+    sae.W_enc, sae.b_enc, sae.b_dec = (torch.tensor(w) for w in (W_ENC, B_ENC, B_DEC))
+    if not unit:
+        sae.W_dec = torch.tensor(W_DEC)
+    if k is None:
+        sae.above(torch.as_tensor(threshold))
+    return sae
+
+
+def read_dictionary(folder):
+    """(class, {name: float64 array}) of what was written."""
+    kind = json.loads((folder / "config.json").read_text())["trainer"]["dict_class"]
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    return kind, {name: w.double().numpy() for name, w in state.items()}
+
+
+def of_dictionary(kind, w):
+    """(latents, reconstruction) of X by that library's formulas."""
+    x = X.astype("float64")
+    if kind == "AutoEncoderTopK":
+        z = top((x - w["b_dec"]) @ w["encoder.weight"].T + w["encoder.bias"], int(w["k"]))
+        return z, z @ w["decoder.weight"].T + w["b_dec"]
+    if kind == "AutoEncoder":
+        z = relu((x - w["bias"]) @ w["encoder.weight"].T + w["encoder.bias"])
+        return z, z @ w["decoder.weight"].T + w["bias"]
+    p = x @ w["W_enc"] + w["b_enc"]
+    z = relu(p * (p > w["threshold"]))
+    return z, z @ w["W_dec"] + w["b_dec"]
+
+
+WRITTEN = {
+    "topk": ({"k": K}, "AutoEncoderTopK", "topk"),
+    "topk, free rows": ({"k": K, "unit": False}, "AutoEncoderTopK", "topk"),
+    "relu": ({}, "AutoEncoder", "standard"),
+    "relu, free rows": ({"unit": False}, "JumpReluAutoEncoder", "standard"),
+    "never set": ({"threshold": -1.0}, "AutoEncoder", "standard"),
+    "one threshold": ({"threshold": 1.5}, "JumpReluAutoEncoder", "jumprelu"),
+    "thresholds": ({"threshold": THRESHOLD}, "JumpReluAutoEncoder", "jumprelu"),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_dictionary_learning_computes_what_is_written_for_it(case, tmp_path):
+    settings, kind, _ = WRITTEN[case]
+    sae = an_sae(**settings)
+    sae.to_dictionary_learning(tmp_path / "a")
+    found, weights = read_dictionary(tmp_path / "a")
+    assert found == kind
+    compare(sae, *of_dictionary(found, weights))
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_saelens_architecture_of_each_kind(case, tmp_path):
+    settings, _, architecture = WRITTEN[case]
+    sae = an_sae(**settings)
+    sae.save(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    assert config["architecture"] == architecture
+    assert ("k" in config) == (architecture == "topk")
+    weights = load_file(tmp_path / "a" / "sae_weights.safetensors")
+    assert ("threshold" in weights) == (architecture == "jumprelu")
+    w = {name: tensor.double().numpy() for name, tensor in weights.items()}
+    p = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    z = top(p) if architecture == "topk" else relu(p) * (p > w.get("threshold", 0))
+    compare(load_sae(tmp_path / "a"), z, z @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize(
+    "metadata, trainer, io",
+    [
+        ({"layer": 8}, {"layer": 7, "submodule_name": "resid_post_layer_7"}, "out"),
+        ({"layer": 0}, {"layer": 0, "submodule_name": "resid_pre_layer_0"}, "in"),
+        ({"hook_name": "h.2"}, {"layer": 2, "submodule_name": "resid_post_layer_2"}, "out"),
+        ({"hook_name": "blocks.3.hook_resid_mid"}, {"submodule_name": "blocks.3.hook_resid_mid"},
+         "out"),
+        ({}, {"submodule_name": None}, "out"),
+    ],
+)
+def test_the_place_that_dictionary_learning_is_told(metadata, trainer, io, tmp_path):
+    sae = an_sae(K)
+    sae.metadata = metadata | {"model": "gpt2", "seed": 4, "sequence_length": 128}
+    sae.to_dictionary_learning(tmp_path / "a")
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert written["buffer"] == {"d_submodule": D, "io": io, "ctx_len": 128}
+    known = {"dict_class": "AutoEncoderTopK", "activation_dim": D, "dict_size": F, "k": K}
+    assert written["trainer"] == known | {"lm_name": "gpt2", "seed": 4} | trainer
+    again = load_sae(tmp_path / "a").metadata
+    place = metadata.get("hook_name")
+    assert again.get("layer") == (layer_of(place) if place else metadata.get("layer"))
+    assert place is None or again["hook_name"] in (place, f"blocks.{trainer.get('layer')}."
+                                                   "hook_resid_post")
+
+
+def test_experts_have_no_class_in_dictionary_learning(tmp_path):
+    sae = an_sae(K)
+    sae.router, sae.b_router = torch.ones(D, 2), torch.zeros(D)
+    with pytest.raises(SAEError, match="has experts") as error:
+        sae.to_dictionary_learning(tmp_path / "a")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "a").exists()
 
 
 def test_saving_a_loaded_sae_twice_gives_the_same_bytes(tmp_path):
@@ -601,6 +728,55 @@ def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
     ]:
         dictionary(tmp_path / "d", "AutoEncoderTopK", topk, trainer, **buffer)
         assert load_sae(tmp_path / "d").metadata["hook_name"] == hook
+
+
+@pytest.mark.parametrize(
+    "path, metadata",
+    [
+        (
+            "layer_20/width_16k/average_l0_71",
+            {"hook_name": "blocks.20.hook_resid_post", "layer": 21},
+        ),
+        (
+            "gemma-scope-9b-it-res/layer_9/width_131k/average_l0_22",
+            {
+                "model": "google/gemma-2-9b-it",
+                "hook_name": "blocks.9.hook_resid_post",
+                "layer": 10,
+            },
+        ),
+        (
+            "models--google--gemma-scope-2b-pt-mlp/snapshots/0a/layer_5/width_16k/average_l0_6",
+            {"model": "google/gemma-2-2b", "hook_name": "blocks.5.hook_mlp_out"},
+        ),
+        (
+            "gemma-scope-2b-pt-att/layer_5/width_16k/average_l0_6",
+            {"model": "google/gemma-2-2b", "hook_name": "blocks.5.attn.hook_z"},
+        ),
+        (
+            "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6",
+            {"model": "google/gemma-2-2b", "hook_name": "embedding"},
+        ),
+        ("mine", {}),
+    ],
+)
+def test_where_gemma_scope_names_the_place(path, metadata, tmp_path):
+    gemma_scope(tmp_path / path)
+    assert load_sae(tmp_path / path).metadata == metadata
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (gemma_scope, "params.npz"),
+        (saelens_topk, "sae_weights.safetensors"),
+        (authors, "config.json"),
+    ],
+)
+def test_a_file_stands_for_its_folder(make, name, tmp_path):
+    make(tmp_path / "a")
+    sae = load_sae(tmp_path / "a" / name)
+    assert torch.equal(sae.W_dec, load_sae(tmp_path / "a").W_dec)
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -754,6 +930,58 @@ REFUSED = {
         ),
         ["sae.pt: not opened"],
     ),
+    "gemma: no threshold": (
+        lambda f: gemma_scope(f, PLAIN),
+        ["params.npz", "threshold is missing"],
+    ),
+    "gemma: no W_enc": (
+        lambda f: gemma_scope(f, {"W_dec": W_DEC}),
+        ["params.npz", "W_enc is missing"],
+    ),
+    "gemma: W_enc of one axis": (
+        lambda f: gemma_scope(f, PLAIN | {"W_enc": B_ENC}),
+        ["params.npz", "W_enc", "no matrix"],
+    ),
+    "gemma: transposed": (
+        lambda f: gemma_scope(f, PLAIN | {"W_dec": W_ENC}),
+        ["params.npz", "W_dec is [6, 20], transposed; by W_enc it is [20, 6]"],
+    ),
+    "gemma: one threshold": (
+        lambda f: gemma_scope(f, PLAIN | {"threshold": np.float32(1)}),
+        ["params.npz", "threshold is []"],
+    ),
+    "gemma: NaN": (
+        lambda f: gemma_scope(f, PLAIN | {"threshold": THRESHOLD * np.nan}),
+        ["params.npz", "threshold holds NaN"],
+    ),
+    "gemma: another tensor": (
+        lambda f: gemma_scope(f, W_skip=W_ENC),
+        ["params.npz", "holds W_skip"],
+    ),
+    "gemma: truncated": (
+        lambda f: (
+            gemma_scope(f),
+            (f / "params.npz").write_bytes((f / "params.npz").read_bytes()[:-200]),
+        ),
+        ["params.npz: not opened"],
+    ),
+    "gemma: a damaged byte": (
+        lambda f: (
+            gemma_scope(f),
+            (f / "params.npz").write_bytes(
+                (f / "params.npz").read_bytes().replace(W_DEC.tobytes()[:8], b"\0" * 8)
+            ),
+        ),
+        ["params.npz: not opened"],
+    ),
+    "gemma: one array": (
+        lambda f: (f.mkdir(), np.save(f / "a.npy", W_ENC), (f / "a.npy").rename(f / "params.npz")),
+        ["params.npz: not opened"],
+    ),
+    "gemma: objects": (
+        lambda f: gemma_scope(f, PLAIN | {"threshold": np.array([None, {}])}),
+        ["params.npz: not opened"],
+    ),
     "saelens: attention heads": (
         lambda f: saelens(f, k=K, reshape_activations="hook_z"),
         ["cfg.json", "hook_z"],
@@ -830,6 +1058,13 @@ def test_what_cannot_be_represented_or_trusted_is_refused(case, tmp_path):
     assert "\n" not in message
 
 
+def test_a_gemma_scope_transcoder_is_refused(tmp_path):
+    folder = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3"
+    gemma_scope(folder)
+    with pytest.raises(SAEError, match="layer_3: a transcoder"):
+        load_sae(folder)
+
+
 class Touch:
     """Unpickling it makes a file."""
 
@@ -846,7 +1081,12 @@ def pickled(value, path):
 
 @pytest.mark.parametrize(
     "make, name",
-    [(authors, "sae.pt"), (dictionary_topk, "ae.pt"), (saelens_topk, "sae_weights.safetensors")],
+    [
+        (authors, "sae.pt"),
+        (dictionary_topk, "ae.pt"),
+        (saelens_topk, "sae_weights.safetensors"),
+        (gemma_scope, "params.npz"),
+    ],
 )
 @pytest.mark.parametrize(
     "save, load",

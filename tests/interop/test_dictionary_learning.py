@@ -1,4 +1,6 @@
-"""dictionary_learning itself: we compute its latents from the folders that its trainSAE writes."""
+"""dictionary_learning itself: we compute its latents from the folders that its trainSAE writes, it
+computes ours from the folders we write.
+"""
 
 import json
 import sys
@@ -25,9 +27,11 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import (
 )
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
+from dictionary_learning.utils import load_dictionary
 
-from faithful_sae import load_sae
+from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.formats.hooks import check_hook
+from trained import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -123,3 +127,43 @@ def test_saes_they_trained(kind, trainer, more, normalised, tmp_path):
         "layer": 8,
     }
     check_hook(ours, "gpt2", 8, tmp_path)
+
+
+# --- ours to theirs, and back ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_in_their_hands(variant, tmp_path):
+    ours = trained(variant)
+    ours.to_dictionary_learning(tmp_path)
+    theirs, config = load_dictionary(str(tmp_path), "cpu")
+    assert_same(ours, theirs)
+    assert_same(load_sae(tmp_path), theirs)
+    # the input of block 3 is what block 2 puts out
+    assert config["trainer"]["layer"] == 2
+    check_hook(load_sae(tmp_path), "gpt2", 3, tmp_path)
+
+
+@pytest.mark.parametrize("k", [K, None], ids=["topk", "relu"])
+def test_rows_of_other_norms_in_their_hands(k, tmp_path):
+    ours = TopKSAE(D, F, k, 3)
+    generator = torch.Generator().manual_seed(0)
+    ours.W_dec = torch.randn(F, D, generator=generator)
+    ours.b_dec = torch.randn(D, generator=generator)
+    ours.to_dictionary_learning(tmp_path)
+    assert_same(ours, load_dictionary(str(tmp_path), "cpu")[0])
+
+
+def test_theirs_that_went_through_our_hands(tmp_path):
+    """Gated, which has no class of its own after reading."""
+    theirs = GatedAutoEncoder(D, F)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in theirs.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    trainer = {"dict_class": "GatedAutoEncoder", "activation_dim": D, "dict_size": F}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    torch.save(theirs.state_dict(), tmp_path / "ae.pt")
+    load_sae(tmp_path).to_dictionary_learning(tmp_path / "again")
+    again, _ = load_dictionary(str(tmp_path / "again"), "cpu")
+    assert_same(load_sae(tmp_path), again)
+    torch.testing.assert_close(again.encode(X), theirs.encode(X), atol=1e-5, rtol=1e-5)

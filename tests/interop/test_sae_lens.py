@@ -4,6 +4,7 @@ the folders it writes.
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from sae_lens import (
     LanguageModelSAETrainingRunner,
     LoggingConfig,
 )
+from sae_lens.loading import pretrained_sae_loaders
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
@@ -27,6 +29,7 @@ from faithful_sae.paper.publish import publish
 from faithful_sae.sae.formats.hooks import check_hook
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
+from trained import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1
@@ -173,6 +176,45 @@ def test_ours_in_their_hands(tmp_path):
         True,
     )  # what their ActivationsStore.from_sae needs
     assert TrainingSAE.load_from_disk(tmp_path).cfg.k == K  # and it can be trained on
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_in_their_hands(variant, tmp_path):
+    ours = trained(variant)
+    ours.save(tmp_path)
+    theirs = SAE.load_from_disk(tmp_path)
+    assert_same(ours, theirs)
+    known = {"topk": "topk", "pca": "topk", "relu": "standard"}
+    assert theirs.cfg.architecture() == known.get(variant, "jumprelu")
+    assert theirs.cfg.metadata.hook_name == "blocks.3.hook_resid_pre"
+
+
+# --- Gemma Scope ----------------------------------------------------------------------------------
+
+
+def test_gemma_scope_as_they_load_it(tmp_path, monkeypatch):
+    """Their loader of these files, given ours for what it would fetch."""
+    place = "layer_20/width_16k/average_l0_71"
+    folder = tmp_path / "gemma-scope-2b-pt-res" / place
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    shapes = {"W_enc": (D, F), "b_enc": F, "W_dec": (F, D), "b_dec": D, "threshold": F}
+    arrays = {name: generator.standard_normal(s).astype("float32") for name, s in shapes.items()}
+    np.savez(folder / "params.npz", **arrays)
+    monkeypatch.setattr(
+        pretrained_sae_loaders, "hf_hub_download", lambda *_, **__: folder / "params.npz"
+    )
+    config, state, _ = pretrained_sae_loaders.gemma_2_sae_huggingface_loader(
+        "google/gemma-scope-2b-pt-res", place, cfg_overrides={"d_in": D, "d_sae": F}
+    )
+    theirs = SAE.from_dict(config)
+    theirs.load_state_dict(state)
+    ours = load_sae(folder)
+    assert_same(ours, theirs)
+    assert ours.metadata["hook_name"] == theirs.cfg.metadata.hook_name
+    assert ours.metadata["model"] == "google/" + theirs.cfg.metadata.model_name
+    ours.save(tmp_path / "ours")
+    assert_same(ours, SAE.load_from_disk(tmp_path / "ours"))
 
 
 # --- trained by them ------------------------------------------------------------------------------

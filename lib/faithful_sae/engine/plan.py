@@ -12,6 +12,7 @@ from faithful_sae.files import (
     ROOT,
     DiskFullError,
     atomic_path,
+    folder_of,
     from_root,
     is_current,
     read_json,
@@ -172,7 +173,7 @@ def corpus_inputs(run: Run, name: str) -> list[str]:
         files.append(documentation_path(run, *_documentation(source)))
     published = run.published.get(name)
     if published and published.path:
-        folders = [run.resolve(published.of(seed).path) for seed in run.sae.seeds]
+        folders = [folder_of(run.resolve(published.of(seed).path)) for seed in run.sae.seeds]
         files += sorted(file for folder in folders for file in folder.iterdir() if file.is_file())
     # an embedded model is there when its own text is
     own = {str(rows_file(run, "dataset"))} if run.embedded else set()

@@ -48,6 +48,12 @@ def from_root(path: str | Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
+def folder_of(path: str | Path) -> Path:
+    """A folder, by its own path or by that of a file in it."""
+    path = Path(path)
+    return path.parent if path.is_file() else path
+
+
 def speak_anywhere() -> None:
     """Let this process print to a terminal that lacks a character: `?` stands for it there."""
     for stream in (sys.stdout, sys.stderr):

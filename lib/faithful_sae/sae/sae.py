@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faithful_sae.sae.formats import read_folder, saelens, sparsify
+from faithful_sae.sae.formats import dictionary_learning, read_folder, saelens, sparsify
 from faithful_sae.sae.formats.source import Parts, SAEError
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class TopKSAE(Parts):
     def is_topk(self) -> bool:
         """Whether it keeps the k largest latents of x as it is, and does nothing else."""
         return self.threshold is None and self.router is None and self.normalisation == "none"
+
+    @property
+    def is_relu(self) -> bool:
+        """Whether it keeps every positive latent: no threshold is above 0."""
+        return self.threshold is not None and not bool((self.threshold > 0).any())
 
     def frame(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the normalisation of each token subtracts and divides by.
@@ -229,10 +234,22 @@ class TopKSAE(Parts):
         """
         sparsify.write(self, folder)
 
+    def to_dictionary_learning(self, folder: Path | str) -> None:
+        """Write dictionary_learning's layout, config.json and ae.pt: an AutoEncoderTopK, AutoEncoder
+        (ReLU) or JumpReluAutoEncoder.
+
+        Raises:
+            SAEError: the SAE has experts, or normalises, which that layout has no place for.
+        """
+        dictionary_learning.write(self, folder)
+
 
 def load_sae(folder: Path | str) -> TopKSAE:
-    """Read an SAE folder of SAELens (version 5 or 6), sparsify, dictionary_learning or the authors'
-    BatchTopK (see formats/).
+    """Read an SAE folder of SAELens (version 5 or 6), sparsify, dictionary_learning, the authors'
+    BatchTopK or Gemma Scope (see formats/).
+
+    Args:
+        folder: or a file in it.
 
     Raises:
         SAEError: missing, truncated or foreign files; shapes or values that disagree with the

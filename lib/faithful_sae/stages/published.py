@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from faithful_sae.files import PACKAGE, atomic_path, is_current, remove_others, seal
+from faithful_sae.files import PACKAGE, atomic_path, folder_of, is_current, remove_others, seal
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.keys import Fingerprint
 from faithful_sae.runs.schema import Run
@@ -38,7 +38,7 @@ def locate(run: Run, name: str, seed: int) -> tuple[Path, str]:
     """
     entry = run.published[name].of(seed)
     if entry.path:
-        return run.resolve(entry.path), entry.path
+        return folder_of(run.resolve(entry.path)), entry.path
     at = run.hub.commit("model", entry.hub, entry.revision)
     folder = hub.fetch_folder("model", entry.hub, at, entry.folder, FILES)
     below = f"/{entry.folder}" if entry.folder else ""

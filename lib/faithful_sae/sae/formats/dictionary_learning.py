@@ -12,14 +12,25 @@ divided by, ...}. `trainer.dict_class` says which tensors there are and what kee
     AutoEncoder and         ReLU; the first has its decoder rows normalised on loading, the second's
     AutoEncoderNew          encoder sees x
     GatedAutoEncoder        those whose gate is open
+
+Written are AutoEncoderTopK, AutoEncoder where every positive latent is kept and rows of W_dec have
+unit norm, and JumpReluAutoEncoder for all else that has thresholds, one for all among them: a
+BatchTopKSAE would need a k, which such an SAE does not have.
 """
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from faithful_sae.sae.formats.hooks import describe
-from faithful_sae.sae.formats.source import Parts, Source
+from faithful_sae.files import atomic_path
+from faithful_sae.sae.formats.hooks import describe, layer_of
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, own_way
+
+if TYPE_CHECKING:
+    from faithful_sae.sae.sae import TopKSAE
 
 WEIGHTS = "ae.pt"
 # of those whose layers are torch's Linear, with weights [out, in]
@@ -112,6 +123,74 @@ def _hook(trainer, buffer):
     if name and "resid" not in name:
         return name
     if layer is None:
-        return None
+        return name or None
     enters = buffer.get("io") == "in" or "resid_pre" in name
     return f"blocks.{layer}.hook_resid_{'pre' if enters else 'post'}"
+
+
+def write(sae: "TopKSAE", folder: Path | str) -> None:
+    """Write a folder that `load_dictionary` reads.
+
+    Raises:
+        SAEError: the SAE has experts or a run-time normalisation, which no class there has.
+    """
+    if own := own_way(sae):
+        raise SAEError(
+            f"{folder}: dictionary_learning has no class for an SAE that {own}: save it as SAELens "
+            "does"
+        )
+    kind, tensors = _state(sae)
+    m = sae.metadata
+    place, io = _place(m)
+    trainer = {
+        "dict_class": kind,
+        "activation_dim": sae.d_model,
+        "dict_size": sae.d_sae,
+        "k": sae.k,
+        "lm_name": m.get("model"),
+        "seed": m.get("seed"),
+        **place,
+    }
+    context = m.get("sequence_length", m.get("context_size"))
+    buffer = {"d_submodule": sae.d_model, "io": io, "ctx_len": context}
+    with atomic_path(folder) as tmp:
+        tmp.mkdir()
+        torch.save(
+            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
+        )
+        (tmp / "config.json").write_text(
+            json.dumps({"trainer": trainer, "buffer": buffer}, indent=1) + "\n"
+        )
+
+
+def _state(sae: "TopKSAE") -> tuple[str, dict[str, Tensor]]:
+    """The class that computes what an SAE does, and its state_dict."""
+    linear = {
+        "encoder.weight": sae.W_enc.T,
+        "encoder.bias": sae.b_enc,
+        "decoder.weight": sae.W_dec.T,
+    }
+    if sae.threshold is None:
+        # their threshold, which is not used unless asked for, is not set
+        own = {"k": torch.tensor(sae.k, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
+        return "AutoEncoderTopK", linear | {"b_dec": sae.b_dec} | own
+    norm = sae.W_dec.norm(dim=-1)
+    # loading an AutoEncoder divides other rows by their norms
+    if sae.is_relu and torch.allclose(norm, torch.ones_like(norm)):
+        return "AutoEncoder", linear | {"bias": sae.b_dec}
+    # its encoder sees x, not x - b_dec
+    b_enc = sae.b_enc - sae.b_dec @ sae.W_enc
+    return "JumpReluAutoEncoder", sae.tensors | {"b_enc": b_enc}
+
+
+def _place(metadata: dict) -> tuple[dict, str]:
+    """What the trainer and the buffer's `io` say of where an SAE reads. Other readers take `layer`
+    for a block whose output that is: only the first block's input is none.
+    """
+    hook = metadata.get("hook_name")
+    layer = layer_of(hook) if hook else metadata.get("layer")
+    if layer is None:
+        return {"submodule_name": hook}, "out"
+    if layer == 0:
+        return {"layer": 0, "submodule_name": "resid_pre_layer_0"}, "in"
+    return {"layer": layer - 1, "submodule_name": f"resid_post_layer_{layer - 1}"}, "out"

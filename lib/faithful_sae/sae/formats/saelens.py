@@ -152,8 +152,8 @@ def _normalise(source, parts):
 
 
 def write(sae: "TopKSAE", folder: Path | str) -> None:
-    """Write the version 6 layout: a TopK SAE as topk, one with a threshold as jumprelu, one with a
-    router as what SAELens refuses.
+    """Write the version 6 layout: a TopK SAE as topk, one that keeps every positive latent as
+    standard, one with other thresholds as jumprelu, one with a router as what SAELens refuses.
     """
     m = sae.metadata
     hook = m.get("hook_name")
@@ -162,8 +162,13 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     architecture = "topk" if sae.router is None else SWITCH
     select = {"k": sae.k}
     rescale = {"rescale_acts_by_decoder_norm": False}
-    if sae.threshold is not None:
+    tensors = sae.tensors
+    if sae.is_relu:
+        architecture = "standard"
+        del tensors["threshold"]
+    elif sae.threshold is not None:
         architecture = "jumprelu"
+    if sae.threshold is not None:
         select = {}
         rescale = {}
     config = {
@@ -191,7 +196,7 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         save_file(
-            {name: w.detach().cpu().contiguous() for name, w in sae.tensors.items()}, tmp / WEIGHTS
+            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
         )
         if sae.firing is not None:
             save_file(

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -73,11 +74,13 @@ class Source:
             but tensors and plain values; no code in it is ever run.
     """
 
-    def __init__(self, folder: Path, config: str, weights: str) -> None:
+    def __init__(self, folder: Path, config: str | None, weights: str) -> None:
         self.folder = folder
-        self.config_file = folder / config
         self.file = folder / weights
-        self.config = read_json(self.config_file)
+        # without one, sizes are those of W_enc
+        self.config_file = folder / (config or weights)
+        self.config = read_json(self.config_file) if config else {}
+        self.sizes = config or "W_enc"
 
     @cached_property
     def tensors(self) -> dict:
@@ -127,8 +130,8 @@ class Source:
             if tensor.shape != shape:
                 turned = ", transposed" if tensor.shape == shape[::-1] else ""
                 raise SAEError(
-                    f"{self.file}: {name} is {list(tensor.shape)}{turned}; by "
-                    f"{self.config_file.name} it is {list(shape)}"
+                    f"{self.file}: {name} is {list(tensor.shape)}{turned}; by {self.sizes} it is "
+                    f"{list(shape)}"
                 )
             if not tensor.isfinite().all():
                 raise SAEError(f"{self.file}: {name} holds NaN or infinity")
@@ -150,8 +153,17 @@ def read_json(path: Path) -> dict:
     return values
 
 
+def own_way(parts: Parts) -> str | None:
+    """What an SAE does that only its own layout has a place for, to say why it is refused."""
+    if parts.router is not None:
+        return "has experts"
+    if parts.normalisation != "none":
+        return f"normalises its input ({parts.normalisation})"
+    return None
+
+
 def read_tensors(path: Path) -> dict:
-    """{name: tensor} of a safetensors or a pickled file, on the CPU."""
+    """{name: tensor} of a safetensors, NumPy (.npz) or pickled file, on the CPU."""
     if not path.is_file():
         raise SAEError(f"{path} is missing: this is not a finished SAE folder")
     if path.suffix == ".safetensors":
@@ -163,6 +175,9 @@ def read_tensors(path: Path) -> dict:
                 "fetch it again"
             ) from None
     try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays}
         values = torch.load(path, map_location="cpu", weights_only=True)
     # of many types, depending on which byte is wrong
     except Exception as error:

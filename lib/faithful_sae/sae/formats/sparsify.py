@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe, layer_of
-from faithful_sae.sae.formats.source import Parts, SAEError, Source, read_json
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, own_way, read_json
 
 if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
@@ -99,12 +99,8 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
         SAEError: the SAE has a threshold, experts or a run-time normalisation, which sparsify has
             not.
     """
-    if not sae.is_topk:
-        own = f"normalises its input ({sae.normalisation})"
-        if sae.router is not None:
-            own = "has experts"
-        if sae.threshold is not None:
-            own = "keeps latents above a threshold"
+    own = own_way(sae) if sae.threshold is None else "keeps latents above a threshold"
+    if own:
         raise SAEError(
             f"{folder}: sparsify keeps the k largest latents of x as it is, but this SAE {own}: "
             "save it as SAELens does"
