@@ -575,8 +575,11 @@ def test_saelens_architecture_of_each_kind(case, tmp_path):
         ({"layer": 8}, {"layer": 7, "submodule_name": "resid_post_layer_7"}, "out"),
         ({"layer": 0}, {"layer": 0, "submodule_name": "resid_pre_layer_0"}, "in"),
         ({"hook_name": "h.2"}, {"layer": 2, "submodule_name": "resid_post_layer_2"}, "out"),
-        ({"hook_name": "blocks.3.hook_resid_mid"}, {"submodule_name": "blocks.3.hook_resid_mid"},
-         "out"),
+        (
+            {"hook_name": "blocks.3.hook_resid_mid"},
+            {"submodule_name": "blocks.3.hook_resid_mid"},
+            "out",
+        ),
         ({}, {"submodule_name": None}, "out"),
     ],
 )
@@ -591,8 +594,8 @@ def test_the_place_that_dictionary_learning_is_told(metadata, trainer, io, tmp_p
     again = load_sae(tmp_path / "a").metadata
     place = metadata.get("hook_name")
     assert again.get("layer") == (layer_of(place) if place else metadata.get("layer"))
-    assert place is None or again["hook_name"] in (place, f"blocks.{trainer.get('layer')}."
-                                                   "hook_resid_post")
+    said = place, f"blocks.{trainer.get('layer')}.hook_resid_post"
+    assert place is None or again["hook_name"] in said
 
 
 def test_experts_have_no_class_in_dictionary_learning(tmp_path):

@@ -31,7 +31,7 @@ from dictionary_learning.utils import load_dictionary
 
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.formats.hooks import check_hook
-from trained import VARIANTS, trained
+from trained_variants import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

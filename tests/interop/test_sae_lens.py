@@ -29,7 +29,7 @@ from faithful_sae.paper.publish import publish
 from faithful_sae.sae.formats.hooks import check_hook
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
-from trained import VARIANTS, trained
+from trained_variants import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

@@ -41,9 +41,7 @@ def read(folder: Path) -> Parts:
     if not isinstance(W_enc, Tensor) or W_enc.ndim != 2:
         raise SAEError(f"{source.file}: tensor W_enc is missing, or no matrix [d_model, d_sae]")
     D, F = W_enc.shape
-    parts = Parts(
-        **source.take({"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)})
-    )
+    parts = Parts(**source.take({"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}))
     parts.above(source.take({"threshold": (F,)})["threshold"])
     parts.uncentre()
     parts.metadata = metadata
