@@ -594,10 +594,8 @@ def test_the_place_that_dictionary_learning_is_told(metadata, trainer, io, tmp_p
     again = load_sae(tmp_path / "a").metadata
     place = metadata.get("hook_name")
     assert again.get("layer") == (layer_of(place) if place else metadata.get("layer"))
-    assert place is None or again["hook_name"] in (
-        place,
-        f"blocks.{trainer.get('layer')}.hook_resid_post",
-    )
+    said = place, f"blocks.{trainer.get('layer')}.hook_resid_post"
+    assert place is None or again["hook_name"] in said
 
 
 def test_experts_have_no_class_in_dictionary_learning(tmp_path):

@@ -28,10 +28,10 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import (
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 from dictionary_learning.utils import load_dictionary
-from trained import VARIANTS, trained
 
 from faithful_sae import TopKSAE, load_sae
 from faithful_sae.sae.formats.hooks import check_hook
+from trained_variants import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

@@ -23,13 +23,13 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
-from trained import VARIANTS, trained
 
 from faithful_sae import TopKSAE, load_model, load_sae
 from faithful_sae.paper.publish import publish
 from faithful_sae.sae.formats.hooks import check_hook
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.training import train_all
+from trained_variants import VARIANTS, trained
 
 D, F, K = 6, 20, 4
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(1)) + 1

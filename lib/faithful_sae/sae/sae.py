@@ -235,8 +235,8 @@ class TopKSAE(Parts):
         sparsify.write(self, folder)
 
     def to_dictionary_learning(self, folder: Path | str) -> None:
-        """Write dictionary_learning's layout, config.json and ae.pt: an AutoEncoderTopK, an
-        AutoEncoder (ReLU) or a JumpReluAutoEncoder.
+        """Write dictionary_learning's layout: config.json and ae.pt, of class AutoEncoderTopK,
+        AutoEncoder (ReLU) or JumpReluAutoEncoder.
 
         Raises:
             SAEError: the SAE has experts, or normalises, which that layout has no place for.
