@@ -41,6 +41,14 @@ PUBLISHED = {
     # of SAEs of others none is trained with another number
     "seed_dependence": {"corpus": "text", "sweep_seeds": 2},
 }
+STUDY = {
+    "corpora": ["faithful", "text"],
+    "variants": {"topk": {"name": "topk"}, "gated": {"name": "gated"}},
+    "tokens": 400,
+    "l0": [2],
+    "searches": 2,
+    "rows": 4,
+}
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {
     "sae.seeds": [42],
@@ -61,7 +69,9 @@ MODEL = {
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500},
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
-    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]},
+    # one corpus: none to compare it with
+    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]}
+    | {"architectures": None},
 }
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -111,7 +121,7 @@ def execute(notebook, **parameters):
 def run(make_run, tmp_path, request):
     """A run of the architecture; it has every notebook there is."""
     places = make_run().file.parent
-    changes = CHANGES | MODEL[request.param]
+    changes = CHANGES | {"architectures": STUDY} | MODEL[request.param]
     vocabulary = changes.pop("vocabulary", 64)
     folder = tmp_path / "model"
     model = make_model(request.param, vocabulary, context=changes.pop("context", 32))
@@ -149,8 +159,9 @@ def test_every_notebook(run):
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
-    assert sorted({*wanted, profile_stage().name} | of_pairs) == on_disk
-    assert not of_pairs & {*wanted}
+    left_out = of_pairs | ({"10_architectures"} if len(run.sae.train_on) == 1 else set())
+    assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
+    assert not left_out & {*wanted}
     for notebook in wanted:
         execute(notebook, params=str(run.file))
     execute(profile_stage().name, profile=str(run.file.parent))
