@@ -114,7 +114,8 @@ Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.sp
 # ## Verdicts
 #
 # By the rule of notebook 07, over seeds. Where the L0 of SAEs that are compared is not the same
-# within a tenth, the question cannot be tested with them.
+# within a tenth, the question cannot be tested with them; nor where they explain less than half of
+# the variance, as variants with a penalty do after a short training.
 
 # %%
 save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)

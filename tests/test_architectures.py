@@ -195,7 +195,7 @@ def test_a_study_without_massive_activations_shows_both(make_run):
 SEEDS = [42, 49, 1, 2]
 
 
-def planted(run, sfr, ffr, l0=None):
+def planted(run, sfr, ffr, l0=None, explained=None):
     """Rows of a study with given numbers: {(variant, corpus): mean}, with some noise over seeds."""
     noise = np.random.default_rng(0).normal(0, 0.004, 100)
     pairs = [
@@ -217,9 +217,26 @@ def planted(run, sfr, ffr, l0=None):
         for (v, c), mean in ffr.items()
         for i, seed in enumerate(SEEDS)
     ]
+    fidelity = [
+        {
+            "variant": v,
+            "trained_on": c,
+            "evaluated_on": evaluated_on,
+            "point": "L0 4",
+            "seed": seed,
+            "explained_variance": (explained or {}).get((v, c), 0.8) if evaluated_on == c else 0.0,
+        }
+        for v, c in ffr
+        for evaluated_on in ("text", "again")
+        for seed in SEEDS
+    ]
     pairs = pd.DataFrame(pairs)
     pairs = pairs.assign(sfr_encoder_decoder=pairs.sfr / 2, mean_cosine=pairs.sfr)
-    return {"variant_sfr": pairs, "variant_measures": pd.DataFrame(measures)}
+    return {
+        "variant_sfr": pairs,
+        "variant_measures": pd.DataFrame(measures),
+        "variant_fidelity": pd.DataFrame(fidelity),
+    }
 
 
 @pytest.fixture
@@ -264,6 +281,15 @@ def test_saes_that_are_not_at_one_l0_are_not_compared(run):
     assert verdict["topk"] == AGREES
     (other,) = (v for question, v in found.items() if "Paulo" in question)
     assert other == NOT_TESTABLE
+
+
+def test_saes_that_explain_too_little_are_not_compared(run):
+    sfr = {key: 0.5 + 0.1 * (key[1] == "text") for key in KEYS}
+    ffr = dict.fromkeys(KEYS, 3.0)
+    found = verdicts(run, sfr=sfr, ffr=ffr, explained={("batch", "again"): 0.4})
+    verdict = {question.split(":")[0]: v for question, v in found.items() if "SFR is h" in question}
+    assert verdict["batch"] == NOT_TESTABLE
+    assert verdict["topk"] == AGREES
 
 
 # --- parameters and workflow ----------------------------------------------------------------------

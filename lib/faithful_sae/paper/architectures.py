@@ -18,6 +18,8 @@ from faithful_sae.stages.s10_architectures import point_at
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
 AT_ONE_L0 = 0.1
+# SAEs that explain a smaller share of the variance were not trained to the end, if at all
+EXPLAINED = 0.5
 # columns of rows `variant_measures`
 PER_SAE = ("l0", "dead", "duplicates", "ffr")
 
@@ -162,6 +164,7 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     if len(run.architectures.seeds or run.sae.seeds) < 2:
         return table_of([])
     values = _values(run, rows)
+    values["explained_variance"] = _explained(run, rows)
     own, other = run.architectures.corpora
     against = heading(run, other)
     table: list[Record] = []
@@ -187,12 +190,22 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     return table_of(table)
 
 
+def _explained(run, rows):
+    """As _values, on the SAEs' own text."""
+    table = _compared(run, rows["variant_fidelity"])
+    own = table.loc[table.trained_on == table.evaluated_on]
+    return values_by(own, ["variant", "trained_on"], "explained_variance")
+
+
 def _case(run, values, name, which, difference):
-    """Not testable where SAEs that are compared are not at one L0."""
+    """Not testable where SAEs that are compared are not at one L0, or explain too little."""
     l0s = [mean_over_seeds(values["l0"][one]).value for one in which]
     off = [l0 for l0 in l0s if abs(l0 / run.sae.k - 1) > AT_ONE_L0]
     said = " and ".join(f"{l0:.1f}" for l0 in l0s)
     excluded = f"L0 {said} is not the {run.sae.k} of the others" if off else None
+    explained = min(mean_over_seeds(values["explained_variance"][one]).value for one in which)
+    if explained < EXPLAINED:
+        excluded = f"explains {explained:.2f} of the variance: trained too shortly to compare"
     return Case(name, (difference,), excluded=excluded)
 
 
