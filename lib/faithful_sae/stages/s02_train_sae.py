@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag, create_model
 
+from faithful_sae.files import folder_of
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.schema import (
@@ -73,7 +74,8 @@ class Published(Section):
             need(alone, at, "has a path, so revision and folder must be left out")
             for seed in run.sae.seeds:
                 place = run.resolve(str(self.of(seed).path))
-                need(place.is_dir(), f"{at}.path", f"= {self.path!r}: no such folder ({place})")
+                there = folder_of(place).is_dir()
+                need(there, f"{at}.path", f"= {self.path!r}: no such folder ({place})")
 
 
 def _variant(name: str) -> type[Section]:
