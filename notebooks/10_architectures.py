@@ -38,7 +38,12 @@ from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import architectures as plots
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s10_architectures import measure_variants, penalised, train_variants
+from faithful_sae.stages.s10_architectures import (
+    measure_variants,
+    penalised,
+    point_at,
+    train_variants,
+)
 
 # %% [markdown]
 # The section `architectures` of the parameter file names the variants and the two corpora. Size,
@@ -129,8 +134,9 @@ save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
 # %%
 measures = rows["variant_measures"]
 exact = [name for name, variant in study.variants.items() if variant.name == "topk"]
-most = measures.loc[measures.variant.isin(exact) & (measures.point == f"L0 {run.sae.k}"), "l0"]
+point = point_at(run.sae.k)
+most = measures.loc[measures.variant.isin(exact) & (measures.point == point), "l0"]
 print(f"L0 of TopK on held-out text: at most {most.max():.2f} of {run.sae.k}")
 assert not (most > run.sae.k).any(), f"TopK has {most.max():.2f} active latents of {run.sae.k}"
-first = summary.loc[summary.point == f"L0 {run.sae.k}"].groupby(["variant", "corpus"]).l1.nunique()
+first = summary.loc[summary.point == point].groupby(["variant", "corpus"]).l1.nunique()
 assert (first.loc[penalised(run)] == 1).all(), "seeds of a variant have different penalties"

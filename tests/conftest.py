@@ -205,6 +205,23 @@ seed_dependence: null
 features: null
 architectures: null
 """)
+EMBEDDED = {
+    "corpus": "text",
+    "architecture": "llama",
+    "vocab_size": 300,
+    "d_model": 16,
+    "d_mlp": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "context": 16,
+    "train_tokens": 100,
+    "steps": 2,
+    "batch_rows": 2,
+    "lr": 1e-3,
+    "warmup_steps": 1,
+    "weight_decay": 0.0,
+    "seed": 0,
+}
 SEED_DEPENDENCE = {
     "corpus": "text",
     "sweep_seeds": 2,

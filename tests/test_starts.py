@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import chisquare
 
-from conftest import BOS, EOS, make_tokenizer
+from conftest import BOS, EMBEDDED, EOS, make_tokenizer
 from faithful_sae.engine.plan import problems
 from faithful_sae.lm.model import ModelError
 from faithful_sae.lm.sampling import end_ids, sample, start_ids
@@ -28,7 +28,7 @@ from faithful_sae.stages.corpus import (
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s05_fidelity import corpus_cross_entropy
 from test_all_models import PNG, execute
-from test_any_model import make
+from test_any_model import make, rollout, sample_likeliest
 
 MANY = {"generate.tokens": 3000, "generate.batch_rows": 64, "generate.shard_tokens": 3000}
 TEMPLATE = (
@@ -85,32 +85,15 @@ def test_a_single_special_token_ends_a_document_where_it_begins_one():
     assert end_ids(made, [5]) == {BOS, EOS}
 
 
-def rollout(lm, start, first, length):
-    ids = [*start, first]
-    while len(ids) < len(start) + length and ids[-1] not in (BOS, EOS):
-        with torch.no_grad():
-            ids.append(int(lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(start) :]
-
-
 @pytest.mark.parametrize("kind", ["llama", "opt", "bloom"])
 @pytest.mark.parametrize("start", [[5, BOS, 9], [BOS, 3, EOS, BOS, 4]])
 def test_documents_go_on_from_a_start(kind, start):
     """Rows end, begin anew, and drop out at different times, each behind the whole start."""
     lm = make(kind)
-    documents = sample(
-        lm,
-        5,
-        8,
-        torch.Generator().manual_seed(1),
-        temperature=1e-4,
-        first_token="flat",
-        tokens=70,
-        start=start,
-    )
+    documents = sample_likeliest(lm, 5, 8, start=start)
     assert sum(map(len, documents)) >= 70
     assert len(documents) > 8
-    assert [d.tolist() for d in documents] == [rollout(lm, start, int(d[0]), 8) for d in documents]
+    assert [d.tolist() for d in documents] == [rollout(lm, int(d[0]), 8, start) for d in documents]
 
 
 def test_a_start_of_bos_is_the_default():
@@ -274,21 +257,3 @@ def test_the_embedded_model_does_not_chat(make_run):
         ParamsError, match=r"generate\.start = 'chat': the embedded model has no ch"
     ):
         make_run({"generate.start": "chat", "model": "embedded", "embedded": EMBEDDED})
-
-
-EMBEDDED = {
-    "corpus": "text",
-    "architecture": "llama",
-    "vocab_size": 300,
-    "d_model": 16,
-    "d_mlp": 32,
-    "n_layers": 2,
-    "n_heads": 2,
-    "context": 32,
-    "train_tokens": 500,
-    "steps": 5,
-    "batch_rows": 2,
-    "lr": 0.01,
-    "warmup_steps": 1,
-    "weight_decay": 0.1,
-}

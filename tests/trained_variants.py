@@ -3,33 +3,22 @@
 import torch
 
 from faithful_sae import TopKSAE, train_saes
-from faithful_sae.sae.variants import (
-    BatchTopK,
-    FeatureChoice,
-    Gated,
-    JumpReLU,
-    Matryoshka,
-    MutualChoice,
-    ProLU,
-    ReLU,
-    TopK,
-    Variant,
-)
-from faithful_sae.sae.variants.untrained import PCA
+from faithful_sae.sae import variants
 
 D, F, K = 6, 20, 4
-VARIANTS: dict[str, Variant] = {
-    "topk": TopK(K),
-    "relu": ReLU(),
-    "batch_topk": BatchTopK(K),
-    "matryoshka": Matryoshka(K, (0.25, 1.0)),
-    "jumprelu": JumpReLU(K),
-    "gated": Gated(),
-    "prolu": ProLU(),
-    "mutual_choice": MutualChoice(K),
-    "feature_choice": FeatureChoice(K),
-    "pca": PCA(K),
+OWN = {
+    "topk": [K],
+    "relu": [],
+    "batch_topk": [K],
+    "matryoshka": [K, (0.25, 1.0)],
+    "jumprelu": [K],
+    "gated": [],
+    "prolu": [],
+    "mutual_choice": [K],
+    "feature_choice": [K],
+    "pca": [K],
 }
+VARIANTS = {name: variants.VARIANTS[name](*own) for name, own in OWN.items()}
 
 
 def trained(name: str) -> TopKSAE:

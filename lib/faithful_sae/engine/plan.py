@@ -108,12 +108,18 @@ def chosen_studies(runs: list[Run], names: Any) -> list[str]:
     Raises:
         ParamsError: a name that no study of the runs has.
     """
-    known = registry.studies(runs)
+    return _named("STUDIES", names, registry.studies(runs), runs)
+
+
+def _named(variable: str, names: Any, known: list[str], runs: list[Run]) -> list[str]:
+    """The names in the text of a variable of `make`, each once; all must be known."""
     wanted = list(dict.fromkeys(str(names or "").split()))
     for name in wanted:
         if name not in known:
-            there = f"has {', '.join(known)}" if known else "has none (see docs/parameters.md)"
-            raise ParamsError(f"STUDIES: {name!r} is not in {runs[0].file.parent}, which {there}")
+            there = ", ".join(known) or "none (see docs/parameters.md)"
+            raise ParamsError(
+                f"{variable}: {name!r} is not in {runs[0].file.parent}, which has {there}"
+            )
     return wanted
 
 
@@ -124,14 +130,7 @@ def chosen(runs: list[Run], names: Any) -> list[Run]:
         ParamsError: a name that no run has.
     """
     by_name = {run.name: run for run in runs}
-    wanted = dict.fromkeys(str(names or "").split())
-    for name in wanted:
-        if name not in by_name:
-            known = ", ".join(by_name)
-            raise ParamsError(
-                f"MODELS: {name!r} is not in {runs[0].file.parent}, which has {known}"
-            )
-    return [by_name[name] for name in wanted] or runs
+    return [by_name[name] for name in _named("MODELS", names, [*by_name], runs)] or runs
 
 
 def with_sources(runs: list[Run], wanted: list[Run]) -> list[Run]:

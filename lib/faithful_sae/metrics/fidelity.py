@@ -53,8 +53,7 @@ if TYPE_CHECKING:
 
 
 ROW_SUMS = ("ce", "ce_sae", "kl", "error", "variance", "ev_authors", "ev_legacy")
-# measured on moderate positions, too, and what their intervals are made of
-MODERATE = ("ce_diff", "l2", "explained_variance")
+# of moderate positions: what is measured on them, and its intervals, are made of these
 MODERATE_SUMS = ("measured", "scored", "ce", "ce_sae", "error", "variance")
 
 

@@ -13,7 +13,7 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import point_at
+from faithful_sae.stages.s10_architectures import point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
@@ -35,15 +35,23 @@ def _values(run: Run, rows: Rows) -> dict[str, dict]:
     measures = _compared(run, rows["variant_measures"])
     found = {name: values_by(measures, by, name) for name in PER_SAE}
     pairs = rows["variant_sfr"]
-    for column in ("sfr", "sfr_encoder_decoder", "mean_cosine"):
+    for column in ("sfr", "sfr_encoder_decoder"):
         found[column] = values_by(pairs, by, column)
     return found
 
 
-def _fidelity(run: Run, rows: Rows, by: list[str]) -> dict[str, dict[tuple, Estimate]]:
-    """{measure: {(variant, ...): estimate}} on the text that the SAEs were trained on."""
+def _on_own_text(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.loc[rows.trained_on == rows.evaluated_on]
+
+
+def _fidelity(
+    rows: Rows, by: list[str], column: str, value: object
+) -> dict[str, dict[tuple, Estimate]]:
+    """{measure: {(variant, ...): estimate}}, on the text that they were trained on, of the SAEs
+    that have a value in a column.
+    """
     both = (rows["variant_fidelity"], rows["variant_fidelity_rows"])
-    table, by_row = (part.loc[part.trained_on == part.evaluated_on] for part in both)
+    table, by_row = (_on_own_text(part.loc[part[column] == value]) for part in both)
     measures = ["explained_variance", "ce_diff"]
     measures += [name for name in MODERATE if name in table]
     return cells_by(table, by_row, by, measures)
@@ -58,8 +66,7 @@ def estimates(run: Run, rows: Rows) -> dict[str, dict[tuple[str, str], Estimate]
         name: {which: mean_over_seeds(values) for which, values in groups.items()}
         for name, groups in _values(run, rows).items()
     }
-    at_k = {name: _compared(run, rows[name]) for name in rows if name.startswith("variant_fid")}
-    return found | _fidelity(run, at_k, ["variant", "trained_on"])
+    return found | _fidelity(rows, ["variant", "trained_on"], "point", point_at(run.sae.k))
 
 
 def table(run: Run, rows: Rows) -> pd.DataFrame:
@@ -122,13 +129,8 @@ def curves(run: Run, rows: Rows) -> pd.DataFrame:
     difference, for every L0 or penalty that was trained.
     """
     first = run.architectures.corpora[0]
-    seed = (run.architectures.seeds or run.sae.seeds)[0]
-    of_seed = {
-        name: part.loc[part.seed == seed]
-        for name, part in rows.items()
-        if name.startswith("variant_fid")
-    }
-    found = _fidelity(run, of_seed, ["variant", "trained_on", "point"])
+    seed = seeds_of(run)[0]
+    found = _fidelity(rows, ["variant", "trained_on", "point"], "seed", seed)
     measures = rows["variant_measures"]
     here = measures.loc[(measures.corpus == first) & (measures.seed == seed)]
     l0 = here.set_index(["variant", "corpus", "point"]).l0
@@ -161,7 +163,7 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     own text raises SFR and lowers FFR, whether it does so for most, and what Paulo and Belrose
     (2025) found of ReLU and TopK.
     """
-    if len(run.architectures.seeds or run.sae.seeds) < 2:
+    if len(seeds_of(run)) < 2:
         return table_of([])
     values = _values(run, rows)
     values["explained_variance"] = _explained(run, rows)
@@ -192,8 +194,7 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
 
 def _explained(run, rows):
     """As _values, on the SAEs' own text."""
-    table = _compared(run, rows["variant_fidelity"])
-    own = table.loc[table.trained_on == table.evaluated_on]
+    own = _on_own_text(_compared(run, rows["variant_fidelity"]))
     return values_by(own, ["variant", "trained_on"], "explained_variance")
 
 

@@ -37,15 +37,10 @@ RATIOS: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
     # per dimension: of a row of 512 tokens the number of dimensions is not known here
     "l2": lambda rows: (rows.error, rows.measured),
 }
-# on moderate positions alone (metrics/fidelity.py); measured with sae.max_norm
-MODERATE: dict[str, Callable[[pd.DataFrame], tuple[Any, Any]]] = {
-    "ce_diff_moderate": lambda rows: (
-        rows.ce_sae_moderate - rows.ce_moderate,
-        rows.scored_moderate,
-    ),
-    "l2_moderate": lambda rows: (rows.error_moderate, rows.measured_moderate),
-    "explained_variance_moderate": lambda rows: (rows.error_moderate, rows.variance_moderate),
-}
+# behind what is measured, and summed, on moderate positions alone (metrics/fidelity.py)
+ON_MODERATE = "_moderate"
+# these are measured so, too, with sae.max_norm
+MODERATE = tuple(measure + ON_MODERATE for measure in ("ce_diff", "l2", "explained_variance"))
 
 
 def values_by(rows: pd.DataFrame, by: Sequence[str], column: str) -> dict[Any, Values]:
@@ -119,7 +114,7 @@ def cells_by(
             over_seeds = mean_over_seeds(values)
             sums, counts = _row_sums(of_cell[cell], measure)
             error = bootstrap_error(sums, counts)
-            if measure in ("l2", "l2_moderate"):
+            if measure.removesuffix(ON_MODERATE) == "l2":
                 error *= over_seeds.value / (sums.sum() / counts.sum())
             cells[measure][cell] = replace(over_seeds, text_error=error)
     return cells
@@ -127,7 +122,10 @@ def cells_by(
 
 def _row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
-    sums, counts = (RATIOS | MODERATE)[measure](rows)
+    if measure in MODERATE:
+        names = (name for name in rows if name.endswith(ON_MODERATE))
+        rows = rows.assign(**{name.removesuffix(ON_MODERATE): rows[name] for name in names})
+    sums, counts = RATIOS[measure.removesuffix(ON_MODERATE)](rows)
     table = pd.DataFrame({"row": rows.row, "sum": sums, "count": counts})
     table = pd.DataFrame(table.groupby("row")[["sum", "count"]].mean())
     return table["sum"].to_numpy(float), table["count"].to_numpy(float)

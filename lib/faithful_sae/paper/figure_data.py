@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from faithful_sae.paper.estimates import fidelity_cells, sfr_estimates
+from faithful_sae.paper.estimates import MODERATE, fidelity_cells, sfr_estimates
 from faithful_sae.paper.tables import (
     ROLE_NAMES,
     WEB,
@@ -75,7 +75,7 @@ def fidelity(run: Run) -> pd.DataFrame:
     """The matrices of Figure 5: every cell's mean over seeds and half of its interval."""
     measures = ("ce_diff", "l2", "explained_variance")
     if run.sae.max_norm is not None:
-        measures += tuple(f"{measure}_moderate" for measure in measures)
+        measures += MODERATE
     cells = fidelity_cells(run, measures)
     rows = []
     for trained_on, evaluated_on in cells["ce_diff"]:

@@ -509,9 +509,8 @@ def fidelity(run: Run) -> pd.DataFrame:
     on: mean over seeds, with half of the interval; and the model without an SAE.
     """
     measured_rows = read_rows(run, "fidelity")
-    given = ["tokens", "ce", "ce_zero", "ce_mean"]
-    if "massive" in measured_rows:
-        given.insert(1, "massive")
+    counts = [name for name in ("tokens", "massive") if name in measured_rows]
+    given = [*counts, "ce", "ce_zero", "ce_mean"]
     keys = ["trained_on", "evaluated_on", "include_bos"]
     without_sae = measured_rows.groupby(keys, sort=False)[given].agg("first")
     rows = []
@@ -524,9 +523,7 @@ def fidelity(run: Run) -> pd.DataFrame:
             for measure, estimates in cells.items():
                 row |= cell(measure, estimates[pair])
             rows.append(row)
-    return pd.DataFrame(rows).astype(
-        {name: "int64" for name in given if name in ("tokens", "massive")}
-    )
+    return pd.DataFrame(rows).astype(dict.fromkeys(counts, "int64"))
 
 
 def table7(runs: list[Run]) -> pd.DataFrame:

@@ -57,6 +57,23 @@ def count_saes(run: Run, seeds: tuple[int, ...] | None = None) -> int:
     return len(run.sae_names) * len(run.sae.seeds if seeds is None else seeds)
 
 
+def scoring_bytes(run: Run, shape: Shape) -> int:
+    """A forward pass of fidelity.batch_rows rows, with all that is computed of their logits.
+
+    These are not there yet while the blocks run, and latents are gone when KL is computed.
+    """
+    tokens = run.fidelity.batch_rows * run.sequence_length
+    return forward_bytes(shape, tokens) + tokens * shape.vocab_size * LOGIT
+
+
+def random_tokens_bytes(run: Run, shape: Shape) -> int:
+    """A forward pass of random tokens, and the latents of one SAE on them."""
+    from faithful_sae.metrics.ffr import BATCH_ROWS
+
+    tokens = BATCH_ROWS * run.sequence_length
+    return forward_bytes(shape, tokens) + 2 * 4 * tokens * run.sae.d_sae
+
+
 def reading_bytes(run: Run) -> int:
     """A corpus while it is packed: its ids, joined, then cut into rows."""
     return 3 * 4 * run.corpus_tokens

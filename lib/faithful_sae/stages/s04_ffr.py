@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from faithful_sae.lm.architectures import Shape, forward_bytes, weights
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Run, Section, Seed, key
 from faithful_sae.runs.stage import MODEL, Memory, Rates, SAEs, Stage
-from faithful_sae.stages.budget import count_saes, saes_bytes
+from faithful_sae.stages.budget import count_saes, random_tokens_bytes, saes_bytes
 
 
 class FFR(Section):
@@ -34,12 +34,8 @@ class FakeFeatureRatio(Stage):
     lower = "sae.d_sae"
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-        from faithful_sae.metrics.ffr import BATCH_ROWS
-
-        batch = BATCH_ROWS * run.sequence_length
-        latents = 2 * 4 * batch * run.sae.d_sae
         saes = saes_bytes(run, shape)
-        return Memory(weights(shape) + saes + forward_bytes(shape, batch) + latents, 0)
+        return Memory(weights(shape) + saes + random_tokens_bytes(run, shape), 0)
 
     def tokens(self, run: Run) -> int:
         return 2 * run.ffr.tokens

@@ -2,16 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from faithful_sae.lm.architectures import Shape, forward_bytes, weights
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
-from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
+from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes, scoring_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 
 SHORT = 0.5  # seconds for which its passes are timed
@@ -48,12 +49,8 @@ class FidelityMatrix(Stage):
         return tuple(dict.fromkeys((*run.sae.train_on, *run.fidelity.corpora)))
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-        batch = run.fidelity.batch_rows * run.sequence_length
-        logits = batch * shape.vocab_size * LOGIT
-        # logits are not there yet while the blocks run, and latents are gone when KL is computed
         saes = saes_bytes(run, shape, run.fidelity.seeds)
-        device = weights(shape) + saes + forward_bytes(shape, batch) + logits
-        return Memory(device, reading_bytes(run))
+        return Memory(weights(shape) + saes + scoring_bytes(run, shape), reading_bytes(run))
 
     def tokens(self, run: Run) -> int:
         f = run.fidelity
@@ -117,16 +114,39 @@ def fidelity_matrix(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:
         measured, sums = fidelity_of_all(
             chosen, lm, rows, f.batch_rows, description=title, max_norm=run.sae.max_norm
         )
-        for ((trained_on, seed), include_bos), record in measured.items():
-            where = {"trained_on": trained_on, "evaluated_on": name, "seed": seed}
-            where["include_bos"] = include_bos
-            records.append({**where, **vars(record)})
-            of_rows = sums[(trained_on, seed), include_bos]
-            by_row.append(pd.DataFrame({**where, "row": range(len(of_rows)), **of_rows}))
+        where = {
+            (which, include_bos): {
+                "trained_on": which[0],
+                "evaluated_on": name,
+                "seed": which[1],
+                "include_bos": include_bos,
+            }
+            for which, include_bos in measured
+        }
+        made = as_rows(measured, sums, where)
+        records += made[0]
+        by_row += made[1]
     table = pd.DataFrame(records)
     write_rows(run, "fidelity", table)
     write_rows(run, "fidelity_rows", pd.concat(by_row, ignore_index=True))
     return table
+
+
+def as_rows(
+    measured: Mapping[Any, Any], sums: Mapping[Any, pd.DataFrame], where: Mapping[Any, dict]
+) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+    """What fidelity_of_all found, as rows: (a record of each SAE, the sums of its token rows).
+
+    Args:
+        where: {name of an SAE and mode: the columns that stand before what was found}.
+    """
+    records = []
+    by_row = []
+    for which, record in measured.items():
+        records.append(where[which] | vars(record))
+        of_rows = sums[which]
+        by_row.append(pd.DataFrame({**where[which], "row": range(len(of_rows)), **of_rows}))
+    return records, by_row
 
 
 def corpus_cross_entropy(run: Run, lm: Any) -> pd.DataFrame:

@@ -110,13 +110,9 @@ class SeedStudy(Stage):
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
-        "layer",
-        "sfr.threshold",
-        "sae",
         # it has one corpus, whose published SAEs are 02's
-        "-sae.train_on",
-        "-sae.published",
-        "-sae.baselines",
+        *TRAINED,
+        "sfr.threshold",
     )
     hours = "train"
     lower = "sae.buffer_tokens or seed_dependence.sweep_seeds"

@@ -8,18 +8,19 @@ from typing import Any
 import pandas as pd
 
 from faithful_sae.files import file_hash
-from faithful_sae.lm.architectures import Shape, forward_bytes, weights
+from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
-    LOGIT,
     budget,
     group_bytes,
     kept_bytes,
+    random_tokens_bytes,
     reading_bytes,
     saving_bytes,
+    scoring_bytes,
     tokens_read,
 )
 from faithful_sae.stages.s02_train_sae import (
@@ -96,11 +97,7 @@ class ArchitectureStudy(Stage):
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
-        "layer",
-        "sae",
-        "-sae.train_on",
-        "-sae.published",
-        "-sae.baselines",
+        *TRAINED,
         "-sae.variant",
         "sfr",
         "ffr",
@@ -119,7 +116,6 @@ class ArchitectureStudy(Stage):
             yield Artefact(folder(run, name), settings(run, VARIED), rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
-        from faithful_sae.metrics.ffr import BATCH_ROWS
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
 
@@ -133,12 +129,7 @@ class ArchitectureStudy(Stage):
             for variant in run.architectures.variants.values()
         )
         saes = len(self.corpora(run)) * n * one
-        rows = run.fidelity.batch_rows * run.sequence_length
-        measuring = max(
-            forward_bytes(shape, rows) + rows * shape.vocab_size * LOGIT,
-            forward_bytes(shape, BATCH_ROWS * run.sequence_length)
-            + 2 * 4 * BATCH_ROWS * run.sequence_length * s.d_sae,
-        )
+        measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
         work = max(group_bytes(run, shape) + training, measuring)
         return Memory(weights(shape) + saes + work, reading_bytes(run) + saving_bytes(run, 3 * one))
 
@@ -164,7 +155,7 @@ class ArchitectureStudy(Stage):
         a = run.architectures
         n_tokens = budget(run, a.tokens)
         steps = math.ceil(n_tokens / run.sae.batch_tokens)
-        seeds = len(a.seeds or run.sae.seeds)
+        seeds = len(seeds_of(run))
         total = self.tokens(run) * rates.read_token()
         for name, variant in a.variants.items():
             step = rates.sae_step(run.sae.d_sae, run.sae.k, n_tokens, variant)
@@ -179,6 +170,11 @@ def penalised(run: Run) -> list[str]:
     return [name for name, variant in variants.items() if hasattr(variant, "l1")]
 
 
+def seeds_of(run: Run) -> tuple[int, ...]:
+    """Those that are trained; the first one also for penalties and curves."""
+    return run.architectures.seeds or run.sae.seeds
+
+
 def folder(run: Run, corpus: str) -> Path:
     """The artefact with the compared SAEs of a corpus."""
     return run.artifacts / "architectures" / corpus / "saes"
@@ -187,7 +183,7 @@ def folder(run: Run, corpus: str) -> Path:
 def _most_trained(run):
     """SAEs that are trained together, at most."""
     a = run.architectures
-    return len(a.variants) * len(a.seeds or run.sae.seeds) + len(a.variants) * len(a.l0)
+    return len(a.variants) * (len(seeds_of(run)) + len(a.l0))
 
 
 def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
@@ -202,7 +198,7 @@ def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
 
     a = run.architectures
     k = run.sae.k
-    seeds = a.seeds or run.sae.seeds
+    seeds = seeds_of(run)
     saes = {}
     parts = []
     for i, name in enumerate(a.corpora):
@@ -274,17 +270,20 @@ def _penalties(run, name, lm, text):
     """({variant: the penalty at which its L0 was nearest to sae.k}, the SAEs that were trained for
     it, tables of them).
     """
-    from faithful_sae.sae.penalty import next_penalty
+    from faithful_sae.sae.penalty import excess, next_penalty
+
+    def off(l0):
+        return abs(excess(l0, run.sae.k))
 
     a = run.architectures
-    seed = (a.seeds or run.sae.seeds)[0]
+    seed = seeds_of(run)[0]
     tried: dict[str, dict[float, float]] = {variant: {} for variant in penalised(run)}
     saes = {}
     tables = []
     for i in range(1, a.searches + 1):
         trying = {}
         for variant, found in tried.items():
-            if not any(_off(run, l0) <= math.log(1 + a.within) for l0 in found.values()):
+            if not any(off(l0) <= math.log(1 + a.within) for l0 in found.values()):
                 begin = a.variants[variant].l1
                 trying[variant] = next_penalty(found, run.sae.k) if found else begin
         if not trying:
@@ -296,13 +295,8 @@ def _penalties(run, name, lm, text):
         tables.append(table)
         for row in table.to_dict("records"):
             tried[row["variant"]][row["l1"]] = row["l0"]
-    best = {v: min(found, key=lambda l1: _off(run, found[l1])) for v, found in tried.items()}
+    best = {v: min(found, key=lambda l1: off(found[l1])) for v, found in tried.items()}
     return best, saes, tables
-
-
-def _off(run, l0):
-    """How far from sae.k, on a logarithmic scale."""
-    return abs(math.log(max(l0, 1e-3) / run.sae.k))
 
 
 def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.DataFrame]:
@@ -319,6 +313,7 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
     from faithful_sae.metrics.geometry import geometry
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.s03_sfr import heldout_activations
+    from faithful_sae.stages.s05_fidelity import as_rows
 
     a = run.architectures
     fidelity = []
@@ -331,11 +326,12 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
         measured, sums = fidelity_of_all(
             saes, lm, rows, batch_rows, (False,), title, run.sae.max_norm
         )
-        for (which, _), record in measured.items():
-            where = _columns(which, "trained_on") | {"evaluated_on": name}
-            fidelity.append(where | vars(record))
-            of_rows = sums[which, False]
-            by_row.append(pd.DataFrame({**where, "row": range(len(of_rows)), **of_rows}))
+        where = {
+            mode: _columns(mode[0], "trained_on") | {"evaluated_on": name} for mode in measured
+        }
+        made = as_rows(measured, sums, where)
+        fidelity += made[0]
+        by_row += made[1]
         x = heldout_activations(run, name, lm, run.sfr.tokens)
         own = {which: sae for which, sae in saes.items() if which[1] == name}
         l0s |= {which: _l0(sae, x) for which, sae in own.items()}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe, layer_of
-from faithful_sae.sae.formats.source import Parts, SAEError, Source, own_way
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, own_way
 
 if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
@@ -155,9 +155,7 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     buffer = {"d_submodule": sae.d_model, "io": io, "ctx_len": context}
     with atomic_path(folder) as tmp:
         tmp.mkdir()
-        torch.save(
-            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
-        )
+        torch.save(on_cpu(tensors), tmp / WEIGHTS)
         (tmp / "config.json").write_text(
             json.dumps({"trainer": trainer, "buffer": buffer}, indent=1) + "\n"
         )

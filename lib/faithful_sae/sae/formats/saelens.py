@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe
-from faithful_sae.sae.formats.source import Parts, SAEError, Source, read_json
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, read_json
 
 if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
@@ -195,9 +195,7 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     }
     with atomic_path(folder) as tmp:
         tmp.mkdir()
-        save_file(
-            {name: w.detach().cpu().contiguous() for name, w in tensors.items()}, tmp / WEIGHTS
-        )
+        save_file(on_cpu(tensors), tmp / WEIGHTS)
         if sae.firing is not None:
             save_file(
                 {"sparsity": torch.log10(sae.firing.cpu() + 1e-10)}, tmp / "sparsity.safetensors"

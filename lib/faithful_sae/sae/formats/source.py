@@ -153,6 +153,11 @@ def read_json(path: Path) -> dict:
     return values
 
 
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def own_way(parts: Parts) -> str | None:
     """What an SAE does that only its own layout has a place for, to say why it is refused."""
     if parts.router is not None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from faithful_sae.files import atomic_path
 from faithful_sae.sae.formats.hooks import describe, layer_of
-from faithful_sae.sae.formats.source import Parts, SAEError, Source, own_way, read_json
+from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, own_way, read_json
 
 if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
@@ -107,15 +107,13 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
         )
     with atomic_path(folder) as tmp:
         tmp.mkdir()
-        save_file(
-            {
-                "encoder.weight": sae.W_enc.detach().cpu().T.contiguous(),
-                "encoder.bias": sae.b_enc.detach().cpu(),
-                "W_dec": sae.W_dec.detach().cpu().contiguous(),
-                "b_dec": sae.b_dec.detach().cpu(),
-            },
-            tmp / WEIGHTS,
-        )
+        tensors = {
+            "encoder.weight": sae.W_enc.T,
+            "encoder.bias": sae.b_enc,
+            "W_dec": sae.W_dec,
+            "b_dec": sae.b_dec,
+        }
+        save_file(on_cpu(tensors), tmp / WEIGHTS)
         (tmp / "cfg.json").write_text(
             json.dumps(
                 {
