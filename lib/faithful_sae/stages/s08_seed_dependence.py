@@ -17,7 +17,7 @@ from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,
@@ -110,7 +110,7 @@ class SeedStudy(Stage):
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
-        "layer",
+        *HOOK,
         "sfr.threshold",
         "sae",
         # it has one corpus, whose published SAEs are 02's

@@ -12,7 +12,7 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
     LOGIT,
     budget,
@@ -96,7 +96,7 @@ class ArchitectureStudy(Stage):
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
-        "layer",
+        *HOOK,
         "sae",
         "-sae.train_on",
         "-sae.published",
