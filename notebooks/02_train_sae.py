@@ -22,9 +22,10 @@
 #    + b_\mathrm{enc})\big), \qquad
 #    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
 #
-# $x$ is the residual stream entering one block of the language model. The seeds of a corpus see the
-# same activations in the same order. Whatever differs between them later is due to initialisation
-# alone.
+# $x$ is read at the hook in one block of the language model (`layer`). Without more it is the
+# residual stream entering the block; `hook: mlp` or `hook: attention` takes what the block's MLP or
+# its attention adds to that stream. The seeds of a corpus see the same activations in the same
+# order. Whatever differs between them later is due to initialisation alone.
 #
 # SAEs that somebody has published (`published` under `sae:`) are read instead of trained, and
 # measured on the same text.
@@ -46,6 +47,7 @@ from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import activation_norms, training
 from faithful_sae.runs.rows import open_run
 from faithful_sae.sae.activations import token_activations
+from faithful_sae.sae.formats.hooks import in_words
 from faithful_sae.stages import training as trained
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
@@ -62,9 +64,9 @@ run.sae
 # %% [markdown]
 # ## The activations
 #
-# A corpus is packed into rows that start with BOS. The forward pass stops at the hooked block. The
-# BOS position has an activation unlike all others (much larger in most models), so whether SAEs
-# train on it is a choice: `include_bos`.
+# A corpus is packed into rows that start with BOS. The forward pass stops at the hook. The BOS
+# position has an activation unlike all others (much larger in most models), so whether SAEs train
+# on it is a choice: `include_bos`.
 
 # %%
 rows = corpus(run, run.sae.train_on[0], lm)
@@ -72,6 +74,7 @@ ids = torch.tensor(rows.train[:4], dtype=torch.int64)
 x = lm.activations(ids)
 print(lm.tokenizer.decode(ids[0])[:300])
 print(
+    f"\n{in_words(run.hook, run.layer)}"
     f"\nactivations {tuple(x.shape)}; norm at BOS {x[:, 0].norm(dim=-1).mean():.1f}, elsewhere "
     f"{x[:, 1:].norm(dim=-1).mean():.1f}"
 )

@@ -65,7 +65,7 @@ run.fidelity
 # %% [markdown]
 # ## Splicing
 #
-# For every corpus the model runs once as it is, and once per SAE from the hooked block on, with
+# For every corpus the model runs once as it is, and once per SAE from the hook on, with
 # $\hat x$ instead of $x$. `include_bos` says whether the BOS position is replaced and measured too.
 # It is an outlier: an SAE that never trained on it reconstructs it badly, and one that did gains
 # explained variance from it. The matrices below leave it out, and the table has both.

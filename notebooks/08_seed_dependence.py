@@ -35,7 +35,8 @@
 #
 # **What differs from theirs.**
 #
-# - They train on the output of an MLP, here it is the residual stream that enters a block.
+# - They train on the output of an MLP. Here it is the residual stream that enters a block, unless
+#   the run's `hook` is `mlp` or `attention`.
 # - They train on billions of tokens, here on as many as the parameters say.
 # - They compare several architectures, here all SAEs are TopK.
 # - The learning rate is the same for all SAEs here, whatever else is changed.
@@ -209,8 +210,8 @@ Image(
 #
 # Two things to keep in mind. If overlap still grows with training, a setting that learns more
 # slowly also shares less for that reason alone: the panels compare SAEs of one budget, not finished
-# ones. And the stream that enters layer 0 is the token embedding, which holds no more different
-# vectors than the vocabulary has tokens.
+# ones. And the residual stream that enters layer 0 is the token embedding, which holds no more
+# different vectors than the vocabulary has tokens.
 
 # %%
 swept = rows["seed_pairs"].query("sweep != 'seeds'")

@@ -175,6 +175,7 @@ gpus: 1
 threads: 1
 hours: {generate: 1.0, train: 1.0, measure: 1.0}
 layer: 1
+hook: residual
 sequence_length: 12
 corpus_tokens: 600
 heldout: 0.2

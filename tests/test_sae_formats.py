@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faithful_sae import TopKSAE, load_sae
-from faithful_sae.sae.formats.hooks import check_hook, layer_of
+from faithful_sae.sae.formats.hooks import check_hook, hook_name, layer_of, place_of
 from faithful_sae.sae.sae import SAEError
 
 D, F, K = 6, 20, 4
@@ -641,14 +641,16 @@ def test_no_latent_above_its_threshold(tmp_path):
         ("gpt_neox.layers.15", 16),
         ("model.layers.2", 3),
         ("blocks.8.hook_resid_mid", None),
-        ("blocks.8.hook_mlp_out", None),
-        ("layers.3.mlp", None),
+        ("blocks.8.hook_mlp_out", 8),
+        ("blocks.8.hook_attn_out", 8),
+        ("layers.3.mlp", 3),
+        ("h.3.mlp.c_proj", None),
         ("blocks.8.attn.hook_z", None),
         ("", None),
         (None, None),
     ],
 )
-def test_the_block_a_hook_point_enters(hook, layer):
+def test_the_block_of_a_hook_point(hook, layer):
     assert layer_of(hook) == layer
 
 
@@ -681,11 +683,11 @@ def test_an_sae_of_the_profiles_place(metadata, model):
     [
         (
             {"hook_name": "blocks.9.hook_resid_pre"},
-            ["reads blocks.9.hook_resid_pre", "enters block 8"],
+            ["reads blocks.9.hook_resid_pre", "entering block 8"],
         ),
         (
             {"hook_name": "blocks.8.hook_resid_post"},
-            ["reads blocks.8.hook_resid_post", "enters block 8"],
+            ["reads blocks.8.hook_resid_post", "entering block 8"],
         ),
         ({"hook_name": "blocks.8.hook_mlp_out"}, ["reads blocks.8.hook_mlp_out"]),
         ({"layer": 0}, ["the input of block 0"]),
@@ -698,6 +700,51 @@ def test_an_sae_of_another_place(metadata, words):
         check_hook(sae_of(**metadata), "openai-community/gpt2", 8, "some/folder")
     assert all(word in str(error.value) for word in ["some/folder", *words])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, hook, module",
+    [
+        ("blocks.8.hook_mlp_out", "mlp", "post_feedforward_layernorm"),
+        ("blocks.8.hook_attn_out", "attention", None),
+        ("layers.8.mlp", "mlp", "mlp"),
+        ("model.layers.8.self_attn", "attention", "self_attn"),
+        ("gpt_neox.layers.8.attention", "attention", None),
+        ("h.8.attn", "attention", "attn"),
+        ("layers.8.post_feedforward_layernorm", "mlp", "post_feedforward_layernorm"),
+    ],
+)
+def test_an_sae_of_the_profiles_module(name, hook, module):
+    check_hook(sae_of(hook_name=name), "gpt2", 8, "some/folder", hook, module)
+
+
+@pytest.mark.parametrize(
+    "metadata, hook, module, word",
+    [
+        ({"hook_name": "blocks.8.hook_mlp_out"}, "attention", None, "blocks.8.hook_attn_out"),
+        ({"hook_name": "blocks.8.hook_resid_pre"}, "mlp", None, "MLP output of block 8"),
+        ({"hook_name": "blocks.7.hook_mlp_out"}, "mlp", None, "MLP output of block 8"),
+        ({"hook_name": "blocks.8.attn.hook_z"}, "attention", None, "attention output of block 8"),
+        ({"layer": 8}, "mlp", None, "the input of block 8"),
+        # before the normalisation that stands behind it
+        ({"hook_name": "layers.8.mlp"}, "mlp", "post_feedforward_layernorm", "layers.8.mlp"),
+    ],
+)
+def test_an_sae_of_another_module(metadata, hook, module, word):
+    with pytest.raises(SAEError, match=r"^some/folder: reads [^\n]*$") as error:
+        check_hook(sae_of(**metadata), "gpt2", 8, "some/folder", hook, module)
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("hook", ["residual", "mlp", "attention"])
+def test_the_hook_stands_in_every_layout_that_has_a_place_for_it(hook, tmp_path):
+    sae = sae_of(hook_name=hook_name(hook, 3), layer=3)
+    sae.save(tmp_path / "saelens")
+    assert place_of(load_sae(tmp_path / "saelens").metadata["hook_name"]) == (hook, 3)
+    sae.to_dictionary_learning(tmp_path / "dictionary")
+    assert place_of(load_sae(tmp_path / "dictionary").metadata["hook_name"]) == (hook, 3)
+    sae.to_sparsify(tmp_path / "layers.3.mlp")
+    assert place_of(load_sae(tmp_path / "layers.3.mlp").metadata["hook_name"]) == ("mlp", 3)
 
 
 def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
@@ -750,7 +797,7 @@ def test_where_sparsify_and_dictionary_learning_name_the_place(tmp_path):
         ),
         (
             "models--google--gemma-scope-2b-pt-mlp/snapshots/0a/layer_5/width_16k/average_l0_6",
-            {"model": "google/gemma-2-2b", "hook_name": "blocks.5.hook_mlp_out"},
+            {"model": "google/gemma-2-2b", "hook_name": "blocks.5.hook_mlp_out", "layer": 5},
         ),
         (
             "gemma-scope-2b-pt-att/layer_5/width_16k/average_l0_6",

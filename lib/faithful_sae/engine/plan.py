@@ -20,6 +20,7 @@ from faithful_sae.files import (
 )
 from faithful_sae.lm.architectures import (
     ModelError,
+    not_hooked,
     not_sampled,
     sizes_of,
     tokens_in,
@@ -274,11 +275,11 @@ def first_problems(profile: str) -> Iterator[str]:
 
 def problems(runs: list[Run]) -> Iterator[str]:
     """Find what would fail later, a line each: a local model folder without config, weights or
-    tokenizer, of an architecture that is not known, or whose tokenizer does not fit; a layer or
-    length beyond the model's; a local corpus or task file that cannot be read, is empty, is not
-    UTF-8 or lacks its key; a published SAE in a folder that is none, is damaged, or is not of the
-    run's model, layer, d_sae or k; a file whose path has braces; results of another folder's in the
-    way.
+    tokenizer, of an architecture that is not known or has no such hook, or whose tokenizer does not
+    fit; a layer or length beyond the model's; a local corpus or task file that cannot be read, is
+    empty, is not UTF-8 or lacks its key; a published SAE in a folder that is none, is damaged, or
+    is not of the run's model, layer, d_sae or k; a file whose path has braces; results of another
+    folder's in the way.
     """
     for run in runs:
         if run.gguf:
@@ -390,14 +391,16 @@ def _published_problems(run: Run, config: Path | None, names: list[str]) -> Iter
         record = read_json(config) if config else {}
     except (OSError, ValueError):
         return  # said of the model
-    width = run.embedded.d_model if run.embedded else sizes_of(record).d_model
+    width, kind = sizes_of(record).d_model, record.get("model_type")
+    if run.embedded:
+        width, kind = run.embedded.d_model, run.embedded.architecture
     for name in names:
         # with torch, for which nobody else waits
         from faithful_sae.sae.sae import SAEError
         from faithful_sae.stages.published import load_published
 
         try:
-            load_published(run, name, width)
+            load_published(run, name, width, kind)
         except (SAEError, hub.HubError) as error:
             yield f"{run.file}: sae.published.{name}: {error}"
 
@@ -431,6 +434,8 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
     found = []
     if why := not_sampled(record):
         found.append(f"{run.file}: model = {run.model_name!r}: {why}")
+    if why := not_hooked(record.get("model_type"), run.hook):
+        found.append(f"{run.file}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
         found.append(f"{run.file}: model = {run.model_name!r}: no *.safetensors weights in {where}")
     if not {"tokenizer.json", "tokenizer_config.json"} & set(files):

@@ -133,7 +133,7 @@ def _language_model(run: Run) -> tuple[LanguageModel, str]:
     with device, torch.random.fork_rng():
         model: Any = unloaded_model(run)
     vocabulary = range(model.config.vocab_size)
-    lm = LanguageModel(model.to(device).eval(), vocabulary, run.layer, 0)
+    lm = LanguageModel(model.to(device).eval(), vocabulary, run.layer, 0, hook=run.hook)
     return lm, "a model of the same sizes with random weights"
 
 

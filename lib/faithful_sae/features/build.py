@@ -107,6 +107,8 @@ def build_index(
         raise FeatureError("random_frequency is given without ffr_frequency, by which it is judged")
     if twin is not None and sfr_threshold is None:
         raise FeatureError("twin is given without sfr_threshold, by which it is judged")
+    # an index of a residual stream is named by the layer alone, as before there were other hooks
+    hook = {} if lm.hook == "residual" else {"hook": lm.hook}
     if key is None:
         key = digest(
             [
@@ -114,6 +116,7 @@ def build_index(
                 hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest(),
                 lm.model.name_or_path,
                 lm.layer,
+                *hook.values(),
                 vars(kept),
                 about,
                 [None if a is None else np.asarray(a).tolist() for a in arrays.values()],
@@ -168,6 +171,7 @@ def build_index(
         "ffr_frequency": ffr_frequency,
         "key": key,
         "sae": weights,
+        **hook,
     }
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)

@@ -97,10 +97,11 @@ class FeatureIndex:
 
     Attributes:
         meta: index.json. label, run, profile, corpus (indexed text, and what the SAE was trained
-            on), seed, other_seed, layer, k, d_sae, tokens (counted), mut_info_lost (the largest
-            share of a latent's firings by which a count behind MutInfo may be too low; 0: all are
-            exact), histogram_edges [bins + 1], sfr_threshold, ffr_frequency, key (of the
-            provenance), sae (checksum of the weights). What is not known is None.
+            on), seed, other_seed, layer (and hook, where it is not the residual stream), k, d_sae,
+            tokens (counted), mut_info_lost (the largest share of a latent's firings by which a
+            count behind MutInfo may be too low; 0: all are exact), histogram_edges [bins + 1],
+            sfr_threshold, ffr_frequency, key (of the provenance), sae (checksum of the weights).
+            What is not known is None.
         latents: row i is latent i.
             frequency: share of the tokens on which it fires (activation above 0).
             mean, max: of its activations where it fires (0 if nowhere).

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 # where Llama, Gemma and GPT-NeoX, where GPT-2, where OPT and where MPT keep their blocks
 BLOCKS = ("layers", "h", "decoder.layers", "blocks")
@@ -18,6 +18,26 @@ BLOCKS = ("layers", "h", "decoder.layers", "blocks")
 NORMS = ("ln_f", "final_layer_norm", "norm", "final_layernorm", "norm_f")
 # whose attention has nothing that decoding.Decoder's lacks
 MODELS = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "qwen2", "qwen3")
+# where in a block a model is hooked: the residual stream that enters it, or what its MLP or its
+# attention adds to that
+Hook = Literal["residual", "mlp", "attention"]
+HOOKS: tuple[Hook, ...] = get_args(Hook)
+# what is called in a block whose outputs are added to the residual stream as they are: attention's
+# and the MLP's, by model_type; where normalisations stand behind them, these
+ADDED = {
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj"), ("attn", "mlp")),
+    "gpt_neox": ("attention", "mlp"),
+    "falcon": ("self_attention", "mlp"),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "stablelm", "olmo"),
+        ("self_attn", "mlp"),
+    ),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text", "olmo2", "olmo3"),
+        ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
 # without which a model cannot be used at all, as transformers calls them
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 # what the longest row is called: by most, by GPT-2 in its file, by MPT, by Bloom
@@ -82,6 +102,28 @@ def not_sampled(config: dict) -> str | None:
             f"and values: take one of {', '.join(MODELS)}, or another with attention alone"
         )
     return None
+
+
+def not_hooked(kind: str | None, hook: str) -> str | None:
+    """Why a model of a model_type cannot be hooked there, or None."""
+    if hook not in HOOKS:
+        return f"hook {hook!r} must be one of {', '.join(HOOKS)}"
+    if hook == "residual" or kind in ADDED:
+        return None
+    return (
+        f"hook {hook!r}: it is not known what MLP and attention of a model of type {kind!r} add to "
+        f"the residual stream: write `hook: residual`, or take one of {', '.join(ADDED)}"
+    )
+
+
+def hooked_module(kind: str | None, hook: str) -> str | None:
+    """The module of a block whose output is hooked, by its name in a model of a model_type; None:
+    the block's input is hooked.
+    """
+    if hook == "residual":
+        return None
+    attention, mlp = ADDED[str(kind)]
+    return attention if hook == "attention" else mlp
 
 
 def blocks_of(model: Any) -> Any:

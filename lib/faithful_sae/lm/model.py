@@ -1,8 +1,15 @@
-"""A causal language model with one hook point: the residual stream entering block `layer`.
+"""A causal language model with one hook point in block `layer`, by name:
 
-That tensor is `hidden_states[layer]` of Hugging Face and `blocks.<layer>.hook_resid_pre` of
-TransformerLens (paper, Table 5). Weights are Hugging Face's as they are, for training and for
-evaluation alike. Loading never runs a model's own code and reads weights from safetensors alone.
+    residual    the residual stream entering the block (paper, Table 5): `hidden_states[layer]` of
+                Hugging Face, `blocks.<layer>.hook_resid_pre` of TransformerLens
+    mlp         what its MLP adds to that stream, `blocks.<layer>.hook_mlp_out`
+    attention   what its attention adds to it, `blocks.<layer>.hook_attn_out`
+
+The last two are the outputs as they are added: behind the normalisation that Gemma 2 and 3, OLMo 2
+and 3 and GLM 4 have there. All three are as wide as the stream.
+
+Weights are Hugging Face's as they are, for training and for evaluation alike. Loading never runs a
+model's own code and reads weights from safetensors alone.
 
 A model that does not fit one GPU is spread over several: the embedding and the first blocks on the
 first, the last blocks and the head on the last. Each part fetches its inputs; ids go in from
@@ -25,10 +32,13 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from faithful_sae.lm.architectures import (
+    Hook,
     ModelError,
     Shape,
     beside_blocks,
     blocks_of,
+    hooked_module,
+    not_hooked,
     shape_of,
     too_many_tokens,
     unknown,
@@ -45,7 +55,7 @@ class _Stop(Exception):
 
 @dataclass
 class LanguageModel:
-    """A causal LM with its tokenizer and the hook point `layer`; made by load_model.
+    """A causal LM with its tokenizer and a hook point, `hook` of block `layer`; made by load_model.
 
     Token ids are int64 [B, T], on any device. Rows are packed without padding unless an attention
     mask is given.
@@ -57,6 +67,7 @@ class LanguageModel:
     bos_id: int
     # the commit of a Hub model
     revision: str | None = None
+    hook: Hook = "residual"
 
     def __post_init__(self):
         self.blocks = blocks_of(self.model)
@@ -103,15 +114,45 @@ class LanguageModel:
     def at_layer(
         self, function: Callable[[torch.Tensor], torch.Tensor | None], skip: bool = False
     ) -> Iterator[None]:
-        """Within the context, `function` sees every tensor that enters block `layer`.
+        """Within the context, `function` sees every tensor that passes the hook point.
 
         Args:
             function: given the hooked tensor [B, T, D]; what it returns, if anything, takes its
                 place.
-            skip: the blocks before the hook do nothing; their work would be thrown away by the
-                replacement.
+            skip: the blocks before a hooked residual stream do nothing; their work would be thrown
+                away by the replacement. What they add to the stream reaches past another hook.
         """
+        module = hooked_module(self.model.config.model_type, self.hook)
+        if module is None:
+            with self._at_input(function, skip):
+                yield
+        else:
+            with self._at_output(getattr(self.blocks[self.layer], module), function):
+                yield
 
+    @contextlib.contextmanager
+    def _at_output(
+        self, module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor | None]
+    ) -> Iterator[None]:
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            several = isinstance(output, tuple)
+            # copies: Falcon adds to its MLP's output in place
+            new = function((output[0] if several else output).clone())
+            if new is None:
+                return None
+            new = new.clone()
+            return (new, *output[1:]) if several else new
+
+        handle = module.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def _at_input(
+        self, function: Callable[[torch.Tensor], torch.Tensor | None], skip: bool
+    ) -> Iterator[None]:
         def hook(_, args, kwargs):
             x = args[0] if args else kwargs["hidden_states"]
             new = function(x)
@@ -134,8 +175,8 @@ class LanguageModel:
     def activations(
         self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Residual stream entering block `layer`: float32 [B, T, D]. The forward pass stops there:
-        no later block, no head.
+        """The hooked tensor: float32 [B, T, D]. The forward pass stops there: nothing that comes
+        later in the block, no later block, no head.
 
         Args:
             ids: int64 [B, T].
@@ -168,8 +209,8 @@ class LanguageModel:
 
     @torch.no_grad()
     def spliced_logits(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [B, T, V] when `x` stands in for the hooked tensor. Blocks before the hook
-        do not run.
+        """Logits float32 [B, T, V] when `x` stands in for the hooked tensor. Blocks before a hooked
+        residual stream do not run. Zeros in place of an MLP's or attention's output ablate it.
 
         Args:
             ids: int64 [B, T].
@@ -200,23 +241,27 @@ def load_model(
     dtype: str = "auto",
     revision: str | None = None,
     gpus: int = 1,
+    hook: Hook = "residual",
 ) -> LanguageModel:
     """Load a causal LM from a Hub id or a folder.
 
     Args:
         id_or_path: a folder in Hugging Face's format (config.json, *.safetensors, tokenizer files)
             or a Hub id.
-        layer: block whose input is hooked, 0 to n_layers - 1.
+        layer: block that is hooked, 0 to n_layers - 1.
         device: "cpu", "cuda", "cuda:1" and the like, or "auto" (a GPU if there is one).
         dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
         revision: branch, tag or commit of a Hub model; the commit it resolves to is kept in
             `.revision`.
         gpus: how many of the GPUs it is spread over.
+        hook: "residual" (the stream entering the block), "mlp" or "attention" (what these add to
+            it).
 
     Raises:
-        ModelError: no such device or dtype; fewer GPUs than asked for; missing or incomplete
-            folder, unknown or gated or unreachable model, an architecture that is not known, no
-            tokenizer, more tokens than the embedding has rows, no BOS, layer out of range.
+        ModelError: no such device or dtype; no such hook, or none in this architecture; fewer GPUs
+            than asked for; missing or incomplete folder, unknown or gated or unreachable model, an
+            architecture that is not known, no tokenizer, more tokens than the embedding has rows,
+            no BOS, layer out of range.
     """
     name = str(id_or_path)
     if dtype not in DTYPES:
@@ -240,6 +285,8 @@ def load_model(
         )
     folder, at = _located(name, revision)
     config = read_config(folder, name)
+    if why := not_hooked(config.model_type, hook):
+        raise ModelError(f"{name}: {why}")
     if not 0 <= layer < config.num_hidden_layers:
         raise ModelError(
             f"{name}: layer {layer} is out of range: it has blocks 0 to "
@@ -272,7 +319,7 @@ def load_model(
         )
     model.name_or_path = name
     spread(model.eval(), [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device])
-    return LanguageModel(model, tokenizer, layer, bos_id, at)
+    return LanguageModel(model, tokenizer, layer, bos_id, at, hook)
 
 
 def read_config(folder: Path | str, name: str) -> Any:

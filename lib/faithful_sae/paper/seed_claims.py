@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from faithful_sae.lm.architectures import Hook
 from faithful_sae.metrics.seed_dependence import HORIZON, SIGNIFICANCE, by_pair
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
@@ -26,6 +27,12 @@ from faithful_sae.runs.schema import Run
 SAME = 0.02
 # and nearly the same: they say "nearly constant"
 NEARLY = 0.05
+# what the SAEs of a layer are for
+WORDS: dict[Hook, tuple[str, str]] = {
+    "residual": ("residual stream", "entering"),
+    "mlp": ("MLP output", "of"),
+    "attention": ("attention output", "of"),
+}
 
 
 def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -118,7 +125,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
         ("More latents, less overlap", "Figure 5", _trend(sweep["d_sae"], -1)),
         ("More active latents, less overlap", "Figure 5", _trend(sweep["k"], -1)),
         ("Longer training, more overlap", "Figure 5", _trend(sweep["tokens"], 1)),
-        *((said, "Figure 4", case) for said, case in _layers(sweep["layer"])),
+        *((said, "Figure 4", case) for said, case in _layers(sweep["layer"], run.hook)),
         (
             "SAEs with ReLU and L1 overlap more than TopK SAEs",
             "Figure 4",
@@ -127,7 +134,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
         (
             "Overlap depends on where in a block the SAE sits (MLP, residual stream)",
             "Figure 4",
-            _untested("only residual streams are hooked here"),
+            _untested(f"only {WORDS[run.hook][0]}s are hooked here"),
         ),
         (
             "Shared latents are more interpretable, yet many unshared ones are interpretable too",
@@ -286,7 +293,7 @@ def _trend(rows, sign):
     return _case(_means(rows), *dict.fromkeys((whole, *back)))
 
 
-def _layers(rows) -> Sequence[tuple[str, Case]]:
+def _layers(rows, hook: Hook) -> Sequence[tuple[str, Case]]:
     """Their three statements on layers, about the first and last of those trained on and the ones
     between.
     """
@@ -300,7 +307,7 @@ def _layers(rows) -> Sequence[tuple[str, Case]]:
         why = _untested(f"layers trained on: {len(layers)}")
         return [(statement, why) for statement in statements]
     first, *middle, last = layers
-    text = f"{_means(rows)} (residual stream entering the layer)"
+    text = f"{_means(rows)} ({' '.join(WORDS[hook])} the layer)"
     constant = _untested(f"{text}; one layer is between the first and the last")
     if len(middle) > 1:
         same = [

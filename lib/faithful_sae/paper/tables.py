@@ -415,6 +415,7 @@ def table5(runs: list[Run]) -> pd.DataFrame:
     known.
     """
     rows = []
+    elsewhere = any(run.hook != "residual" for run in runs)
     for run in runs:
         s = run.sae
         if s is None:
@@ -434,6 +435,8 @@ def table5(runs: list[Run]) -> pd.DataFrame:
         }
         if run.published:
             row["published"] = ", ".join(run.published)
+        if elsewhere:
+            row["hook"] = run.hook
         rows.append(row)
     table = beside(rows, runs, exhibits()["table5"].numbers)
     return table.assign(

@@ -20,7 +20,7 @@ from faithful_sae.runs import registry
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.provenance import provenance
-from faithful_sae.runs.schema import Run, plain
+from faithful_sae.runs.schema import EVERYTHING, Run, as_before, plain
 from faithful_sae.runs.stage import Stage
 
 NUMBERS = ("numbers",)
@@ -41,7 +41,10 @@ def settings(run: Run, keys: tuple[str, ...], keep: tuple[str, ...] = NUMBERS) -
             section, _, left_out = name[1:].rpartition(".")
             found[section] = {k: v for k, v in (found[section] or {}).items() if k != left_out}
         else:
-            found[name] = plain(_value(run, name), keep)
+            value = _value(run, name)
+            field = type(run).model_fields.get(name)
+            if keep == EVERYTHING or field is None or not as_before(field, value):
+                found[name] = plain(value, keep)
     return found
 
 

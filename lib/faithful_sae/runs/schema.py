@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from faithful_sae.files import ROOT, digest, from_root
+from faithful_sae.lm.architectures import Hook
 from faithful_sae.text.documentation import KINDS
 from faithful_sae.text.hub import PARQUET, Record
 
@@ -155,14 +156,14 @@ def plain(value: Any, keep: tuple[str, ...] = EVERYTHING) -> Any:
             name: plain(getattr(value, name), keep)
             for name, field in fields.items()
             if changes(field) in keep
-            and (keep == EVERYTHING or not _as_before(field, getattr(value, name)))
+            and (keep == EVERYTHING or not as_before(field, getattr(value, name)))
         }
     if isinstance(value, dict):
         return {name: plain(item, keep) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
-def _as_before(field: Any, value: Any) -> bool:
+def as_before(field: Any, value: Any) -> bool:
     """Whether a field that came later says what was done before it."""
     return (field.json_schema_extra or {}).get("later", False) and value == field.default
 
@@ -333,7 +334,14 @@ class Run(Section):
         1,
     )
     hours: Hours = key("limits of a job on a cluster", Hours(), changes="nothing")
-    layer: int = key("the hook: the residual stream entering this block", paper="Table 5", ge=0)
+    layer: int = key("the block that is hooked, counted from 0", paper="Table 5", ge=0)
+    hook: Hook = key(
+        "where in it: the residual stream entering the block, or what its MLP or its attention "
+        "adds to that stream",
+        "residual",
+        paper="Table 5",
+        later=True,
+    )
     sequence_length: int = key(
         "of the rows of a corpus, BOS and at least one token", unit="tokens", paper="Table 5", ge=2
     )

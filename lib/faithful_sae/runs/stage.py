@@ -17,6 +17,8 @@ from faithful_sae.runs.schema import Run, Section
 SAEs = dict[tuple[str, int], Any]
 # the keys that determine a language model
 MODEL = ("model", "revision", "dtype", "device", "threads", "embedded")
+# those that say where in it activations are read
+HOOK = ("layer", "hook")
 # the keys that determine the token rows of a corpus, beside its own
 ROWS_OF_TEXT = ("sequence_length", "corpus_tokens", "heldout")
 

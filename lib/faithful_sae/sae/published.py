@@ -11,6 +11,7 @@ import torch
 
 from faithful_sae.files import file_hash
 from faithful_sae.kernels.firing_counts import firing_counts
+from faithful_sae.lm.architectures import Hook
 from faithful_sae.sae.activations import rows_in_batches, token_activations
 from faithful_sae.sae.formats import READERS
 from faithful_sae.sae.formats.hooks import check_hook
@@ -46,12 +47,20 @@ def weights_hash(folder: Path) -> str:
 
 
 def load_fitting(
-    folder: Path, model: str, layer: int, sizes: dict[str, int], width: int | None, source: Path
+    folder: Path,
+    model: str,
+    layer: int,
+    sizes: dict[str, int],
+    width: int | None,
+    source: Path,
+    hook: Hook = "residual",
+    module: str | None = None,
 ) -> TopKSAE:
     """Read a published SAE, converted to float32 and to what sae.py computes.
 
     Args:
-        model: that it is to be used with, as in check_hook; so is layer.
+        model: that it is to be used with, as in check_hook; so are layer, hook and
+            module.
         sizes: d_sae and k it must have; one with a threshold has no k.
         width: the model's d_model, if it is known already.
         source: the file that says so, for the message.
@@ -60,7 +69,7 @@ def load_fitting(
         SAEError: as load_sae and check_hook; another width, d_sae or k.
     """
     sae = load_sae(folder)
-    check_hook(sae, model, layer, folder)
+    check_hook(sae, model, layer, folder, hook, module)
     if width not in (None, sae.d_model):
         raise SAEError(
             f"{folder}: takes activations of width {sae.d_model}, but those of {model} are "

@@ -137,7 +137,7 @@ def unloaded_model(run: Run) -> PreTrainedModel:
 
 
 def open_model(run: Run) -> LanguageModel:
-    """The run's language model, hooked at `layer`.
+    """The run's language model, hooked at `hook` of block `layer`.
 
     Raises:
         MissingInputError: an embedded model that notebook 01 has not trained.
@@ -151,7 +151,9 @@ def open_model(run: Run) -> LanguageModel:
             raise MissingInputError(f"{folder}: {why}: {run_first(run, 'language_model')}")
     prepare_model(run)
     at = model_commit(run)
-    lm = load_model(folder or run.model_name, run.layer, run.device, run.dtype, at, run.gpus)
+    lm = load_model(
+        folder or run.model_name, run.layer, run.device, run.dtype, at, run.gpus, run.hook
+    )
     for problem in too_small(run, Model(run.model_name, len(lm.blocks), lm.context)):
         raise ModelError(problem)
     return lm

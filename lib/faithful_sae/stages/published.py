@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from faithful_sae.files import PACKAGE, atomic_path, folder_of, is_current, remove_others, seal
+from faithful_sae.lm.architectures import ADDED, hooked_module
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.runs.keys import Fingerprint
 from faithful_sae.runs.schema import Run
@@ -17,7 +18,7 @@ from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import model_key
 from faithful_sae.stages.s02_train_sae import sae_settings
-from faithful_sae.stages.training import weights_hashes
+from faithful_sae.stages.training import hook_metadata, weights_hashes
 from faithful_sae.text import hub
 from faithful_sae.text.packing import TokenRows
 
@@ -45,11 +46,14 @@ def locate(run: Run, name: str, seed: int) -> tuple[Path, str]:
     return folder, f"{entry.hub}{below} at {at}"
 
 
-def load_published(run: Run, name: str, width: int | None = None) -> dict[int, TopKSAE]:
+def load_published(
+    run: Run, name: str, width: int | None = None, kind: str | None = None
+) -> dict[int, TopKSAE]:
     """{seed: SAE} of a corpus, as load_fitting.
 
     Args:
         width: the model's d_model, if it is known already.
+        kind: its model_type, likewise.
 
     Raises:
         SAEError: as load_fitting; one SAE for two seeds.
@@ -58,9 +62,12 @@ def load_published(run: Run, name: str, width: int | None = None) -> dict[int, T
     saes = {}
     seen = {}
     sizes = {"d_sae": run.sae.d_sae, "k": run.sae.k}
+    module = hooked_module(kind, run.hook) if kind in ADDED else None
     for seed in run.sae.seeds:
         folder, _ = locate(run, name, seed)
-        saes[seed] = load_fitting(folder, run.model_name, run.layer, sizes, width, run.file)
+        saes[seed] = load_fitting(
+            folder, run.model_name, run.layer, sizes, width, run.file, run.hook, module
+        )
         weights = weights_hash(folder)
         if weights in seen:
             raise SAEError(
@@ -120,7 +127,7 @@ def _convert(
 ) -> None:
     s = run.sae
     start = time.time()
-    saes = load_published(run, name, lm.d_model)
+    saes = load_published(run, name, lm.d_model, lm.model.config.model_type)
     results = measure(
         [sae.to(lm.device) for sae in saes.values()],
         lm,
@@ -145,6 +152,7 @@ def _convert(
             firing = result.pop("firing")
             sae.firing = firing if sae.firing is None else sae.firing
             sae.metadata |= {"model": run.model_name, "layer": run.layer, "corpus": name}
+            sae.metadata |= hook_metadata(run)
             sae.metadata |= {"seed": seed, "source": origin}
             sae.save(tmp / f"seed{seed}")
             published = place / "sparsity.safetensors"

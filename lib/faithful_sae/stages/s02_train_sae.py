@@ -25,7 +25,7 @@ from faithful_sae.runs.schema import (
     Seed,
     key,
 )
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.sae.settings import SETTINGS
 
 
@@ -216,7 +216,7 @@ def check_seeds(run: Run, need: Need, at: str, seeds: tuple[int, ...] | None) ->
 
 # what the SAEs of a corpus depend on beside its text: trained ones, and (with the corpus's own
 # entry of sae.published) those that are read, whose tokens and batches are for measuring them
-WHERE = ("layer", "threads", "dtype", "device")
+WHERE = (*HOOK, "threads", "dtype", "device")
 TRAINED = (*WHERE, "sae", "-sae.train_on", "-sae.published", "-sae.baselines")
 READ = (
     *WHERE,
@@ -268,7 +268,7 @@ class TrainSAE(Stage):
     paper = True
     rows = ("training", "saes")
     reads = ("dataset",)
-    parameters = (*MODEL, *ROWS_OF_TEXT, "layer")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK)
     hours = "train"
     lower = "sae.buffer_tokens or sae.lm_batch_rows"
     lower_ram = "corpus_tokens"

@@ -7,7 +7,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, ParamsError, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, group_bytes, reading_bytes, saes_bytes
 from faithful_sae.stages.s02_train_sae import text_of
 
@@ -32,7 +32,7 @@ class SharedFeatureRatio(Stage):
     paper = True
     rows = ("sfr", "matching", "sfr_curve")
     reads = ("saes",)
-    parameters = (*MODEL, *ROWS_OF_TEXT, "layer", "sae.include_bos", "sae.lm_batch_rows")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK, "sae.include_bos", "sae.lm_batch_rows")
     lower = "sae.d_sae"
 
     def wanted(self, run: Run) -> bool:

@@ -7,7 +7,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, Memory, Rates, SAEs, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, random_tokens_bytes, saes_bytes
 
 
@@ -30,7 +30,7 @@ class FakeFeatureRatio(Stage):
     paper = True
     rows = ("ffr", "firing")
     reads = ("saes", "first_token")
-    parameters = (*MODEL, "layer", "sequence_length")
+    parameters = (*MODEL, *HOOK, "sequence_length")
     lower = "sae.d_sae"
 
     def memory(self, run: Run, shape: Shape) -> Memory:

@@ -11,7 +11,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Run, Section, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, reading_bytes, saes_bytes, scoring_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 
@@ -40,7 +40,7 @@ class FidelityMatrix(Stage):
     paper = True
     rows = ("fidelity", "fidelity_rows", "corpus_ce")
     reads = ("saes",)
-    parameters = (*MODEL, *ROWS_OF_TEXT, "layer")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK)
     lower = "fidelity.batch_rows"
 
     def corpora(self, run: Run) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from faithful_sae.runs.schema import (
     check_name,
     key,
 )
-from faithful_sae.runs.stage import MODEL, Memory, Rates, SAEs, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import count_saes, saes_bytes
 from faithful_sae.stages.s02_train_sae import check_seeds
 from faithful_sae.text.documentation import TASKS
@@ -97,7 +97,7 @@ class LinearProbes(Stage):
     paper = True
     rows = ("probing", "probing_texts")
     reads = ("saes",)
-    parameters = (*MODEL, "layer")
+    parameters = (*MODEL, *HOOK)
     lower = "probing.batch_rows"
     lower_ram = "probing.max_train and max_test"
 

@@ -1,6 +1,6 @@
 """07: all tables and figures of a profile beside the paper's, and its claims."""
 
-from faithful_sae.runs.stage import Stage
+from faithful_sae.runs.stage import HOOK, Stage
 
 
 class Paper(Stage):
@@ -14,7 +14,7 @@ class Paper(Stage):
         "fidelity",
         "probing",
         "corpora",
-        "layer",
+        *HOOK,
         "sequence_length",
     )
 

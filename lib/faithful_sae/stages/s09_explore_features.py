@@ -12,7 +12,7 @@ from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
-from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 
 # "not fake" where no other seed says whether they are shared
@@ -66,7 +66,7 @@ class ExploreFeatures(Stage):
     optional = ("features",)
     rows = ("features", "dose_response")
     reads = ("saes", "sfr", "matching", "firing")
-    parameters = (*MODEL, *ROWS_OF_TEXT, "layer", "sfr.threshold", "ffr")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK, "sfr.threshold", "ffr")
     lower = "features.batch_rows"
 
     def corpora(self, run: Run) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class ExploreFeatures(Stage):
 
 # what an index of features depends on beside its inputs
 INDEXED = (
-    *("layer", "threads", "device", "sae.include_bos", "sfr.threshold", "ffr", "features"),
+    *(*HOOK, "threads", "device", "sae.include_bos", "sfr.threshold", "ffr", "features"),
     *("-features.seeds", "-features.per_group", "-features.doses", "-features.steered_rows"),
 )
 

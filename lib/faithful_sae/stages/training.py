@@ -25,6 +25,7 @@ from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import BASELINES, Run, plain
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
+from faithful_sae.sae.formats.hooks import hook_name
 from faithful_sae.sae.train import train_saes, training_disk
 from faithful_sae.sae.variants import VARIANTS, FrozenDecoder, RandomDictionary, Variant
 from faithful_sae.stages.corpus import corpus, rows_key
@@ -218,6 +219,13 @@ def massive_activations(run: Run, name: str) -> pd.DataFrame:
     return pd.read_csv(file)
 
 
+def hook_metadata(run: Run) -> dict[str, str]:
+    """What the metadata of an SAE say of its hook beside the layer, which alone stands for the
+    residual stream.
+    """
+    return {} if run.hook == "residual" else {"hook_name": hook_name(run.hook, run.layer)}
+
+
 def weights_hashes(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     """Hashes of the weights of the SAEs of a corpus."""
     return [file_hash(folder / f"seed{seed}" / "sae_weights.safetensors") for seed in seeds]
@@ -288,6 +296,7 @@ def train_stream(
     require_space(folder, training_disk(lm.d_model, d_saes), f"training the SAEs of {name}")
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
     stream = activation_stream(run, name, rows, lm, max(budgets))
+    at = "" if run.hook == "residual" else f", {run.hook} output"
     saes = train_saes(
         stream,
         lm.d_model,
@@ -299,10 +308,11 @@ def train_stream(
         s.batch_tokens,
         s.recipe,
         lm.device,
-        f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}",
+        f"{run.name}: {len(wanted)} SAEs on {name}, layer {run.layer}{at}",
         checkpoint,
     )
     about = {"model": run.model_name, "layer": run.layer, "corpus": name, "recipe": s.recipe}
+    about |= hook_metadata(run)
     about |= {"sequence_length": run.sequence_length}
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)

@@ -61,7 +61,8 @@ def set_meta(index: FeatureIndex) -> dict[str, Any]:
     typed in.
     """
     shown = ("run", "label", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens")
-    meta = {name: index.meta[name] for name in shown}
+    # an index has a hook only where it is not the residual stream
+    meta = {name: index.meta[name] for name in (*shown, "hook") if name in index.meta}
     flags = "".join(all_flags(index))
     return {
         "key": set_key(meta),

@@ -17,6 +17,7 @@ from faithful_sae.runs.keys import SHOWN, settings
 from faithful_sae.runs.params import LISTED
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import Run
+from faithful_sae.sae.formats.hooks import in_words
 
 PAPER = (
     'Cho et al. (2025), "FaithfulSAE: Towards Capturing Faithful Features with Sparse '
@@ -69,7 +70,7 @@ def sae_card(
         trained_on.add(dataset)
     trained_with = settings(run, ("sae", "sequence_length", "dtype"), SHOWN)
     sae = trained_with.pop("sae")
-    hook = f"residual stream entering block {run.layer} (blocks.{run.layer}.hook_resid_pre)"
+    hook = in_words(run.hook, run.layer)
     example = f"{names[0]}/seed{sae['seeds'][0]}"
     saes = run.artifacts / "saes"
     architecture = read_json(saes / example / "cfg.json")["architecture"]

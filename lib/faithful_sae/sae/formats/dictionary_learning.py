@@ -19,6 +19,7 @@ BatchTopKSAE would need a k, which such an SAE does not have.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from faithful_sae.files import atomic_path
-from faithful_sae.sae.formats.hooks import describe, layer_of
+from faithful_sae.sae.formats.hooks import NAMES, describe, layer_of, place_of
 from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, own_way
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ B_DEC = {
     "AutoEncoderNew": "decoder.bias",
     "GatedAutoEncoder": "decoder_bias",
 }
+# a submodule that is an MLP or attention, as it is called beside resid_post_layer_8
+OUTPUT = re.compile(r"(mlp_out|attn_out)_layer_(\d+)")
 PLAIN = ("MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
 
 
@@ -115,11 +118,11 @@ def _select(source, kind, parts, F):
 
 
 def _hook(trainer, buffer):
-    """The hook point by TransformerLens' name; a submodule that is not the residual stream by its
-    own.
-    """
+    """The hook point by TransformerLens' name; a submodule that is another place by its own."""
     name = trainer.get("submodule_name") or ""
     layer = trainer.get("layer")
+    if (output := OUTPUT.fullmatch(name)) and buffer.get("io") != "in":
+        return f"blocks.{output[2]}.hook_{output[1]}"
     if name and "resid" not in name:
         return name
     if layer is None:
@@ -186,9 +189,13 @@ def _place(metadata: dict) -> tuple[dict, str]:
     for a block whose output that is: only the first block's input is none.
     """
     hook = metadata.get("hook_name")
+    place = place_of(hook)
     layer = layer_of(hook) if hook else metadata.get("layer")
     if layer is None:
         return {"submodule_name": hook}, "out"
+    if place and place.hook != "residual":
+        output = NAMES[place.hook].removeprefix("hook_")
+        return {"layer": layer, "submodule_name": f"{output}_layer_{layer}"}, "out"
     if layer == 0:
         return {"layer": 0, "submodule_name": "resid_pre_layer_0"}, "in"
     return {"layer": layer - 1, "submodule_name": f"resid_post_layer_{layer - 1}"}, "out"

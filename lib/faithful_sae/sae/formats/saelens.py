@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from faithful_sae.files import atomic_path
-from faithful_sae.sae.formats.hooks import describe
+from faithful_sae.sae.formats.hooks import describe, hook_name
 from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, read_json
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def write(sae: "TopKSAE", folder: Path | str) -> None:
     m = sae.metadata
     hook = m.get("hook_name")
     if not hook and m.get("layer") is not None:
-        hook = f"blocks.{m['layer']}.hook_resid_pre"
+        hook = hook_name("residual", m["layer"])
     architecture = "topk" if sae.router is None else SWITCH
     select = {"k": sae.k}
     rescale = {"rescale_acts_by_decoder_norm": False}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from faithful_sae.files import atomic_path
-from faithful_sae.sae.formats.hooks import describe, layer_of
+from faithful_sae.sae.formats.hooks import describe, place_of
 from faithful_sae.sae.formats.source import Parts, SAEError, Source, on_cpu, own_way, read_json
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def read(folder: Path) -> Parts:
 def _metadata(folder):
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     folder = folder.parent if seed else folder
-    layer = layer_of(folder.name)
+    place = place_of(folder.name)
     run = folder.parent / "config.json"
     # or else the folder was renamed
     hook = folder.name if PLACE.search(folder.name) else None
-    if layer is not None:
-        hook = f"blocks.{layer - 1}.hook_resid_post"
+    if place and place.hook == "residual":
+        hook = f"blocks.{place.layer - 1}.hook_resid_post"
     model = read_json(run).get("model") if run.is_file() else None
     return describe(
         {"seed": int(seed[1])} if seed else {}, model if isinstance(model, str) else None, hook

@@ -60,7 +60,7 @@ function mountExplorer(root, source) {
       if (found !== meta) {
         meta = found; latent = -1;
         drawChoices();
-        facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`,
+        facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`, meta.hook && `${meta.hook} output`,
           meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
         reader.clear();
         reader.root.hidden = !meta.can_read;
