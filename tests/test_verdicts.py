@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
@@ -53,6 +54,23 @@ def test_no_difference_needs_the_interval_inside_the_margin():
     assert judge([small], margin=0.02)["verdict"] == NO_DIFFERENCE
     assert judge([small], margin=0.01)["verdict"] == UNDECIDED
     assert judge([case(0.002, error=0.02)], margin=0.02)["verdict"] == UNDECIDED
+
+
+def by_one_latent(sign):
+    """Shares of 64 latents with three seeds, all one latent above, or below, the others."""
+    ratios = {(1,): 10 / 64, (2,): 14 / 64, (3,): 13 / 64}
+    moved = {seed: ratio + sign / 64 for seed, ratio in ratios.items()}
+    return Case("m", (Difference("above x", mean_over_seeds(moved, ratios)),))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_same_difference_with_each_seed_decides_nothing(sign):
+    row = judge([by_one_latent(sign)], margin=0.05)
+    assert row["verdict"] == UNDECIDED
+    assert row["p"] == 1
+    assert row["seeds_needed"] is pd.NA
+    assert math.isnan(row["low"])
+    assert "the same with each of 3 seeds" in row["measured"]
 
 
 def test_one_of_many_differences_is_below_0_by_chance():

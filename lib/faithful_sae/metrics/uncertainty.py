@@ -28,6 +28,8 @@ Values = Mapping[tuple[int, ...], float]
 LEVEL = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
+# an error this small a part of a number is that of adding up, not of seeds
+ROUNDING = 1e-12
 # numbers of a resample that are in memory together
 AT_ONCE = 2**22
 
@@ -52,6 +54,13 @@ class Estimate:
     def error(self) -> float:
         return math.hypot(self.seed_error, self.text_error)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing says how far another number would be: the seeds are too few, or all gave
+        the same number. A share of latents is a multiple of one latent, and may do so by chance.
+        """
+        return math.isnan(self.error) or self.error <= ROUNDING * abs(self.value)
+
     def half_width(self, level: float = LEVEL) -> float:
         """Half of the two-sided interval; NaN where the error is not known."""
         if math.isnan(self.error):
@@ -69,10 +78,8 @@ class Estimate:
 
     def p_above(self) -> float:
         """One-sided p of the hypothesis that the number is 0 or less; 1 where nothing tells."""
-        if math.isnan(self.error):
+        if self.silent:
             return 1.0
-        if self.error == 0:
-            return float(self.value <= 0)
         return float(student.sf(self.value / self.error, self.seeds - 1))
 
     def minus(self, number: float) -> "Estimate":
@@ -90,7 +97,7 @@ class Estimate:
 
         The error of seeds is taken to fall as 1 / sqrt(S).
         """
-        if math.isnan(self.error):
+        if self.silent:
             return None
         seeds, quantiles = _told_apart()
         errors = np.hypot(self.seed_error * np.sqrt(self.seeds / seeds), self.text_error)

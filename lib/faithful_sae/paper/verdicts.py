@@ -9,7 +9,8 @@ A statement is a number of differences that should be above 0, each with its int
     disagrees       one of them is below 0, by its bound, where 5 % are shared among all
                     differences of the statement (Bonferroni): of many, one looks so by chance
     no difference   all lie within a margin around 0, by their 90 % intervals (two one-sided tests)
-    undecided       none of these: the seeds are too few for a difference of this size
+    undecided       none of these: the seeds are too few for a difference of this size, or all gave
+                    the same number, so that nothing tells how far another would be
     not testable    a number would come out like this whatever the text of the SAEs, as where a
                     probe is at chance; or the profile has not what is compared
 
@@ -56,6 +57,8 @@ class Difference:
         number = f"{self.name} {e.value:+.{self.digits}f}"
         if math.isnan(e.error):
             return f"{number} (no interval: {e.seeds} seed{'s' if e.seeds > 1 else ''})"
+        if e.silent:
+            return f"{number} (no interval: the same with each of {e.seeds} seeds)"
         low, high = e.interval()
         return f"{number} [{low:+.{self.digits}f}, {high:+.{self.digits}f}]"
 
@@ -94,13 +97,15 @@ class Case:
         if self.fact is not None:
             return AGREES if self.fact else DISAGREES
         bounds = [d.estimate.bounds() for d in self.differences]
-        if all(low > 0 for low, _ in bounds):
+        telling = [d.estimate for d in self.differences if not d.estimate.silent]
+        all_tell = len(telling) == len(bounds)
+        if all_tell and all(low > 0 for low, _ in bounds):
             return AGREES
         shared = 1 - (1 - LEVEL) / (cases * len(self.differences))
-        if any(d.estimate.bounds(shared)[1] < 0 for d in self.differences):
+        if any(estimate.bounds(shared)[1] < 0 for estimate in telling):
             return DISAGREES
         inside = all(-margin < low and high < margin for low, high in bounds)
-        return NO_DIFFERENCE if inside else UNDECIDED
+        return NO_DIFFERENCE if all_tell and inside else UNDECIDED
 
     def p(self) -> tuple[float, float]:
         """(that all differences are above 0, that one is below), one-sided; NaN of a fact."""
@@ -147,7 +152,7 @@ def judge(
     differences = [d.estimate for case in counted for d in case.differences]
     if differences:
         weakest = min(differences, key=_strength)
-        low, high = weakest.interval()
+        low, high = (math.nan, math.nan) if weakest.silent else weakest.interval()
         row |= {"effect": weakest.value, "low": low, "high": high, "seeds": weakest.seeds}
         if row["verdict"] == UNDECIDED:
             row["seeds_needed"] = _seeds_needed(counted, verdicts)
@@ -157,9 +162,7 @@ def judge(
 
 def _strength(estimate):
     """How far above 0, in its own errors; where nothing is known of these, weakest of all."""
-    if math.isnan(estimate.error):
-        return -math.inf
-    return estimate.value / max(estimate.error, 1e-300)
+    return -math.inf if estimate.silent else estimate.value / estimate.error
 
 
 def _together(verdicts, waiting, most):
@@ -184,7 +187,7 @@ def _seeds_needed(cases, verdicts):
         for case, verdict in zip(cases, verdicts, strict=True)
         if verdict == UNDECIDED
         for difference in case.differences
-        if difference.estimate.bounds()[0] <= 0 or math.isnan(difference.estimate.error)
+        if difference.estimate.bounds()[0] <= 0 or difference.estimate.silent
     ]
     return pd.NA if not needed or None in needed else max(needed)
 
