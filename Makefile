@@ -63,8 +63,7 @@ lint: ready  ## formatting, common mistakes and types: ruff and pyright
 
 test: ready  ## formatting and types, unit, oracle and end-to-end tests, then all notebooks on the smoke profile
 	@$(MAKE) --no-print-directory -f "$(ROOT)/Makefile" lint
-	@cd "$(ROOT)" && $(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder tests
-	@cd "$(ROOT)" && $(PY) -m pytest --nbval-lax -p no:cacheprovider notebooks
+	@cd "$(ROOT)" && $(PY) -m pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --nbval-lax tests notebooks
 
 test-interop: peers  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
 	@cd "$(ROOT)" && $(PEER_PY) -m pytest tests/interop

@@ -34,9 +34,18 @@ torch.set_num_threads(1)
 os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The longest file is begun first: the other cores go through the rest meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """What one file tests is run by one process. The end-to-end test, which is the longest, is
+    begun first, and the notebooks are run behind it by the same process: it changes files of the
+    library for a while.
+    """
+    groups = {}
+    for item in items:
+        whole = item.path.name == "test_end_to_end.py" or item.path.suffix == ".ipynb"
+        groups[item] = "workflow" if whole else item.path.name
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: groups[item] != "workflow")
 
 
 VOCABULARY, LAYERS, CONTEXT, BOS, EOS = 64, 3, 32, 0, 1

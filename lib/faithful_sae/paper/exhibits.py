@@ -223,15 +223,15 @@ def save_figure(
         va="bottom",
     )
     as_written([above])
+    # found once: for "tight" each file would be drawn twice
+    box = figure.get_tightbbox().padded(0.06)
     # neither date nor version: same data, same bytes
     for suffix, undated in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         with (
             atomic_path(folder / f"{stem}.{suffix}") as tmp,
             matplotlib.rc_context({"pdf.fonttype": 42}),
         ):
-            figure.savefig(
-                tmp, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.06, metadata=undated
-            )
+            figure.savefig(tmp, format=suffix, dpi=200, bbox_inches=box, metadata=undated)
     _provenance(exhibit, runs, stem)
     return str(folder / f"{stem}.png")
 

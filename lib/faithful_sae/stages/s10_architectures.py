@@ -131,7 +131,9 @@ class ArchitectureStudy(Stage):
         saes = len(self.corpora(run)) * n * one
         measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
         work = max(group_bytes(run, shape) + training, measuring)
-        return Memory(weights(shape) + saes + work, reading_bytes(run) + saving_bytes(run, 3 * one))
+        return Memory(
+            weights(shape) + saes + work, reading_bytes(run) + saving_bytes(run, 3 * n * one)
+        )
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes

@@ -63,8 +63,9 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             as_written(figure.findobj(Text))
-            # lays it out while the style is in force
+            # lays it out while the style is in force, and once: not again for each file
             figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         return figure
 
     return drawn
