@@ -15,6 +15,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import json
 import threading
 
+import jupytext
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from faithful_sae.files import ROOT
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs import schema
 from faithful_sae.runs.params import load_params
@@ -36,16 +38,20 @@ os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What one file tests is run by one process. The end-to-end test, which is the longest, is
-    begun first, and the notebooks are run behind it by the same process: it changes files of the
-    library for a while.
+    """What one file tests is run by one process. The notebooks and the end-to-end test, which take
+    longest, are begun first, by the same process: the test compares with what the notebooks wrote,
+    and changes files of the library for a while.
     """
-    groups = {}
+
+    def place(item):
+        if item.path.suffix == ".ipynb":
+            return 0
+        return 1 if item.path.name == "test_end_to_end.py" else 2
+
     for item in items:
-        whole = item.path.name == "test_end_to_end.py" or item.path.suffix == ".ipynb"
-        groups[item] = "workflow" if whole else item.path.name
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: groups[item] != "workflow")
+        group = "workflow" if place(item) < 2 else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=place)
 
 
 VOCABULARY, LAYERS, CONTEXT, BOS, EOS = 64, 3, 32, 0, 1
@@ -455,3 +461,13 @@ def make_measured_run(make_run):
         return run
 
     return make
+
+
+def execute(notebook, **parameters):
+    """The cells of a notebook one after the other, here instead of in a kernel of its own."""
+    names = {}
+    for number, cell in enumerate(jupytext.read(ROOT / "notebooks" / f"{notebook}.py").cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{notebook}, cell {number}", "exec"), names)
+        if "parameters" in cell.metadata.get("tags", ()):
+            names |= parameters

@@ -1,8 +1,8 @@
 """The whole flow on the smoke profile's parameters, through make, as a user's own folder of
 parameter files.
 
-One run from nothing is killed on the way and resumed, without notebooks 08 and 09; the other is not
-interrupted. Both must write the same csv files.
+A run from nothing is killed on the way and resumed. It must write the csv files that the notebooks
+write whose cells are run one after the other, as `make test` has just done.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from faithful_sae.files import ROOT, remove
 
-PROFILES = "e2e_killed", "e2e_whole"
+NAME = "e2e_killed"
+ARTIFACTS, FIGURES = (ROOT / place / NAME for place in ("artifacts", "figures"))
 
 
 def make(*words, **kwargs):
@@ -41,19 +41,14 @@ def planned(folder):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    base = tmp_path_factory.mktemp("profiles")
-    for name in PROFILES:
-        shutil.copytree(ROOT / "params" / "smoke", base / name)
-        for place in ("artifacts", "figures"):
-            remove(ROOT / place / name)
-    killed = base / PROFILES[0] / "neox.yaml"
-    values = yaml.safe_load(killed.read_text()) | {"seed_dependence": None, "features": None}
-    killed.write_text(yaml.safe_dump(values, sort_keys=False))
-    yield {name: base / name for name in PROFILES}
-    for name in PROFILES:
-        for place in ("artifacts", "figures"):
-            remove(ROOT / place / name)
+def whole(request):
+    """The smoke profile, not interrupted. Its notebooks have been run if they are among the tests,
+    since they stand before these.
+    """
+    if not any(item.path.suffix == ".ipynb" for item in request.session.items):
+        result = make("paper", "PROFILE=smoke")
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return "smoke"
 
 
 def kill_when(folder, exists, timeout=300):
@@ -80,67 +75,78 @@ def kill_when(folder, exists, timeout=300):
     return found
 
 
+WEIGHTS = ARTIFACTS / "neox" / "saes" / "library" / "seed42" / "sae_weights.safetensors"
+
+
 @pytest.fixture(scope="module")
-def results(folders):
-    """Both profiles made; the first one killed in notebooks 02 and 05 on the way."""
-    killed = folders[PROFILES[0]]
-    artifacts = ROOT / "artifacts" / killed.name / "neox"
+def folder(tmp_path_factory):
+    """The profile made, after it was killed in notebooks 02 and 05 on the way, and a file was cut
+    short.
+    """
+    folder = tmp_path_factory.mktemp("profiles") / NAME
+    shutil.copytree(ROOT / "params" / "smoke", folder)
+    for place in (ARTIFACTS, FIGURES):
+        remove(place)
+    of_faithful = ARTIFACTS / "neox" / "saes" / "faithful"
     moments = (
-        lambda: (artifacts / "saes" / "faithful").exists(),
-        lambda: (artifacts / "rows" / "sfr.csv").exists(),
+        of_faithful.exists,
+        lambda: (ARTIFACTS / "neox" / "rows" / "sfr.csv").exists(),
     )
     for moment in moments:
-        assert kill_when(killed, moment)
-    kept = (artifacts / "saes" / "faithful" / "provenance.json").read_bytes()
-    for folder in folders.values():
-        result = make("paper", f"PARAMS={folder}", cwd=folder.parent)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert (
-        artifacts / "saes" / "faithful" / "provenance.json"
-    ).read_bytes() == kept  # what was done was not done again
-    return folders
+        assert kill_when(folder, moment)
+    kept = (of_faithful / "provenance.json").read_bytes()
+    WEIGHTS.write_bytes(WEIGHTS.read_bytes()[: WEIGHTS.stat().st_size // 2])
+    result = make("paper", f"PARAMS={folder}", cwd=folder.parent)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    # what was done was not done again
+    assert (of_faithful / "provenance.json").read_bytes() == kept
+    yield folder
+    for place in (ARTIFACTS, FIGURES):
+        remove(place)
 
 
-def test_killed_and_whole_runs_write_the_same_csv_files(results):
-    killed, whole = results
-    for place in ("artifacts", "figures"):
-        files = sorted(
-            p.relative_to(ROOT / place / killed) for p in (ROOT / place / killed).rglob("*.csv")
-        )
-        assert files
-        for file in files:
-            a, b = ((ROOT / place / name / file).read_bytes() for name in (killed, whole))
-            assert a == b.replace(whole.encode(), killed.encode()), file
+@pytest.mark.parametrize("place", ["artifacts", "figures"])
+def test_killed_and_whole_runs_write_the_same_csv_files(folder, whole, place):
+    killed = ROOT / place / NAME
+    files = sorted(path.relative_to(killed) for path in killed.rglob("*.csv"))
+    assert files
+    for file in files:
+        there = (ROOT / place / whole / file).read_bytes()
+        assert (killed / file).read_bytes() == there.replace(whole.encode(), NAME.encode()), file
 
 
-def test_every_exhibit_is_there_and_says_its_profile(results):
+def test_a_file_that_was_cut_short_is_noticed_and_made_again(folder, whole):
+    there = ROOT / "artifacts" / whole / WEIGHTS.relative_to(ARTIFACTS)
+    # the same parameters give the same bytes
+    assert WEIGHTS.read_bytes() == there.read_bytes()
+
+
+def test_every_exhibit_is_there_and_says_its_profile(folder):
     from faithful_sae.runs.catalogue import exhibits
     from faithful_sae.runs.registry import stages
 
-    name = PROFILES[1]
     of_studies = {stage.name for stage in stages().values() if stage.study}
     for exhibit in exhibits().values():
         # smoke leaves no massive activations out
         if exhibit.notebook in of_studies or exhibit.needs == "sae.max_norm":
             continue
         for file in exhibit.files("neox"):
-            path = ROOT / "figures" / name / file
+            path = FIGURES / file
             assert path.stat().st_size > 0, file
             if path.suffix in (".md", ".tex"):
-                assert name in path.read_text().replace("\\_", "_"), file
-        assert (ROOT / "figures" / name / f"{exhibit.stem('neox')}.provenance.json").exists()
+                assert folder.name in path.read_text().replace("\\_", "_"), file
+        assert (FIGURES / f"{exhibit.stem('neox')}.provenance.json").exists()
 
 
-def test_a_second_run_does_nothing(results):
+def test_a_second_run_does_nothing(folder):
     start = time.time()
-    result = make("paper", f"PARAMS={results[PROFILES[1]]}")
+    result = make("paper", f"PARAMS={folder}")
     assert result.returncode == 0
     assert "▸" not in result.stdout
     assert time.time() - start < 60
 
 
-def test_a_changed_value_reruns_what_depends_on_it(results):
-    folder = results[PROFILES[1]]
+def test_a_changed_value_reruns_what_depends_on_it(folder):
     file = folder / "neox.yaml"
     original = (folder / "neox.yaml").read_text()
     try:
@@ -163,8 +169,7 @@ def test_a_changed_value_reruns_what_depends_on_it(results):
         file.write_text(original)
 
 
-def test_a_changed_library_file_reruns_what_depends_on_it(results):
-    folder = results[PROFILES[1]]
+def test_a_changed_library_file_reruns_what_depends_on_it(folder):
     for module, expected in (
         ("metrics/sfr", {"03_sfr", "07_paper", "08_seed_dependence", "09_explore_features"}),
         ("paper/plots/features", {"07_paper", "09_explore_features"}),
@@ -181,26 +186,6 @@ def test_a_changed_library_file_reruns_what_depends_on_it(results):
         finally:
             file.write_bytes(original)
             os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-
-
-def test_a_truncated_sae_is_noticed_and_trained_again(results):
-    folder = results[PROFILES[0]]
-    profile = PROFILES[0]
-    weights = (
-        ROOT
-        / "artifacts"
-        / profile
-        / "neox"
-        / "saes"
-        / "library"
-        / "seed42"
-        / "sae_weights.safetensors"
-    )
-    original = weights.read_bytes()
-    weights.write_bytes(original[: len(original) // 2])
-    result = make("paper", f"PARAMS={folder}")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert weights.read_bytes() == original  # the same parameters give the same bytes
 
 
 def test_a_failing_cell_shows_its_traceback_and_keeps_the_notebook(tmp_path):

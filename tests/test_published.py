@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import BOS
+from conftest import BOS, execute
 from faithful_sae.engine.plan import (
     corpus_inputs,
     corpus_settings,
@@ -610,44 +610,18 @@ def test_a_server_is_asked_for_the_saes_alone_and_its_errors_are_one_line(
 # --- notebooks ------------------------------------------------------------------------------------
 
 
-def test_notebooks_02_and_03_with_nothing_to_train(published, tmp_path):
+def test_notebooks_02_and_03_with_nothing_to_train(published):
     run = published()
-    folder = tmp_path / "e2e_published"
-    shutil.copytree(run.file.parent, folder)
-    artifacts = ROOT / "artifacts" / folder.name
-    figures = ROOT / "figures" / folder.name
-    try:
-        for notebook in ("02_train_sae", "03_sfr"):
-            result = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "faithful_sae",
-                    "notebook",
-                    str(ROOT / "notebooks" / f"{notebook}.py"),
-                    str(artifacts / f"{notebook}.ipynb"),
-                    f"params={folder / 'tiny.yaml'}",
-                ],
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert result.returncode == 0, result.stderr[-3000:]
-        assert (figures / "training_tiny.png").stat().st_size > 0
-        assert (figures / "cosines_tiny.png").stat().st_size > 0
-        data = pd.read_csv(figures / "training_tiny.csv")
-        assert data.seeds.tolist() == [2]
-        assert data.tokens.isna().all()
-        assert data[["fvu", "l0", "dead"]].notna().all(axis=None)
-        assert (
-            json.loads((figures / "training_tiny.provenance.json").read_text())["parameters"][
-                "tiny"
-            ]["sae"]["published"]["text"]["path"]
-            == HERE["path"]
-        )
-    finally:
-        remove(artifacts)
-        remove(figures)
+    for notebook in ("02_train_sae", "03_sfr"):
+        execute(notebook, params=str(run.file))
+    assert (run.figures / "training_tiny.png").stat().st_size > 0
+    assert (run.figures / "cosines_tiny.png").stat().st_size > 0
+    data = pd.read_csv(run.figures / "training_tiny.csv")
+    assert data.seeds.tolist() == [2]
+    assert data.tokens.isna().all()
+    assert data[["fvu", "l0", "dead"]].notna().all(axis=None)
+    made = json.loads((run.figures / "training_tiny.provenance.json").read_text())
+    assert made["parameters"]["tiny"]["sae"]["published"]["text"]["path"] == HERE["path"]
 
 
 def test_the_workflow_plans_them(published):
