@@ -196,12 +196,14 @@ SEEDS = [42, 49, 1, 2]
 
 
 def planted(run, sfr, ffr, l0=None, explained=None):
-    """Rows of a study with given numbers: {(variant, corpus): mean}, with some noise over seeds."""
-    noise = np.random.default_rng(0).normal(0, 0.004, 100)
+    """Rows of a study with given numbers: {(variant, corpus): mean}, with some noise over seeds
+    that is another for each.
+    """
+    rng = np.random.default_rng(0)
     pairs = [
-        {"variant": v, "corpus": c, "seed_a": a, "seed_b": b, "sfr": mean + noise[i]}
+        {"variant": v, "corpus": c, "seed_a": a, "seed_b": b, "sfr": mean + rng.normal(0, 0.004)}
         for (v, c), mean in sfr.items()
-        for i, (a, b) in enumerate(itertools.combinations(SEEDS, 2))
+        for a, b in itertools.combinations(SEEDS, 2)
     ]
     measures = [
         {
@@ -210,12 +212,12 @@ def planted(run, sfr, ffr, l0=None, explained=None):
             "point": "L0 4",
             "seed": seed,
             "l0": (l0 or {}).get((v, c), 4.0),
-            "ffr": mean + 10 * noise[50 + i],
+            "ffr": mean + rng.normal(0, 0.04),
             "dead": 0.0,
             "duplicates": 0.0,
         }
         for (v, c), mean in ffr.items()
-        for i, seed in enumerate(SEEDS)
+        for seed in SEEDS
     ]
     fidelity = [
         {
