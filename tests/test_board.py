@@ -158,6 +158,13 @@ def test_only_what_a_newcomer_needs_is_printed(board, capsys):
     assert capsys.readouterr().err == "no rule makes x\n"
 
 
+def test_an_interrupted_run_says_nothing_of_a_failure(board, capsys):
+    tell = board()
+    tell(msg="Terminating processes on user request, this might take some time.")
+    tell("error", level=logging.ERROR, msg="At least one job did not complete successfully.")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_failed_job_names_its_notebook_and_is_kept(board, capsys, tmp_path):
     tell = board()
     tell("run_info")

@@ -22,6 +22,8 @@ from typing import Any
 from faithful_sae.engine.progress import title
 from faithful_sae.files import ROOT, DiskFullError, from_root, read_json, write_json
 
+# what Snakemake says of Ctrl-C before it cancels its jobs, and then of a failure
+INTERRUPTED = "Terminating processes on user request"
 SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\S+) \(log: (.*)\)")
 
 
@@ -54,6 +56,7 @@ class Board(logging.Handler):
         self.total = 0
         self.running: dict[int, tuple[str, float]] = {}
         self.failed: list[str] = []
+        self.interrupted = False
         self._keep()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -77,11 +80,14 @@ class Board(logging.Handler):
         elif submitted := SUBMITTED.match(record.getMessage()):
             job, number, log = submitted.groups()
             tell(f"    {self.running[int(job)][0]}  Slurm job {number}, log: {from_root(log)}")
-        # why a job failed it has said itself
+        elif record.getMessage().startswith(INTERRUPTED):
+            self.interrupted = True
+        # why a job failed it has said itself, and `make paper` says that it was interrupted
         elif (
             record.levelno >= logging.ERROR
             and said.get("exception") != "RuleException"
             and not self.failed
+            and not self.interrupted
         ):
             tell(record.getMessage(), sys.stderr)
 
