@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from conftest import BOS, FEATURES, SEED_DEPENDENCE, execute, make_model, make_tokenizer
-from faithful_sae.engine.plan import problems, refuse
+from faithful_sae.engine.problems import problems, refuse
 from faithful_sae.files import ROOT
 from faithful_sae.lm.architectures import MODELS
 from faithful_sae.lm.embedded import train_tokenizer

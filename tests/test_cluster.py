@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from faithful_sae.engine import cluster, plan
+from faithful_sae.engine import cluster, plan, problems
 from faithful_sae.engine.cluster import BusyError, claim, jobs, megabytes, minutes, prefix, stop
 from faithful_sae.files import ROOT, seal
 from faithful_sae.runs.keys import workflow_settings
@@ -253,7 +253,7 @@ def test_the_laptop_s_embedded_models_are_trained_first():
 
 def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monkeypatch):
     run = make_run()
-    monkeypatch.setattr(plan, "ROOT", run.artifacts.parents[2])
+    monkeypatch.setattr(problems, "ROOT", run.artifacts.parents[2])
     markers = {name: run.artifacts / "trained" / f"{name}.txt" for name in run.sae.train_on}
     for name, marker in markers.items():
         weights = run.artifacts / "saes" / name / "seed42" / "sae_weights.safetensors"
@@ -265,9 +265,9 @@ def test_only_the_corpus_whose_saes_are_damaged_is_trained_again(make_run, monke
     rows = rows_file(run, "saes")
     rows.parent.mkdir()
     rows.write_text("corpus\n")
-    plan.take_possession([run])
+    problems.take_possession([run])
     assert all(marker.exists() for marker in (rows, *markers.values()))
     weights.write_bytes(b"who")
-    plan.take_possession([run])
+    problems.take_possession([run])
     assert [name for name, marker in markers.items() if marker.exists()] == ["faithful"]
     assert not rows.exists()  # without which Snakemake would have no use for a new mark

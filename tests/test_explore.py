@@ -8,6 +8,7 @@ import pytest
 
 from conftest import FEATURES
 from faithful_sae.engine import plan
+from faithful_sae.engine.problems import _forget_damaged
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.steering import dose_response
 from faithful_sae.features.vocabulary import visible
@@ -208,10 +209,10 @@ def test_a_damaged_index_is_noticed(explored):
     run, _, _, indexes = explored
     file = indexes[49].folder / "contexts.parquet"
     rows = run.artifacts / "rows" / "features.csv"
-    plan._forget_damaged(run)
+    _forget_damaged(run)
     assert rows.exists()
     file.write_bytes(file.read_bytes()[:-10])
-    plan._forget_damaged(run)
+    _forget_damaged(run)
     assert not rows.exists()
 
 

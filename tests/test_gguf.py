@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from faithful_sae.engine.plan import problems
+from faithful_sae.engine.problems import problems
 from faithful_sae.files import DiskFullError
 from faithful_sae.lm import gguf
 from faithful_sae.lm.architectures import ModelError

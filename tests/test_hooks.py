@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import BOS, make_tokenizer
-from faithful_sae.engine.plan import problems
+from faithful_sae.engine.problems import problems
 from faithful_sae.features.build import build_index
 from faithful_sae.features.explorer.data import set_meta
 from faithful_sae.files import read_json

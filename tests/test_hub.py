@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from conftest import ARCHITECTURES, VOCABULARY, make_model, make_tokenizer
-from faithful_sae.engine.plan import hub_problems, refuse
+from faithful_sae.engine.problems import hub_problems, refuse
 from faithful_sae.files import ROOT, remove
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs.schema import ParamsError
@@ -378,7 +378,7 @@ def online(code, server, home, **more):
 CHECK = """
 import sys
 from faithful_sae.runs.params import load_params
-from faithful_sae.engine.plan import hub_problems, refuse
+from faithful_sae.engine.problems import hub_problems, refuse
 from faithful_sae.runs import schema
 from pathlib import Path
 schema.ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else schema.ROOT

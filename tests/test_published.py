@@ -15,14 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import BOS, execute
-from faithful_sae.engine.plan import (
-    corpus_inputs,
-    corpus_settings,
-    hub_problems,
-    problems,
-    refuse,
-    stage_inputs,
-)
+from faithful_sae.engine.plan import corpus_inputs, corpus_settings, stage_inputs
+from faithful_sae.engine.problems import hub_problems, problems, refuse
 from faithful_sae.files import ROOT, file_hash, remove
 from faithful_sae.paper import latent_data, tables
 from faithful_sae.paper.exhibits import profile_note

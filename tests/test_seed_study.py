@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from conftest import SEED_DEPENDENCE
-from faithful_sae.engine import plan
+from faithful_sae.engine import plan, problems
 from faithful_sae.files import MissingInputError
 from faithful_sae.metrics.seed_dependence import means_over_seeds
 from faithful_sae.metrics.sfr import shared_feature_ratio
@@ -149,8 +149,8 @@ def test_training_again_reuses_whole_layers_and_makes_damaged_ones_anew(studied,
     )
     original = file.read_bytes()
     file.write_bytes(original[:-50])
-    monkeypatch.setattr(plan, "ROOT", run.artifacts.parent.parent.parent)
-    plan.take_possession([run])
+    monkeypatch.setattr(problems, "ROOT", run.artifacts.parent.parent.parent)
+    problems.take_possession([run])
     assert not (
         run.artifacts / "rows" / "seed_saes.csv"
     ).exists()  # so that Snakemake runs the notebook again

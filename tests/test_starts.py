@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import chisquare
 
 from conftest import BOS, EMBEDDED, EOS, make_tokenizer
-from faithful_sae.engine.plan import problems
+from faithful_sae.engine.problems import problems
 from faithful_sae.lm.model import ModelError
 from faithful_sae.lm.sampling import end_ids, sample, start_ids
 from faithful_sae.runs.keys import settings

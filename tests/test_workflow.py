@@ -13,8 +13,8 @@ import tempfile
 
 import pytest
 
-from faithful_sae.engine import plan
-from faithful_sae.engine.plan import owner_problems, take_possession
+from faithful_sae.engine import problems as module
+from faithful_sae.engine.problems import owner_problems, problems, take_possession
 from faithful_sae.files import (
     ROOT,
     Lock,
@@ -79,8 +79,8 @@ def test_clean_leaves_a_built_in_profile_to_its_own_folder(tmp_path):
 def test_the_note_of_the_owner_holds_in_a_moved_pair(tmp_path, monkeypatch, make_run):
     run = make_run()
     here = tmp_path / "root"
-    monkeypatch.setattr(plan, "ROOT", here)
-    monkeypatch.setattr(plan, "from_root", lambda path: os.path.relpath(path, here))
+    monkeypatch.setattr(module, "ROOT", here)
+    monkeypatch.setattr(module, "from_root", lambda path: os.path.relpath(path, here))
     (here / "artifacts" / "handmade").mkdir(parents=True)
     take_possession([run])
     note = here / "artifacts" / "handmade" / "profile.txt"
@@ -88,7 +88,7 @@ def test_the_note_of_the_owner_holds_in_a_moved_pair(tmp_path, monkeypatch, make
     moved = tmp_path / "elsewhere"
     shutil.copytree(here, moved / "root")
     shutil.copytree(run.file.parent, moved / "handmade")
-    monkeypatch.setattr(plan, "ROOT", moved / "root")
+    monkeypatch.setattr(module, "ROOT", moved / "root")
     assert list(owner_problems(moved / "handmade")) == []
     (line,) = owner_problems(run.file.parent)
     assert f"holds the results of {moved / 'handmade'}" in line
@@ -225,9 +225,9 @@ def test_names_of_folders_and_models(tmp_path):
     (folder / "neox.yaml").rename(folder / "c++|(a.yaml")
     (folder / "._c.yaml").write_bytes(b"\0\1")
     (folder / ".#c.yaml").symlink_to("nobody@host.1:2")
-    runs, problems = read_profile(folder)
+    runs, found = read_profile(folder)
     assert [run.name for run in runs] == ["c++|(a"]
-    assert problems == []
+    assert found == []
     result = make("dry", f"PARAMS={folder}")
     assert result.returncode == 0, result.stderr
     assert "train_corpus" in result.stdout
@@ -244,7 +244,7 @@ def test_braces_in_what_is_read_are_found_before_any_work(make_run):
     file = run.file.parent / "text.jsonl"
     file.rename(file.with_name("{text}.jsonl"))
     run = make_run({"corpora.text.path": "{text}.jsonl"})
-    (line,) = plan.problems([run])
+    (line,) = problems([run])
     assert line.startswith(f"{run.file}: {run.file.parent}/{{text}}.jsonl: ")
     assert "placeholders" in line
 

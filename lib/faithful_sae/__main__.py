@@ -13,7 +13,7 @@ PROFILE = "a folder of parameter files, or the name of one in params/"
 
 def check(args: argparse.Namespace) -> None:
     from faithful_sae.engine.board import tell
-    from faithful_sae.engine.plan import first_problems
+    from faithful_sae.engine.problems import first_problems
 
     found = []
     # at once: what follows takes seconds to import
@@ -104,7 +104,7 @@ def stop(args: argparse.Namespace) -> None:
 
 def clean(args: argparse.Namespace) -> None:
     from faithful_sae.engine.cluster import claim
-    from faithful_sae.engine.plan import owner_problems, refuse
+    from faithful_sae.engine.problems import owner_problems, refuse
     from faithful_sae.files import ROOT, remove
     from faithful_sae.runs.params import profile_folder
 

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants
 from transformers.utils import logging
 
-from faithful_sae.engine import plan
+from faithful_sae.engine.problems import first_problems, hub_problems
 from faithful_sae.engine.timing import PROBE_SHARE, estimate, free_memory, on_this_machine
 from faithful_sae.files import ROOT, is_current, read_json
 from faithful_sae.lm.architectures import ModelError, Shape, weights
@@ -46,20 +46,20 @@ def check(
         probe: whether to measure how long it takes.
         show: is given the lines that are told.
         cores: that jobs would share; by default those of this machine.
-        found: what plan.first_problems has said, so that texts are not read again.
+        found: what first_problems has said, so that texts are not read again.
 
     Returns:
         all problems found, a line each: what is wrong, and the parameter files it is wrong in.
     """
     logging.set_verbosity_error()
-    problems = list(plan.first_problems(profile) if found is None else found)
+    problems = list(first_problems(profile) if found is None else found)
     try:
         runs, _ = read_profile(profile)
     except ParamsError:
         return problems
     if runs:
         show(f"{len(runs)} language models: texts, models and datasets ...")
-        problems += plan.hub_problems(runs)
+        problems += hub_problems(runs)
         for note in runs[0].hub.moved():
             show(note)
         _show_crowded(runs, cores or CORES, show)
