@@ -61,7 +61,7 @@ lint: ready  ## formatting, common mistakes and types: ruff and pyright
 	@cd "$(ROOT)" && $(PY) -m ruff check .
 	@cd "$(ROOT)" && $(PY) -m basedpyright
 
-test: ready  ## formatting and types, unit, oracle and end-to-end tests, then all notebooks on the smoke profile
+test: ready  ## formatting and types, all notebooks on the smoke profile, unit, oracle and end-to-end tests
 	@$(MAKE) --no-print-directory -f "$(ROOT)/Makefile" lint
 	@cd "$(ROOT)" && $(PY) -m pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --nbval-lax tests notebooks
 
