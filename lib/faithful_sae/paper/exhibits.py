@@ -231,7 +231,7 @@ def save_figure(
             atomic_path(folder / f"{stem}.{suffix}") as tmp,
             matplotlib.rc_context({"pdf.fonttype": 42}),
         ):
-            figure.savefig(tmp, format=suffix, dpi=200, bbox_inches=box, metadata=undated)
+            figure.savefig(tmp, format=suffix, dpi=figure.dpi, bbox_inches=box, metadata=undated)
     _provenance(exhibit, runs, stem)
     return str(folder / f"{stem}.png")
 

@@ -22,6 +22,7 @@ FONT = "DejaVu Sans"
 # gid of a text that is one
 FORMULA = "formula"
 WIDTH = 6.8  # inches, a page's text width
+DPI = 200  # of a png
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 8,
@@ -63,6 +64,8 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             as_written(figure.findobj(Text))
+            # texts are wider or narrower by the resolution
+            figure.set_dpi(DPI)
             # lays it out while the style is in force, and once: not again for each file
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
