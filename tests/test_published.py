@@ -159,14 +159,18 @@ def test_published_saes_give_what_the_trained_ones_gave(make_run, write):
         )
 
 
-def test_what_is_measured_is_what_the_formulas_say(published):
-    run = published(**{"sae.tokens": 1000, "sae.lm_batch_rows": 3})
+@pytest.mark.parametrize("max_norm", [None, 1.1])
+def test_what_is_measured_is_what_the_formulas_say(published, max_norm):
+    run = published(**{"sae.tokens": 1000, "sae.lm_batch_rows": 3, "sae.max_norm": max_norm})
     lm = open_model(run)
     _, summary = train_all(run, lm)
     rows = np.asarray(corpus(run, "text", lm).train, dtype=np.int64)
-    x = lm.activations(torch.from_numpy(rows))[torch.from_numpy(rows) != BOS][
-        :100
-    ].double()  # a tenth of 1000
+    everywhere = lm.activations(torch.from_numpy(rows))[torch.from_numpy(rows) != BOS].double()
+    x = everywhere[:100]  # a tenth of 1000
+    if max_norm:
+        limit = max_norm * everywhere.norm(dim=1).quantile(0.5, interpolation="lower")
+        x = x[x.norm(dim=1) <= limit]
+        assert 0 < len(x) < 100
     for record in summary.itertuples():
         sae = load_sae(run.artifacts / "saes" / "text" / f"seed{record.seed}")
         w = {name: value.double() for name, value in sae.weights.items()}
@@ -175,7 +179,7 @@ def test_what_is_measured_is_what_the_formulas_say(published):
         error = (x - z @ w["W_dec"] - w["b_dec"]).pow(2).sum()
         variance = len(x) * x.var(0, correction=0).sum()
         assert record.fvu == pytest.approx((error / variance).item(), rel=1e-5)
-        assert record.l0 == pytest.approx((z > 0).sum().item() / 100)
+        assert record.l0 == pytest.approx((z > 0).sum().item() / len(x))
         assert record.dead == (z == 0).all(0).sum()
         np.testing.assert_allclose(sae.firing, (z > 0).double().mean(0), atol=1e-6)
         assert record.source == f"published/seed{record.seed}"

@@ -20,7 +20,7 @@ from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus, make_faithful
 from faithful_sae.stages.model import open_model, pretraining_counts, train_embedded_model
-from faithful_sae.stages.s03_sfr import seed_comparison
+from faithful_sae.stages.s03_sfr import heldout_activations, seed_comparison
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.s05_fidelity import fidelity_matrix
 from faithful_sae.stages.s06_probing import probe_tasks
@@ -164,6 +164,16 @@ def test_massive_activations_are_counted_listed_and_the_same_when_kept(make_run)
     assert (table.explained_variance_moderate != table.explained_variance).all()
     with pytest.raises(SAEError, match=r"was made with sae\.max_norm = 1\.1, but .* says None"):
         load_saes(run.changed(sae=run.sae.changed(max_norm=None)), lm)
+
+
+def test_latents_are_correlated_on_moderate_activations(make_run):
+    run = make_run({"sae.max_norm": 1.1})
+    lm = open_model(run)
+    every = heldout_activations(run.changed(sae=run.sae.changed(max_norm=None)), "text", lm, 200)
+    norms = every.norm(dim=-1)
+    moderate = every[norms <= 1.1 * norms.quantile(0.5, interpolation="lower")]
+    assert 0 < len(moderate) < len(every)
+    assert torch.equal(heldout_activations(run, "text", lm, 200), moderate)
 
 
 def test_keys_without_max_norm_are_as_before_it(make_run):

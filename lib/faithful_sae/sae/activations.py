@@ -42,6 +42,13 @@ def norm_limit(norms: Tensor, max_norm: float) -> float:
     return max_norm * norms.median().item()
 
 
+def moderate(x: Tensor, limit: float) -> Tensor:
+    """Activations [N, D] without massive ones. What is not a number stays, so that whoever uses it
+    says so.
+    """
+    return x[~(x.norm(dim=-1) > limit)]
+
+
 def rows_in_batches(rows: np.ndarray, batch_rows: int) -> Iterator[Tensor]:
     """Yield int64 tensors [<= batch_rows, T] of the rows, as they are."""
     for start in range(0, len(rows), batch_rows):

@@ -12,7 +12,13 @@ import torch
 from faithful_sae.files import file_hash
 from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.lm.architectures import Hook
-from faithful_sae.sae.activations import rows_in_batches, token_activations
+from faithful_sae.sae.activations import (
+    SAMPLE,
+    moderate,
+    norm_limit,
+    rows_in_batches,
+    token_activations,
+)
 from faithful_sae.sae.formats import READERS
 from faithful_sae.sae.formats.hooks import check_hook
 from faithful_sae.sae.sae import SAEError, TopKSAE, load_sae
@@ -94,6 +100,7 @@ def measure(
     include_bos: bool,
     batch_rows: int,
     batch_tokens: int,
+    max_norm: float | None = None,
 ) -> list[dict]:
     """What training would have logged at its end, of SAEs that were trained elsewhere.
 
@@ -104,6 +111,8 @@ def measure(
         include_bos: whether BOS is among them.
         batch_rows: rows per forward pass.
         batch_tokens: encoded at once.
+        max_norm: activations of a norm above so many times the median are left out, as in training
+            (sae/activations.py). The median is that of the first ones.
 
     Returns:
         per SAE a dict: fvu (sum |x - x_hat|^2 / sum |x - mean x|^2 over all tokens, in float64), l0
@@ -113,15 +122,19 @@ def measure(
     Raises:
         ValueError: nothing but BOS in the rows, and BOS left out.
     """
-    tokens = 0
+    tokens = read = 0
+    limit = None if max_norm is None else _limit(lm, rows, include_bos, batch_rows, max_norm)
     total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     squares = 0.0
     errors = [0.0] * len(saes)
     counts = [torch.zeros(sae.d_sae, dtype=torch.int64) for sae in saes]
     for ids in rows_in_batches(rows, batch_rows):
-        if tokens >= n_tokens:
+        if read >= n_tokens:
             break
-        for x in token_activations(lm, ids, include_bos)[: n_tokens - tokens].split(batch_tokens):
+        activations = token_activations(lm, ids, include_bos)[: n_tokens - read]
+        read += len(activations)
+        kept = activations if limit is None else moderate(activations, limit)
+        for x in kept.split(batch_tokens):
             tokens = tokens + len(x)
             total = total + x.double().sum(0)
             squares = squares + x.double().pow(2).sum().item()
@@ -144,3 +157,12 @@ def measure(
         }
         for error, count in zip(errors, counts, strict=True)
     ]
+
+
+def _limit(lm, rows, include_bos, batch_rows, max_norm):
+    norms = []
+    for ids in rows_in_batches(rows, batch_rows):
+        norms.append(token_activations(lm, ids, include_bos).norm(dim=-1))
+        if sum(map(len, norms)) >= SAMPLE:
+            break
+    return norm_limit(torch.cat(norms), max_norm)

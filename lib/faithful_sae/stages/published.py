@@ -136,6 +136,7 @@ def _convert(
         s.include_bos,
         s.lm_batch_rows,
         s.batch_tokens,
+        s.max_norm,
     )
     with atomic_path(folder) as tmp:
         tmp.mkdir(parents=True)

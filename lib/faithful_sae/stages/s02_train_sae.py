@@ -227,6 +227,7 @@ READ = (
     "sae.include_bos",
     "sae.lm_batch_rows",
     "sae.batch_tokens",
+    "sae.max_norm",
 )
 
 # what the activations of a corpus depend on

@@ -32,7 +32,14 @@ class SharedFeatureRatio(Stage):
     paper = True
     rows = ("sfr", "matching", "sfr_curve")
     reads = ("saes",)
-    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK, "sae.include_bos", "sae.lm_batch_rows")
+    parameters = (
+        *MODEL,
+        *ROWS_OF_TEXT,
+        *HOOK,
+        "sae.include_bos",
+        "sae.lm_batch_rows",
+        "sae.max_norm",
+    )
     lower = "sae.d_sae"
 
     def wanted(self, run: Run) -> bool:
@@ -95,11 +102,17 @@ def seed_comparison(
 
 def heldout_activations(run: Run, name: str, lm: Any, n_tokens: int) -> Any:
     """Activations float32 [<= n_tokens, D] of the first held-out tokens of a corpus, BOS among them
-    where SAEs are trained on it.
+    where SAEs are trained on it. Massive ones are not, with sae.max_norm: two latents that fire on
+    one such token alone would be correlated.
     """
     import torch
 
-    from faithful_sae.sae.activations import rows_in_batches, token_activations
+    from faithful_sae.sae.activations import (
+        moderate,
+        norm_limit,
+        rows_in_batches,
+        token_activations,
+    )
     from faithful_sae.stages.corpus import corpus
 
     wanted = -(-n_tokens // (run.sequence_length - 1))
@@ -108,7 +121,9 @@ def heldout_activations(run: Run, name: str, lm: Any, n_tokens: int) -> Any:
         token_activations(lm, ids, run.sae.include_bos)
         for ids in rows_in_batches(rows, run.sae.lm_batch_rows)
     ]
-    return torch.cat(parts)[:n_tokens].float()
+    x = torch.cat(parts)[:n_tokens].float()
+    limit = run.sae.max_norm
+    return x if limit is None else moderate(x, norm_limit(x.norm(dim=-1), limit))
 
 
 STAGE = SharedFeatureRatio()
