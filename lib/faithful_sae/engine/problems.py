@@ -1,4 +1,4 @@
-"""The checks before any work: what of a profile would fail later, a line each."""
+"""Before any work: what of a profile would fail later, a line each, and whose the results are."""
 
 import shlex
 from collections.abc import Iterable, Iterator

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from faithful_sae.sae.activations import as_ids, norm_limit, rows_in_batches, token_activations
+from faithful_sae.sae.activations import as_ids, moderate_limit, rows_in_batches, token_activations
 from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def fidelity_of_all(
                 f"{lm.d_model} wide"
             )
     means = {mode: _mean(lm, tokens, batch_rows, mode) for mode in modes}
-    limit = _limit(lm, tokens, batch_rows, max_norm)
+    limit = moderate_limit(lm, tokens, False, batch_rows, max_norm)
     n = len(tokens)
     jobs: dict[tuple[Any, Any], _Sums] = {
         (name, mode): _Sums(means[mode], n) for mode in modes for name in saes
@@ -235,17 +235,6 @@ def _with_moderate(record, sums, content):
         l2_moderate=sums.mean("error") / len(sums.center) if some else math.nan,
         explained_variance_moderate=1 - _ratio(sums.total("error"), sums.total("variance")),
     )
-
-
-def _limit(lm, tokens, batch_rows, max_norm):
-    """The largest norm of a moderate position."""
-    if max_norm is None:
-        return math.inf
-    norms = [
-        token_activations(lm, ids, False).norm(dim=-1)
-        for ids in rows_in_batches(tokens, batch_rows)
-    ]
-    return norm_limit(torch.cat(norms), max_norm)
 
 
 def _mean(lm, tokens, batch_rows, include_bos, limit=math.inf):

@@ -16,6 +16,7 @@ times the median, and they hold most of the variance, which SAEs would be traine
 them, so that it serves any max_norm.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -66,6 +67,28 @@ def token_activations(lm: "LanguageModel", ids: Tensor, include_bos: bool) -> Te
     """
     x = lm.activations(ids)
     return x.flatten(0, 1) if include_bos else x[ids.to(x.device) != lm.bos_id]
+
+
+def moderate_limit(
+    lm: "LanguageModel",
+    rows: np.ndarray,
+    include_bos: bool,
+    batch_rows: int,
+    max_norm: float | None,
+    sample: float = math.inf,
+) -> float:
+    """The largest norm of a moderate activation of token rows [R, T], by the median of all of them
+    or of the first `sample`; infinite where max_norm is None.
+    """
+    if max_norm is None:
+        return math.inf
+    norms, count = [], 0
+    for ids in rows_in_batches(rows, batch_rows):
+        norms.append(token_activations(lm, ids, include_bos).norm(dim=-1))
+        count += len(norms[-1])
+        if count >= sample:
+            break
+    return norm_limit(torch.cat(norms), max_norm)
 
 
 class ActivationStream:

@@ -15,7 +15,7 @@ from faithful_sae.lm.architectures import Hook
 from faithful_sae.sae.activations import (
     SAMPLE,
     moderate,
-    norm_limit,
+    moderate_limit,
     rows_in_batches,
     token_activations,
 )
@@ -123,7 +123,7 @@ def measure(
         ValueError: nothing but BOS in the rows, and BOS left out.
     """
     tokens = read = 0
-    limit = None if max_norm is None else _limit(lm, rows, include_bos, batch_rows, max_norm)
+    limit = moderate_limit(lm, rows, include_bos, batch_rows, max_norm, SAMPLE)
     total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     squares = 0.0
     errors = [0.0] * len(saes)
@@ -133,8 +133,7 @@ def measure(
             break
         activations = token_activations(lm, ids, include_bos)[: n_tokens - read]
         read += len(activations)
-        kept = activations if limit is None else moderate(activations, limit)
-        for x in kept.split(batch_tokens):
+        for x in moderate(activations, limit).split(batch_tokens):
             tokens = tokens + len(x)
             total = total + x.double().sum(0)
             squares = squares + x.double().pow(2).sum().item()
@@ -157,12 +156,3 @@ def measure(
         }
         for error, count in zip(errors, counts, strict=True)
     ]
-
-
-def _limit(lm, rows, include_bos, batch_rows, max_norm):
-    norms = []
-    for ids in rows_in_batches(rows, batch_rows):
-        norms.append(token_activations(lm, ids, include_bos).norm(dim=-1))
-        if sum(map(len, norms)) >= SAMPLE:
-            break
-    return norm_limit(torch.cat(norms), max_norm)
