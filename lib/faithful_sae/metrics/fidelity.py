@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from faithful_sae.sae.activations import as_ids, moderate_limit, rows_in_batches, token_activations
+from faithful_sae.sae.activations import as_ids, moderate_limit, rows_in_batches
 from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ def fidelity_of_all(
 ) -> tuple[dict[tuple[Any, bool], Fidelity], dict[tuple[Any, bool], pd.DataFrame]]:
     """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
 
-    Cost per row: one stopped forward pass for the mean, one full pass, and per SAE and mode one
-    pass from the hook on. With max_norm there is one mode more.
+    Cost per row: one stopped forward pass for the means, one full pass, and per SAE and mode one
+    pass from the hook on. With max_norm there is one stopped pass more, and one mode for rows that
+    have a massive position.
 
     Args:
         saes: by name, on the model's device.
@@ -167,20 +168,21 @@ def fidelity_of_all(
                 f"SAE {name} takes activations of width {sae.d_model}, but the model's are "
                 f"{lm.d_model} wide"
             )
-    means = {mode: _mean(lm, tokens, batch_rows, mode) for mode in modes}
     limit = moderate_limit(lm, tokens, False, batch_rows, max_norm)
+    # what is without massive activations comes after what is without BOS, which it often is
+    ways = [*modes] if max_norm is None else [*modes, "moderate"]
+
+    def positions(ids: Tensor, x: Tensor) -> dict[Any, Tensor]:
+        """Which are replaced and measured, {mode: bool [B, T]}."""
+        moderate = (ids != lm.bos_id) & (x.norm(dim=-1) <= limit)
+        return {way: moderate if way == "moderate" else (ids != lm.bos_id) | way for way in ways}
+
+    means = _means(lm, tokens, batch_rows, positions)
     n = len(tokens)
-    jobs: dict[tuple[Any, Any], _Sums] = {
-        (name, mode): _Sums(means[mode], n) for mode in modes for name in saes
-    }
+    jobs = {(name, way): _Sums(means[way], n) for way in ways for name in saes}
     ablations = {
         (value, mode): _Sums(means[mode], n) for mode in modes for value in ("zero", "mean")
     }
-    ways: tuple[Any, ...] = tuple(modes)
-    if max_norm is not None:
-        ways += ("moderate",)
-        mean = _mean(lm, tokens, batch_rows, False, limit)
-        jobs |= {(name, "moderate"): _Sums(mean, n) for name in saes}
     for ids in tqdm(
         rows_in_batches(tokens, batch_rows),
         total=math.ceil(len(tokens) / batch_rows),
@@ -190,17 +192,22 @@ def fidelity_of_all(
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
         log_p = F.log_softmax(logits[:, :-1], -1)
-        measured: dict[Any, Tensor] = {mode: (ids != lm.bos_id) | mode for mode in modes}
-        measured["moderate"] = (ids != lm.bos_id) & (x.norm(dim=-1) <= limit)
+        ce = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+        measured = positions(ids, x)
         for name, sae in saes.items():
             x_hat = sae.reconstruct(x)
-            for mode in ways:
-                jobs[name, mode].add(lm, ids, x, x_hat, log_p, measured[mode])
+            before, nats = None, None
+            for way in ways:
+                if nats is None or not torch.equal(measured[way], measured[before]):
+                    nats = _spliced(lm, ids, x, x_hat, log_p, measured[way])
+                jobs[name, way].add(x, x_hat, measured[way], ce, *nats)
+                before = way
         for (value, mode), sums in ablations.items():
             replacement = torch.zeros_like(x)
             if value == "mean":
                 replacement = means[mode].float().expand_as(x)
-            sums.add(lm, ids, x, replacement, log_p, measured[mode])
+            nats = _spliced(lm, ids, x, replacement, log_p, measured[mode])
+            sums.add(x, replacement, measured[mode], ce, *nats)
     records = {
         (name, mode): sums.result(
             *(ablations[value, mode].mean("ce_sae") for value in ("zero", "mean"))
@@ -237,17 +244,31 @@ def _with_moderate(record, sums, content):
     )
 
 
-def _mean(lm, tokens, batch_rows, include_bos, limit=math.inf):
-    """float64 [D], of x over the corpus, up to a norm."""
-    total = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
-    count = 0
+def _means(lm, tokens, batch_rows, positions):
+    """{mode: float64 [D]} of x over the corpus, at the positions of each mode."""
+    totals = {}
+    counts = {}
     for ids in rows_in_batches(tokens, batch_rows):
-        x = token_activations(lm, ids, include_bos)
-        if limit < math.inf:
-            x = x[x.norm(dim=-1) <= limit]
-        total = total + x.double().sum(0)
-        count = count + len(x)
-    return total / max(count, 1)
+        x = lm.activations(ids)
+        for way, measured in positions(ids.to(x.device), x).items():
+            some = x[measured]
+            totals[way] = totals.get(way, 0) + some.double().sum(0)
+            counts[way] = counts.get(way, 0) + len(some)
+    return {way: total / max(counts[way], 1) for way, total in totals.items()}
+
+
+def _spliced(lm, ids, x, x_hat, log_p, measured):
+    """Splice x_hat in where `measured` [B, T], and run on: (CE, KL from log_p [B, T-1, V]) of each
+    prediction [B, T-1].
+    """
+    logits = lm.spliced_logits(ids, torch.where(measured[..., None], x_hat, x))
+    ce, kl = [], []
+    # one row after the other: what is computed of its logits stays in the cache
+    for own, row, targets in zip(log_p, logits[:, :-1], ids[:, 1:, None], strict=True):
+        log_q = F.log_softmax(row, -1)
+        ce.append(-log_q.gather(-1, targets)[:, 0])
+        kl.append((own.exp() * (own - log_q)).sum(-1))
+    return torch.stack(ce), torch.stack(kl)
 
 
 class _Sums:
@@ -279,18 +300,12 @@ class _Sums:
     def mean(self, name):
         return self.total(name) / self.count(name)
 
-    def add(self, lm, ids, x, x_hat, log_p, measured):
-        """Splice x_hat in where `measured` [B, T], run on, and add up; log_p [B, T-1, V] is the
-        original's.
-        """
-        log_q = F.log_softmax(
-            lm.spliced_logits(ids, torch.where(measured[..., None], x_hat, x))[:, :-1], -1
-        )
+    def add(self, x, x_hat, measured, ce, ce_sae, kl):
+        """Of `measured` positions [B, T], and predictions [B, T-1]."""
         scored = measured[:, :-1]
-        targets = ids[:, 1:, None]
-        self._add("ce", -log_p.gather(-1, targets)[..., 0], scored)
-        self._add("ce_sae", -log_q.gather(-1, targets)[..., 0], scored)
-        self._add("kl", (log_p.exp() * (log_p - log_q)).sum(-1), scored)
+        self._add("ce", ce, scored)
+        self._add("ce_sae", ce_sae, scored)
+        self._add("kl", kl, scored)
         error = (x_hat - x).double().pow(2).sum(-1)
         centred = (x.double() - self.center).pow(2).sum(-1)
         self._add("error", error, measured)
@@ -303,7 +318,7 @@ class _Sums:
             ]
         )
         self._add("ev_authors", explained[:, None], measured.any(1, keepdim=True))
-        self.done += len(ids)
+        self.done += len(x)
 
     def result(self, ce_zero, ce_mean):
         mean = self.mean
