@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from conftest import SEED_DEPENDENCE
@@ -21,6 +22,7 @@ from faithful_sae.sae.settings import SETTINGS
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import (
     VARIANTS,
+    Archetypal,
     BatchTopK,
     FeatureChoice,
     Gated,
@@ -66,6 +68,7 @@ EVERY = {
     "mutual_choice": MutualChoice(K),
     "feature_choice": FeatureChoice(K),
     "feature_choice_zipf": FeatureChoice(K, exponent=0.5),
+    "archetypal": Archetypal(K),
 }
 every = pytest.mark.parametrize("variant", EVERY.values(), ids=EVERY)
 
@@ -168,6 +171,7 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
 
 
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
+SMOOTH += ["archetypal"]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -807,6 +811,121 @@ def test_in_use_each_latent_has_its_tokens_on_the_calibration(exponent):
     assert len(used.threshold.unique()) > F / 2
 
 
+# --- Archetypal -----------------------------------------------------------------------------------
+
+
+def begun(variant, x=X, seed=1) -> Any:
+    """An SAE that has archetypes, float64."""
+    sae: Any = variant.new(D, F, seed, "cpu")
+    for name, w in (variant.parameters(sae) | sae.weights).items():
+        setattr(sae, name, w.double())
+    sae.b_dec = x.mean(0)
+    variant.begin(sae, x)
+    return sae
+
+
+def test_archetypal_by_hand():
+    variant = Archetypal(K)
+    sae = some(variant)
+    rows = sae.mixture.numpy() / F @ sae.archetypes.numpy() + sae.relaxation.numpy()
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    p = np.maximum((X - sae.b_dec).numpy() @ sae.W_enc.numpy() + sae.b_enc.numpy(), 0)
+    least = -np.sort(-p, axis=1)[:, K - 1 : K]
+    f = p * (p >= least)
+    x_hat = f @ directions + sae.b_dec.numpy()
+    loss, error, counts = variant.loss(sae, X, moment())
+    assert loss.item() == pytest.approx(np.mean((x_hat - X.numpy()) ** 2), rel=1e-12)
+    close(error, torch.from_numpy(x_hat) - X)
+    assert counts.tolist() == (f > 0).sum(0).tolist()
+    used = variant.finish(sae, X)
+    close(used.reconstruct(X), torch.from_numpy(x_hat))
+
+
+def test_archetypal_without_archetypes_is_topk_of_the_relaxation():
+    """Whose gradient has no part along the rows, since their norms are not W_dec's to have."""
+    variant = Archetypal(K)
+    sae = some(variant)
+    sae.mixture.zero_()
+    plain = copy.copy(sae)
+    plain.W_dec = torch.nn.functional.normalize(sae.relaxation, dim=-1)
+    at = moment(dead=DEAD)
+    loss, gradients = evaluated(variant, sae, at=at)
+    expected, of_topk = evaluated(TopK(K), plain, at=at)
+    assert loss == pytest.approx(expected, rel=1e-12)
+    close(gradients["W_enc"], of_topk["W_enc"])
+    along = (of_topk["W_dec"] * plain.W_dec).sum(-1, keepdim=True) * plain.W_dec
+    norms = sae.relaxation.norm(dim=-1, keepdim=True)
+    close(gradients["relaxation"], (of_topk["W_dec"] - along) / norms)
+
+
+def test_directions_begin_at_the_centroids_of_clusters():
+    """Two tokens at each of F corners, a little apart: centroids are between them."""
+    corners = 10 * torch.randn(F, D, generator=torch.Generator().manual_seed(5)).double()
+    apart = 0.01 * torch.randn(F, D, generator=torch.Generator().manual_seed(6)).double()
+    x = torch.cat([corners - apart, corners + apart])
+    variant = Archetypal(K)
+    used = variant.finish(begun(variant, x), x)
+    expected = torch.nn.functional.normalize(corners - corners.mean(0), dim=-1)
+    nearest = (used.W_dec @ expected.T).max(-1)
+    close(nearest.values, torch.ones(F).double(), 1e-4)
+    assert sorted(nearest.indices.tolist()) == [*range(F)]
+
+
+def test_seeds_begin_alike_only_where_centroids_are_shared():
+    for centroids, alike in (("shared", True), ("own", False)):
+        variant = Archetypal(K, centroids=centroids)
+        one, other = (begun(variant, seed=seed) for seed in (1, 2))
+        assert torch.equal(one.archetypes, other.archetypes) == alike
+        assert not torch.equal(one.W_enc, other.W_enc)
+
+
+def test_an_archetypal_training_stays_in_the_hull_and_a_relaxed_one_within_delta_of_it():
+    """By non-negative least squares: how far a row is from the cone of the archetypes."""
+    for delta in (0.0, 0.05):
+        variant = Archetypal(K, delta)
+        training = Training(variant.new(D, F, 1, "cpu"), variant, 0.05, RECIPES["default"], 60)
+        for i in range(60):
+            training.step(i, X.float())
+        sae: Any = training.sae
+        mixture = sae.mixture.double().numpy() / F
+        assert mixture.min() >= 0
+        assert mixture.sum(1) == pytest.approx(1, abs=1e-5)
+        # it has left where it began
+        assert mixture.max(1).mean() < 0.9
+        archetypes = sae.archetypes.double().numpy()
+        rows = mixture @ archetypes + sae.relaxation.double().numpy()
+        lengths = np.linalg.norm(rows, axis=1)
+        directions = training.finish().W_dec.double().numpy()
+        assert directions * lengths[:, None] == pytest.approx(rows, abs=1e-5)
+        off = [nnls(archetypes.T, row)[1] for row in rows]
+        assert max(off) <= delta + 1e-5
+        relaxed = max(np.linalg.norm(rows - mixture @ archetypes, axis=1))
+        assert relaxed == pytest.approx(delta, abs=1e-6)
+
+
+def test_an_archetypal_training_needs_as_many_activations_as_latents():
+    with pytest.raises(SAEError, match="begins with as many centroids: .* have 19 activations"):
+        train_saes([X[:19].float()], D, F, Archetypal(K), [1], 1e-2, 19, 40)
+
+
+def test_k_means_sees_the_first_batches_of_a_training():
+    """What the first step alone saw would be one batch."""
+    batches = [*X.float().repeat(20, 1).split(30)]
+    seen = []
+
+    class Seen(Archetypal):
+        def begin(self, sae, x):
+            seen.append(x)
+            super().begin(sae, x)
+
+    train_saes(batches, D, F, Seen(K), [1, 2], 1e-2, 20 * B, 30)
+    assert [len(x) for x in seen] == [16 * 30] * 2
+    close(seen[0], torch.cat(batches[:16]))
+    seen.clear()
+    train_saes(batches, D, F, Seen(K), [1, 2], 1e-2, [100, 700], 30)
+    assert [len(x) for x in seen] == [100, 16 * 30]
+
+
 # --- in a parameter file --------------------------------------------------------------------------
 
 
@@ -835,6 +954,7 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "switch": ({"experts": 2, "balance": 0.5}, Switch(4, 2, 0.5)),
         "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
         "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
+        "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
     }
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():

@@ -148,6 +148,19 @@ class FeatureChoice(TopK):
     )
 
 
+@dataclass(frozen=True)
+class Archetypal(TopK):
+    """TopK whose directions are those of means of activations, or near them."""
+
+    delta: float = setting(
+        "how far a row may be from the archetypes' hull, in units of s; 0: in it", 0.1, ge=0
+    )
+    centroids: Literal["shared", "own"] = setting(
+        "of k-means, which the directions begin at: shared by all seeds, or each seed's own",
+        "shared",
+    )
+
+
 SETTINGS: dict[str, type[Any]] = {
     "topk": TopK,
     "relu": ReLU,
@@ -159,4 +172,5 @@ SETTINGS: dict[str, type[Any]] = {
     "switch": Switch,
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
+    "archetypal": Archetypal,
 }

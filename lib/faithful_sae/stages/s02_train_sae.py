@@ -309,13 +309,15 @@ class TrainSAE(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
+        from faithful_sae.sae.variants import VARIANTS
         from faithful_sae.stages.budget import kept_bytes
 
         s = run.sae
         sizes = [s.d_sae] * len(s.seeds)
         done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in sizes)
         trained = len(s.train_on) - len(run.published)
-        beside = training_disk(shape.d_model, sizes) - done if trained else 0
+        training = training_disk(shape.d_model, sizes, [VARIANTS[s.variant.name]] * len(sizes))
+        beside = training - done if trained else 0
         return len(run.sae_names) * done + trained * kept_bytes(run, shape) + beside
 
     def tokens(self, run: Run) -> int:

@@ -138,11 +138,14 @@ class ArchitectureStudy(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
+        from faithful_sae.sae.variants import VARIANTS
 
         a = run.architectures
         one = sae_bytes(shape.d_model, run.sae.d_sae)
         looked = a.searches * len(penalised(run)) * one
-        beside = training_disk(shape.d_model, [run.sae.d_sae] * _most_trained(run))
+        kinds = [VARIANTS[variant.name] for variant in a.variants.values()]
+        kinds *= _most_trained(run) // len(kinds)
+        beside = training_disk(shape.d_model, [run.sae.d_sae] * len(kinds), kinds)
         kept = len(a.corpora) * (_most_trained(run) * one + looked + kept_bytes(run, shape))
         return kept + beside
 

@@ -4,10 +4,12 @@ To add one, declare its settings in `sae/settings.py`, and write `variants/<name
 and their source on top, and a class of its settings and Variant (see base.py). It must say which
 SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`); Dense says
 the first and last of them. It may say what it trains (`parameters`), what the data decide before
-the first step (`begin`), and what the trained SAE is in use (`finish`). Gradients are autograd's
+the first step (`begin`), where parameters must stay (`constrain`), and what the trained SAE is in
+use (`finish`). Gradients are autograd's
 unless `loss_and_gradients` has faster ones. Then name it in VARIANTS.
 """
 
+from faithful_sae.sae.variants.archetypal import Archetypal
 from faithful_sae.sae.variants.base import Variant
 from faithful_sae.sae.variants.batch_topk import BatchTopK
 from faithful_sae.sae.variants.feature_choice import FeatureChoice
@@ -32,6 +34,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "switch": Switch,
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
+    "archetypal": Archetypal,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
     "pca": PCA,

@@ -52,10 +52,12 @@ class Variant(ABC):
     Attributes:
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
-        calibration: how many of the training's last batches `finish` is given.
+        beginning: how many of the training's first batches `begin` is given.
+        calibration: how many of its last ones `finish` is given.
     """
 
     unit_rows: ClassVar[bool] = True
+    beginning: ClassVar[int] = 1
     calibration: ClassVar[int] = 0
 
     @abstractmethod
@@ -67,9 +69,22 @@ class Variant(ABC):
         """
 
     def begin(self, sae: TopKSAE, x: Tensor) -> None:  # noqa: B027
-        """Set what depends on the data, before the first step, from its batch x [B, D]: nothing,
-        unless a variant differs.
+        """Set what depends on the data, before the first step: nothing, unless a variant differs.
+
+        Args:
+            x: [N, D], the first `beginning` batches.
+
+        Raises:
+            SAEError: they are too few.
         """
+
+    def constrain(self, sae: TopKSAE) -> None:
+        """Bring the parameters, in place, back to where they have to be, with every step: rows of
+        W_dec to unit norm, where they are trained, unless a variant differs.
+        """
+        if self.unit_rows and "W_dec" in self.parameters(sae):
+            norms = torch.linalg.vector_norm(sae.W_dec, dim=-1, keepdim=True)
+            sae.W_dec.div_(norms.clamp_min_(1e-12))
 
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         """What is trained, by the SAE's names: its four weights, unless a variant adds others or
@@ -117,6 +132,13 @@ class Variant(ABC):
             x: [N, D], the last `calibration` batches.
         """
         return sae
+
+    @staticmethod
+    def beside(d_model: int, d_sae: int) -> int:
+        """How many numbers an SAE in training has beside its four weights: few enough not to be
+        counted, unless a variant differs.
+        """
+        return 0
 
     @staticmethod
     @abstractmethod
