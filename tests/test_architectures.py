@@ -12,6 +12,7 @@ from faithful_sae.engine import plan
 from faithful_sae.files import file_hash
 from faithful_sae.metrics.ffr import fake_feature_ratio
 from faithful_sae.metrics.fidelity import fidelity
+from faithful_sae.metrics.planted import L0, RUNGS
 from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper import architectures
 from faithful_sae.paper.plots import architectures as plots
@@ -22,7 +23,13 @@ from faithful_sae.sae.penalty import STEP, next_penalty
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import sae_folder
-from faithful_sae.stages.s10_architectures import folder, measure_variants, train_variants
+from faithful_sae.stages.s10_architectures import (
+    PLANTED_L0,
+    folder,
+    measure_variants,
+    planted_ladder,
+    train_variants,
+)
 from faithful_sae.stages.training import train_all
 
 # --- the search for a penalty ---------------------------------------------------------------------
@@ -86,6 +93,7 @@ STUDY = {
     "searches": 2,
     "within": 0.01,
     "rows": 6,
+    "planted": 1000,
 }
 TEXT = {"role": None, "path": "text.jsonl", "text_key": "text"}
 CHANGES = {
@@ -102,6 +110,7 @@ def studied(make_run):
     lm = open_model(run)
     saes, summary = train_variants(run, lm)
     rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
+    rows["variant_planted"] = planted_ladder(run)
     return run, lm, saes, rows
 
 
@@ -163,6 +172,23 @@ def test_a_study_from_training_to_tables(studied):
     sums = spectrum.groupby(["variant", "corpus"]).agg({"share": "sum", "never": "first"})
     assert (sums.share + sums.never).to_numpy() == pytest.approx(1)
     assert [ax.get_title() for ax in plots.spectra(spectrum).axes] == ["topk", "batch", "relu"]
+
+    # every variant on every world, and what is published of two of them
+    ladder = architectures.planted(run, rows).set_index(["variant", "world"])
+    assert len(ladder) == 3 * len(RUNGS) + 2
+    scores = rows["variant_planted"].query("variant == 'topk' and rung == 'dense'").mcc
+    assert ladder.loc[("topk", "dense"), "MCC"] == pytest.approx(scores.mean(), abs=1e-12)
+    assert ladder.loc[("batch", architectures.PUBLISHED), "F1"] == 0.732
+    assert ladder["recall of parents"].notna().sum() == 3
+    # a token has as many features as a token has latents on average, or half of them
+    l0 = ladder.L0.xs("orthogonal", level="world")
+    assert PLANTED_L0 == L0
+    assert L0 < l0["topk"] <= 2 * L0
+    assert l0["batch"] == pytest.approx(L0, rel=0.15)
+    made = run.artifacts / "architectures" / "planted" / "provenance.json"
+    stamp = made.stat().st_mtime_ns
+    assert planted_ladder(run).equals(rows["variant_planted"])
+    assert made.stat().st_mtime_ns == stamp
 
     # made once
     stamp = (folder(run, "text") / "provenance.json").stat().st_mtime_ns

@@ -3,6 +3,7 @@ the model's own text helps SAEs of every variant as it is said to help TopK.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -20,6 +21,15 @@ Rows = dict[str, pd.DataFrame]
 AT_ONE_L0 = 0.1
 # SAEs that explain a smaller share of the variance were not trained to the end, if at all
 EXPLAINED = 0.5
+# of SynthSAEBench-16k: SAEs of 4,096 latents with L0 25, means of its seeds (Chanin and
+# Garriga-Alonso 2026, arXiv 2602.14687; deviations are at most .006)
+PUBLISHED = "SynthSAEBench-16k, published"
+SYNTH_SAE_BENCH = {
+    "matryoshka": {"mcc": 0.793, "f1": 0.879, "explained_variance": 0.779, "l0": 25.0},
+    "batch_topk": {"mcc": 0.757, "f1": 0.732, "explained_variance": 0.792, "l0": 25.0},
+    "jumprelu": {"mcc": 0.753, "f1": 0.732, "explained_variance": 0.795, "l0": 25.0},
+    "relu": {"mcc": 0.604, "f1": 0.556, "explained_variance": 0.765, "l0": 25.0},
+}
 # columns of rows `variant_measures`
 PER_SAE = ("l0", "dead", "duplicates", "ffr")
 
@@ -156,6 +166,37 @@ def spectra(run: Run, rows: Rows) -> pd.DataFrame:
     """Rows `variant_firing`, with corpora as figures call them."""
     spectrum = rows["variant_firing"]
     return spectrum.assign(corpus=spectrum.corpus.map(lambda name: heading(run, name)))
+
+
+def planted(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per variant and rung: what metrics.planted.ladder measured, with halves of intervals
+    over seeds; and what SynthSAEBench has published of the variant, on a world of its own.
+    """
+    shown = {
+        "mcc": "MCC",
+        "f1": "F1",
+        "explained_variance": "EV",
+        "l0": "L0",
+        "dead": "dead",
+        "duplicates": "duplicates",
+        "parent_recall": "recall of parents",
+    }
+    table = rows["variant_planted"]
+    found = {measure: values_by(table, ["variant", "rung"], measure) for measure in shown}
+    records: list[Record] = []
+    for called, variant in run.architectures.variants.items():
+        for rung in dict.fromkeys(table.rung):
+            record: Record = {"variant": called, "world": rung}
+            for measure, name in shown.items():
+                estimate = mean_over_seeds(found[measure][called, rung])
+                # of worlds without parents, nothing
+                if not math.isnan(estimate.value):
+                    record |= cell(name, estimate)
+            records.append(record)
+        if published := SYNTH_SAE_BENCH.get(variant.name):
+            numbers = {shown[measure]: value for measure, value in published.items()}
+            records.append({"variant": called, "world": PUBLISHED} | numbers)
+    return pd.DataFrame(records)
 
 
 def findings(run: Run, rows: Rows) -> pd.DataFrame:

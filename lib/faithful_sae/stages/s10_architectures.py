@@ -7,9 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from faithful_sae.files import file_hash
+from faithful_sae.files import (
+    atomic_path,
+    file_hash,
+    is_current,
+    read_csv,
+    seal,
+    write_csv,
+)
 from faithful_sae.lm.architectures import Shape, weights
-from faithful_sae.runs.keys import settings
+from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
@@ -52,6 +59,11 @@ class Architectures(Section):
     searches: Count = key("trainings in which a penalty is looked for, at most", 6)
     within: Positive = key("how far L0 may be from sae.k when the search ends, as a share", 0.05)
     rows: Count = key("held-out rows of each corpus for explained variance and CE", 64)
+    planted: Count = key(
+        "tokens of each world with known features that variants are trained on, too",
+        120_000,
+        unit="tokens",
+    )
 
     def check(self, run: Run, need: Need) -> None:
         s = run.sae
@@ -72,10 +84,16 @@ class Architectures(Section):
             for k in (s.k, *self.l0):
                 problem = at.settings(k).problem(s.d_sae)
                 need(not problem, f"architectures.variants.{name}", problem)
+            problem = at.settings(planted_k(variant)).problem(PLANTED_LATENTS)
+            why = f"on worlds with known features: {problem}"
+            need(not problem, f"architectures.variants.{name}", why)
             why = "= 0 penalises nothing: no L0 can be looked for from there"
             need(getattr(variant, "l1", 1), f"architectures.variants.{name}.l1", why)
 
 
+# of SAEs on worlds with known features, and how many of these are active on average
+PLANTED_LATENTS = 48
+PLANTED_L0 = 4
 # what the SAEs depend on beside the corpus and what is varied
 VARIED = (*TRAINED, "-sae.variant", "-sae.seeds", "-sae.tokens")
 
@@ -91,6 +109,7 @@ class ArchitectureStudy(Stage):
         "variant_fidelity",
         "variant_fidelity_rows",
         "variant_firing",
+        "variant_planted",
     )
     # for the model's own text, which 01 writes
     reads = ("dataset",)
@@ -178,6 +197,13 @@ def penalised(run: Run) -> list[str]:
 def seeds_of(run: Run) -> tuple[int, ...]:
     """Those that are trained; the first one also for penalties and curves."""
     return run.architectures.seeds or run.sae.seeds
+
+
+def planted_k(variant: AnyVariant) -> int:
+    """Active latents on worlds with known features: as many as there are features, and twice as
+    many where every token has the same number, since some have more features than the mean.
+    """
+    return PLANTED_L0 * (2 if variant.name in ("topk", "switch", "archetypal") else 1)
 
 
 def folder(run: Run, corpus: str) -> Path:
@@ -359,6 +385,36 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
     for name, table in tables.items():
         write_rows(run, name, table)
     return tables
+
+
+def planted_ladder(run: Run) -> pd.DataFrame:
+    """Every variant, with its settings of the study, on worlds whose features are known, unless
+    that was done before; writes and returns the rows `variant_planted`, as metrics.planted.ladder.
+    """
+    from faithful_sae.metrics.planted import ladder
+    from faithful_sae.stages.training import variant_of
+
+    a = run.architectures
+    seeds = seeds_of(run)
+    parameters = {
+        "variants": {name: plain(section) for name, section in a.variants.items()},
+        "seeds": seeds,
+        "tokens": a.planted,
+    }
+    made = Fingerprint(parameters, {}, ("metrics/planted", "sae/train"))
+    place = run.artifacts / "architectures" / "planted"
+    if not is_current(place, made.key):
+        variants = {
+            name: variant_of(run.sae.changed(variant=section), planted_k(section))
+            for name, section in a.variants.items()
+        }
+        with atomic_path(place) as tmp:
+            tmp.mkdir(parents=True)
+            write_csv(tmp / "ladder.csv", ladder(variants, seeds, PLANTED_LATENTS, a.planted))
+            seal(tmp, made.key, made.record())
+    table = read_csv(place / "ladder.csv", ("variant", "rung"))
+    write_rows(run, "variant_planted", table)
+    return table
 
 
 def _columns(which, corpus="corpus"):
