@@ -16,6 +16,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from conftest import SEED_DEPENDENCE
 from faithful_sae import TopKSAE, load_sae, train_saes
+from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError
 from faithful_sae.sae.settings import SETTINGS
@@ -28,6 +29,7 @@ from faithful_sae.sae.variants import (
     Gated,
     JumpReLU,
     Matryoshka,
+    Mutual,
     MutualChoice,
     ProLU,
     ReLU,
@@ -41,7 +43,7 @@ from faithful_sae.sae.variants.prolu import Gate
 from faithful_sae.sae.variants.switch import imbalance
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
+from faithful_sae.stages.s02_train_sae import STAGE, VARIANT, sae_settings
 from faithful_sae.stages.s08_seed_dependence import train_seeds
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all, variant_of
@@ -54,6 +56,11 @@ X = (
 )
 DEAD = torch.tensor([1, 4, 7, 8, 15])
 ALIVE = torch.tensor([], dtype=torch.int64)
+
+# what an SAE may be coupled with
+PEERS = [
+    torch.nn.functional.normalize(torch.randn(F, D, generator=G).double(), dim=-1) for _ in range(2)
+]
 
 EVERY = {
     "relu": ReLU(),
@@ -69,6 +76,7 @@ EVERY = {
     "feature_choice": FeatureChoice(K),
     "feature_choice_zipf": FeatureChoice(K, exponent=0.5),
     "archetypal": Archetypal(K),
+    "mutual": Mutual(K),
 }
 every = pytest.mark.parametrize("variant", EVERY.values(), ids=EVERY)
 
@@ -171,7 +179,7 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
 
 
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
-SMOOTH += ["archetypal"]
+SMOOTH += ["archetypal", "mutual"]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -179,7 +187,7 @@ def test_gradients_by_differences(name):
     variant = EVERY[name]
     sae = some(variant)
     # which detaches nothing
-    at = Moment(1.0, DEAD, RECIPES["authors"])
+    at = Moment(1.0, DEAD, RECIPES["authors"], PEERS)
     _, gradients = evaluated(variant, sae, at=at)
     # which are set once
     assert not gradients.pop("archetypes", torch.zeros(1)).any()
@@ -197,7 +205,7 @@ def test_it_trains_and_is_saved_and_read(variant, tmp_path):
     log = sae.training_log
     assert log.fvu.iloc[-1] < 0.7 * log.fvu.iloc[0]
     close(sae.W_dec.norm(dim=-1), torch.ones(F), 1e-5)
-    topk = isinstance(variant, (Switch, Archetypal))
+    topk = isinstance(variant, (Switch, Archetypal, Mutual))
     assert (sae.threshold is None) == (sae.k is not None) == topk
     assert (sae.router is not None) == isinstance(variant, Switch)
     sae.save(tmp_path / "sae")
@@ -929,6 +937,86 @@ def test_k_means_sees_the_first_batches_of_a_training():
     assert [len(x) for x in seen] == [100, 16 * 30]
 
 
+# --- Mutual feature regularisation ----------------------------------------------------------------
+
+
+def coupled(variant, seeds, data=None, rate=1e-2):
+    data = X.float().repeat(20, 1) if data is None else data
+    return train_saes(data.split(40), D, F, variant, seeds, rate, len(data), 40)
+
+
+def nearest_cosines(one, other):
+    """Mean over rows of `one` of the largest cosine to a row of `other`, NumPy's."""
+    return (one.W_dec.double().numpy() @ other.W_dec.double().numpy().T).max(1).mean()
+
+
+def test_the_penalty_of_mutual_regularisation_by_hand():
+    """None where an SAE is coupled with its own copy; 1 where directions are orthogonal."""
+    variant = Mutual(1, weight=2.0, warmup=0.0)
+    eye = torch.eye(D).double()
+    scale = spread(X).item() ** 2 / D
+    for own, peers, expected in (
+        (eye[:3], [eye[:3]], 0.0),
+        (eye[:3], [eye[3:]], 1.0),
+        (eye[:3], [eye[:3], eye[3:]], 0.5),
+        # one of three is shared, and it is the nearest of all four
+        (eye[:3], [torch.stack([eye[0], eye[0], eye[0], eye[5]])], 1 - (1 / 3 + 3 / 4) / 2),
+    ):
+        sae: Any = TopKSAE(D, 3, 1, 0)
+        sae.W_dec, sae.W_enc = own, own.T
+        sae.b_enc, sae.b_dec = sae.b_enc.double(), sae.b_dec.double()
+        at = Moment(1.0, ALIVE, RECIPES["default"], peers)
+        plain = TopK(1).loss(sae, X, at)[0].item()
+        assert variant.loss(sae, X, at)[0].item() == pytest.approx(plain + 2 * scale * expected)
+
+
+def test_coupled_saes_without_weight_are_those_that_are_trained_alone():
+    """To the same bytes; and so is an SAE that has no other in its group."""
+    alone = coupled(TopK(K), [1, 2, 3])
+    for variant in (Mutual(K, weight=0.0), Mutual(K, weight=5.0, group=2)):
+        saes = coupled(variant, [1, 2, 3])
+        same = [
+            all(torch.equal(w, one.weights[name]) for name, w in other.weights.items())
+            for one, other in zip(alone, saes, strict=True)
+        ]
+        assert same == ([True] * 3 if variant.weight == 0 else [False, False, True])
+
+
+def test_coupled_saes_share_more_and_groups_are_their_own():
+    saes = coupled(Mutual(K, weight=3.0), [1, 2, 3, 4])
+    within = [nearest_cosines(saes[i], saes[j]) for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))]
+    across = [nearest_cosines(saes[i], saes[j]) for i in (0, 1) for j in (2, 3)]
+    alone = coupled(TopK(K), [1, 2, 3, 4])
+    before = [nearest_cosines(alone[i], alone[j]) for i, j in ((0, 1), (2, 3))]
+    assert min(within) > max(before) + 0.05
+    assert min(within) > max(across) + 0.05
+
+
+def test_saes_of_one_group_alone_are_coupled():
+    """Not those of another size or k, nor those beside them of another variant."""
+    saes = train_saes(
+        X.float().repeat(5, 1).split(40),
+        D,
+        [F, F, F - 2, F],
+        [Mutual(K, 3.0), Mutual(K + 1, 3.0), Mutual(K, 3.0), TopK(K)],
+        [1, 2, 3, 4],
+        1e-2,
+        5 * B,
+        40,
+    )
+    for sae, k in zip(saes, (K, K + 1, K, K), strict=True):
+        seed = sae.metadata["seed"]
+        (alone,) = train_saes(
+            X.float().repeat(5, 1).split(40), D, sae.d_sae, k, [seed], 1e-2, 5 * B, 40
+        )
+        assert torch.equal(sae.W_dec, alone.W_dec)
+
+
+def test_seeds_of_the_papers_own_tables_are_not_coupled(make_run):
+    with pytest.raises(ParamsError, match="sae.variant.* mutual couples seeds"):
+        make_run({"sae.variant": {"name": "mutual"}})
+
+
 # --- in a parameter file --------------------------------------------------------------------------
 
 
@@ -957,12 +1045,19 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "switch": ({"experts": 2, "balance": 0.5}, Switch(4, 2, 0.5)),
         "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
         "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
+        "mutual": ({"weight": 0.5, "warmup": 0.3, "group": 3}, Mutual(4, 0.5, 0.3, 3)),
         "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
     }
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():
         assert {*vars(variant)} <= {*values, "k"}
-        run = make_run({"sae.variant": {"name": name, **values}})
+        if name == "mutual":
+            # which notebook 10 alone may train
+            run = make_run()
+            section = VARIANT[name](name=name, **values)
+            run = run.changed(sae=run.sae.changed(variant=section))
+        else:
+            run = make_run({"sae.variant": {"name": name, **values}})
         assert variant_of(run.sae, run.sae.k) == variant, name
         assert type(variant_of(run.sae, 4)) is VARIANTS[name]
         assert isinstance(variant, SETTINGS[name])

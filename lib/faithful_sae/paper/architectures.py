@@ -14,7 +14,7 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import point_at, seeds_of
+from faithful_sae.stages.s10_architectures import group_of, point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
@@ -45,9 +45,11 @@ def _values(run: Run, rows: Rows) -> dict[str, dict]:
     measures = _compared(run, rows["variant_measures"])
     found = {name: values_by(measures, by, name) for name in PER_SAE}
     pairs = rows["variant_sfr"]
+    # what coupled seeds share has been asked of them
+    apart, coupled = pairs.loc[~pairs.coupled], pairs.loc[pairs.coupled]
     for column in ("sfr", "sfr_encoder_decoder"):
-        found[column] = values_by(pairs, by, column)
-    return found
+        found[column] = values_by(apart, by, column)
+    return found | {"sfr_coupled": values_by(coupled, by, "sfr")}
 
 
 def _on_own_text(rows: pd.DataFrame) -> pd.DataFrame:
@@ -92,6 +94,7 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
         "ce_diff": "CE difference",
         "ce_diff_moderate": "CE difference, moderate",
         "sfr": "SFR",
+        "sfr_coupled": "SFR, coupled",
         "ffr": "FFR",
         "dead": "dead",
         "duplicates": "duplicates",
@@ -216,7 +219,8 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
         ("ffr", f"FFR is lower on its own text than on {against}", -1, PERCENT, 2),
     ):
         cases = []
-        for variant in run.architectures.variants:
+        # seeds that are coupled are no units of evidence
+        for variant in (name for name in run.architectures.variants if group_of(run, name) == 1):
             at = values[measure]
             difference = mean_over_seeds(at[variant, own], at[variant, other])
             signed = difference if sign > 0 else difference.negative()

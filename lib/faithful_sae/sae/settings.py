@@ -161,6 +161,19 @@ class Archetypal(TopK):
     )
 
 
+@dataclass(frozen=True)
+class Mutual(TopK):
+    """TopK SAEs that are trained together, and drawn to find the same directions."""
+
+    weight: float = setting(
+        "of what they do not share, beside the fraction of variance unexplained", 0.1, ge=0
+    )
+    warmup: float = setting(
+        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
+    )
+    group: int = setting("SAEs that are coupled: so many of the seeds, in their order", 2, ge=2)
+
+
 SETTINGS: dict[str, type[Any]] = {
     "topk": TopK,
     "relu": ReLU,
@@ -173,4 +186,5 @@ SETTINGS: dict[str, type[Any]] = {
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
     "archetypal": Archetypal,
+    "mutual": Mutual,
 }

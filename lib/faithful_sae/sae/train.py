@@ -76,6 +76,8 @@ class Training:
         self.fired = torch.zeros(sae.d_sae, device=encoder.device)
         self.counted = 0
         self.log = []
+        # those of the SAEs that it is coupled with
+        self.peers: list[Training] = []
         # batches that the variant is calibrated on
         self.last: deque[Tensor] = deque(maxlen=variant.calibration)
 
@@ -86,7 +88,8 @@ class Training:
             (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
-        moment = Moment(i / self.n_steps, dead, self.recipe)
+        peers = [peer.sae.W_dec for peer in self.peers]
+        moment = Moment(i / self.n_steps, dead, self.recipe, peers)
         return self.variant.loss_and_gradients(self.sae, x, moment, self.gradients)
 
     def step(
@@ -297,6 +300,9 @@ def train_saes(
             seeds, widths, variants, rates, budgets, strict=True
         )
     ]
+    for together in _coupled(trainings):
+        for training in together:
+            training.peers = [other for other in together if other is not training]
     # which it is where there is a checkpoint
     stream = cast(ActivationStream, batches)
     first = _resume(checkpoint, trainings, stream) if checkpoint else 0
@@ -338,6 +344,20 @@ def train_saes(
     if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _coupled(trainings):
+    """Those that a variant couples: of one variant and size, `variant.group` at a time, in their
+    order.
+    """
+    alike = {}
+    for training in trainings:
+        if training.variant.group > 1:
+            key = training.variant, training.sae.d_sae, training.n_steps
+            alike.setdefault(key, []).append(training)
+    for (variant, *_), found in alike.items():
+        for start in range(0, len(found), variant.group):
+            yield found[start : start + variant.group]
 
 
 def _rows(batch, d_model, batch_tokens, step):

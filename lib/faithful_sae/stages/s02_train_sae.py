@@ -167,6 +167,11 @@ class SAE(Section):
         if need(self.k <= self.d_sae, "sae.k", why):
             problem = self.settings(self.k).problem(self.d_sae)
             need(not problem, "sae.variant", problem)
+            why = (
+                "mutual couples seeds, and what they share would be asked of them, not found: "
+                "compare it in architectures.variants"
+            )
+            need(self.variant.name != "mutual", "sae.variant", why)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):

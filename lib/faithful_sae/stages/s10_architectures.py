@@ -203,7 +203,12 @@ def planted_k(variant: AnyVariant) -> int:
     """Active latents on worlds with known features: as many as there are features, and twice as
     many where every token has the same number, since some have more features than the mean.
     """
-    return PLANTED_L0 * (2 if variant.name in ("topk", "switch", "archetypal") else 1)
+    return PLANTED_L0 * (2 if variant.name in ("topk", "switch", "archetypal", "mutual") else 1)
+
+
+def group_of(run: Run, variant: str) -> int:
+    """How many SAEs at a time are coupled in training: 1 unless the variant does so."""
+    return getattr(run.architectures.variants[variant], "group", 1)
 
 
 def folder(run: Run, corpus: str) -> Path:
@@ -333,7 +338,8 @@ def _penalties(run, name, lm, text):
 def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.DataFrame]:
     """Measure the SAEs of train_variants; writes and returns the rows
 
-    variant_sfr            every pair of seeds: as rows `sfr` of 03
+    variant_sfr            every pair of seeds: as rows `sfr` of 03, and whether the variant couples
+                           them in training: then what they share was asked of them
     variant_measures       every SAE: its L0 on held-out text of its corpus, FFR, dead latents,
                            duplicates, as shares and percent as in 04 and 13
     variant_fidelity       every SAE on both corpora: as rows `fidelity` of 05, without BOS
@@ -458,6 +464,8 @@ def _pairs(run, saes):
     threshold = run.sfr.threshold
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
+        # of the SAEs that each is trained with
+        number = {seed: i // group_of(run, variant) for i, seed in enumerate(seeds_of(run))}
         for (a, b), (decoder, encoder) in match_seeds(group).items():
             rows.append(
                 {
@@ -465,12 +473,13 @@ def _pairs(run, saes):
                     "corpus": name,
                     "seed_a": a,
                     "seed_b": b,
+                    "coupled": number[a] == number[b],
                     "sfr": shared(decoder, None, threshold).mean(),
                     "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
                     "mean_cosine": decoder.cosine.mean(),
                 }
             )
-    columns = ["variant", "corpus", "seed_a", "seed_b"]
+    columns = ["variant", "corpus", "seed_a", "seed_b", "coupled"]
     columns += ["sfr", "sfr_encoder_decoder", "mean_cosine"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -16,6 +16,7 @@ from faithful_sae.sae.variants.feature_choice import FeatureChoice
 from faithful_sae.sae.variants.gated import Gated
 from faithful_sae.sae.variants.jumprelu import JumpReLU
 from faithful_sae.sae.variants.matryoshka import Matryoshka
+from faithful_sae.sae.variants.mutual import Mutual
 from faithful_sae.sae.variants.mutual_choice import MutualChoice
 from faithful_sae.sae.variants.prolu import ProLU
 from faithful_sae.sae.variants.relu import ReLU
@@ -35,6 +36,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
     "archetypal": Archetypal,
+    "mutual": Mutual,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
     "pca": PCA,

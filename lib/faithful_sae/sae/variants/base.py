@@ -14,6 +14,7 @@ al. 2024). The loss itself is that of TopK, a mean over tokens and dimensions.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,11 +33,13 @@ class Moment:
         share: of the steps that are done, 0 to 1, for coefficients that change during a run.
         dead: int64, the latents that have not fired for so long that they count as dead.
         recipe: of the training.
+        peers: [F, D] each, W_dec of the SAEs that this one is coupled with.
     """
 
     share: float
     dead: Tensor
     recipe: Recipe
+    peers: Sequence[Tensor] = ()
 
     def ramp(self, warmup: float) -> float:
         """Rises from 0 to 1 over a share of the steps, then stays."""
@@ -50,12 +53,14 @@ class Variant(ABC):
     contiguous row per latent.
 
     Attributes:
+        group: SAEs of one variant that are trained together are coupled, so many at a time.
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
         beginning: how many of the training's first batches `begin` is given.
         calibration: how many of its last ones `finish` is given.
     """
 
+    group: int = 1
     unit_rows: ClassVar[bool] = True
     beginning: ClassVar[int] = 1
     calibration: ClassVar[int] = 0
