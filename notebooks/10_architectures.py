@@ -122,8 +122,9 @@ Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.sp
 # By the rule of notebook 07, over seeds. Where the L0 of SAEs that are compared is not the same
 # within a tenth, the question cannot be tested with them; nor where they explain less than half of
 # the variance, as variants with a penalty do after a short training. SAEs that are coupled in
-# training are in the tables and in no verdict: their seeds are not independent. Their SFR is that
-# between groups; beside it is that of coupled ones, which has been asked of them.
+# training (`mutual`) are in the tables and in no verdict: their seeds are not independent. Their
+# SFR is that between groups; beside it is that of coupled ones, which has been asked of them. PCA,
+# a baseline, is the same for all seeds, and shares everything.
 
 # %%
 save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)

@@ -19,9 +19,10 @@ from faithful_sae import TopKSAE, load_sae, train_saes
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError
-from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.settings import DEPENDENT, SETTINGS
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import (
+    PCA,
     VARIANTS,
     Archetypal,
     BatchTopK,
@@ -1012,9 +1013,10 @@ def test_saes_of_one_group_alone_are_coupled():
         assert torch.equal(sae.W_dec, alone.W_dec)
 
 
-def test_seeds_of_the_papers_own_tables_are_not_coupled(make_run):
-    with pytest.raises(ParamsError, match="sae.variant.* mutual couples seeds"):
-        make_run({"sae.variant": {"name": "mutual"}})
+@pytest.mark.parametrize("name, why", [("mutual", "couples seeds"), ("pca", "is the same for")])
+def test_seeds_of_the_papers_own_tables_differ_by_chance_alone(make_run, name, why):
+    with pytest.raises(ParamsError, match=f"sae.variant.* {name} {why}"):
+        make_run({"sae.variant": {"name": name}})
 
 
 # --- in a parameter file --------------------------------------------------------------------------
@@ -1045,13 +1047,14 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "switch": ({"experts": 2, "balance": 0.5}, Switch(4, 2, 0.5)),
         "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
         "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
+        "pca": ({}, PCA(4)),
         "mutual": ({"weight": 0.5, "warmup": 0.3, "group": 3}, Mutual(4, 0.5, 0.3, 3)),
         "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
     }
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():
         assert {*vars(variant)} <= {*values, "k"}
-        if name == "mutual":
+        if name in DEPENDENT:
             # which notebook 10 alone may train
             run = make_run()
             section = VARIANT[name](name=name, **values)

@@ -14,7 +14,8 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import group_of, point_at, seeds_of
+from faithful_sae.sae.settings import DEPENDENT
+from faithful_sae.stages.s10_architectures import point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
@@ -219,8 +220,10 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
         ("ffr", f"FFR is lower on its own text than on {against}", -1, PERCENT, 2),
     ):
         cases = []
-        # seeds that are coupled are no units of evidence
-        for variant in (name for name in run.architectures.variants if group_of(run, name) == 1):
+        for variant, section in run.architectures.variants.items():
+            # whose seeds are no units of evidence
+            if section.name in DEPENDENT:
+                continue
             at = values[measure]
             difference = mean_over_seeds(at[variant, own], at[variant, other])
             signed = difference if sign > 0 else difference.negative()

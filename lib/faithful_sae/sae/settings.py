@@ -174,6 +174,16 @@ class Mutual(TopK):
     group: int = setting("SAEs that are coupled: so many of the seeds, in their order", 2, ge=2)
 
 
+@dataclass(frozen=True)
+class PCA(TopK):
+    """Principal components of the first batch, each with both signs: a baseline, not trained."""
+
+
+# whose seeds do not differ by chance alone, and why that forbids SFR between them
+DEPENDENT = {
+    "mutual": "couples seeds: what they share would be asked of them, not found",
+    "pca": "is the same for all seeds: they would share all latents",
+}
 SETTINGS: dict[str, type[Any]] = {
     "topk": TopK,
     "relu": ReLU,
@@ -187,4 +197,5 @@ SETTINGS: dict[str, type[Any]] = {
     "feature_choice": FeatureChoice,
     "archetypal": Archetypal,
     "mutual": Mutual,
+    "pca": PCA,
 }

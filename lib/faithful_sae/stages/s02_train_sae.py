@@ -26,7 +26,7 @@ from faithful_sae.runs.schema import (
     key,
 )
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
-from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.settings import DEPENDENT, SETTINGS
 
 
 class Published(Section):
@@ -167,11 +167,9 @@ class SAE(Section):
         if need(self.k <= self.d_sae, "sae.k", why):
             problem = self.settings(self.k).problem(self.d_sae)
             need(not problem, "sae.variant", problem)
-            why = (
-                "mutual couples seeds, and what they share would be asked of them, not found: "
-                "compare it in architectures.variants"
-            )
-            need(self.variant.name != "mutual", "sae.variant", why)
+            name = self.variant.name
+            why = f"{name} {DEPENDENT.get(name)}; compare it in architectures.variants"
+            need(name not in DEPENDENT, "sae.variant", why)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):

@@ -94,6 +94,8 @@ class Architectures(Section):
 # of SAEs on worlds with known features, and how many of these are active on average
 PLANTED_LATENTS = 48
 PLANTED_L0 = 4
+# variants with as many active latents in every token
+PER_TOKEN = ("topk", "switch", "archetypal", "mutual", "pca")
 # what the SAEs depend on beside the corpus and what is varied
 VARIED = (*TRAINED, "-sae.variant", "-sae.seeds", "-sae.tokens")
 
@@ -203,12 +205,7 @@ def planted_k(variant: AnyVariant) -> int:
     """Active latents on worlds with known features: as many as there are features, and twice as
     many where every token has the same number, since some have more features than the mean.
     """
-    return PLANTED_L0 * (2 if variant.name in ("topk", "switch", "archetypal", "mutual") else 1)
-
-
-def group_of(run: Run, variant: str) -> int:
-    """How many SAEs at a time are coupled in training: 1 unless the variant does so."""
-    return getattr(run.architectures.variants[variant], "group", 1)
+    return PLANTED_L0 * (2 if variant.name in PER_TOKEN else 1)
 
 
 def folder(run: Run, corpus: str) -> Path:
@@ -464,8 +461,9 @@ def _pairs(run, saes):
     threshold = run.sfr.threshold
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
-        # of the SAEs that each is trained with
-        number = {seed: i // group_of(run, variant) for i, seed in enumerate(seeds_of(run))}
+        # of the SAEs that each is coupled with
+        coupled = getattr(run.architectures.variants[variant], "group", 1)
+        number = {seed: i // coupled for i, seed in enumerate(seeds_of(run))}
         for (a, b), (decoder, encoder) in match_seeds(group).items():
             rows.append(
                 {
