@@ -127,7 +127,7 @@ def test_a_parents_recall_says_what_its_child_absorbs():
 def test_there_is_one_for_every_variant():
     others = {"switch", "feature_choice", "archetypal"}
     # TopK where it stands alone, and what is not trained
-    others |= {"mutual", "pca"}
+    others |= {"tilted", "mutual", "pca"}
     assert {*VARIANTS, *others} == {*SETTINGS}
 
 

@@ -35,9 +35,10 @@ from faithful_sae.sae.variants import (
     ProLU,
     ReLU,
     Switch,
+    Tilted,
     TopK,
 )
-from faithful_sae.sae.variants.base import Moment, spread, threshold_above
+from faithful_sae.sae.variants.base import Dense, Moment, spread, threshold_above
 from faithful_sae.sae.variants.jumprelu import Jump, Step
 from faithful_sae.sae.variants.mutual_choice import zipf
 from faithful_sae.sae.variants.prolu import Gate
@@ -77,6 +78,7 @@ EVERY = {
     "feature_choice": FeatureChoice(K),
     "feature_choice_zipf": FeatureChoice(K, exponent=0.5),
     "archetypal": Archetypal(K),
+    "tilted": Tilted(K),
     "mutual": Mutual(K),
 }
 every = pytest.mark.parametrize("variant", EVERY.values(), ids=EVERY)
@@ -180,7 +182,7 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
 
 
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
-SMOOTH += ["archetypal", "mutual"]
+SMOOTH += ["archetypal", "tilted", "mutual"]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -206,7 +208,7 @@ def test_it_trains_and_is_saved_and_read(variant, tmp_path):
     log = sae.training_log
     assert log.fvu.iloc[-1] < 0.7 * log.fvu.iloc[0]
     close(sae.W_dec.norm(dim=-1), torch.ones(F), 1e-5)
-    topk = isinstance(variant, (Switch, Archetypal, Mutual))
+    topk = not isinstance(variant, Dense) or isinstance(variant, Switch)
     assert (sae.threshold is None) == (sae.k is not None) == topk
     assert (sae.router is not None) == isinstance(variant, Switch)
     sae.save(tmp_path / "sae")
@@ -938,6 +940,52 @@ def test_k_means_sees_the_first_batches_of_a_training():
     assert [len(x) for x in seen] == [100, 16 * 30]
 
 
+# --- Tilted ---------------------------------------------------------------------------------------
+
+
+def test_the_tilted_mean_by_hand():
+    """Two tokens with errors 1 and 3, of spread 5: 25 / 2 (1 / t) log of the mean of e^(t l)."""
+    x = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double()
+    error = torch.tensor([[1.0, 0.0], [0.0, 3.0]]).double()
+    variant = Tilted(1, 10.0)
+    expected = 25 / 2 / 10 * np.log((np.exp(10 / 25) + np.exp(90 / 25)) / 2)
+    assert variant.distance(x, error).item() == pytest.approx(expected, rel=1e-12)
+    weights = np.exp([10 / 25, 90 / 25])
+    weights /= weights.sum()
+    gradient = variant.distance_gradient(x, error)
+    close(gradient, torch.tensor([[weights[0], 0.0], [0.0, 3 * weights[1]]]).double())
+
+
+def test_without_tilt_it_is_topk_and_with_much_the_worst_token_is_all():
+    sae = some(TopK(K))
+    error = sae.reconstruct(X) - X
+    at = moment(dead=DEAD)
+    for name, gradient in evaluated(Tilted(K, 1e-7), sae, at=at)[1].items():
+        close(gradient, evaluated(TopK(K), sae, at=at)[1][name], 1e-6)
+    worst = error.square().sum(1).argmax()
+    much = Tilted(K, 1e5)
+    gradient = much.distance_gradient(X, error)
+    close(gradient[worst], 2 * error[worst] / D)
+    assert not gradient[np.arange(B) != worst.item()].any()
+    assert much.distance(X, error).item() == pytest.approx(error[worst].square().mean().item(), 1e-3)
+
+
+def test_the_rare_are_reconstructed_better_with_tilt():
+    """Of 50 tokens one is in a direction of its own; there is room for all but a few directions."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(2000, D - 1, generator=g)
+    x = torch.cat([common, torch.zeros(2000, 1)], 1)
+    x[::50] = 0
+    x[::50, -1] = 4.0
+    x = x[torch.randperm(2000, generator=g)]
+    rare = x[:, -1] > 0
+    errors = []
+    for variant in (TopK(1), Tilted(1, 5.0)):
+        (sae,) = train_saes(x.repeat(3, 1).split(100), D, 4, variant, [1], 1e-2, 6000, 100)
+        errors.append((sae.reconstruct(x) - x).square().sum(1)[rare].mean().item())
+    assert errors[1] < 0.8 * errors[0]
+
+
 # --- Mutual feature regularisation ----------------------------------------------------------------
 
 
@@ -1048,6 +1096,7 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
         "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
         "pca": ({}, PCA(4)),
+        "tilted": ({"tilt": 2.0}, Tilted(4, 2.0)),
         "mutual": ({"weight": 0.5, "warmup": 0.3, "group": 3}, Mutual(4, 0.5, 0.3, 3)),
         "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
     }

@@ -162,6 +162,17 @@ class Archetypal(TopK):
 
 
 @dataclass(frozen=True)
+class Tilted(TopK):
+    """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
+
+    tilt: float = setting(
+        "by e to so many times a token's error, in units of s^2: 0.2 more at 5 weighs e as much",
+        5.0,
+        gt=0,
+    )
+
+
+@dataclass(frozen=True)
 class Mutual(TopK):
     """TopK SAEs that are trained together, and drawn to find the same directions."""
 
@@ -196,6 +207,7 @@ SETTINGS: dict[str, type[Any]] = {
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
     "archetypal": Archetypal,
+    "tilted": Tilted,
     "mutual": Mutual,
     "pca": PCA,
 }

@@ -95,7 +95,7 @@ class Architectures(Section):
 PLANTED_LATENTS = 48
 PLANTED_L0 = 4
 # variants with as many active latents in every token
-PER_TOKEN = ("topk", "switch", "archetypal", "mutual", "pca")
+PER_TOKEN = ("topk", "switch", "archetypal", "tilted", "mutual", "pca")
 # what the SAEs depend on beside the corpus and what is varied
 VARIED = (*TRAINED, "-sae.variant", "-sae.seeds", "-sae.tokens")
 

@@ -21,6 +21,7 @@ from faithful_sae.sae.variants.mutual_choice import MutualChoice
 from faithful_sae.sae.variants.prolu import ProLU
 from faithful_sae.sae.variants.relu import ReLU
 from faithful_sae.sae.variants.switch import Switch
+from faithful_sae.sae.variants.tilted import Tilted
 from faithful_sae.sae.variants.topk import TopK
 from faithful_sae.sae.variants.untrained import PCA, FrozenDecoder, RandomDictionary
 
@@ -36,6 +37,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
     "archetypal": Archetypal,
+    "tilted": Tilted,
     "mutual": Mutual,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
