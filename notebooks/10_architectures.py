@@ -137,11 +137,11 @@ save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
 # often than others. MCC is the mean cosine of a feature to the latent matched with it, F1 how well
 # that latent tells when the feature fires.
 #
-# The rungs get harder: orthogonal features; twice as many as dimensions; two features that fire only
-# where another, their parent, does; one that fires on nine tokens of ten. Where a child's latent
-# fires in place of its parent's, the parent's recall falls: absorption. All have the settings of the
-# study, and no penalty is looked for. *published* are the numbers of SynthSAEBench, whose world is
-# far larger and whose features hang together: only the order of variants compares.
+# The rungs get harder: orthogonal features; twice as many as dimensions; two features that fire
+# only where another, their parent, does; one that fires on nine tokens of ten. Where a child's
+# latent fires in place of its parent's, the parent's recall falls: absorption. All have the
+# settings of the study, and no penalty is looked for. *published* are the numbers of SynthSAEBench,
+# whose world is far larger and whose features hang together: only the order of variants compares.
 
 # %%
 rows["variant_planted"] = planted_ladder(run)
