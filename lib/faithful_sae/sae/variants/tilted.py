@@ -1,5 +1,5 @@
-"""Tilted: TopK with a loss in which badly reconstructed tokens weigh more (TERM: Li et al. 2021; for
-SAEs of rare subdomains Muhamed et al. 2024, arXiv 2411.00743).
+"""Tilted: TopK with a loss in which badly reconstructed tokens weigh more (TERM: Li et al. 2021;
+for SAEs of rare subdomains Muhamed et al. 2024, arXiv 2411.00743).
 
     D / s^2 loss = 1/t log mean over tokens of exp(t l_b)        l_b = |x - x_hat|^2 / s^2
 
