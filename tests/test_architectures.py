@@ -132,6 +132,8 @@ def test_a_study_from_training_to_tables(studied):
         there = sae_folder(run, name, seed) / "sae_weights.safetensors"
         assert file_hash(here) == file_hash(there)
 
+    assert not rows["variant_sfr"].coupled.any()
+
     # each measure is that of its own notebook
     topk = saes["topk", "text", "L0 4", 42]
     pair = rows["variant_sfr"].query("variant == 'topk' and corpus == 'text'")
@@ -259,7 +261,7 @@ def planted(run, sfr, ffr, l0=None, explained=None):
         for seed in SEEDS
     ]
     pairs = pd.DataFrame(pairs)
-    pairs = pairs.assign(sfr_encoder_decoder=pairs.sfr / 2, mean_cosine=pairs.sfr)
+    pairs = pairs.assign(sfr_encoder_decoder=pairs.sfr / 2, mean_cosine=pairs.sfr, coupled=False)
     return {
         "variant_sfr": pairs,
         "variant_measures": pd.DataFrame(measures),
@@ -288,6 +290,27 @@ def test_planted_effects_are_told_and_their_opposites(run):
     assert higher == [AGREES] * 4
     lower = [verdict for question, verdict in found.items() if "FFR is lower" in question]
     assert lower == [DISAGREES] * 4
+
+
+def test_coupled_seeds_are_shown_apart_and_decide_nothing(make_run):
+    """Of six pairs the two of one group share .9, which has been asked of them."""
+    variants = STUDY["variants"] | {"mutual": {"name": "mutual"}, "pca": {"name": "pca"}}
+    study = STUDY | {"variants": variants, "seeds": SEEDS}
+    run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
+    keys = list(itertools.product(variants, STUDY["corpora"]))
+    rows = planted(run, sfr=dict.fromkeys(keys, 0.5), ffr=dict.fromkeys(keys, 3.0))
+    pairs = rows["variant_sfr"]
+    groups = pairs.seed_a.map(SEEDS.index) // 2 == pairs.seed_b.map(SEEDS.index) // 2
+    within = groups & (pairs.variant == "mutual")
+    pairs.loc[within, ["coupled", "sfr"]] = True, 0.9
+    found = architectures._values(run, rows)
+    apart = found["sfr"]["mutual", "text"]
+    assert {*apart} == {(42, 1), (42, 2), (49, 1), (49, 2)}
+    assert [*apart.values()] == pytest.approx([0.5] * 4, abs=0.02)
+    assert found["sfr_coupled"]["mutual", "text"] == {(42, 49): 0.9, (1, 2): 0.9}
+    assert [*found["sfr_coupled"]] == [("mutual", "text"), ("mutual", "again")]
+    asked = {question.split(":")[0] for question in architectures.findings(run, rows).question}
+    assert {name for name in variants if name in asked} == {*STUDY["variants"]}
 
 
 def test_relu_against_topk_is_by_both_matchings(run):
