@@ -12,6 +12,7 @@ from faithful_sae.engine import plan
 from faithful_sae.files import file_hash
 from faithful_sae.metrics.ffr import fake_feature_ratio
 from faithful_sae.metrics.fidelity import fidelity
+from faithful_sae.metrics.planted import L0, RUNGS
 from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper import architectures
 from faithful_sae.paper.plots import architectures as plots
@@ -22,7 +23,13 @@ from faithful_sae.sae.penalty import STEP, next_penalty
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import sae_folder
-from faithful_sae.stages.s10_architectures import folder, measure_variants, train_variants
+from faithful_sae.stages.s10_architectures import (
+    PLANTED_L0,
+    folder,
+    measure_variants,
+    planted_ladder,
+    train_variants,
+)
 from faithful_sae.stages.training import train_all
 
 # --- the search for a penalty ---------------------------------------------------------------------
@@ -86,6 +93,7 @@ STUDY = {
     "searches": 2,
     "within": 0.01,
     "rows": 6,
+    "planted": 1000,
 }
 TEXT = {"role": None, "path": "text.jsonl", "text_key": "text"}
 CHANGES = {
@@ -102,6 +110,7 @@ def studied(make_run):
     lm = open_model(run)
     saes, summary = train_variants(run, lm)
     rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
+    rows["variant_planted"] = planted_ladder(run)
     return run, lm, saes, rows
 
 
@@ -122,6 +131,8 @@ def test_a_study_from_training_to_tables(studied):
         here = folder(run, name) / "topk" / "L04" / f"seed{seed}" / "sae_weights.safetensors"
         there = sae_folder(run, name, seed) / "sae_weights.safetensors"
         assert file_hash(here) == file_hash(there)
+
+    assert not rows["variant_sfr"].coupled.any()
 
     # each measure is that of its own notebook
     topk = saes["topk", "text", "L0 4", 42]
@@ -163,6 +174,23 @@ def test_a_study_from_training_to_tables(studied):
     sums = spectrum.groupby(["variant", "corpus"]).agg({"share": "sum", "never": "first"})
     assert (sums.share + sums.never).to_numpy() == pytest.approx(1)
     assert [ax.get_title() for ax in plots.spectra(spectrum).axes] == ["topk", "batch", "relu"]
+
+    # every variant on every world, and what is published of two of them
+    ladder = architectures.planted(run, rows).set_index(["variant", "world"])
+    assert len(ladder) == 3 * len(RUNGS) + 2
+    scores = rows["variant_planted"].query("variant == 'topk' and rung == 'dense'").mcc
+    assert ladder.loc[("topk", "dense"), "MCC"] == pytest.approx(scores.mean(), abs=1e-12)
+    assert ladder.loc[("batch", architectures.PUBLISHED), "F1"] == 0.732
+    assert ladder["recall of parents"].notna().sum() == 3
+    # a token has as many features as a token has latents on average, or half of them
+    l0 = ladder.L0.xs("orthogonal", level="world")
+    assert PLANTED_L0 == L0
+    assert L0 < l0["topk"] <= 2 * L0
+    assert l0["batch"] == pytest.approx(L0, rel=0.15)
+    made = run.artifacts / "architectures" / "planted" / "provenance.json"
+    stamp = made.stat().st_mtime_ns
+    assert planted_ladder(run).equals(rows["variant_planted"])
+    assert made.stat().st_mtime_ns == stamp
 
     # made once
     stamp = (folder(run, "text") / "provenance.json").stat().st_mtime_ns
@@ -233,7 +261,7 @@ def planted(run, sfr, ffr, l0=None, explained=None):
         for seed in SEEDS
     ]
     pairs = pd.DataFrame(pairs)
-    pairs = pairs.assign(sfr_encoder_decoder=pairs.sfr / 2, mean_cosine=pairs.sfr)
+    pairs = pairs.assign(sfr_encoder_decoder=pairs.sfr / 2, mean_cosine=pairs.sfr, coupled=False)
     return {
         "variant_sfr": pairs,
         "variant_measures": pd.DataFrame(measures),
@@ -262,6 +290,27 @@ def test_planted_effects_are_told_and_their_opposites(run):
     assert higher == [AGREES] * 4
     lower = [verdict for question, verdict in found.items() if "FFR is lower" in question]
     assert lower == [DISAGREES] * 4
+
+
+def test_coupled_seeds_are_shown_apart_and_decide_nothing(make_run):
+    """Of six pairs the two of one group share .9, which has been asked of them."""
+    variants = STUDY["variants"] | {"mutual": {"name": "mutual"}, "pca": {"name": "pca"}}
+    study = STUDY | {"variants": variants, "seeds": SEEDS}
+    run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
+    keys = list(itertools.product(variants, STUDY["corpora"]))
+    rows = planted(run, sfr=dict.fromkeys(keys, 0.5), ffr=dict.fromkeys(keys, 3.0))
+    pairs = rows["variant_sfr"]
+    groups = pairs.seed_a.map(SEEDS.index) // 2 == pairs.seed_b.map(SEEDS.index) // 2
+    within = groups & (pairs.variant == "mutual")
+    pairs.loc[within, ["coupled", "sfr"]] = True, 0.9
+    found = architectures._values(run, rows)
+    apart = found["sfr"]["mutual", "text"]
+    assert {*apart} == {(42, 1), (42, 2), (49, 1), (49, 2)}
+    assert [*apart.values()] == pytest.approx([0.5] * 4, abs=0.02)
+    assert found["sfr_coupled"]["mutual", "text"] == {(42, 49): 0.9, (1, 2): 0.9}
+    assert [*found["sfr_coupled"]] == [("mutual", "text"), ("mutual", "again")]
+    asked = {question.split(":")[0] for question in architectures.findings(run, rows).question}
+    assert {name for name in variants if name in asked} == {*STUDY["variants"]}
 
 
 def test_relu_against_topk_is_by_both_matchings(run):

@@ -14,6 +14,7 @@ from faithful_sae.runs.registry import model_stages, stages
 from faithful_sae.sae.activation_cache import activations_disk
 from faithful_sae.sae.sae import TopKSAE, sae_bytes
 from faithful_sae.sae.train import training_bytes, training_disk
+from faithful_sae.sae.variants import Archetypal, TopK
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import model_shape, open_model
 from faithful_sae.stages.s01_generate_faithful import text_disk
@@ -113,7 +114,10 @@ def test_files_are_as_large_as_foreseen(make_run):
     shape = lm.shape
     saes = run.artifacts / "saes" / "text"
     assert numbers(saes) == 2 * (sae_bytes(16, 24) + 4 * 24)  # and each latent's firing frequency
-    assert training_disk(16, [24, 24]) == 7 * 2 * sae_bytes(16, 24)
+    assert training_disk(16, [24, 24], [TopK, TopK]) == 7 * 2 * sae_bytes(16, 24)
+    # two checkpoints with moments of a mixture [24, 24], archetypes and relaxation [24, 16]
+    beside = training_disk(16, [24], [Archetypal]) - training_disk(16, [24], [TopK])
+    assert beside == 6 * 4 * (24 * 24 + 2 * 24 * 16)
     text = numbers(run.artifacts / "faithful")
     assert (
         4 * run.generate.tokens < text < text_disk(run.generate) + 4 * 300

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import r2_score
 
 from faithful_sae import TopKSAE, train_saes
-from faithful_sae.metrics.planted import L0, RUNGS, World, planted, recovery
+from faithful_sae.metrics.planted import L0, RUNGS, SCORED, World, ladder, planted, recovery
 from faithful_sae.sae.settings import SETTINGS
 from faithful_sae.sae.variants import (
+    Archetypal,
     BatchTopK,
     FeatureChoice,
     Gated,
@@ -89,6 +91,7 @@ def test_recovery_of_a_perfect_sae_and_of_half_of_one():
     whole = recovery(oracle(world), world, 5000, 0)
     assert whole.mcc == pytest.approx(1, abs=1e-6)
     assert whole.f1 == 1
+    assert whole.explained_variance == pytest.approx(1, abs=1e-9)
     assert (whole.recall == 1).all()
     half = oracle(world)
     # the first half is turned by 60 degrees, and fires half of the time at most
@@ -122,7 +125,37 @@ def test_a_parents_recall_says_what_its_child_absorbs():
 
 
 def test_there_is_one_for_every_variant():
-    assert {*VARIANTS, "switch", "feature_choice"} == {*SETTINGS}
+    others = {"switch", "feature_choice", "archetypal"}
+    # TopK where it stands alone, and what is not trained
+    others |= {"tilted", "mutual", "pca"}
+    assert {*VARIANTS, *others} == {*SETTINGS}
+
+
+def test_the_ladder_scores_saes_that_are_trained_on_every_rung():
+    table = ladder({"topk": TopK(8), "gated": Gated()}, [5, 6], F, 20 * BATCH).set_index(
+        ["variant", "rung", "seed"]
+    )
+    assert len(table) == 2 * len(RUNGS) * 2
+    world = planted("hierarchy", D, 0)
+    batches = world.sample(20 * BATCH, 1)[0].split(BATCH)
+    (sae,) = train_saes(batches, D, F, TopK(8), [6], LR, 20 * BATCH, BATCH)
+    row = table.loc["topk", "hierarchy", 6]
+    assert row.mcc == recovery(sae, world, 100, 0).mcc
+    x, a = world.sample(SCORED, 2)
+    z = sae.encode(x)
+    assert row.l0 == pytest.approx((z > 0).sum(1).double().mean().item(), rel=1e-6)
+    r2 = r2_score(x.numpy(), sae.decode(z).numpy(), multioutput="variance_weighted")
+    assert row.explained_variance == pytest.approx(r2, abs=1e-5)
+    cosine = (world.directions @ sae.W_dec.T).numpy()
+    _, latent = linear_sum_assignment(cosine, maximize=True)
+    fires, found = a[:, :2] > 0, z[:, latent[:2]] > 0
+    recall = (fires & found).sum(0) / fires.sum(0)
+    assert row.parent_recall == pytest.approx(recall.mean().item(), abs=1e-6)
+    assert table.parent_recall.drop("hierarchy", level="rung").isna().all()
+    nearest = (sae.W_dec @ sae.W_dec.T).fill_diagonal_(-1).amax(1)
+    assert row.duplicates == pytest.approx((nearest >= 0.7).double().mean().item())
+    assert sae.firing is not None
+    assert row.dead == (sae.firing == 0).double().mean()
 
 
 def mcc_of(variant, world, x, d_sae=F):
@@ -148,6 +181,20 @@ def test_feature_choice_finds_as_many_features_as_it_has_latents_where_they_are_
     before, after = mcc_of(FeatureChoice(K), world, x, D)
     assert before < 0.6
     assert after > 0.99
+
+
+def test_archetypal_finds_features_of_which_a_token_has_one():
+    """What it presumes: means of tokens are in the features' directions, but for the mean of all
+    that is taken off them.
+    """
+    directions = planted("orthogonal", D, 0).directions
+    g = torch.Generator().manual_seed(1)
+    world = World(directions, torch.full((D,), 1 / D), torch.full((D,), -1))
+    a = torch.nn.functional.one_hot(torch.randint(D, (TOKENS,), generator=g), D)
+    x = a * (0.5 + torch.rand(TOKENS, 1, generator=g)) @ directions
+    before, after = mcc_of(Archetypal(1, 0.0), world, x)
+    assert before < 0.6
+    assert after == pytest.approx(31 / (31**2 + 31) ** 0.5, abs=2e-3)
 
 
 def test_switch_finds_features_of_which_a_token_has_those_of_one_half():

@@ -11,35 +11,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from conftest import SEED_DEPENDENCE
 from faithful_sae import TopKSAE, load_sae, train_saes
+from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError
-from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.settings import DEPENDENT, SETTINGS
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import (
+    PCA,
     VARIANTS,
+    Archetypal,
     BatchTopK,
     FeatureChoice,
     Gated,
     JumpReLU,
     Matryoshka,
+    Mutual,
     MutualChoice,
     ProLU,
     ReLU,
     Switch,
+    Tilted,
     TopK,
 )
-from faithful_sae.sae.variants.base import Moment, spread, threshold_above
+from faithful_sae.sae.variants.base import Dense, Moment, spread, threshold_above
 from faithful_sae.sae.variants.jumprelu import Jump, Step
 from faithful_sae.sae.variants.mutual_choice import zipf
 from faithful_sae.sae.variants.prolu import Gate
 from faithful_sae.sae.variants.switch import imbalance
 from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s02_train_sae import STAGE, sae_settings
+from faithful_sae.stages.s02_train_sae import STAGE, VARIANT, sae_settings
 from faithful_sae.stages.s08_seed_dependence import train_seeds
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all, variant_of
@@ -52,6 +58,11 @@ X = (
 )
 DEAD = torch.tensor([1, 4, 7, 8, 15])
 ALIVE = torch.tensor([], dtype=torch.int64)
+
+# what an SAE may be coupled with
+PEERS = [
+    torch.nn.functional.normalize(torch.randn(F, D, generator=G).double(), dim=-1) for _ in range(2)
+]
 
 EVERY = {
     "relu": ReLU(),
@@ -66,6 +77,9 @@ EVERY = {
     "mutual_choice": MutualChoice(K),
     "feature_choice": FeatureChoice(K),
     "feature_choice_zipf": FeatureChoice(K, exponent=0.5),
+    "archetypal": Archetypal(K),
+    "tilted": Tilted(K),
+    "mutual": Mutual(K),
 }
 every = pytest.mark.parametrize("variant", EVERY.values(), ids=EVERY)
 
@@ -168,6 +182,7 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
 
 
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
+SMOOTH += ["archetypal", "tilted", "mutual"]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -175,8 +190,10 @@ def test_gradients_by_differences(name):
     variant = EVERY[name]
     sae = some(variant)
     # which detaches nothing
-    at = Moment(1.0, DEAD, RECIPES["authors"])
+    at = Moment(1.0, DEAD, RECIPES["authors"], PEERS)
     _, gradients = evaluated(variant, sae, at=at)
+    # which are set once
+    assert not gradients.pop("archetypes", torch.zeros(1)).any()
     for parameter, gradient in gradients.items():
         close(gradient, numeric(variant, sae, parameter, at=at), 1e-6)
         assert gradient.abs().max() > 1e-3
@@ -191,8 +208,9 @@ def test_it_trains_and_is_saved_and_read(variant, tmp_path):
     log = sae.training_log
     assert log.fvu.iloc[-1] < 0.7 * log.fvu.iloc[0]
     close(sae.W_dec.norm(dim=-1), torch.ones(F), 1e-5)
-    # of Switch alone, the k largest of an expert
-    assert (sae.threshold is None) == (sae.router is not None) == (sae.k is not None)
+    topk = not isinstance(variant, Dense) or isinstance(variant, Switch)
+    assert (sae.threshold is None) == (sae.k is not None) == topk
+    assert (sae.router is not None) == isinstance(variant, Switch)
     sae.save(tmp_path / "sae")
     again = load_sae(tmp_path / "sae")
     assert torch.equal(again.encode(data), sae.encode(data))
@@ -807,6 +825,249 @@ def test_in_use_each_latent_has_its_tokens_on_the_calibration(exponent):
     assert len(used.threshold.unique()) > F / 2
 
 
+# --- Archetypal -----------------------------------------------------------------------------------
+
+
+def begun(variant, x=X, seed=1) -> Any:
+    """An SAE that has archetypes, float64."""
+    sae: Any = variant.new(D, F, seed, "cpu")
+    for name, w in (variant.parameters(sae) | sae.weights).items():
+        setattr(sae, name, w.double())
+    sae.b_dec = x.mean(0)
+    variant.begin(sae, x)
+    return sae
+
+
+def test_archetypal_by_hand():
+    variant = Archetypal(K)
+    sae = some(variant)
+    rows = sae.mixture.numpy() / F @ sae.archetypes.numpy() + sae.relaxation.numpy()
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    p = np.maximum((X - sae.b_dec).numpy() @ sae.W_enc.numpy() + sae.b_enc.numpy(), 0)
+    least = -np.sort(-p, axis=1)[:, K - 1 : K]
+    f = p * (p >= least)
+    x_hat = f @ directions + sae.b_dec.numpy()
+    loss, error, counts = variant.loss(sae, X, moment())
+    assert loss.item() == pytest.approx(np.mean((x_hat - X.numpy()) ** 2), rel=1e-12)
+    close(error, torch.from_numpy(x_hat) - X)
+    assert counts.tolist() == (f > 0).sum(0).tolist()
+    used = variant.finish(sae, X)
+    close(used.reconstruct(X), torch.from_numpy(x_hat))
+
+
+def test_archetypal_without_archetypes_is_topk_of_the_relaxation():
+    """Whose gradient has no part along the rows, since their norms are not W_dec's to have."""
+    variant = Archetypal(K)
+    sae = some(variant)
+    sae.mixture.zero_()
+    plain = copy.copy(sae)
+    plain.W_dec = torch.nn.functional.normalize(sae.relaxation, dim=-1)
+    at = moment(dead=DEAD)
+    loss, gradients = evaluated(variant, sae, at=at)
+    expected, of_topk = evaluated(TopK(K), plain, at=at)
+    assert loss == pytest.approx(expected, rel=1e-12)
+    close(gradients["W_enc"], of_topk["W_enc"])
+    along = (of_topk["W_dec"] * plain.W_dec).sum(-1, keepdim=True) * plain.W_dec
+    norms = sae.relaxation.norm(dim=-1, keepdim=True)
+    close(gradients["relaxation"], (of_topk["W_dec"] - along) / norms)
+
+
+def test_directions_begin_at_the_centroids_of_clusters():
+    """Two tokens at each of F corners, a little apart: centroids are between them."""
+    corners = 10 * torch.randn(F, D, generator=torch.Generator().manual_seed(5)).double()
+    apart = 0.01 * torch.randn(F, D, generator=torch.Generator().manual_seed(6)).double()
+    x = torch.cat([corners - apart, corners + apart])
+    variant = Archetypal(K)
+    used = variant.finish(begun(variant, x), x)
+    expected = torch.nn.functional.normalize(corners - corners.mean(0), dim=-1)
+    nearest = (used.W_dec @ expected.T).max(-1)
+    close(nearest.values, torch.ones(F).double(), 1e-4)
+    assert sorted(nearest.indices.tolist()) == [*range(F)]
+
+
+def test_seeds_begin_alike_only_where_centroids_are_shared():
+    for centroids, alike in (("shared", True), ("own", False)):
+        variant = Archetypal(K, centroids=centroids)
+        one, other = (begun(variant, seed=seed) for seed in (1, 2))
+        assert torch.equal(one.archetypes, other.archetypes) == alike
+        assert not torch.equal(one.W_enc, other.W_enc)
+
+
+def test_an_archetypal_training_stays_in_the_hull_and_a_relaxed_one_within_delta_of_it():
+    """By non-negative least squares: how far a row is from the cone of the archetypes."""
+    for delta in (0.0, 0.05):
+        variant = Archetypal(K, delta)
+        training = Training(variant.new(D, F, 1, "cpu"), variant, 0.05, RECIPES["default"], 60)
+        for i in range(60):
+            training.step(i, X.float())
+        sae: Any = training.sae
+        mixture = sae.mixture.double().numpy() / F
+        assert mixture.min() >= 0
+        assert mixture.sum(1) == pytest.approx(1, abs=1e-5)
+        # it has left where it began
+        assert mixture.max(1).mean() < 0.9
+        archetypes = sae.archetypes.double().numpy()
+        rows = mixture @ archetypes + sae.relaxation.double().numpy()
+        lengths = np.linalg.norm(rows, axis=1)
+        directions = training.finish().W_dec.double().numpy()
+        assert directions * lengths[:, None] == pytest.approx(rows, abs=1e-5)
+        off = [nnls(archetypes.T, row)[1] for row in rows]
+        assert max(off) <= delta + 1e-5
+        relaxed = max(np.linalg.norm(rows - mixture @ archetypes, axis=1))
+        assert relaxed == pytest.approx(delta, abs=1e-6)
+
+
+def test_an_archetypal_training_needs_as_many_activations_as_latents():
+    with pytest.raises(SAEError, match="begins with as many centroids: .* have 19 activations"):
+        train_saes([X[:19].float()], D, F, Archetypal(K), [1], 1e-2, 19, 40)
+
+
+def test_k_means_sees_the_first_batches_of_a_training():
+    """What the first step alone saw would be one batch."""
+    batches = [*X.float().repeat(20, 1).split(30)]
+    seen = []
+
+    class Seen(Archetypal):
+        def begin(self, sae, x):
+            seen.append(x)
+            super().begin(sae, x)
+
+    train_saes(batches, D, F, Seen(K), [1, 2], 1e-2, 20 * B, 30)
+    assert [len(x) for x in seen] == [16 * 30] * 2
+    close(seen[0], torch.cat(batches[:16]))
+    seen.clear()
+    train_saes(batches, D, F, Seen(K), [1, 2], 1e-2, [100, 700], 30)
+    assert [len(x) for x in seen] == [100, 16 * 30]
+
+
+# --- Tilted ---------------------------------------------------------------------------------------
+
+
+def test_the_tilted_mean_by_hand():
+    """Two tokens with errors 1 and 3, of spread 5: 25 / 2 (1 / t) log of the mean of e^(t l)."""
+    x = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double()
+    error = torch.tensor([[1.0, 0.0], [0.0, 3.0]]).double()
+    variant = Tilted(1, 10.0)
+    expected = 25 / 2 / 10 * np.log((np.exp(10 / 25) + np.exp(90 / 25)) / 2)
+    assert variant.distance(x, error).item() == pytest.approx(expected, rel=1e-12)
+    weights = np.exp([10 / 25, 90 / 25])
+    weights /= weights.sum()
+    gradient = variant.distance_gradient(x, error)
+    close(gradient, torch.tensor([[weights[0], 0.0], [0.0, 3 * weights[1]]]).double())
+
+
+def test_without_tilt_it_is_topk_and_with_much_the_worst_token_is_all():
+    sae = some(TopK(K))
+    error = sae.reconstruct(X) - X
+    at = moment(dead=DEAD)
+    for name, gradient in evaluated(Tilted(K, 1e-7), sae, at=at)[1].items():
+        close(gradient, evaluated(TopK(K), sae, at=at)[1][name], 1e-6)
+    worst = error.square().sum(1).argmax()
+    much = Tilted(K, 1e5)
+    gradient = much.distance_gradient(X, error)
+    close(gradient[worst], 2 * error[worst] / D)
+    assert not gradient[np.arange(B) != worst.item()].any()
+    largest = error[worst].square().mean().item()
+    assert much.distance(X, error).item() == pytest.approx(largest, 1e-3)
+
+
+def test_the_rare_are_reconstructed_better_with_tilt():
+    """Of 50 tokens one is in a direction of its own; there is room for all but a few directions."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(2000, D - 1, generator=g)
+    x = torch.cat([common, torch.zeros(2000, 1)], 1)
+    x[::50] = 0
+    x[::50, -1] = 4.0
+    x = x[torch.randperm(2000, generator=g)]
+    rare = x[:, -1] > 0
+    errors = []
+    for variant in (TopK(1), Tilted(1, 5.0)):
+        (sae,) = train_saes(x.repeat(3, 1).split(100), D, 4, variant, [1], 1e-2, 6000, 100)
+        errors.append((sae.reconstruct(x) - x).square().sum(1)[rare].mean().item())
+    assert errors[1] < 0.8 * errors[0]
+
+
+# --- Mutual feature regularisation ----------------------------------------------------------------
+
+
+def coupled(variant, seeds, data=None, rate=1e-2):
+    data = X.float().repeat(20, 1) if data is None else data
+    return train_saes(data.split(40), D, F, variant, seeds, rate, len(data), 40)
+
+
+def nearest_cosines(one, other):
+    """Mean over rows of `one` of the largest cosine to a row of `other`, NumPy's."""
+    return (one.W_dec.double().numpy() @ other.W_dec.double().numpy().T).max(1).mean()
+
+
+def test_the_penalty_of_mutual_regularisation_by_hand():
+    """None where an SAE is coupled with its own copy; 1 where directions are orthogonal."""
+    variant = Mutual(1, weight=2.0, warmup=0.0)
+    eye = torch.eye(D).double()
+    scale = spread(X).item() ** 2 / D
+    for own, peers, expected in (
+        (eye[:3], [eye[:3]], 0.0),
+        (eye[:3], [eye[3:]], 1.0),
+        (eye[:3], [eye[:3], eye[3:]], 0.5),
+        # one of three is shared, and it is the nearest of all four
+        (eye[:3], [torch.stack([eye[0], eye[0], eye[0], eye[5]])], 1 - (1 / 3 + 3 / 4) / 2),
+    ):
+        sae: Any = TopKSAE(D, 3, 1, 0)
+        sae.W_dec, sae.W_enc = own, own.T
+        sae.b_enc, sae.b_dec = sae.b_enc.double(), sae.b_dec.double()
+        at = Moment(1.0, ALIVE, RECIPES["default"], peers)
+        plain = TopK(1).loss(sae, X, at)[0].item()
+        assert variant.loss(sae, X, at)[0].item() == pytest.approx(plain + 2 * scale * expected)
+
+
+def test_coupled_saes_without_weight_are_those_that_are_trained_alone():
+    """To the same bytes; and so is an SAE that has no other in its group."""
+    alone = coupled(TopK(K), [1, 2, 3])
+    for variant in (Mutual(K, weight=0.0), Mutual(K, weight=5.0, group=2)):
+        saes = coupled(variant, [1, 2, 3])
+        same = [
+            all(torch.equal(w, one.weights[name]) for name, w in other.weights.items())
+            for one, other in zip(alone, saes, strict=True)
+        ]
+        assert same == ([True] * 3 if variant.weight == 0 else [False, False, True])
+
+
+def test_coupled_saes_share_more_and_groups_are_their_own():
+    saes = coupled(Mutual(K, weight=3.0), [1, 2, 3, 4])
+    within = [nearest_cosines(saes[i], saes[j]) for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))]
+    across = [nearest_cosines(saes[i], saes[j]) for i in (0, 1) for j in (2, 3)]
+    alone = coupled(TopK(K), [1, 2, 3, 4])
+    before = [nearest_cosines(alone[i], alone[j]) for i, j in ((0, 1), (2, 3))]
+    assert min(within) > max(before) + 0.05
+    assert min(within) > max(across) + 0.05
+
+
+def test_saes_of_one_group_alone_are_coupled():
+    """Not those of another size or k, nor those beside them of another variant."""
+    saes = train_saes(
+        X.float().repeat(5, 1).split(40),
+        D,
+        [F, F, F - 2, F],
+        [Mutual(K, 3.0), Mutual(K + 1, 3.0), Mutual(K, 3.0), TopK(K)],
+        [1, 2, 3, 4],
+        1e-2,
+        5 * B,
+        40,
+    )
+    for sae, k in zip(saes, (K, K + 1, K, K), strict=True):
+        seed = sae.metadata["seed"]
+        (alone,) = train_saes(
+            X.float().repeat(5, 1).split(40), D, sae.d_sae, k, [seed], 1e-2, 5 * B, 40
+        )
+        assert torch.equal(sae.W_dec, alone.W_dec)
+
+
+@pytest.mark.parametrize("name, why", [("mutual", "couples seeds"), ("pca", "is the same for")])
+def test_seeds_of_the_papers_own_tables_differ_by_chance_alone(make_run, name, why):
+    with pytest.raises(ParamsError, match=f"sae.variant.* {name} {why}"):
+        make_run({"sae.variant": {"name": name}})
+
+
 # --- in a parameter file --------------------------------------------------------------------------
 
 
@@ -835,11 +1096,21 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "switch": ({"experts": 2, "balance": 0.5}, Switch(4, 2, 0.5)),
         "mutual_choice": ({"seldom": 0.25}, MutualChoice(4, 0.25)),
         "feature_choice": ({"exponent": 1.5}, FeatureChoice(4, 1.5)),
+        "pca": ({}, PCA(4)),
+        "tilted": ({"tilt": 2.0}, Tilted(4, 2.0)),
+        "mutual": ({"weight": 0.5, "warmup": 0.3, "group": 3}, Mutual(4, 0.5, 0.3, 3)),
+        "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
     }
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():
         assert {*vars(variant)} <= {*values, "k"}
-        run = make_run({"sae.variant": {"name": name, **values}})
+        if name in DEPENDENT:
+            # which notebook 10 alone may train
+            run = make_run()
+            section = VARIANT[name](name=name, **values)
+            run = run.changed(sae=run.sae.changed(variant=section))
+        else:
+            run = make_run({"sae.variant": {"name": name, **values}})
         assert variant_of(run.sae, run.sae.k) == variant, name
         assert type(variant_of(run.sae, 4)) is VARIANTS[name]
         assert isinstance(variant, SETTINGS[name])

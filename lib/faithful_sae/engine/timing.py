@@ -219,19 +219,23 @@ class Rates:
             ids = self.ids(math.ceil(s.batch_tokens / (self.run.sequence_length - 1)))
             x = token_activations(lm, ids, True)[: s.batch_tokens]
             times: list[float] = []
+            made = variant_of(s, k)
+            # before are batches that are read ahead, and the steps on them
+            first = made.beginning + 1
 
             def batches(end: float) -> Iterator[torch.Tensor]:
                 last = None
-                while len(times) < STEPS + 2 or time.perf_counter() < end:
-                    yield x
+                while len(times) < first + STEPS or time.perf_counter() < end:
+                    # dimensions change places, so that k-means finds no token twice
+                    yield x.roll(len(times), -1)
                     now = self.now()
                     times.append(now - (last or now))
                     last = now
 
             stream = batches(time.perf_counter() + seconds)
-            sizes = (lm.d_model, d_sae, variant_of(s, k), [0])
+            sizes = (lm.d_model, d_sae, made, [0])
             train_saes(stream, *sizes, s.lr, n_tokens, s.batch_tokens, s.recipe, lm.device)
-            return min(times[2:])
+            return min(times[first:])
 
         called = "" if variant is None else f", {s.variant.name}"
         return self.once(f"{kind} {d_sae} latents, k = {k}{called}", measure)

@@ -7,20 +7,31 @@ Garriga-Alonso 2026, arXiv 2602.14687; theirs is far larger, and its firing is c
 
 Features fire independently, with probabilities that fall as the root of their rank, L0 on average.
 A child fires only where its parent does. G features, F latents, D model.
+
+The ladder is every variant on every rung: same worlds, tokens, batches and learning rate for all.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from faithful_sae.matching import match_features
+from faithful_sae.metrics.geometry import geometry
 from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.sae.train import train_saes
+from faithful_sae.sae.variants import Variant
 
 RUNGS = ("orthogonal", "superposition", "hierarchy", "dense")
 L0 = 4.0
+# of the ladder: D, tokens in a step, Adam's learning rate, tokens that are scored
+D_MODEL = 32
+BATCH, LR = 256, 1e-2
+SCORED = 20_000
 
 
 @dataclass(frozen=True)
@@ -87,12 +98,14 @@ class Recovery:
         recall: [G], share of the tokens on which a feature fires where its latent does. Of a
             parent, it falls where a child's latent fires in its place (absorption).
         l0: mean active latents per token.
+        explained_variance: 1 - sum |x - x_hat|^2 / sum |x - mean x|^2.
     """
 
     mcc: float
     f1: float
     recall: np.ndarray
     l0: float
+    explained_variance: float
 
 
 def recovery(sae: TopKSAE, world: World, n_tokens: int, seed: int) -> Recovery:
@@ -101,7 +114,9 @@ def recovery(sae: TopKSAE, world: World, n_tokens: int, seed: int) -> Recovery:
     """
     matching = match_features(world.directions, sae.W_dec)
     x, a = world.sample(n_tokens, seed)
-    active = sae.encode(x) > 0
+    z = sae.encode(x)
+    active = z > 0
+    unexplained = (sae.decode(z) - x).square().sum() / (x - x.mean(0)).square().sum()
     matched = torch.from_numpy(matching.permutation)
     # of a feature without a latent, nothing
     found = active[:, matched] & (matched >= 0)
@@ -114,4 +129,49 @@ def recovery(sae: TopKSAE, world: World, n_tokens: int, seed: int) -> Recovery:
         f1.mean().item(),
         recall.numpy(),
         active.sum(-1).float().mean().item(),
+        1 - unexplained.item(),
     )
+
+
+def ladder(
+    variants: Mapping[str, Variant], seeds: Sequence[int], d_sae: int, n_tokens: int
+) -> pd.DataFrame:
+    """Train every variant on every rung, and score it on tokens that it has not seen.
+
+    Args:
+        variants: by name.
+        seeds: of SAEs; the worlds and their tokens are the same for all.
+        d_sae: F of each.
+        n_tokens: that each is trained on.
+
+    Returns:
+        a row per variant, rung and seed: mcc, f1, explained_variance, l0; dead and duplicates, as
+        shares of the latents; parent_recall, the mean recall of features that have a child, NaN
+        where none has.
+    """
+    rows = []
+    for rung in RUNGS:
+        world = planted(rung, D_MODEL, 0)
+        batches = world.sample(n_tokens, 1)[0].split(BATCH)
+        parents = world.parent[world.parent >= 0].numpy()
+        for name, variant in variants.items():
+            sizes = (D_MODEL, d_sae, variant, seeds, LR, n_tokens, BATCH)
+            saes = train_saes(batches, *sizes, description=f"{rung}: {name}")
+            for seed, sae in zip(seeds, saes, strict=True):
+                found = recovery(sae, world, SCORED, 2)
+                assert sae.firing is not None, "train_saes counts"
+                rows.append(
+                    {
+                        "variant": name,
+                        "rung": rung,
+                        "seed": seed,
+                        "mcc": found.mcc,
+                        "f1": found.f1,
+                        "explained_variance": found.explained_variance,
+                        "l0": found.l0,
+                        "dead": (sae.firing == 0).double().mean().item(),
+                        "duplicates": geometry(sae.W_dec)[0].duplicates,
+                        "parent_recall": found.recall[parents].mean() if len(parents) else np.nan,
+                    }
+                )
+    return pd.DataFrame(rows)

@@ -3,6 +3,7 @@ the model's own text helps SAEs of every variant as it is said to help TopK.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -13,6 +14,7 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
+from faithful_sae.sae.settings import DEPENDENT
 from faithful_sae.stages.s10_architectures import point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
@@ -20,6 +22,15 @@ Rows = dict[str, pd.DataFrame]
 AT_ONE_L0 = 0.1
 # SAEs that explain a smaller share of the variance were not trained to the end, if at all
 EXPLAINED = 0.5
+# of SynthSAEBench-16k: SAEs of 4,096 latents with L0 25, means of its seeds (Chanin and
+# Garriga-Alonso 2026, arXiv 2602.14687; deviations are at most .006)
+PUBLISHED = "SynthSAEBench-16k, published"
+SYNTH_SAE_BENCH = {
+    "matryoshka": {"mcc": 0.793, "f1": 0.879, "explained_variance": 0.779, "l0": 25.0},
+    "batch_topk": {"mcc": 0.757, "f1": 0.732, "explained_variance": 0.792, "l0": 25.0},
+    "jumprelu": {"mcc": 0.753, "f1": 0.732, "explained_variance": 0.795, "l0": 25.0},
+    "relu": {"mcc": 0.604, "f1": 0.556, "explained_variance": 0.765, "l0": 25.0},
+}
 # columns of rows `variant_measures`
 PER_SAE = ("l0", "dead", "duplicates", "ffr")
 
@@ -35,9 +46,11 @@ def _values(run: Run, rows: Rows) -> dict[str, dict]:
     measures = _compared(run, rows["variant_measures"])
     found = {name: values_by(measures, by, name) for name in PER_SAE}
     pairs = rows["variant_sfr"]
+    # what coupled seeds share has been asked of them
+    apart, coupled = pairs.loc[~pairs.coupled], pairs.loc[pairs.coupled]
     for column in ("sfr", "sfr_encoder_decoder"):
-        found[column] = values_by(pairs, by, column)
-    return found
+        found[column] = values_by(apart, by, column)
+    return found | {"sfr_coupled": values_by(coupled, by, "sfr")}
 
 
 def _on_own_text(rows: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +95,7 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
         "ce_diff": "CE difference",
         "ce_diff_moderate": "CE difference, moderate",
         "sfr": "SFR",
+        "sfr_coupled": "SFR, coupled",
         "ffr": "FFR",
         "dead": "dead",
         "duplicates": "duplicates",
@@ -158,6 +172,37 @@ def spectra(run: Run, rows: Rows) -> pd.DataFrame:
     return spectrum.assign(corpus=spectrum.corpus.map(lambda name: heading(run, name)))
 
 
+def planted(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per variant and rung: what metrics.planted.ladder measured, with halves of intervals
+    over seeds; and what SynthSAEBench has published of the variant, on a world of its own.
+    """
+    shown = {
+        "mcc": "MCC",
+        "f1": "F1",
+        "explained_variance": "EV",
+        "l0": "L0",
+        "dead": "dead",
+        "duplicates": "duplicates",
+        "parent_recall": "recall of parents",
+    }
+    table = rows["variant_planted"]
+    found = {measure: values_by(table, ["variant", "rung"], measure) for measure in shown}
+    records: list[Record] = []
+    for called, variant in run.architectures.variants.items():
+        for rung in dict.fromkeys(table.rung):
+            record: Record = {"variant": called, "world": rung}
+            for measure, name in shown.items():
+                estimate = mean_over_seeds(found[measure][called, rung])
+                # of worlds without parents, nothing
+                if not math.isnan(estimate.value):
+                    record |= cell(name, estimate)
+            records.append(record)
+        if published := SYNTH_SAE_BENCH.get(variant.name):
+            numbers = {shown[measure]: value for measure, value in published.items()}
+            records.append({"variant": called, "world": PUBLISHED} | numbers)
+    return pd.DataFrame(records)
+
+
 def findings(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per question, with its verdict (paper.verdicts): for each variant whether the model's
     own text raises SFR and lowers FFR, whether it does so for most, and what Paulo and Belrose
@@ -175,7 +220,10 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
         ("ffr", f"FFR is lower on its own text than on {against}", -1, PERCENT, 2),
     ):
         cases = []
-        for variant in run.architectures.variants:
+        for variant, section in run.architectures.variants.items():
+            # whose seeds are no units of evidence
+            if section.name in DEPENDENT:
+                continue
             at = values[measure]
             difference = mean_over_seeds(at[variant, own], at[variant, other])
             signed = difference if sign > 0 else difference.negative()

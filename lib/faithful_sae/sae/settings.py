@@ -148,6 +148,53 @@ class FeatureChoice(TopK):
     )
 
 
+@dataclass(frozen=True)
+class Archetypal(TopK):
+    """TopK whose directions are those of means of activations, or near them."""
+
+    delta: float = setting(
+        "how far a row may be from the archetypes' hull, in units of s; 0: in it", 0.1, ge=0
+    )
+    centroids: Literal["shared", "own"] = setting(
+        "of k-means, which the directions begin at: shared by all seeds, or each seed's own",
+        "shared",
+    )
+
+
+@dataclass(frozen=True)
+class Tilted(TopK):
+    """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
+
+    tilt: float = setting(
+        "by e to so many times a token's error, in units of s^2: 0.2 more at 5 weighs e as much",
+        5.0,
+        gt=0,
+    )
+
+
+@dataclass(frozen=True)
+class Mutual(TopK):
+    """TopK SAEs that are trained together, and drawn to find the same directions."""
+
+    weight: float = setting(
+        "of what they do not share, beside the fraction of variance unexplained", 0.1, ge=0
+    )
+    warmup: float = setting(
+        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
+    )
+    group: int = setting("SAEs that are coupled: so many of the seeds, in their order", 2, ge=2)
+
+
+@dataclass(frozen=True)
+class PCA(TopK):
+    """Principal components of the first batch, each with both signs: a baseline, not trained."""
+
+
+# whose seeds do not differ by chance alone, and why that forbids SFR between them
+DEPENDENT = {
+    "mutual": "couples seeds: what they share would be asked of them, not found",
+    "pca": "is the same for all seeds: they would share all latents",
+}
 SETTINGS: dict[str, type[Any]] = {
     "topk": TopK,
     "relu": ReLU,
@@ -159,4 +206,8 @@ SETTINGS: dict[str, type[Any]] = {
     "switch": Switch,
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
+    "archetypal": Archetypal,
+    "tilted": Tilted,
+    "mutual": Mutual,
+    "pca": PCA,
 }

@@ -7,6 +7,7 @@ optimiser, its schedule, unit decoder rows, counting, and going on from checkpoi
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, cast
 
 import pandas as pd
@@ -75,6 +76,8 @@ class Training:
         self.fired = torch.zeros(sae.d_sae, device=encoder.device)
         self.counted = 0
         self.log = []
+        # those of the SAEs that it is coupled with
+        self.peers: list[Training] = []
         # batches that the variant is calibrated on
         self.last: deque[Tensor] = deque(maxlen=variant.calibration)
 
@@ -85,14 +88,22 @@ class Training:
             (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
-        moment = Moment(i / self.n_steps, dead, self.recipe)
+        peers = [peer.sae.W_dec for peer in self.peers]
+        moment = Moment(i / self.n_steps, dead, self.recipe, peers)
         return self.variant.loss_and_gradients(self.sae, x, moment, self.gradients)
 
-    def step(self, i: int, x: Tensor, checkpoint: Checkpoint | None = None) -> None:
+    def step(
+        self,
+        i: int,
+        x: Tensor,
+        checkpoint: Checkpoint | None = None,
+        first: Tensor | None = None,
+    ) -> None:
         """Step i of the optimiser, on a batch x [B, D].
 
         Args:
             checkpoint: named in the error.
+            first: [N, D], the first batches, for what the variant sets before step 0; None: x.
 
         Raises:
             ValueError: a value of x is not finite.
@@ -103,7 +114,7 @@ class Training:
         if i == 0 and recipe.b_dec_from_mean:
             sae.b_dec.copy_(x.mean(0))
         if i == 0:
-            self.variant.begin(sae, x)
+            self.variant.begin(sae, x if first is None else first)
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * min(
                 1,
@@ -123,11 +134,11 @@ class Training:
                 f"sae.lr = {self.lr}{saved}"
             )
         if not recipe.renormalise_after:
-            self._unit_rows()
+            self.variant.constrain(sae)
         self._keep_to_the_sphere()
         self.optimiser.step()
         if recipe.renormalise_after:
-            self._unit_rows()
+            self.variant.constrain(sae)
         self.last.append(x)
         self._count(i, x, error, counts, loss)
 
@@ -135,10 +146,6 @@ class Training:
     def on_the_sphere(self) -> bool:
         """Whether rows of W_dec are trained and have unit norm."""
         return self.variant.unit_rows and "W_dec" in self.parameters
-
-    def _unit_rows(self):
-        if self.on_the_sphere:
-            _normalise(self.sae.W_dec)
 
     def _keep_to_the_sphere(self):
         """Take off the gradient of W_dec what would change a row's norm."""
@@ -214,7 +221,7 @@ class Training:
         for w in self.parameters.values():
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
-        self._unit_rows()
+        self.variant.constrain(sae)
         sae.firing = self.fired / max(self.counted, 1)
         sae.training_log = pd.DataFrame(self.log)
         last = torch.cat([sae.W_dec[:0], *self.last])
@@ -293,10 +300,21 @@ def train_saes(
             seeds, widths, variants, rates, budgets, strict=True
         )
     ]
+    for together in _coupled(trainings):
+        for training in together:
+            training.peers = [other for other in together if other is not training]
     # which it is where there is a checkpoint
     stream = cast(ActivationStream, batches)
     first = _resume(checkpoint, trainings, stream) if checkpoint else 0
     step = first - 1
+    given = iter(batches)
+    # what is read before the first step, all of it and what each variant begins with
+    ahead = [] if first else [*islice(given, max(variant.beginning for variant in variants))]
+    rows = [_rows(batch, d_model, batch_tokens, i) for i, batch in enumerate(ahead)]
+    beginnings = [
+        torch.cat(rows[: variant.beginning])[:tokens] if rows else None
+        for variant, tokens in zip(variants, budgets, strict=True)
+    ]
     with tqdm(
         total=max(budgets),
         initial=min(first * batch_tokens, max(budgets)),
@@ -304,11 +322,12 @@ def train_saes(
         unit_scale=True,
         desc=description,
     ) as bar:
-        for step, batch in enumerate(batches, first):
+        for step, batch in enumerate(chain(ahead, given), first):
             x = _rows(batch, d_model, batch_tokens, step)
-            for training, tokens in zip(trainings, budgets, strict=True):
+            for training, tokens, beginning in zip(trainings, budgets, beginnings, strict=True):
                 if step < training.n_steps:
-                    training.step(step, x[: tokens - step * batch_tokens], checkpoint)
+                    own = x[: tokens - step * batch_tokens]
+                    training.step(step, own, checkpoint, beginning)
             bar.update(len(x))
             last = trainings[0].log[-1]
             if last["step"] == step:
@@ -318,11 +337,27 @@ def train_saes(
                     dead=last["dead"],
                     refresh=False,
                 )
-            if checkpoint and checkpoint.due and (position := stream.state()):
+            # the stream is no further than the training
+            level = step + 1 >= len(ahead)
+            if checkpoint and level and checkpoint.due and (position := stream.state()):
                 _save(checkpoint, step + 1, trainings, position)
     if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _coupled(trainings):
+    """Those that a variant couples: of one variant and size, `variant.group` at a time, in their
+    order.
+    """
+    alike = {}
+    for training in trainings:
+        if training.variant.group > 1:
+            key = training.variant, training.sae.d_sae, training.n_steps
+            alike.setdefault(key, []).append(training)
+    for (variant, *_), found in alike.items():
+        for start in range(0, len(found), variant.group):
+            yield found[start : start + variant.group]
 
 
 def _rows(batch, d_model, batch_tokens, step):
@@ -372,11 +407,6 @@ def _resume(checkpoint, trainings, batches):
     return step
 
 
-def _normalise(rows):
-    """Unit rows, in place."""
-    rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
-
-
 def _one_each(value: Any, seeds, name) -> list:
     """A number as a list with one for each seed; a list as it is."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * len(seeds)
@@ -401,15 +431,21 @@ def training_bytes(
         d_saes: F of each SAE.
         variant: one of VARIANTS.
     """
-    kept = sum(4 * sae_bytes(d_model, d_sae) for d_sae in d_saes)
-    step = VARIANTS[variant].bytes(d_model, max(d_saes), batch_tokens)
+    kind = VARIANTS[variant]
+    kept = sum(4 * (sae_bytes(d_model, n) + 4 * kind.beside(d_model, n)) for n in d_saes)
+    step = kind.bytes(d_model, max(d_saes), batch_tokens)
     return kept + step + (buffer_tokens + batch_tokens) * (2 * 4 * d_model + 8)
 
 
-def training_disk(d_model: int, d_saes: Sequence[int]) -> int:
-    """Bytes on disk of SAEs and of two checkpoints with Adam's moments: 7 times their weights.
+def training_disk(d_model: int, d_saes: Sequence[int], variants: Sequence[type[Variant]]) -> int:
+    """Bytes on disk of SAEs and of two checkpoints with Adam's moments: 7 times their weights, and
+    6 times what they have beside them.
 
     Args:
         d_saes: F of each SAE.
+        variants: of each.
     """
-    return sum(7 * sae_bytes(d_model, d_sae) for d_sae in d_saes)
+    return sum(
+        7 * sae_bytes(d_model, n) + 6 * 4 * kind.beside(d_model, n)
+        for n, kind in zip(d_saes, variants, strict=True)
+    )

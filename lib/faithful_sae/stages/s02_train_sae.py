@@ -26,7 +26,7 @@ from faithful_sae.runs.schema import (
     key,
 )
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
-from faithful_sae.sae.settings import SETTINGS
+from faithful_sae.sae.settings import DEPENDENT, SETTINGS
 
 
 class Published(Section):
@@ -167,6 +167,9 @@ class SAE(Section):
         if need(self.k <= self.d_sae, "sae.k", why):
             problem = self.settings(self.k).problem(self.d_sae)
             need(not problem, "sae.variant", problem)
+            name = self.variant.name
+            why = f"{name} {DEPENDENT.get(name)}; compare it in architectures.variants"
+            need(name not in DEPENDENT, "sae.variant", why)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):
@@ -309,13 +312,15 @@ class TrainSAE(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
+        from faithful_sae.sae.variants import VARIANTS
         from faithful_sae.stages.budget import kept_bytes
 
         s = run.sae
         sizes = [s.d_sae] * len(s.seeds)
         done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in sizes)
         trained = len(s.train_on) - len(run.published)
-        beside = training_disk(shape.d_model, sizes) - done if trained else 0
+        training = training_disk(shape.d_model, sizes, [VARIANTS[s.variant.name]] * len(sizes))
+        beside = training - done if trained else 0
         return len(run.sae_names) * done + trained * kept_bytes(run, shape) + beside
 
     def tokens(self, run: Run) -> int:

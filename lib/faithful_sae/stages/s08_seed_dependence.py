@@ -155,10 +155,15 @@ class SeedStudy(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
+        from faithful_sae.sae.variants import VARIANTS
 
         sizes = _sizes(run)
+        kind = VARIANTS[run.sae.variant.name]
         done = [sum(sae_bytes(shape.d_model, d_sae) for d_sae in d_saes) for d_saes in sizes]
-        training = max((training_disk(shape.d_model, d_saes) for d_saes in sizes), default=0)
+        training = max(
+            (training_disk(shape.d_model, d_saes, [kind] * len(d_saes)) for d_saes in sizes),
+            default=0,
+        )
         kept = len(sizes) * kept_bytes(run, shape)
         return sum(done) + kept + training - max(done, default=0)
 

@@ -7,9 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from faithful_sae.files import file_hash
+from faithful_sae.files import (
+    atomic_path,
+    file_hash,
+    is_current,
+    read_csv,
+    seal,
+    write_csv,
+)
 from faithful_sae.lm.architectures import Shape, weights
-from faithful_sae.runs.keys import settings
+from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
@@ -52,6 +59,11 @@ class Architectures(Section):
     searches: Count = key("trainings in which a penalty is looked for, at most", 6)
     within: Positive = key("how far L0 may be from sae.k when the search ends, as a share", 0.05)
     rows: Count = key("held-out rows of each corpus for explained variance and CE", 64)
+    planted: Count = key(
+        "tokens of each world with known features that variants are trained on, too",
+        120_000,
+        unit="tokens",
+    )
 
     def check(self, run: Run, need: Need) -> None:
         s = run.sae
@@ -72,10 +84,18 @@ class Architectures(Section):
             for k in (s.k, *self.l0):
                 problem = at.settings(k).problem(s.d_sae)
                 need(not problem, f"architectures.variants.{name}", problem)
+            problem = at.settings(planted_k(variant)).problem(PLANTED_LATENTS)
+            why = f"on worlds with known features: {problem}"
+            need(not problem, f"architectures.variants.{name}", why)
             why = "= 0 penalises nothing: no L0 can be looked for from there"
             need(getattr(variant, "l1", 1), f"architectures.variants.{name}.l1", why)
 
 
+# of SAEs on worlds with known features, and how many of these are active on average
+PLANTED_LATENTS = 48
+PLANTED_L0 = 4
+# variants with as many active latents in every token
+PER_TOKEN = ("topk", "switch", "archetypal", "tilted", "mutual", "pca")
 # what the SAEs depend on beside the corpus and what is varied
 VARIED = (*TRAINED, "-sae.variant", "-sae.seeds", "-sae.tokens")
 
@@ -91,6 +111,7 @@ class ArchitectureStudy(Stage):
         "variant_fidelity",
         "variant_fidelity_rows",
         "variant_firing",
+        "variant_planted",
     )
     # for the model's own text, which 01 writes
     reads = ("dataset",)
@@ -138,11 +159,14 @@ class ArchitectureStudy(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
+        from faithful_sae.sae.variants import VARIANTS
 
         a = run.architectures
         one = sae_bytes(shape.d_model, run.sae.d_sae)
         looked = a.searches * len(penalised(run)) * one
-        beside = training_disk(shape.d_model, [run.sae.d_sae] * _most_trained(run))
+        kinds = [VARIANTS[variant.name] for variant in a.variants.values()]
+        kinds *= _most_trained(run) // len(kinds)
+        beside = training_disk(shape.d_model, [run.sae.d_sae] * len(kinds), kinds)
         kept = len(a.corpora) * (_most_trained(run) * one + looked + kept_bytes(run, shape))
         return kept + beside
 
@@ -175,6 +199,13 @@ def penalised(run: Run) -> list[str]:
 def seeds_of(run: Run) -> tuple[int, ...]:
     """Those that are trained; the first one also for penalties and curves."""
     return run.architectures.seeds or run.sae.seeds
+
+
+def planted_k(variant: AnyVariant) -> int:
+    """Active latents on worlds with known features: as many as there are features, and twice as
+    many where every token has the same number, since some have more features than the mean.
+    """
+    return PLANTED_L0 * (2 if variant.name in PER_TOKEN else 1)
 
 
 def folder(run: Run, corpus: str) -> Path:
@@ -304,7 +335,8 @@ def _penalties(run, name, lm, text):
 def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.DataFrame]:
     """Measure the SAEs of train_variants; writes and returns the rows
 
-    variant_sfr            every pair of seeds: as rows `sfr` of 03
+    variant_sfr            every pair of seeds: as rows `sfr` of 03, and whether the variant couples
+                           them in training: then what they share was asked of them
     variant_measures       every SAE: its L0 on held-out text of its corpus, FFR, dead latents,
                            duplicates, as shares and percent as in 04 and 13
     variant_fidelity       every SAE on both corpora: as rows `fidelity` of 05, without BOS
@@ -358,6 +390,36 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
     return tables
 
 
+def planted_ladder(run: Run) -> pd.DataFrame:
+    """Every variant, with its settings of the study, on worlds whose features are known, unless
+    that was done before; writes and returns the rows `variant_planted`, as metrics.planted.ladder.
+    """
+    from faithful_sae.metrics.planted import ladder
+    from faithful_sae.stages.training import variant_of
+
+    a = run.architectures
+    seeds = seeds_of(run)
+    parameters = {
+        "variants": {name: plain(section) for name, section in a.variants.items()},
+        "seeds": seeds,
+        "tokens": a.planted,
+    }
+    made = Fingerprint(parameters, {}, ("metrics/planted", "sae/train"))
+    place = run.artifacts / "architectures" / "planted"
+    if not is_current(place, made.key):
+        variants = {
+            name: variant_of(run.sae.changed(variant=section), planted_k(section))
+            for name, section in a.variants.items()
+        }
+        with atomic_path(place) as tmp:
+            tmp.mkdir(parents=True)
+            write_csv(tmp / "ladder.csv", ladder(variants, seeds, PLANTED_LATENTS, a.planted))
+            seal(tmp, made.key, made.record())
+    table = read_csv(place / "ladder.csv", ("variant", "rung"))
+    write_rows(run, "variant_planted", table)
+    return table
+
+
 def _columns(which, corpus="corpus"):
     names = ("variant", corpus, "point", "seed")
     return dict(zip(names, which, strict=True))
@@ -399,6 +461,9 @@ def _pairs(run, saes):
     threshold = run.sfr.threshold
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
+        # of the SAEs that each is coupled with
+        coupled = getattr(run.architectures.variants[variant], "group", 1)
+        number = {seed: i // coupled for i, seed in enumerate(seeds_of(run))}
         for (a, b), (decoder, encoder) in match_seeds(group).items():
             rows.append(
                 {
@@ -406,12 +471,13 @@ def _pairs(run, saes):
                     "corpus": name,
                     "seed_a": a,
                     "seed_b": b,
+                    "coupled": number[a] == number[b],
                     "sfr": shared(decoder, None, threshold).mean(),
                     "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
                     "mean_cosine": decoder.cosine.mean(),
                 }
             )
-    columns = ["variant", "corpus", "seed_a", "seed_b"]
+    columns = ["variant", "corpus", "seed_a", "seed_b", "coupled"]
     columns += ["sfr", "sfr_encoder_decoder", "mean_cosine"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -293,7 +293,8 @@ def train_stream(
         [entry[column] for entry in wanted] for column in ("d_sae", "k", "seed", "tokens")
     )
     variants = [k if isinstance(k, Variant) else variant_of(s, k) for k in ks]
-    require_space(folder, training_disk(lm.d_model, d_saes), f"training the SAEs of {name}")
+    space = training_disk(lm.d_model, d_saes, [type(variant) for variant in variants])
+    require_space(folder, space, f"training the SAEs of {name}")
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
     stream = activation_stream(run, name, rows, lm, max(budgets))
     at = "" if run.hook == "residual" else f", {run.hook} output"

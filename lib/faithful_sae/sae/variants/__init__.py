@@ -4,20 +4,24 @@ To add one, declare its settings in `sae/settings.py`, and write `variants/<name
 and their source on top, and a class of its settings and Variant (see base.py). It must say which
 SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`); Dense says
 the first and last of them. It may say what it trains (`parameters`), what the data decide before
-the first step (`begin`), and what the trained SAE is in use (`finish`). Gradients are autograd's
+the first step (`begin`), where parameters must stay (`constrain`), and what the trained SAE is in
+use (`finish`). Gradients are autograd's
 unless `loss_and_gradients` has faster ones. Then name it in VARIANTS.
 """
 
+from faithful_sae.sae.variants.archetypal import Archetypal
 from faithful_sae.sae.variants.base import Variant
 from faithful_sae.sae.variants.batch_topk import BatchTopK
 from faithful_sae.sae.variants.feature_choice import FeatureChoice
 from faithful_sae.sae.variants.gated import Gated
 from faithful_sae.sae.variants.jumprelu import JumpReLU
 from faithful_sae.sae.variants.matryoshka import Matryoshka
+from faithful_sae.sae.variants.mutual import Mutual
 from faithful_sae.sae.variants.mutual_choice import MutualChoice
 from faithful_sae.sae.variants.prolu import ProLU
 from faithful_sae.sae.variants.relu import ReLU
 from faithful_sae.sae.variants.switch import Switch
+from faithful_sae.sae.variants.tilted import Tilted
 from faithful_sae.sae.variants.topk import TopK
 from faithful_sae.sae.variants.untrained import PCA, FrozenDecoder, RandomDictionary
 
@@ -32,6 +36,9 @@ VARIANTS: dict[str, type[Variant]] = {
     "switch": Switch,
     "mutual_choice": MutualChoice,
     "feature_choice": FeatureChoice,
+    "archetypal": Archetypal,
+    "tilted": Tilted,
+    "mutual": Mutual,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
     "pca": PCA,

@@ -14,6 +14,7 @@ al. 2024). The loss itself is that of TopK, a mean over tokens and dimensions.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,11 +33,13 @@ class Moment:
         share: of the steps that are done, 0 to 1, for coefficients that change during a run.
         dead: int64, the latents that have not fired for so long that they count as dead.
         recipe: of the training.
+        peers: [F, D] each, W_dec of the SAEs that this one is coupled with.
     """
 
     share: float
     dead: Tensor
     recipe: Recipe
+    peers: Sequence[Tensor] = ()
 
     def ramp(self, warmup: float) -> float:
         """Rises from 0 to 1 over a share of the steps, then stays."""
@@ -50,12 +53,16 @@ class Variant(ABC):
     contiguous row per latent.
 
     Attributes:
+        group: SAEs of one variant that are trained together are coupled, so many at a time.
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
-        calibration: how many of the training's last batches `finish` is given.
+        beginning: how many of the training's first batches `begin` is given.
+        calibration: how many of its last ones `finish` is given.
     """
 
+    group: int = 1
     unit_rows: ClassVar[bool] = True
+    beginning: ClassVar[int] = 1
     calibration: ClassVar[int] = 0
 
     @abstractmethod
@@ -67,9 +74,22 @@ class Variant(ABC):
         """
 
     def begin(self, sae: TopKSAE, x: Tensor) -> None:  # noqa: B027
-        """Set what depends on the data, before the first step, from its batch x [B, D]: nothing,
-        unless a variant differs.
+        """Set what depends on the data, before the first step: nothing, unless a variant differs.
+
+        Args:
+            x: [N, D], the first `beginning` batches.
+
+        Raises:
+            SAEError: they are too few.
         """
+
+    def constrain(self, sae: TopKSAE) -> None:
+        """Bring the parameters, in place, back to where they have to be, with every step: rows of
+        W_dec to unit norm, where they are trained, unless a variant differs.
+        """
+        if self.unit_rows and "W_dec" in self.parameters(sae):
+            norms = torch.linalg.vector_norm(sae.W_dec, dim=-1, keepdim=True)
+            sae.W_dec.div_(norms.clamp_min_(1e-12))
 
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         """What is trained, by the SAE's names: its four weights, unless a variant adds others or
@@ -117,6 +137,13 @@ class Variant(ABC):
             x: [N, D], the last `calibration` batches.
         """
         return sae
+
+    @staticmethod
+    def beside(d_model: int, d_sae: int) -> int:
+        """How many numbers an SAE in training has beside its four weights: few enough not to be
+        counted, unless a variant differs.
+        """
+        return 0
 
     @staticmethod
     @abstractmethod

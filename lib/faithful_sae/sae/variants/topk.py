@@ -33,10 +33,20 @@ class TopK(settings.TopK, Variant):
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         return TopKSAE(d_model, d_sae, self.k, seed, device)
 
+    def distance(self, x: Tensor, error: Tensor) -> Tensor:
+        """Of x_hat from tokens x [B, D] with x_hat - x = `error`: the mean of error^2, unless a
+        variant differs.
+        """
+        return error.square().mean()
+
+    def distance_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+        """The derivative of `distance` for the error, [B, D]."""
+        return error * (2 / x.numel())
+
     def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         values, indices = sae.encode_topk(x)
         error = sae.decode_topk(values, indices) - x
-        loss = error.square().mean() + auxk(sae, x, error, moment)
+        loss = self.distance(x, error) + auxk(sae, x, error, moment)
         return loss, error, firing_counts(values, indices, sae.d_sae)
 
     def loss_and_gradients(
@@ -47,8 +57,8 @@ class TopK(settings.TopK, Variant):
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, self.k)
         error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
         centred = x - sae.b_dec
-        loss = error.square().mean()
-        to_x_hat = error * (2 / x.numel())
+        loss = self.distance(x, error)
+        to_x_hat = self.distance_gradient(x, error)
         dead = moment.dead
         of_dead = {}
         if len(dead):

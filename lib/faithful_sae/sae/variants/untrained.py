@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faithful_sae.kernels.firing_counts import firing_counts
+from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.topk import TopK
@@ -42,7 +43,7 @@ class RandomDictionary(TopK):
         return loss, error, firing_counts(values, indices, sae.d_sae)
 
 
-class PCA(RandomDictionary):
+class PCA(settings.PCA, RandomDictionary):
     """TopK of the principal components of the first batch."""
 
     def begin(self, sae: TopKSAE, x: Tensor) -> None:

@@ -1,0 +1,35 @@
+"""Tilted: TopK with a loss in which badly reconstructed tokens weigh more (TERM: Li et al. 2021;
+for SAEs of rare subdomains Muhamed et al. 2024, arXiv 2411.00743).
+
+    D / s^2 loss = 1/t log mean over tokens of exp(t l_b)        l_b = |x - x_hat|^2 / s^2
+
+With t -> 0 this is the mean, FVU, and with t -> infinity the largest l_b. The gradient is that of
+the sum of w_b l_b with w = softmax(t l), so that weights sum to 1. AuxK is TopK's, and not tilted.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from faithful_sae.sae import settings
+from faithful_sae.sae.variants.base import spread
+from faithful_sae.sae.variants.topk import TopK
+
+
+class Tilted(settings.Tilted, TopK):
+    """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
+
+    def distance(self, x: Tensor, error: Tensor) -> Tensor:
+        tilted = self._tilted(x, error).logsumexp(0) - math.log(len(x))
+        return spread(x).square() / x.shape[-1] * tilted / self.tilt
+
+    def distance_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+        weights = self._tilted(x, error).softmax(0)
+        return error * (weights[:, None] * (2 / x.shape[-1]))
+
+    def _tilted(self, x, error):
+        """t l, [B]."""
+        # a token alone has no spread
+        scale = spread(x).square().clamp(min=torch.finfo(x.dtype).tiny)
+        return error.square().sum(-1) * (self.tilt / scale)
