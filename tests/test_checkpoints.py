@@ -16,7 +16,7 @@ from faithful_sae.files import DiskFullError, remove_others
 from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.sae.activations import ActivationStream
 
-D, TOKENS, BATCH = 8, 24_000, 40
+D, TOKENS, BATCH = 8, 8_000, 40
 ROWS = np.random.default_rng(0).integers(1, 60, (40, 20)).astype(np.int32)
 
 
@@ -50,7 +50,7 @@ def train(checkpoint, lr=5e-3):
         [2, 1, 2],
         [5, 5, 6],
         lr,
-        [TOKENS, TOKENS, 8010],
+        [TOKENS, TOKENS, 2690],
         BATCH,
         checkpoint=checkpoint,
     )
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_training_is_not_used(tmp_path, uninterrupted):
         lambda b: b"\xff" * len(b),
         lambda b: b[:-1] + bytes([b[-1] ^ 1]),
         lambda b: b.replace(b'"step"', b'"stop"'),
-        lambda b: b.replace(rb"\"given\": 2", rb"\"given\": 1"),
+        lambda b: b.replace(rb"\"given\": 7", rb"\"given\": 6"),
     ],
 )
 def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path, uninterrupted, capsys, damage):
