@@ -74,7 +74,7 @@ test-slurm: ready  ## make the smoke profile on a Slurm started for it (packages
 	@cd "$(ROOT)" && $(PY) -m pytest tests/slurm/smoke.py
 
 test-gpu: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 10 minutes)
-	@cd "$(ROOT)" && $(PY) -m pytest tests/gpu/compile.py
+	@cd "$(ROOT)" && $(PY) -m pytest tests/compile_for_gpus.py
 
 test-browser: browser  ## the explorer in a real browser: page and notebook (needs chromium)
 	@cd "$(ROOT)" && PYTHONPATH="$(BROWSER):$$PYTHONPATH" $(PY) -m pytest tests/browser

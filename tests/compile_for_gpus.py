@@ -1,9 +1,9 @@
 """Triton's kernels compile to machine code for an A100 and an H100, in both dtypes."""
 
 import pytest
-from test_kernels import compile_for
 
 from faithful_sae.kernels import backend
+from test_kernels import compile_for
 
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
