@@ -197,7 +197,7 @@ def compile_for(capability: int, dtype: str, cache) -> None:
 
 @pytest.mark.skipif(backend.triton is None, reason="no Triton for this platform")
 def test_triton_compiles_for_an_h100(tmp_path):
-    """What the interpreter allows and a GPU does not. compile_for_gpus.py has other GPUs and dtypes."""
+    """What the interpreter allows and a GPU does not; compile_for_gpus.py has other GPUs."""
     compile_for(90, "float32", tmp_path)
 
 
