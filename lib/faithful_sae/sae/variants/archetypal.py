@@ -60,7 +60,7 @@ class Archetypal(settings.Archetypal, TopK):
             )
         seed = SHARED if self.centroids == "shared" else sae.metadata["seed"]
         scaled = (x - x.mean(0)) / spread(x).clamp(min=1e-12)
-        means = KMeans(sae.d_sae, n_init=1, max_iter=ITERATIONS, random_state=seed)
+        means = KMeans(sae.d_sae, max_iter=ITERATIONS, random_state=seed)
         found = means.fit(scaled.cpu().numpy()).cluster_centers_
         sae.archetypes.copy_(torch.from_numpy(found))
 
