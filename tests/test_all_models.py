@@ -48,6 +48,7 @@ STUDY = {
     "l0": [2],
     "searches": 2,
     "rows": 4,
+    "planted": 600,
 }
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {

@@ -47,7 +47,8 @@ def _values(run: Run, rows: Rows) -> dict[str, dict]:
     found = {name: values_by(measures, by, name) for name in PER_SAE}
     pairs = rows["variant_sfr"]
     # what coupled seeds share has been asked of them
-    apart, coupled = pairs.loc[~pairs.coupled], pairs.loc[pairs.coupled]
+    asked = pairs.coupled.astype(bool)
+    apart, coupled = pairs.loc[~asked], pairs.loc[asked]
     for column in ("sfr", "sfr_encoder_decoder"):
         found[column] = values_by(apart, by, column)
     return found | {"sfr_coupled": values_by(coupled, by, "sfr")}
