@@ -30,7 +30,7 @@ DO       = $(PY) -P -m faithful_sae
 RUN      = --engine "$(ENGINE)" --cores "$(CORES)" $(if $(GPUS),--gpus "$(GPUS)") $(if $(MODELS),--models "$(MODELS)") \
 	$(if $(STUDIES),--studies "$(STUDIES)") $(if $(WORKERS),--workers "$(WORKERS)") $(if $(VERBOSE),--verbose)
 
-.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-gpu test-browser bench lab sync dry report clean \
+.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-kernels test-browser bench lab sync dry report clean \
 	ready peers browser
 
 help:  ## list the targets
@@ -73,7 +73,7 @@ test-interop: peers  ## read and write SAEs with the libraries of others: SAELen
 test-slurm: ready  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
 	@cd "$(ROOT)" && $(PY) -m pytest tests/slurm/smoke.py
 
-test-gpu: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 10 minutes)
+test-kernels: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 10 minutes)
 	@cd "$(ROOT)" && $(PY) -m pytest tests/compile_for_gpus.py
 
 test-browser: browser  ## the explorer in a real browser: page and notebook (needs chromium)
@@ -82,6 +82,7 @@ test-browser: browser  ## the explorer in a real browser: page and notebook (nee
 bench: peers  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/matching.py
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/training_step.py
+	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/variants.py
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/quality.py
 
 lab: ready  ## open the notebooks in JupyterLab

@@ -121,10 +121,11 @@ Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.sp
 #
 # By the rule of notebook 07, over seeds. Where the L0 of SAEs that are compared is not the same
 # within a tenth, the question cannot be tested with them; nor where they explain less than half of
-# the variance, as variants with a penalty do after a short training. SAEs that are coupled in
-# training (`mutual`) are in the tables and in no verdict: their seeds are not independent. Their
-# SFR is that between groups; beside it is that of coupled ones, which has been asked of them. PCA,
-# a baseline, is the same for all seeds, and shares everything.
+# the variance, as variants with a penalty do after a short training. Some variants are
+# in the tables and in no verdict, since their seeds are not independent. `mutual` couples seeds in
+# training: its SFR is that between groups, and beside it is that of coupled ones, which has been
+# asked of them. `archetypal` begins at centroids that all seeds share, `archetypal_own` at its own.
+# `pca`, a baseline, is the same for all seeds, and shares everything.
 
 # %%
 save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
@@ -137,11 +138,15 @@ save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
 # often than others. MCC is the mean cosine of a feature to the latent matched with it, F1 how well
 # that latent tells when the feature fires.
 #
-# The rungs get harder: orthogonal features; twice as many as dimensions; two features that fire
-# only where another, their parent, does; one that fires on nine tokens of ten. Where a child's
-# latent fires in place of its parent's, the parent's recall falls: absorption. All have the
-# settings of the study, and no penalty is looked for. *published* are the numbers of SynthSAEBench,
-# whose world is far larger and whose features hang together: only the order of variants compares.
+# The rungs get harder: orthogonal features; twice as many as dimensions; two features that each
+# fire only where another, its parent, does; one that fires on nine tokens of ten. Where a child's
+# latent fires in place of its parent's, the parent's recall falls: absorption.
+#
+# Variants have the settings of the study, but all are trained with one learning rate, and no
+# penalty is looked for. Where every token has the same number of latents, it has room for twice as
+# many features as the mean. So the rows are not at one L0: read them with it. *published* are the
+# numbers of SynthSAEBench at an L0 of 25, whose world is far larger and whose features hang
+# together.
 
 # %%
 rows["variant_planted"] = planted_ladder(run)

@@ -25,6 +25,7 @@ from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import sae_folder
 from faithful_sae.stages.s10_architectures import (
     PLANTED_L0,
+    _pairs,
     folder,
     measure_variants,
     planted_ladder,
@@ -311,6 +312,18 @@ def test_coupled_seeds_are_shown_apart_and_decide_nothing(make_run):
     assert [*found["sfr_coupled"]] == [("mutual", "text"), ("mutual", "again")]
     asked = {question.split(":")[0] for question in architectures.findings(run, rows).question}
     assert {name for name in variants if name in asked} == {*STUDY["variants"]}
+
+
+def test_seeds_of_a_group_are_said_to_be_coupled(make_run):
+    study = STUDY | {"variants": {"mutual": {"name": "mutual"}}, "seeds": SEEDS, "tokens": 200}
+    run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
+    saes, _ = train_variants(run, open_model(run))
+    # at its own L0 alone: the first seed has no others elsewhere
+    assert {point for _, _, point, _ in saes} == {"L0 4"}
+    pairs = _pairs(run, saes)
+    coupled = pairs.loc[pairs.coupled, ["corpus", "seed_a", "seed_b"]].to_numpy().tolist()
+    assert coupled == [[name, *pair] for name in STUDY["corpora"] for pair in ([42, 49], [1, 2])]
+    assert len(pairs) == 12
 
 
 def test_relu_against_topk_is_by_both_matchings(run):

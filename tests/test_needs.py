@@ -185,7 +185,12 @@ def test_a_study_that_trains_nothing_needs_no_model(make_run):
 
 
 def test_training_holds_eight_arrays_for_each_sae(make_run):
-    one, two = (training_bytes(768, [12288] * n, 4096, 262144) for n in (1, 2))
+    one, two = (training_bytes(768, [12288] * n, [TopK] * n, 4096, 262144) for n in (1, 2))
     assert two - one == 4 * 4 * (2 * 768 * 12288 + 768 + 12288)
+    # an archetypal one has a mixture, archetypes and a relaxation as well, whatever the others have
+    own = training_bytes(768, [12288] * 2, [TopK, Archetypal], 4096, 262144) - two
+    ahead = 2 * 15 * 4096 * 4 * 768
+    step = 2 * 4 * 12288 * 768
+    assert own == 4 * 4 * (12288 * 12288 + 2 * 12288 * 768) + ahead + step
     sae = TopKSAE(16, 24, 4, 0)
     assert sum(w.numel() * w.element_size() for w in sae.weights.values()) == sae_bytes(16, 24)

@@ -16,10 +16,11 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from conftest import SEED_DEPENDENCE
 from faithful_sae import TopKSAE, load_sae, train_saes
+from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError
-from faithful_sae.sae.settings import DEPENDENT, SETTINGS
+from faithful_sae.sae.settings import SETTINGS
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import (
     PCA,
@@ -224,6 +225,15 @@ def test_in_use_the_latents_fire_that_did_in_training(variant):
     fires = variant.finish(sae, X).encode(X) > 0
     assert torch.equal(fires.sum(0), counts)
     assert 0 < fires.double().mean() < 0.6
+
+
+@every
+def test_a_batch_of_one_token_is_survived(variant):
+    """A training's last one may be, and it has no spread."""
+    x = X.float()
+    (sae,) = train_saes([*x.split(20), x[:1]], D, F, variant, [5], 1e-2, B + 1, 20)
+    assert all(w.isfinite().all() for w in sae.weights.values())
+    assert np.isfinite(sae.training_log.loss).all()
 
 
 @every
@@ -1062,10 +1072,79 @@ def test_saes_of_one_group_alone_are_coupled():
         assert torch.equal(sae.W_dec, alone.W_dec)
 
 
-@pytest.mark.parametrize("name, why", [("mutual", "couples seeds"), ("pca", "is the same for")])
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("mutual", "couples seeds"),
+        ("pca", "is the same for all"),
+        ("archetypal", "begins at the same centroids"),
+    ],
+)
 def test_seeds_of_the_papers_own_tables_differ_by_chance_alone(make_run, name, why):
     with pytest.raises(ParamsError, match=f"sae.variant.* {name} {why}"):
         make_run({"sae.variant": {"name": name}})
+
+
+def test_first_batches_that_hold_too_few_activations_for_the_centroids(make_run):
+    own = {"name": "archetypal", "centroids": "own"}
+    assert make_run({"sae.variant": own, "sae.batch_tokens": 2}).sae.variant.name == "archetypal"
+    with pytest.raises(
+        ParamsError, match="sae.batch_tokens = 1: Archetypal .* have 16 activations"
+    ):
+        make_run({"sae.variant": own, "sae.batch_tokens": 1})
+
+
+class Context:
+    """What a training is given its batches from, where it has checkpoints."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.done = 0
+
+    def __iter__(self):
+        while self.done < len(self.batches):
+            self.done += 1
+            yield self.batches[self.done - 1]
+
+    def state(self):
+        return {"done": self.done}
+
+    def resume(self, state):
+        self.done = state["done"]
+
+
+def test_what_reads_ahead_and_what_is_coupled_goes_on_from_any_step(tmp_path):
+    """Broken off after each step in turn, with a checkpoint wherever one may be."""
+
+    class BrokenError(Exception):
+        pass
+
+    class Breaking(Checkpoint):
+        due = True
+
+        def save(self, step, *args):
+            super().save(step, *args)
+            if step == self.at:
+                raise BrokenError
+
+    data = torch.randn(20, 30, D, generator=torch.Generator().manual_seed(3))
+    variants = [Archetypal(K), Mutual(K), Mutual(K)]
+    sizes = (D, F, variants, [1, 2, 3], 1e-2, 600, 30)
+    whole = train_saes(data, *sizes)
+    steps = []
+    for at in range(1, 20):
+        path = tmp_path / str(at)
+        breaking: Any = Breaking(path, "key", every=0)
+        breaking.at = at
+        try:
+            train_saes(Context(data), *sizes, checkpoint=breaking)
+        except BrokenError:
+            steps.append(at)
+        resumed = train_saes(Context(data), *sizes, checkpoint=Checkpoint(path, "key", every=0))
+        for one, other in zip(whole, resumed, strict=True):
+            assert all(torch.equal(w, other.weights[name]) for name, w in one.weights.items()), at
+    # before, the stream is further than the training
+    assert steps == [*range(16, 20)]
 
 
 # --- in a parameter file --------------------------------------------------------------------------
@@ -1104,7 +1183,7 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():
         assert {*vars(variant)} <= {*values, "k"}
-        if name in DEPENDENT:
+        if variant.dependent:
             # which notebook 10 alone may train
             run = make_run()
             section = VARIANT[name](name=name, **values)

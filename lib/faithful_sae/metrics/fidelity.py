@@ -123,8 +123,8 @@ def fidelity_of_all(
     """Fidelity of several SAEs on the same rows, with BOS (True) and without (False).
 
     Cost per row: one stopped forward pass for the means, one full pass, and per SAE and mode one
-    pass from the hook on. With max_norm there is one stopped pass more, and one mode for rows that
-    have a massive position.
+    pass from the hook on. With max_norm there is one stopped pass more, and one mode for batches
+    that have a massive position.
 
     Args:
         saes: by name, on the model's device.

@@ -134,7 +134,11 @@ def recovery(sae: TopKSAE, world: World, n_tokens: int, seed: int) -> Recovery:
 
 
 def ladder(
-    variants: Mapping[str, Variant], seeds: Sequence[int], d_sae: int, n_tokens: int
+    variants: Mapping[str, Variant],
+    seeds: Sequence[int],
+    d_sae: int,
+    n_tokens: int,
+    recipe: str = "default",
 ) -> pd.DataFrame:
     """Train every variant on every rung, and score it on tokens that it has not seen.
 
@@ -143,6 +147,7 @@ def ladder(
         seeds: of SAEs; the worlds and their tokens are the same for all.
         d_sae: F of each.
         n_tokens: that each is trained on.
+        recipe: of the trainings.
 
     Returns:
         a row per variant, rung and seed: mcc, f1, explained_variance, l0; dead and duplicates, as
@@ -156,7 +161,7 @@ def ladder(
         parents = world.parent[world.parent >= 0].numpy()
         for name, variant in variants.items():
             sizes = (D_MODEL, d_sae, variant, seeds, LR, n_tokens, BATCH)
-            saes = train_saes(batches, *sizes, description=f"{rung}: {name}")
+            saes = train_saes(batches, *sizes, recipe, description=f"{rung}: {name}")
             for seed, sae in zip(seeds, saes, strict=True):
                 found = recovery(sae, world, SCORED, 2)
                 assert sae.firing is not None, "train_saes counts"

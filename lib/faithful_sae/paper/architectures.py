@@ -14,7 +14,6 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.sae.settings import DEPENDENT
 from faithful_sae.stages.s10_architectures import point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
@@ -222,8 +221,8 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     ):
         cases = []
         for variant, section in run.architectures.variants.items():
-            # whose seeds are no units of evidence
-            if section.name in DEPENDENT:
+            # seeds that are no units of evidence
+            if run.sae.changed(variant=section).settings(run.sae.k).dependent:
                 continue
             at = values[measure]
             difference = mean_over_seeds(at[variant, own], at[variant, other])

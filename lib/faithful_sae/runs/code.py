@@ -13,6 +13,8 @@ from faithful_sae.files import PACKAGE, digest
 PLUMBING = ("files", "runs", "engine", "paper", "text/hub", "sae/formats", "sae/settings")
 # another version of one of these may compute another last digit
 ARITHMETIC = ("torch", "transformers", "tokenizers", "numpy", "numba")
+# and of this one where it is imported
+SOMETIMES = {"sklearn": "scikit-learn"}
 
 
 def lib_files(path: Path, but: tuple[str, ...] = ()) -> list[Path]:
@@ -45,12 +47,17 @@ def code_hash(*modules: str) -> str:
     """
     named = {PACKAGE / f"{module}.py" for module in modules}
     files = named.union(*(lib_files(file, PLUMBING) for file in named))
-    versions = {name: importlib.metadata.version(name) for name in ARITHMETIC}
     trees = {
         str(file.relative_to(PACKAGE)): ast.dump(_without_docstrings(file))
         for file in files
         if file in named or not _within(file, PLUMBING)
     }
+    imported = [
+        library
+        for name, library in SOMETIMES.items()
+        if any(f"module='{name}" in tree for tree in trees.values())
+    ]
+    versions = {name: importlib.metadata.version(name) for name in (*ARITHMETIC, *imported)}
     return digest(versions | trees)
 
 

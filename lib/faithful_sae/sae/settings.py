@@ -9,7 +9,7 @@ activations were centred and scaled to a mean squared norm of 1 (see variants/ba
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 def setting(says: str, default: Any = dataclasses.MISSING, **limits: float) -> Any:
@@ -23,7 +23,20 @@ def setting(says: str, default: Any = dataclasses.MISSING, **limits: float) -> A
 
 
 class Settings:
-    """Of any variant."""
+    """Of any variant.
+
+    Attributes:
+        beginning: how many of a training's first batches decide what it begins with.
+    """
+
+    beginning: ClassVar[int] = 1
+
+    @property
+    def dependent(self) -> str:
+        """Why seeds differ by more, or less, than chance, so that what they share is no evidence;
+        nothing if they do not.
+        """
+        return ""
 
     def problem(self, d_sae: int) -> str:
         """Why so many latents do not go with the settings; nothing if they do."""
@@ -159,6 +172,12 @@ class Archetypal(TopK):
         "of k-means, which the directions begin at: shared by all seeds, or each seed's own",
         "shared",
     )
+    beginning: ClassVar[int] = 16
+
+    @property
+    def dependent(self) -> str:
+        shared = "begins at the same centroids for all seeds: they would share those"
+        return shared if self.centroids == "shared" else ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +185,8 @@ class Tilted(TopK):
     """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
 
     tilt: float = setting(
-        "by e to so many times a token's error, in units of s^2: 0.2 more at 5 weighs e as much",
+        "a token weighs exp(tilt x its squared error / s^2): at 5, an error that is larger by 0.2 "
+        "weighs e times as much",
         5.0,
         gt=0,
     )
@@ -184,17 +204,31 @@ class Mutual(TopK):
     )
     group: int = setting("SAEs that are coupled: so many of the seeds, in their order", 2, ge=2)
 
+    @property
+    def dependent(self) -> str:
+        return "couples seeds: what they share would be asked of them, not found"
+
 
 @dataclass(frozen=True)
 class PCA(TopK):
     """Principal components of the first batch, each with both signs: a baseline, not trained."""
 
+    @property
+    def dependent(self) -> str:
+        return "is the same for all seeds: they would share all latents"
 
-# whose seeds do not differ by chance alone, and why that forbids SFR between them
-DEPENDENT = {
-    "mutual": "couples seeds: what they share would be asked of them, not found",
-    "pca": "is the same for all seeds: they would share all latents",
-}
+
+def beginning_problem(settings: Settings, d_sae: int, batch_tokens: int) -> str:
+    """Why the first batches of a training do not suffice; nothing if they do."""
+    there = settings.beginning * batch_tokens
+    if settings.beginning == 1 or there >= d_sae:
+        return ""
+    return (
+        f"= {batch_tokens}: {type(settings).__name__} begins with a centroid for each of d_sae = "
+        f"{d_sae} latents, and its first {settings.beginning} batches have {there} activations"
+    )
+
+
 SETTINGS: dict[str, type[Any]] = {
     "topk": TopK,
     "relu": ReLU,

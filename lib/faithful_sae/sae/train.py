@@ -7,7 +7,7 @@ optimiser, its schedule, unit decoder rows, counting, and going on from checkpoi
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, cast
 
 import pandas as pd
@@ -20,7 +20,7 @@ from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.recipe import RECIPES, Recipe
 from faithful_sae.sae.sae import TopKSAE, sae_bytes
-from faithful_sae.sae.variants import VARIANTS, TopK, Variant
+from faithful_sae.sae.variants import TopK, Variant
 from faithful_sae.sae.variants.base import Moment
 
 # rows of W_dec at a time: temporaries of this size stay in the cache
@@ -134,11 +134,12 @@ class Training:
                 f"sae.lr = {self.lr}{saved}"
             )
         if not recipe.renormalise_after:
-            self.variant.constrain(sae)
+            self._unit_rows()
         self._keep_to_the_sphere()
         self.optimiser.step()
         if recipe.renormalise_after:
-            self.variant.constrain(sae)
+            self._unit_rows()
+        self.variant.constrain(sae)
         self.last.append(x)
         self._count(i, x, error, counts, loss)
 
@@ -146,6 +147,10 @@ class Training:
     def on_the_sphere(self) -> bool:
         """Whether rows of W_dec are trained and have unit norm."""
         return self.variant.unit_rows and "W_dec" in self.parameters
+
+    def _unit_rows(self):
+        if self.on_the_sphere:
+            _normalise(self.sae.W_dec)
 
     def _keep_to_the_sphere(self):
         """Take off the gradient of W_dec what would change a row's norm."""
@@ -221,7 +226,7 @@ class Training:
         for w in self.parameters.values():
             w.grad = None
         sae.W_enc = sae.W_enc.contiguous()
-        self.variant.constrain(sae)
+        self._unit_rows()
         sae.firing = self.fired / max(self.counted, 1)
         sae.training_log = pd.DataFrame(self.log)
         last = torch.cat([sae.W_dec[:0], *self.last])
@@ -308,13 +313,9 @@ def train_saes(
     first = _resume(checkpoint, trainings, stream) if checkpoint else 0
     step = first - 1
     given = iter(batches)
-    # what is read before the first step, all of it and what each variant begins with
-    ahead = [] if first else [*islice(given, max(variant.beginning for variant in variants))]
-    rows = [_rows(batch, d_model, batch_tokens, i) for i, batch in enumerate(ahead)]
-    beginnings = [
-        torch.cat(rows[: variant.beginning])[:tokens] if rows else None
-        for variant, tokens in zip(variants, budgets, strict=True)
-    ]
+    # read before the first step, for what variants begin with
+    most = 0 if first else max(variant.beginning for variant in variants)
+    ahead = deque(islice(given, most))
     with tqdm(
         total=max(budgets),
         initial=min(first * batch_tokens, max(budgets)),
@@ -322,9 +323,14 @@ def train_saes(
         unit_scale=True,
         desc=description,
     ) as bar:
-        for step, batch in enumerate(chain(ahead, given), first):
+        for step, batch in enumerate(_taken(ahead, given), first):
             x = _rows(batch, d_model, batch_tokens, step)
-            for training, tokens, beginning in zip(trainings, budgets, beginnings, strict=True):
+            for training, tokens in zip(trainings, budgets, strict=True):
+                beginning = None
+                if step == 0 and training.variant.beginning > 1:
+                    rest = islice(ahead, training.variant.beginning - 1)
+                    rows = [_rows(more, d_model, batch_tokens, i) for i, more in enumerate(rest, 1)]
+                    beginning = torch.cat([x, *rows])[:tokens]
                 if step < training.n_steps:
                     own = x[: tokens - step * batch_tokens]
                     training.step(step, own, checkpoint, beginning)
@@ -337,13 +343,20 @@ def train_saes(
                     dead=last["dead"],
                     refresh=False,
                 )
-            # the stream is no further than the training
-            level = step + 1 >= len(ahead)
-            if checkpoint and level and checkpoint.due and (position := stream.state()):
+            # not where the stream is further than the training
+            due = checkpoint is not None and step + 1 >= most and checkpoint.due
+            if checkpoint and due and (position := stream.state()):
                 _save(checkpoint, step + 1, trainings, position)
     if step < 0:
         raise ValueError("no batch of activations to train on")
     return [training.finish() for training in trainings]
+
+
+def _taken(ahead, given):
+    """What was read ahead, which is let go, and then the rest."""
+    while ahead:
+        yield ahead.popleft()
+    yield from given
 
 
 def _coupled(trainings):
@@ -407,6 +420,11 @@ def _resume(checkpoint, trainings, batches):
     return step
 
 
+def _normalise(rows):
+    """Unit rows, in place."""
+    rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
+
+
 def _one_each(value: Any, seeds, name) -> list:
     """A number as a list with one for each seed; a list as it is."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * len(seeds)
@@ -418,23 +436,27 @@ def _one_each(value: Any, seeds, name) -> list:
 def training_bytes(
     d_model: int,
     d_saes: Sequence[int],
+    variants: Sequence[type[Variant]],
     batch_tokens: int,
     buffer_tokens: int,
-    variant: str = "topk",
 ) -> int:
     """Memory of SAEs in training, and of the activations they are trained on.
 
-    Each has its weights, gradients and Adam's two moments, in float32. One at a time does a step.
-    There are two windows of buffer_tokens + B activations, with the order of one.
+    Each has its weights, gradients and Adam's two moments, in float32. One at a time does a step,
+    or begins. There are two windows of buffer_tokens + B activations, with the order of one, and
+    the batches that are read ahead.
 
     Args:
         d_saes: F of each SAE.
-        variant: one of VARIANTS.
+        variants: of each.
     """
-    kind = VARIANTS[variant]
-    kept = sum(4 * (sae_bytes(d_model, n) + 4 * kind.beside(d_model, n)) for n in d_saes)
-    step = kind.bytes(d_model, max(d_saes), batch_tokens)
-    return kept + step + (buffer_tokens + batch_tokens) * (2 * 4 * d_model + 8)
+    each = list(zip(d_saes, variants, strict=True))
+    kept = sum(4 * (sae_bytes(d_model, n) + 4 * kind.beside(d_model, n)) for n, kind in each)
+    step = max(kind.bytes(d_model, n, batch_tokens) for n, kind in each)
+    # once as they were read, and in a row for the SAE that begins
+    ahead = 2 * (max(kind.beginning for kind in variants) - 1) * batch_tokens
+    windows = (buffer_tokens + batch_tokens) * (2 * 4 * d_model + 8)
+    return kept + step + windows + ahead * 4 * d_model
 
 
 def training_disk(d_model: int, d_saes: Sequence[int], variants: Sequence[type[Variant]]) -> int:

@@ -26,7 +26,7 @@ from faithful_sae.runs.schema import (
     key,
 )
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
-from faithful_sae.sae.settings import DEPENDENT, SETTINGS
+from faithful_sae.sae.settings import SETTINGS, beginning_problem
 
 
 class Published(Section):
@@ -167,9 +167,11 @@ class SAE(Section):
         if need(self.k <= self.d_sae, "sae.k", why):
             problem = self.settings(self.k).problem(self.d_sae)
             need(not problem, "sae.variant", problem)
-            name = self.variant.name
-            why = f"{name} {DEPENDENT.get(name)}; compare it in architectures.variants"
-            need(name not in DEPENDENT, "sae.variant", why)
+            dependent = self.settings(self.k).dependent
+            why = f"{self.variant.name} {dependent}; compare it in architectures.variants"
+            need(not dependent, "sae.variant", why)
+            problem = beginning_problem(self.settings(self.k), self.d_sae, self.batch_tokens)
+            need(not problem, "sae.batch_tokens", problem)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
         for name in ("buffer_tokens", "tokens"):
@@ -293,6 +295,7 @@ class TrainSAE(Stage):
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
+        from faithful_sae.sae.variants import VARIANTS
         from faithful_sae.stages.budget import group_bytes, reading_bytes, saving_bytes
 
         s = run.sae
@@ -303,8 +306,8 @@ class TrainSAE(Stage):
             saved = 0
         else:
             # baselines take less: a pair of them has the moments and gradients of one W_enc
-            sizes = (shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens)
-            work = training_bytes(*sizes, s.variant.name)
+            sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
+            work = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
             saved = n * 3 * one
         device = weights(shape) + group_bytes(run, shape) + work
         return Memory(device, reading_bytes(run) + saving_bytes(run, saved))

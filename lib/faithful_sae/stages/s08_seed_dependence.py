@@ -130,14 +130,20 @@ class SeedStudy(Stage):
         from faithful_sae.matching import matching_bytes
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
+        from faithful_sae.sae.variants import VARIANTS
 
         s = run.sae
+        kind = VARIANTS[s.variant.name]
         d = run.seed_dependence
         sizes = _sizes(run)
         training = max(
             (
                 training_bytes(
-                    shape.d_model, d_saes, s.batch_tokens, s.buffer_tokens, s.variant.name
+                    shape.d_model,
+                    d_saes,
+                    [kind] * len(d_saes),
+                    s.batch_tokens,
+                    s.buffer_tokens,
                 )
                 for d_saes in sizes
             ),

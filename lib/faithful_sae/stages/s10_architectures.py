@@ -20,6 +20,7 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
+from faithful_sae.sae.settings import beginning_problem
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,
@@ -89,6 +90,14 @@ class Architectures(Section):
             need(not problem, f"architectures.variants.{name}", why)
             why = "= 0 penalises nothing: no L0 can be looked for from there"
             need(getattr(variant, "l1", 1), f"architectures.variants.{name}.l1", why)
+            problem = beginning_problem(at.settings(s.k), s.d_sae, s.batch_tokens)
+            need(not problem, "sae.batch_tokens", problem)
+            seeds = len(self.seeds or s.seeds)
+            group = getattr(variant, "group", 1)
+            why = f"= {group} must divide the number of seeds, {seeds}: each is in a group"
+            need(seeds % group == 0, f"architectures.variants.{name}.group", why)
+        why = f"= {self.planted} must be at least {PLANTED_LATENTS}, the latents trained on them"
+        need(self.planted >= PLANTED_LATENTS, "architectures.planted", why)
 
 
 # of SAEs on worlds with known features, and how many of these are active on average
@@ -141,14 +150,11 @@ class ArchitectureStudy(Stage):
         from faithful_sae.sae.train import training_bytes
 
         s = run.sae
-        n = _most_trained(run)
+        kinds = _trained_together(run)
+        n = len(kinds)
         one = sae_bytes(shape.d_model, s.d_sae)
-        training = max(
-            training_bytes(
-                shape.d_model, [s.d_sae] * n, s.batch_tokens, s.buffer_tokens, variant.name
-            )
-            for variant in run.architectures.variants.values()
-        )
+        sizes = (shape.d_model, [s.d_sae] * n, kinds)
+        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
         saes = len(self.corpora(run)) * n * one
         measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
         work = max(group_bytes(run, shape) + training, measuring)
@@ -159,15 +165,13 @@ class ArchitectureStudy(Stage):
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
 
         a = run.architectures
         one = sae_bytes(shape.d_model, run.sae.d_sae)
         looked = a.searches * len(penalised(run)) * one
-        kinds = [VARIANTS[variant.name] for variant in a.variants.values()]
-        kinds *= _most_trained(run) // len(kinds)
+        kinds = _trained_together(run)
         beside = training_disk(shape.d_model, [run.sae.d_sae] * len(kinds), kinds)
-        kept = len(a.corpora) * (_most_trained(run) * one + looked + kept_bytes(run, shape))
+        kept = len(a.corpora) * (len(kinds) * one + looked + kept_bytes(run, shape))
         return kept + beside
 
     def tokens(self, run: Run) -> int:
@@ -201,6 +205,11 @@ def seeds_of(run: Run) -> tuple[int, ...]:
     return run.architectures.seeds or run.sae.seeds
 
 
+def group_of(run: Run, variant: str) -> int:
+    """How many seeds of a variant are coupled in training."""
+    return getattr(run.architectures.variants[variant], "group", 1)
+
+
 def planted_k(variant: AnyVariant) -> int:
     """Active latents on worlds with known features: as many as there are features, and twice as
     many where every token has the same number, since some have more features than the mean.
@@ -213,10 +222,13 @@ def folder(run: Run, corpus: str) -> Path:
     return run.artifacts / "architectures" / corpus / "saes"
 
 
-def _most_trained(run):
-    """SAEs that are trained together, at most."""
+def _trained_together(run):
+    """The variants of the SAEs that are trained together, at most."""
+    from faithful_sae.sae.variants import VARIANTS
+
     a = run.architectures
-    return len(a.variants) * (len(seeds_of(run)) + len(a.l0))
+    kinds = [VARIANTS[variant.name] for variant in a.variants.values()]
+    return kinds * (len(seeds_of(run)) + len(a.l0))
 
 
 def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
@@ -240,7 +252,8 @@ def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
         wanted = [_entry(run, v, k, seed, found.get(v)) for v in a.variants for seed in seeds]
         if i == 0:
             # a penalty has its curve from the search
-            others = [v for v in a.variants if v not in found]
+            # nor has one that couples seeds
+            others = [v for v in a.variants if v not in found and group_of(run, v) == 1]
             wanted += [_entry(run, v, l0, seeds[0]) for v in others for l0 in a.l0]
             saes |= searched
         made, table = _trained(run, name, lm, text, folder(run, name), wanted)
@@ -400,9 +413,13 @@ def planted_ladder(run: Run) -> pd.DataFrame:
     a = run.architectures
     seeds = seeds_of(run)
     parameters = {
-        "variants": {name: plain(section) for name, section in a.variants.items()},
+        "variants": {
+            name: plain(section) | {"k": planted_k(section)} for name, section in a.variants.items()
+        },
         "seeds": seeds,
+        "d_sae": PLANTED_LATENTS,
         "tokens": a.planted,
+        "recipe": run.sae.recipe,
     }
     made = Fingerprint(parameters, {}, ("metrics/planted", "sae/train"))
     place = run.artifacts / "architectures" / "planted"
@@ -413,7 +430,8 @@ def planted_ladder(run: Run) -> pd.DataFrame:
         }
         with atomic_path(place) as tmp:
             tmp.mkdir(parents=True)
-            write_csv(tmp / "ladder.csv", ladder(variants, seeds, PLANTED_LATENTS, a.planted))
+            size = (PLANTED_LATENTS, a.planted, run.sae.recipe)
+            write_csv(tmp / "ladder.csv", ladder(variants, seeds, *size))
             seal(tmp, made.key, made.record())
     table = read_csv(place / "ladder.csv", ("variant", "rung"))
     write_rows(run, "variant_planted", table)
@@ -462,8 +480,7 @@ def _pairs(run, saes):
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
         # of the SAEs that each is coupled with
-        coupled = getattr(run.architectures.variants[variant], "group", 1)
-        number = {seed: i // coupled for i, seed in enumerate(seeds_of(run))}
+        number = {seed: i // group_of(run, variant) for i, seed in enumerate(seeds_of(run))}
         for (a, b), (decoder, encoder) in match_seeds(group).items():
             rows.append(
                 {

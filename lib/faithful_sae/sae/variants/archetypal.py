@@ -40,8 +40,6 @@ ITERATIONS = 20
 class Archetypal(settings.Archetypal, TopK):
     """TopK whose directions are those of means of activations, or near them."""
 
-    beginning = 16
-
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         sae: Any = super().new(d_model, d_sae, seed, device)
         sae.archetypes = torch.zeros_like(sae.W_dec)
@@ -52,6 +50,7 @@ class Archetypal(settings.Archetypal, TopK):
     def begin(self, sae: Any, x: Tensor) -> None:
         # takes long to import
         from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
 
         if len(x) < sae.d_sae:
             raise SAEError(
@@ -61,7 +60,9 @@ class Archetypal(settings.Archetypal, TopK):
         seed = SHARED if self.centroids == "shared" else sae.metadata["seed"]
         scaled = (x - x.mean(0)) / spread(x).clamp(min=1e-12)
         means = KMeans(sae.d_sae, max_iter=ITERATIONS, random_state=seed)
-        found = means.fit(scaled.cpu().numpy()).cluster_centers_
+        # sums of several threads come in any order
+        with threadpool_limits(1):
+            found = means.fit(scaled.cpu().numpy()).cluster_centers_
         sae.archetypes.copy_(torch.from_numpy(found))
 
     def parameters(self, sae: Any) -> dict[str, Tensor]:

@@ -83,13 +83,10 @@ class Variant(ABC):
             SAEError: they are too few.
         """
 
-    def constrain(self, sae: TopKSAE) -> None:
-        """Bring the parameters, in place, back to where they have to be, with every step: rows of
-        W_dec to unit norm, where they are trained, unless a variant differs.
+    def constrain(self, sae: TopKSAE) -> None:  # noqa: B027
+        """Bring parameters, in place, back to where they have to be, after every step: nothing,
+        unless a variant differs. Of unit rows the training takes care.
         """
-        if self.unit_rows and "W_dec" in self.parameters(sae):
-            norms = torch.linalg.vector_norm(sae.W_dec, dim=-1, keepdim=True)
-            sae.W_dec.div_(norms.clamp_min_(1e-12))
 
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         """What is trained, by the SAE's names: its four weights, unless a variant adds others or

@@ -4,11 +4,11 @@ directions (Marks et al. 2024, arXiv 2411.01220).
     D / s^2 loss = FVU + weight (1 - mean over the others of (MMCS(W, V) + MMCS(V, W)) / 2)
     MMCS(A, B) = mean over rows a of A of max over rows b of B of a . b
 
-W are the rows of the SAE's W_dec and V those of another SAE of its group, both of unit norm; AuxK
-is TopK's (see topk.py). All SAEs of a group take a step on a batch, one after the other, each with
-what the others have then. The gradient of each is that of the sum over all pairs. The paper ties
-the encoder to the decoder and starts inactive latents anew; here the encoder is free and AuxK
-revives them. Its weight is not comparable, since its error is not a share of the variance.
+W are the rows of the SAE's W_dec and V those of another SAE of its group, which training keeps to
+unit norm; AuxK is TopK's (see topk.py). All SAEs of a group take a step on a batch, one after the
+other, each with what the others have then. The gradient of each is that of the sum over all pairs.
+The paper ties the encoder to the decoder and starts inactive latents anew; here the encoder is free
+and AuxK revives them. Its weight is not comparable, since its error is not a share of the variance.
 
 What SAEs of a group share has been asked of them. Whether features are found more often by chance
 can be seen between groups alone. An SAE without others is a TopK SAE.

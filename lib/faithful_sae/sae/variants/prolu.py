@@ -34,8 +34,9 @@ class ProLU(settings.ProLU, Dense):
 
     def penalty(self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment) -> Tensor:
         if self.sparsity == "sqrt":
-            # no root of 0, which has no derivative
-            f = torch.zeros_like(f).masked_scatter(f > 0, (f[f > 0] * spread(x)).sqrt())
+            # no root of 0, which has no derivative; a token alone has no spread
+            s = spread(x).clamp(min=1e-12)
+            f = torch.zeros_like(f).masked_scatter(f > 0, (f[f > 0] * s).sqrt())
         return moment.ramp(self.warmup) * self.l1 * l1(x, f)
 
     def finish(self, sae: TopKSAE, x: Tensor) -> TopKSAE:

@@ -9,7 +9,6 @@ the sum of w_b l_b with w = softmax(t l), so that weights sum to 1. AuxK is TopK
 
 import math
 
-import torch
 from torch import Tensor
 
 from faithful_sae.sae import settings
@@ -21,15 +20,15 @@ class Tilted(settings.Tilted, TopK):
     """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
 
     def distance(self, x: Tensor, error: Tensor) -> Tensor:
-        tilted = self._tilted(x, error).logsumexp(0) - math.log(len(x))
-        return spread(x).square() / x.shape[-1] * tilted / self.tilt
+        scale, tilted = self._tilted(x, error)
+        return scale / x.shape[-1] * (tilted.logsumexp(0) - math.log(len(x))) / self.tilt
 
     def distance_gradient(self, x: Tensor, error: Tensor) -> Tensor:
-        weights = self._tilted(x, error).softmax(0)
+        weights = self._tilted(x, error)[1].softmax(0)
         return error * (weights[:, None] * (2 / x.shape[-1]))
 
     def _tilted(self, x, error):
-        """t l, [B]."""
+        """(s^2, t l [B])."""
         # a token alone has no spread
-        scale = spread(x).square().clamp(min=torch.finfo(x.dtype).tiny)
-        return error.square().sum(-1) * (self.tilt / scale)
+        scale = spread(x).clamp(min=1e-12).square()
+        return scale, error.square().sum(-1) / scale * self.tilt

@@ -46,6 +46,12 @@ class RandomDictionary(TopK):
 class PCA(settings.PCA, RandomDictionary):
     """TopK of the principal components of the first batch."""
 
+    def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
+        """What lies beyond the components is the same for all seeds, too."""
+        sae = super().new(d_model, d_sae, 0, device)
+        sae.metadata["seed"] = seed
+        return sae
+
     def begin(self, sae: TopKSAE, x: Tensor) -> None:
         *_, components = torch.linalg.svd(x - sae.b_dec, full_matrices=False)
         rows = torch.stack([components, -components], 1).flatten(0, 1)[: sae.d_sae]
