@@ -1120,7 +1120,9 @@ def test_what_reads_ahead_and_what_is_coupled_goes_on_from_any_step(tmp_path):
         pass
 
     class Breaking(Checkpoint):
-        due = True
+        @property
+        def due(self):
+            return True
 
         def save(self, step, *args):
             super().save(step, *args)

@@ -59,13 +59,12 @@ class FidelityMatrix(Stage):
 
     def seconds(self, run: Run, rates: Rates) -> float:
         """Of each corpus: batches with one SAE, and a pass more for each other SAE, with BOS and
-        without, and where some positions are massive without these.
+        without. Batches that have massive positions beside BOS, and a pass more for these, are few.
         """
         f = run.fidelity
-        ways = 2 + (run.sae.max_norm is not None)
         more, one = rates.once("fidelity", lambda: self._passes(run, rates))
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
-        return batches * ways * (one + (count_saes(run, f.seeds) - 1) * more)
+        return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
 
     def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
