@@ -73,7 +73,7 @@ test-interop: peers  ## read and write SAEs with the libraries of others: SAELen
 test-slurm: ready  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
 	@cd "$(ROOT)" && $(PY) -m pytest tests/slurm/smoke.py
 
-test-kernels: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 10 minutes)
+test-kernels: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 3 minutes)
 	@cd "$(ROOT)" && $(PY) -m pytest tests/compile_for_gpus.py
 
 test-browser: browser  ## the explorer in a real browser: page and notebook (needs chromium)
