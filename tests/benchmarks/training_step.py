@@ -12,13 +12,12 @@ but in the last row.
 """
 
 import argparse
-import statistics
 import sys
-import time
 
 import peers
 import torch
 import torch.nn.functional as F
+from steps import draw, measure, print_table
 
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import TopKSAE
@@ -104,27 +103,15 @@ CONTESTANTS = {
 }
 
 
-def measure(size, rounds):
-    """{name: median seconds of a step}, and of the unit."""
-    d_model, d_sae, k, n_tokens = SIZES[size]
-    g = torch.Generator().manual_seed(0)
-    mix = torch.randn(d_model, d_model, generator=g) * torch.linspace(1, 0.05, d_model)
-    batches = [torch.randn(n_tokens, d_model, generator=g) @ mix for _ in range(4)]
-    weight, steps = torch.randn(d_model, d_sae, generator=g), {"unit": lambda i, x: x @ weight}
+def contestants(d_model, d_sae, k):
+    """{name: its step} of those that can be imported."""
+    steps = {}
     for name, make in CONTESTANTS.items():
         try:
             steps[name] = make(d_model, d_sae, k)
         except ImportError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
-    seconds = {name: [] for name in steps}
-    for i in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(i, batches[i % 4])
-            seconds[name].append(time.perf_counter() - start)
-    return {
-        name: statistics.median(s[2:]) for name, s in seconds.items()
-    }  # the first two compile and allocate
+    return steps
 
 
 if __name__ == "__main__":
@@ -136,12 +123,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for size, (d_model, d_sae, k, n_tokens) in SIZES.items():
-        medians = measure(size, arguments.rounds * (1 if size == "large" else 10))
-        unit = medians.pop("unit")
-        print(
-            f"\n{size}: d_model {d_model}, d_sae {d_sae}, k {k}, batch {n_tokens}; unit "
-            f"{1e3 * unit:.1f} ms, {arguments.threads} thread(s)\n"
-        )
-        print("| training step | units | ms | tokens/s |\n|---|---|---|---|")
-        for name, s in medians.items():
-            print(f"| {name} | {s / unit:.2f} | {1e3 * s:.1f} | {n_tokens / s:,.0f} |")
+        steps = contestants(d_model, d_sae, k)
+        rounds = arguments.rounds * (1 if size == "large" else 10)
+        medians = measure(steps, d_sae, draw(d_model, n_tokens, 4), rounds)
+        title = f"{size}: d_model {d_model}, d_sae {d_sae}, k {k}, batch {n_tokens}"
+        print_table(title, "training step", medians, n_tokens)

@@ -22,13 +22,22 @@ def setting(says: str, default: Any = dataclasses.MISSING, **limits: float) -> A
     return dataclasses.field(default=default, metadata={"says": says} | limits)
 
 
+def warmup_setting() -> Any:
+    """The field that each penalty has."""
+    return setting(
+        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
+    )
+
+
 class Settings:
     """Of any variant.
 
     Attributes:
+        group: SAEs of one variant that are trained together are coupled, so many at a time.
         beginning: how many of a training's first batches decide what it begins with.
     """
 
+    group: int = 1
     beginning: ClassVar[int] = 1
 
     @property
@@ -55,9 +64,7 @@ class L1(Settings):
     """A penalty on the sum of the latents."""
 
     l1: float = setting("weight of the penalty; a lone latent is shrunk by l1 s / 2", 0.1, ge=0)
-    warmup: float = setting(
-        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
-    )
+    warmup: float = warmup_setting()
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,7 @@ class JumpReLU(TopK):
         "quadratic: weight (L0 / k - 1)^2; step: weight L0, and k is where it begins", "quadratic"
     )
     weight: float = setting("of that, beside the fraction of variance unexplained", 1.0, ge=0)
-    warmup: float = setting(
-        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
-    )
+    warmup: float = warmup_setting()
     bandwidth: float = setting("of the kernel that sees a threshold, in units of s", 0.05, gt=0)
 
 
@@ -199,9 +204,7 @@ class Mutual(TopK):
     weight: float = setting(
         "of what they do not share, beside the fraction of variance unexplained", 0.1, ge=0
     )
-    warmup: float = setting(
-        "share of the steps over which the penalty rises to its full weight", 0.1, ge=0, le=1
-    )
+    warmup: float = warmup_setting()
     group: int = setting("SAEs that are coupled: so many of the seeds, in their order", 2, ge=2)
 
     @property

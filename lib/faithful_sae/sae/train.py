@@ -21,10 +21,8 @@ from faithful_sae.sae.activations import ActivationStream
 from faithful_sae.sae.recipe import RECIPES, Recipe
 from faithful_sae.sae.sae import TopKSAE, sae_bytes
 from faithful_sae.sae.variants import TopK, Variant
-from faithful_sae.sae.variants.base import Moment
+from faithful_sae.sae.variants.base import Moment, keep_to_the_sphere
 
-# rows of W_dec at a time: temporaries of this size stay in the cache
-BLOCK = 1024
 # rows of the training curve per SAE
 LOG_POINTS = 100
 
@@ -135,7 +133,8 @@ class Training:
             )
         if not recipe.renormalise_after:
             self._unit_rows()
-        self._keep_to_the_sphere()
+        if self.on_the_sphere:
+            keep_to_the_sphere(self.gradients["W_dec"], sae.W_dec)
         self.optimiser.step()
         if recipe.renormalise_after:
             self._unit_rows()
@@ -151,15 +150,6 @@ class Training:
     def _unit_rows(self):
         if self.on_the_sphere:
             _normalise(self.sae.W_dec)
-
-    def _keep_to_the_sphere(self):
-        """Take off the gradient of W_dec what would change a row's norm."""
-        if self.on_the_sphere:
-            rows = zip(
-                self.gradients["W_dec"].split(BLOCK), self.sae.W_dec.split(BLOCK), strict=True
-            )
-            for gradient, w in rows:
-                gradient.addcmul_(torch.linalg.vecdot(gradient, w)[:, None], w, value=-1)
 
     def _count(self, i, x, error, counts, loss):
         self.since_fired = torch.where(counts > 0, 0, self.since_fired + 1)
@@ -315,7 +305,9 @@ def train_saes(
     given = iter(batches)
     # read before the first step, for what variants begin with
     most = 0 if first else max(variant.beginning for variant in variants)
-    ahead = deque(islice(given, most))
+    ahead = deque(
+        _rows(batch, d_model, batch_tokens, i) for i, batch in enumerate(islice(given, most))
+    )
     with tqdm(
         total=max(budgets),
         initial=min(first * batch_tokens, max(budgets)),
@@ -327,10 +319,9 @@ def train_saes(
             x = _rows(batch, d_model, batch_tokens, step)
             for training, tokens in zip(trainings, budgets, strict=True):
                 beginning = None
-                if step == 0 and training.variant.beginning > 1:
+                if step == 0:
                     rest = islice(ahead, training.variant.beginning - 1)
-                    rows = [_rows(more, d_model, batch_tokens, i) for i, more in enumerate(rest, 1)]
-                    beginning = torch.cat([x, *rows])[:tokens]
+                    beginning = torch.cat([x, *rest])[:tokens]
                 if step < training.n_steps:
                     own = x[: tokens - step * batch_tokens]
                     training.step(step, own, checkpoint, beginning)
@@ -344,8 +335,8 @@ def train_saes(
                     refresh=False,
                 )
             # not where the stream is further than the training
-            due = checkpoint is not None and step + 1 >= most and checkpoint.due
-            if checkpoint and due and (position := stream.state()):
+            level = step + 1 >= most
+            if checkpoint and level and checkpoint.due and (position := stream.state()):
                 _save(checkpoint, step + 1, trainings, position)
     if step < 0:
         raise ValueError("no batch of activations to train on")

@@ -93,7 +93,7 @@ class Architectures(Section):
             problem = beginning_problem(at.settings(s.k), s.d_sae, s.batch_tokens)
             need(not problem, "sae.batch_tokens", problem)
             seeds = len(self.seeds or s.seeds)
-            group = getattr(variant, "group", 1)
+            group = group_of(variant)
             why = f"= {group} must divide the number of seeds, {seeds}: each is in a group"
             need(seeds % group == 0, f"architectures.variants.{name}.group", why)
         why = f"= {self.planted} must be at least {PLANTED_LATENTS}, the latents trained on them"
@@ -205,9 +205,9 @@ def seeds_of(run: Run) -> tuple[int, ...]:
     return run.architectures.seeds or run.sae.seeds
 
 
-def group_of(run: Run, variant: str) -> int:
+def group_of(variant: AnyVariant) -> int:
     """How many seeds of a variant are coupled in training."""
-    return getattr(run.architectures.variants[variant], "group", 1)
+    return getattr(variant, "group", 1)
 
 
 def planted_k(variant: AnyVariant) -> int:
@@ -251,9 +251,8 @@ def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
         found, searched, looked = _penalties(run, name, lm, text)
         wanted = [_entry(run, v, k, seed, found.get(v)) for v in a.variants for seed in seeds]
         if i == 0:
-            # a penalty has its curve from the search
-            # nor has one that couples seeds
-            others = [v for v in a.variants if v not in found and group_of(run, v) == 1]
+            # a penalty has its curve from the search; one seed alone is not coupled with any
+            others = [v for v in a.variants if v not in found and group_of(a.variants[v]) == 1]
             wanted += [_entry(run, v, l0, seeds[0]) for v in others for l0 in a.l0]
             saes |= searched
         made, table = _trained(run, name, lm, text, folder(run, name), wanted)
@@ -480,7 +479,8 @@ def _pairs(run, saes):
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
         # of the SAEs that each is coupled with
-        number = {seed: i // group_of(run, variant) for i, seed in enumerate(seeds_of(run))}
+        coupled = group_of(run.architectures.variants[variant])
+        number = {seed: i // coupled for i, seed in enumerate(seeds_of(run))}
         for (a, b), (decoder, encoder) in match_seeds(group).items():
             rows.append(
                 {

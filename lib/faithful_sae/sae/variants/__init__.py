@@ -5,8 +5,8 @@ and their source on top, and a class of its settings and Variant (see base.py). 
 SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`); Dense says
 the first and last of them. It may say what it trains (`parameters`), what the data decide before
 the first step (`begin`), where parameters must stay (`constrain`), and what the trained SAE is in
-use (`finish`). Gradients are autograd's
-unless `loss_and_gradients` has faster ones. Then name it in VARIANTS.
+use (`finish`). Gradients are autograd's unless `loss_and_gradients` has faster ones. Then name it
+in VARIANTS.
 """
 
 from faithful_sae.sae.variants.archetypal import Archetypal

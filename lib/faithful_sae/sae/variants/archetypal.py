@@ -29,7 +29,7 @@ from torch import Tensor
 from faithful_sae.sae import settings
 from faithful_sae.sae.formats.source import SAEError
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Moment, spread
+from faithful_sae.sae.variants.base import Moment, keep_to_the_sphere, spread
 from faithful_sae.sae.variants.topk import TopK
 
 # of k-means where seeds share its centroids
@@ -90,8 +90,8 @@ class Archetypal(settings.Archetypal, TopK):
         to_rows = torch.empty_like(sae.W_dec)
         found = super().loss_and_gradients(sae, x, moment, gradients | {"W_dec": to_rows})
         # a row has unit norm whatever is done to its length
-        along = torch.linalg.vecdot(to_rows, sae.W_dec)[:, None]
-        to_rows.addcmul_(along, sae.W_dec, value=-1).div_(norms)
+        keep_to_the_sphere(to_rows, sae.W_dec)
+        to_rows.div_(norms)
         gradients["relaxation"].copy_(to_rows)
         torch.mm(to_rows, sae.archetypes.T, out=gradients["mixture"]).div_(sae.d_sae)
         gradients["archetypes"].zero_()

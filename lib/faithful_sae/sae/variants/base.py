@@ -23,6 +23,10 @@ from torch import Tensor
 
 from faithful_sae.sae.recipe import Recipe
 from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.sae.settings import Settings
+
+# rows of W_dec at a time: temporaries of this size stay in the cache
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,19 @@ class Moment:
         return min(1.0, self.share / warmup) if warmup else 1.0
 
 
-class Variant(ABC):
+class Variant(Settings, ABC):
     """Which latents are active, and what is minimised; a dataclass of the variant's settings.
 
     An SAE in training is a TopKSAE (see there), W_enc being a view of its transpose, which has a
     contiguous row per latent.
 
     Attributes:
-        group: SAEs of one variant that are trained together are coupled, so many at a time.
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
-        beginning: how many of the training's first batches `begin` is given.
-        calibration: how many of its last ones `finish` is given.
+        calibration: how many of the training's last batches `finish` is given.
     """
 
-    group: int = 1
     unit_rows: ClassVar[bool] = True
-    beginning: ClassVar[int] = 1
     calibration: ClassVar[int] = 0
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Variant(ABC):
             SAEError: settings that do not go with d_sae.
         """
 
-    def begin(self, sae: TopKSAE, x: Tensor) -> None:  # noqa: B027
+    def begin(self, sae: TopKSAE, x: Tensor) -> None:
         """Set what depends on the data, before the first step: nothing, unless a variant differs.
 
         Args:
@@ -83,7 +83,7 @@ class Variant(ABC):
             SAEError: they are too few.
         """
 
-    def constrain(self, sae: TopKSAE) -> None:  # noqa: B027
+    def constrain(self, sae: TopKSAE) -> None:
         """Bring parameters, in place, back to where they have to be, after every step: nothing,
         unless a variant differs. Of unit rows the training takes care.
         """
@@ -182,6 +182,12 @@ class Dense(Variant):
         twelve [B, D], with those batches.
         """
         return 4 * batch_tokens * (8 * d_sae + 12 * d_model)
+
+
+def keep_to_the_sphere(gradient: Tensor, rows: Tensor) -> None:
+    """Take off a gradient [F, D], in place, what would change the norms of unit rows [F, D]."""
+    for part, w in zip(gradient.split(BLOCK), rows.split(BLOCK), strict=True):
+        part.addcmul_(torch.linalg.vecdot(part, w)[:, None], w, value=-1)
 
 
 def spread(x: Tensor) -> Tensor:
