@@ -130,7 +130,7 @@ def stage_inputs(run: Run, stage: Stage, apart: bool = True) -> list[str]:
         read = [path for name in run.sae.train_on for path in corpus_inputs(run, name)]
         return list(dict.fromkeys(read))
     corpora = [run.corpora[name] for name in stage.corpora(run)]
-    files = [run.resolve(corpus.path) for corpus in corpora if corpus.path]
+    files = [file for corpus in corpora for file in _local_files(run, corpus)]
     files += stage.files(run)
     made = [*map(_documentation, filter(_is_documentation, corpora)), *stage.documentation(run)]
     files += [documentation_path(run, *source) for source in made]
@@ -145,7 +145,7 @@ def corpus_inputs(run: Run, name: str) -> list[str]:
     another run; the files of SAEs of a folder.
     """
     source = run.corpora[name]
-    files = [run.resolve(source.path)] if source.path else []
+    files = _local_files(run, source)
     if _is_documentation(source):
         files.append(documentation_path(run, *_documentation(source)))
     published = run.published.get(name)
@@ -155,6 +155,12 @@ def corpus_inputs(run: Run, name: str) -> list[str]:
     # an embedded model is there when its own text is
     own = {str(rows_file(run, "dataset"))} if run.embedded else set()
     return [*map(str, files), *sorted({*_texts(run, [source], own=True), *own})]
+
+
+def _local_files(run: Run, corpus: Corpus) -> list[Path]:
+    """A corpus's own, and that of the subject by which it is retrieved."""
+    names = [corpus.path, corpus.retrieve and corpus.retrieve.like]
+    return [run.resolve(name) for name in names if name]
 
 
 def _texts(run: Run, corpora: list[Corpus], own: bool = False) -> list[str]:

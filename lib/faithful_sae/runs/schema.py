@@ -249,6 +249,13 @@ class Source(Section):
         return True
 
 
+class Retrieve(Section):
+    """Of a corpus's documents, those on a subject: the most like a text by BM25."""
+
+    like: str = key("a UTF-8 .txt file on the subject: its words are looked for")
+    share: float = key("of all documents, that are taken", gt=0, lt=1)
+
+
 class Corpus(Source):
     """Text from one of four places: `faithful`, `path`, `hub`, `documentation`."""
 
@@ -260,6 +267,12 @@ class Corpus(Source):
     path: str | None = key("a jsonl, csv, parquet or txt file, also with .gz", None)
     split: str | None = key("split of the Hub dataset", None)
     max_characters: int | None = key("documentation to take", None, unit="characters", gt=0)
+    retrieve: Retrieve | None = key(
+        "of a file or of documentation, the documents on a subject alone, in their order: the "
+        "`share` of all that is most like the text `like`, a .txt file, by BM25; null: all",
+        None,
+        later=True,
+    )
 
     def check_at(self, run: "Run", need: Need, at: str) -> bool:
         if not super().check_at(run, need, at):
@@ -272,6 +285,11 @@ class Corpus(Source):
             need(self.max_characters, f"{at}.max_characters", "is missing: how much text to take")
         if self.hub:
             need(self.split, f"{at}.split", "is missing: which split of the Hub dataset")
+        if self.retrieve:
+            why = "goes through all documents: it needs path or documentation"
+            here = self.path is not None or self.documentation is not None
+            need(here, f"{at}.retrieve", why)
+            _check_subject(run, need, f"{at}.retrieve.like", self.retrieve.like)
         return True
 
 
@@ -290,6 +308,19 @@ def check_file(run: "Run", need: Need, at: str, path: str) -> None:
     """Note a file that is not there."""
     file = run.resolve(path)
     need(file.is_file(), at, f"= {path!r}: no such file ({file})")
+
+
+def _check_subject(run, need, at, path):
+    """Note a text that no document can be like."""
+    check_file(run, need, at, path)
+    file = run.resolve(path)
+    if file.is_file():
+        try:
+            words = file.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            need(False, at, f"= {path!r}: not UTF-8: convert it, for example with iconv -t UTF-8")
+        else:
+            need(words, at, f"= {path!r}: it holds no text")
 
 
 def one_of(value: Any, known: Iterable[Any]) -> str:

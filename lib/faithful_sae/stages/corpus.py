@@ -28,7 +28,7 @@ from faithful_sae.runs.rows import run_first
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.stages.model import heldout_text, model_key, open_model
 from faithful_sae.stages.s01_generate_faithful import TEXT, text_disk
-from faithful_sae.stages.text import commit, files, text_hash
+from faithful_sae.stages.text import commit, files, text_hash, wanted
 from faithful_sae.text.packing import (
     Cut,
     Ids,
@@ -203,7 +203,8 @@ def corpus_rows(
     source = {"faithful": faithful[0]} if faithful else {"text": text_hash(run, name)}
     parameters = settings(run, ("sequence_length", "corpus_tokens", f"corpora.{name}"))
     inputs = {**source, "bos_id": lm.bos_id, "vocabulary": vocabulary}
-    made = Fingerprint(parameters, inputs, ("text/packing", "text/read"))
+    code = ("text/packing", "text/read", *(["text/bm25"] if corpus.retrieve else []))
+    made = Fingerprint(parameters, inputs, code)
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, made.key):
         require_space(folder, rows_disk(run.corpus_tokens), f"reading {name}")
@@ -211,7 +212,8 @@ def corpus_rows(
         remove_others(parts)
         if faithful is None:
             found = files(run, corpus, corpus.split)
-            ids = read_ids(found, corpus.record_keys, lm.tokenizer, parts)
+            chosen = wanted(run, name)
+            ids = read_ids(found, corpus.record_keys, lm.tokenizer, parts, chosen)
         else:
             ids = _faithful_ids(faithful[1], faithful[2], lm, vocabulary)
         rows = pack(ids, lm.bos_id, run.sequence_length, run.corpus_tokens)

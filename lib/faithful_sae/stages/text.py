@@ -6,7 +6,7 @@ Nothing here waits for torch: the workflow asks for these texts before any work.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from faithful_sae.files import ROOT, digest, file_hash
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.schema import Run, Source
 from faithful_sae.text import documentation, hub
+from faithful_sae.text.bm25 import most_like
 from faithful_sae.text.read import CorpusError, File, draw_examples, read_files, read_records
 
 # --- documentation --------------------------------------------------------------------------------
@@ -56,6 +57,21 @@ def documentation_file(run: Run, kind: str, packages: Sequence[str], size: int) 
 
 def documents(run: Run, name: str) -> Iterator[str]:
     """Yield the texts of a corpus that is not generated, in its own order."""
+    return filter(wanted(run, name), _documents(run, name))
+
+
+def wanted(run: Run, name: str) -> Callable[[str], bool]:
+    """Which documents of a corpus that is not generated are in it: all, or those that are retrieved
+    (see text/bm25.py).
+    """
+    retrieve = run.corpora[name].retrieve
+    if retrieve is None:
+        return bool
+    like = run.resolve(retrieve.like).read_text(encoding="utf-8")
+    return most_like(lambda: _documents(run, name), like, retrieve.share)
+
+
+def _documents(run, name):
     corpus = run.corpora[name]
     found = files(run, corpus, corpus.split)
     return (record[0] for record, _ in read_files(found, corpus.record_keys))
@@ -66,7 +82,10 @@ def text_hash(run: Run, name: str) -> str:
     corpus = run.corpora[name]
     if corpus.hub:
         return digest([corpus.hub, corpus.config, corpus.split, commit(run, corpus)])
-    return file_hash(_local_file(run, corpus))
+    of_file = file_hash(_local_file(run, corpus))
+    if corpus.retrieve is None:
+        return of_file
+    return digest([of_file, file_hash(run.resolve(corpus.retrieve.like))])
 
 
 def files(run: Run, entry: Source, split: str | None) -> list[File]:

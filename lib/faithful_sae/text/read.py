@@ -242,7 +242,11 @@ def _opened(path, newline=None):
 
 
 def read_ids(
-    files: Sequence[File], keys: Keys, tokenizer: Any, parts: Path
+    files: Sequence[File],
+    keys: Keys,
+    tokenizer: Any,
+    parts: Path,
+    wanted: Callable[[str], bool] = bool,
 ) -> Iterator[np.ndarray]:
     """Yield the ids of each document of some files, int32 without special tokens.
 
@@ -252,6 +256,7 @@ def read_ids(
         tokenizer: of transformers.
         parts: a folder in which ids are kept while the files are read. What a killed reading left
             there is not read again.
+        wanted: which texts are read.
     """
     parts.mkdir(parents=True, exist_ok=True)
     position = (0, 0)
@@ -264,7 +269,8 @@ def read_ids(
     number = len(done)
     while batch := list(itertools.islice(records, PART_DOCUMENTS)):
         found = [
-            np.array(ids, np.int32) for ids in tokenize((text for (text,), _ in batch), tokenizer)
+            np.array(ids, np.int32)
+            for ids in tokenize((text for (text,), _ in batch if wanted(text)), tokenizer)
         ]
         if not found:
             continue
