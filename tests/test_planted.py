@@ -128,6 +128,8 @@ def test_there_is_one_for_every_variant():
     others = {"switch", "feature_choice", "archetypal"}
     # TopK where it stands alone, and what is not trained
     others |= {"tilted", "mutual", "pca"}
+    # whose loss needs a language model
+    others |= {"end_to_end", "causal"}
     assert {*VARIANTS, *others} == {*SETTINGS}
 
 

@@ -27,6 +27,8 @@ from faithful_sae.sae.variants import (
     VARIANTS,
     Archetypal,
     BatchTopK,
+    Causal,
+    EndToEnd,
     FeatureChoice,
     Gated,
     JumpReLU,
@@ -959,10 +961,10 @@ def test_the_tilted_mean_by_hand():
     error = torch.tensor([[1.0, 0.0], [0.0, 3.0]]).double()
     variant = Tilted(1, 10.0)
     expected = 25 / 2 / 10 * np.log((np.exp(10 / 25) + np.exp(90 / 25)) / 2)
-    assert variant.distance(x, error).item() == pytest.approx(expected, rel=1e-12)
+    assert variant.distance(x, error, moment()).item() == pytest.approx(expected, rel=1e-12)
     weights = np.exp([10 / 25, 90 / 25])
     weights /= weights.sum()
-    gradient = variant.distance_gradient(x, error)
+    gradient = variant.distance_and_gradient(x, error, moment())[1]
     close(gradient, torch.tensor([[weights[0], 0.0], [0.0, 3 * weights[1]]]).double())
 
 
@@ -974,11 +976,11 @@ def test_without_tilt_it_is_topk_and_with_much_the_worst_token_is_all():
         close(gradient, evaluated(TopK(K), sae, at=at)[1][name], 1e-6)
     worst = error.square().sum(1).argmax()
     much = Tilted(K, 1e5)
-    gradient = much.distance_gradient(X, error)
+    gradient = much.distance_and_gradient(X, error, moment())[1]
     close(gradient[worst], 2 * error[worst] / D)
     assert not gradient[np.arange(B) != worst.item()].any()
     largest = error[worst].square().mean().item()
-    assert much.distance(X, error).item() == pytest.approx(largest, 1e-3)
+    assert much.distance(X, error, moment()).item() == pytest.approx(largest, 1e-3)
 
 
 def test_the_rare_are_reconstructed_better_with_tilt():
@@ -1181,6 +1183,11 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
         "tilted": ({"tilt": 2.0}, Tilted(4, 2.0)),
         "mutual": ({"weight": 0.5, "warmup": 0.3, "group": 3}, Mutual(4, 0.5, 0.3, 3)),
         "archetypal": ({"delta": 0.5, "centroids": "own"}, Archetypal(4, 0.5, "own")),
+        "end_to_end": (
+            {"kl": 0.5, "downstream": 2.0, "local": 0.3},
+            EndToEnd(4, 0.5, 2.0, 0.3),
+        ),
+        "causal": ({"weight": 0.5, "warmup": 0.3}, Causal(4, 0.5, 0.3)),
     }
     assert {"topk", *chosen} == {*SETTINGS}
     for name, (values, variant) in chosen.items():
@@ -1243,6 +1250,6 @@ def test_memory_is_that_of_the_variant(make_run):
 
 def test_every_variant_is_tested():
     tested = {type(variant) for variant in EVERY.values()}
-    # in test_train.py and test_untrained.py
-    others = {"topk", "frozen_decoder", "random_dictionary", "pca"}
+    # in test_train.py, test_untrained.py and test_in_context.py
+    others = {"topk", "frozen_decoder", "random_dictionary", "pca", "end_to_end", "causal"}
     assert {VARIANTS[name] for name in VARIANTS if name not in others} == tested

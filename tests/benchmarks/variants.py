@@ -25,6 +25,9 @@ def variants(d_model, d_sae, k, beginning):
     trainings = {}
     for name, kind in VARIANTS.items():
         variant = kind(**({"k": k} if "k" in kind.__dataclass_fields__ else {}))
+        # its step is that of TopK and as much of a language model as lies behind the hook
+        if variant.in_context:
+            continue
         sae = variant.new(d_model, d_sae, 0, "cpu")
         trainings[name] = Training(sae, variant, LR, RECIPES["default"], STEPS)
         if variant.group > 1:

@@ -25,6 +25,7 @@ from faithful_sae.runs.registry import model_stages, profile_stage, writer
 from faithful_sae.runs.schema import Run
 from faithful_sae.runs.stage import Stage
 from faithful_sae.sae.activations import token_activations
+from faithful_sae.sae.in_context import InContext
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.train import train_saes
 from faithful_sae.stages.model import model_shape, open_model, unloaded_model
@@ -223,11 +224,16 @@ class Rates:
             # before are batches that are read ahead, and the steps on them
             first = made.beginning + 1
 
-            def batches(end: float) -> Iterator[torch.Tensor]:
+            rows = ids[: s.batch_tokens // self.run.sequence_length]
+
+            def batches(end: float) -> Iterator[Any]:
                 last = None
                 while len(times) < first + STEPS or time.perf_counter() < end:
-                    # dimensions change places, so that k-means finds no token twice
-                    yield x.roll(len(times), -1)
+                    if made.in_context:
+                        yield InContext(lm, rows)
+                    else:
+                        # dimensions change places, so that k-means finds no token twice
+                        yield x.roll(len(times), -1)
                     now = self.now()
                     times.append(now - (last or now))
                     last = now

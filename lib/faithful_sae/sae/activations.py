@@ -17,7 +17,7 @@ them, so that it serves any max_norm.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,49 @@ def moderate_limit(
     return norm_limit(torch.cat(norms), max_norm)
 
 
+class Massive:
+    """The activations that a stream leaves out, each listed once.
+
+    Attributes:
+        limit: the largest norm that is not massive, once known.
+    """
+
+    def __init__(self) -> None:
+        self.limit: float | None = None
+        # of each group of rows: row, position, token, norm [N, 4]
+        self.groups: dict[int, np.ndarray] = {}
+
+    def note(self, group: int, columns: Sequence[np.ndarray]) -> None:
+        """Those of a group of rows, unless they are known: row, position (in it), token (its id)
+        and norm, [N] each.
+        """
+        if group not in self.groups:
+            self.groups[group] = np.stack(columns, 1).astype(float)
+
+    def state(self) -> dict:
+        """{limit, massive}, once there is a limit."""
+        if self.limit is None:
+            return {}
+        # a reader may be adding to it
+        groups = [np.insert(rows, 0, group, 1) for group, rows in [*self.groups.items()]]
+        found = np.concatenate([np.empty((0, 5)), *groups])
+        return {"limit": self.limit, "massive": torch.from_numpy(found)}
+
+    def resume(self, state: Mapping) -> None:
+        """Go on from a `state`."""
+        if "limit" in state:
+            self.limit = float(state["limit"])
+            found = state["massive"].cpu().numpy()
+            self.groups = {int(g): found[found[:, 0] == g, 1:] for g in np.unique(found[:, 0])}
+
+    def table(self) -> pd.DataFrame:
+        """The largest first: row, position, token, norm."""
+        found = np.concatenate([np.empty((0, 4)), *(self.groups[g] for g in sorted(self.groups))])
+        table = pd.DataFrame(found, columns=["row", "position", "token", "norm"])
+        table = table.astype({"row": int, "position": int, "token": int})
+        return table.sort_values(["norm", "row", "position"], ascending=[False, True, True])
+
+
 class ActivationStream:
     """Iterates over float32 [batch_tokens, D] until `n_tokens` activations have been given out,
     repeating the rows if need be.
@@ -138,10 +181,7 @@ class ActivationStream:
         self.include_bos = include_bos
         self.cache = cache
         self.max_norm = max_norm
-        # the largest norm given out, once known
-        self.limit: float | None = None
-        # of each group read, its activations above the limit: row, position, token, norm [N, 4]
-        self._massive: dict[int, np.ndarray] = {}
+        self.left_out = Massive()
         window_rows = max(buffer_tokens // rows.shape[1], 1)
         self.group_rows = min(lm_batch_rows, window_rows)
         self.window_groups = window_rows // self.group_rows
@@ -181,38 +221,32 @@ class ActivationStream:
 
     def state(self) -> dict | None:
         """{window, given, left}: where the stream is, after the batch given out last; None in the
-        middle of a window. With max_norm also {limit, massive}.
+        middle of a window. With max_norm also those of Massive.
         """
         if not self.between:
             return None
-        state = {"window": self.window, "given": self.given, "left": self.left}
-        if self.max_norm is not None:
-            # the reader may be adding to it
-            groups = [np.insert(rows, 0, group, 1) for group, rows in [*self._massive.items()]]
-            found = np.concatenate([np.empty((0, 5)), *groups])
-            state |= {"limit": self.limit, "massive": torch.from_numpy(found)}
-        return state
+        return {
+            "window": self.window,
+            "given": self.given,
+            "left": self.left,
+            **self.left_out.state(),
+        }
 
     def resume(self, state: Mapping) -> None:
         """Go on from a `state` of a stream with the same arguments."""
         self.window = int(state["window"])
         self.given = int(state["given"])
         self.left = state["left"].to(self.lm.device)
-        if self.max_norm is not None:
-            self.limit = float(state["limit"])
-            found = state["massive"].cpu().numpy()
-            self._massive = {int(g): found[found[:, 0] == g, 1:] for g in np.unique(found[:, 0])}
+        self.left_out.resume(state)
+
+    @property
+    def limit(self) -> float | None:
+        """The largest norm given out, once known; None without max_norm."""
+        return self.left_out.limit
 
     def massive(self) -> pd.DataFrame:
-        """The activations that were left out of the windows read so far, each once, the largest
-        first: row, position (in the row), token (its id), norm.
-        """
-        found = np.concatenate(
-            [np.empty((0, 4)), *(self._massive[g] for g in sorted(self._massive))]
-        )
-        table = pd.DataFrame(found, columns=["row", "position", "token", "norm"])
-        table = table.astype({"row": int, "position": int, "token": int})
-        return table.sort_values(["norm", "row", "position"], ascending=[False, True, True])
+        """The activations that were left out of the windows read so far; see Massive."""
+        return self.left_out.table()
 
     def keep(self, groups: Iterable[int]) -> None:
         """See to it that the cache holds these groups, of the `groups` there are."""
@@ -268,17 +302,17 @@ class ActivationStream:
         if self.max_norm is None:
             return x
         norms = x.norm(dim=-1)
-        if self.limit is None:
-            self.limit = norm_limit(self._sample_of_norms(), self.max_norm)
+        if self.left_out.limit is None:
+            self.left_out.limit = norm_limit(self._sample_of_norms(), self.max_norm)
         # what is not a number stays, so that the training says so
-        massive = norms > self.limit
-        if group not in self._massive and massive.any():
+        massive = norms > self.left_out.limit
+        if massive.any():
             rows = self._rows_of(group)
             ids = np.asarray(self.rows[rows])
             content = np.ones(ids.shape, bool) if self.include_bos else ids != self.lm.bos_id
             row, position = (index[massive.cpu().numpy()] for index in content.nonzero())
             columns = (rows[row], position, ids[row, position], norms[massive].cpu().numpy())
-            self._massive[group] = np.stack(columns, 1).astype(float)
+            self.left_out.note(group, columns)
         return x[~massive]
 
     def _sample_of_norms(self):

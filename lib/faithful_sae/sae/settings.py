@@ -35,10 +35,13 @@ class Settings:
     Attributes:
         group: SAEs of one variant that are trained together are coupled, so many at a time.
         beginning: how many of a training's first batches decide what it begins with.
+        in_context: of how many rows of tokens a batch must have at least, where the loss looks at
+            what the language model makes of them; 0: it is trained on single activations.
     """
 
     group: int = 1
     beginning: ClassVar[int] = 1
+    in_context: ClassVar[int] = 0
 
     @property
     def dependent(self) -> str:
@@ -213,6 +216,35 @@ class Mutual(TopK):
 
 
 @dataclass(frozen=True)
+class EndToEnd(TopK):
+    """TopK SAEs that keep what the language model does with an activation."""
+
+    kl: float = setting("weight of KL of the next token, in nats", 1.0, ge=0)
+    downstream: float = setting(
+        "weight of the fraction of variance unexplained of the residual stream behind later "
+        "blocks, on average; 0: the paper's e2e",
+        1.0,
+        ge=0,
+    )
+    local: float = setting("weight of the fraction of variance unexplained, here", 0.0, ge=0)
+    in_context: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Causal(TopK):
+    """TopK SAEs whose latents the rest of the model reads as if it were linear in them."""
+
+    weight: float = setting(
+        "of how far logits of mixed latents are from mixed logits, as a share of their variance, "
+        "beside the fraction of variance unexplained",
+        0.1,
+        ge=0,
+    )
+    warmup: float = warmup_setting()
+    in_context: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
 class PCA(TopK):
     """Principal components of the first batch, each with both signs: a baseline, not trained."""
 
@@ -221,8 +253,13 @@ class PCA(TopK):
         return "is the same for all seeds: they would share all latents"
 
 
-def beginning_problem(settings: Settings, d_sae: int, batch_tokens: int) -> str:
-    """Why the first batches of a training do not suffice; nothing if they do."""
+def batch_problem(settings: Settings, d_sae: int, batch_tokens: int, row_tokens: int) -> str:
+    """Why batches are too small, or the first ones too few; nothing if they do."""
+    if settings.in_context * row_tokens > batch_tokens:
+        return (
+            f"= {batch_tokens}: {type(settings).__name__} is trained on whole rows, and a batch "
+            f"must have {settings.in_context} of sequence_length = {row_tokens}"
+        )
     there = settings.beginning * batch_tokens
     if settings.beginning == 1 or there >= d_sae:
         return ""
@@ -246,5 +283,7 @@ SETTINGS: dict[str, type[Any]] = {
     "archetypal": Archetypal,
     "tilted": Tilted,
     "mutual": Mutual,
+    "end_to_end": EndToEnd,
+    "causal": Causal,
     "pca": PCA,
 }

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from faithful_sae.files.checkpoint import Checkpoint
 from faithful_sae.sae.activations import ActivationStream
+from faithful_sae.sae.in_context import InContext, RowStream
 from faithful_sae.sae.recipe import RECIPES, Recipe
 from faithful_sae.sae.sae import TopKSAE, sae_bytes
 from faithful_sae.sae.variants import TopK, Variant
@@ -79,15 +80,17 @@ class Training:
         # batches that the variant is calibrated on
         self.last: deque[Tensor] = deque(maxlen=variant.calibration)
 
-    def evaluate(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill in the `gradients` of step i from a batch x [B, D].
+    def evaluate(
+        self, i: int, x: Tensor, in_context: InContext | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill in the `gradients` of step i from a batch x [B, D], which may be one of whole rows.
 
         Returns:
             (loss, x_hat - x [B, D], how often each latent fired int64 [F]).
         """
         dead = (self.since_fired >= self.dead_after).nonzero().squeeze(-1)
         peers = [peer.sae.W_dec for peer in self.peers]
-        moment = Moment(i / self.n_steps, dead, self.recipe, peers)
+        moment = Moment(i / self.n_steps, dead, self.recipe, peers, in_context)
         return self.variant.loss_and_gradients(self.sae, x, moment, self.gradients)
 
     def step(
@@ -96,12 +99,14 @@ class Training:
         x: Tensor,
         checkpoint: Checkpoint | None = None,
         first: Tensor | None = None,
+        in_context: InContext | None = None,
     ) -> None:
         """Step i of the optimiser, on a batch x [B, D].
 
         Args:
             checkpoint: named in the error.
             first: [N, D], the first batches, for what the variant sets before step 0; None: x.
+            in_context: where the tokens stand, if they are whole rows.
 
         Raises:
             ValueError: a value of x is not finite.
@@ -119,7 +124,7 @@ class Training:
                 (i + 1) / max(recipe.warmup * self.n_steps, 1),
                 (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
             )
-        loss, error, counts = self.evaluate(i, x)
+        loss, error, counts = self.evaluate(i, x, in_context)
         if not torch.isfinite(loss):
             saved = f"; {checkpoint}" if checkpoint else ""
             if not x.isfinite().all():
@@ -224,7 +229,7 @@ class Training:
 
 
 def train_saes(
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor] | Iterable[InContext],
     d_model: int,
     d_sae: int | Sequence[int],
     k: int | Variant | Sequence[int | Variant],
@@ -244,7 +249,7 @@ def train_saes(
 
     Args:
         batches: [B, D], or [.., T, D], of any float dtype; n_tokens in all, batch_tokens in each
-            but perhaps the last.
+            but perhaps the last. A RowStream's for variants that are trained in context.
         d_model: D.
         d_sae: F, for all SAEs or one for each; so are k, lr and n_tokens.
         k: active latents per token of a TopK SAE; or a Variant with settings of its own.
@@ -255,8 +260,8 @@ def train_saes(
         recipe: "default" or "authors" (see recipe.py).
         description: of the progress bar.
         checkpoint: to go on from and to save to now and then; `batches` is an ActivationStream
-            then. On a CPU a training that was killed, however often, ends with the same bytes as
-            one that was not.
+            or a RowStream then. On a CPU a training that was killed, however often, ends with the
+            same bytes as one that was not.
 
     Returns:
         the SAEs in the order of `seeds`, each with `.firing` and `.training_log` (step, loss, fvu,
@@ -299,15 +304,13 @@ def train_saes(
         for training in together:
             training.peers = [other for other in together if other is not training]
     # which it is where there is a checkpoint
-    stream = cast(ActivationStream, batches)
+    stream = cast(ActivationStream | RowStream, batches)
     first = _resume(checkpoint, trainings, stream) if checkpoint else 0
     step = first - 1
     given = iter(batches)
     # read before the first step, for what variants begin with
     most = 0 if first else max(variant.beginning for variant in variants)
-    ahead = deque(
-        _rows(batch, d_model, batch_tokens, i) for i, batch in enumerate(islice(given, most))
-    )
+    ahead = deque(islice(given, most))
     with tqdm(
         total=max(budgets),
         initial=min(first * batch_tokens, max(budgets)),
@@ -316,16 +319,20 @@ def train_saes(
         desc=description,
     ) as bar:
         for step, batch in enumerate(_taken(ahead, given), first):
-            x = _rows(batch, d_model, batch_tokens, step)
+            x, in_context = _rows(batch, d_model, batch_tokens, step)
             for training, tokens in zip(trainings, budgets, strict=True):
                 beginning = None
                 if step == 0:
                     rest = islice(ahead, training.variant.beginning - 1)
-                    beginning = torch.cat([x, *rest])[:tokens]
+                    found = [
+                        _rows(one, d_model, batch_tokens, i)[0] for i, one in enumerate(rest, 1)
+                    ]
+                    beginning = torch.cat([x, *found])[:tokens]
                 if step < training.n_steps:
-                    own = x[: tokens - step * batch_tokens]
-                    training.step(step, own, checkpoint, beginning)
-            bar.update(len(x))
+                    # rows are whole
+                    own = x if in_context else x[: tokens - step * batch_tokens]
+                    training.step(step, own, checkpoint, beginning, in_context)
+            bar.update(min(batch_tokens, max(budgets) - step * batch_tokens))
             last = trainings[0].log[-1]
             if last["step"] == step:
                 bar.set_postfix(
@@ -365,7 +372,9 @@ def _coupled(trainings):
 
 
 def _rows(batch, d_model, batch_tokens, step):
-    """float32 [B, D] of a batch [.., D]."""
+    """(float32 [B, D] of a batch [.., D], where it stands if it is of whole rows)."""
+    if isinstance(batch, InContext):
+        return batch.x, batch
     shape = list(batch.shape)
     if shape[-1:] != [d_model] or not batch.numel():
         raise ValueError(
@@ -376,7 +385,7 @@ def _rows(batch, d_model, batch_tokens, step):
         raise ValueError(
             f"batch {step} has {len(x)} activations, more than batch_tokens = {batch_tokens}"
         )
-    return x
+    return x, None
 
 
 def _save(checkpoint, step, trainings, position):

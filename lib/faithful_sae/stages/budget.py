@@ -3,8 +3,12 @@
 Each formula of a stage's `needs` that another stage has as well stands here, once.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from faithful_sae.lm.architectures import Shape, forward_bytes
 from faithful_sae.runs.schema import Run
+from faithful_sae.sae.settings import SETTINGS
 
 # bytes per logit: logits, log p, log q, three terms of KL, in float32; one in the model's own dtype
 LOGIT = 26
@@ -43,6 +47,19 @@ def group_bytes(run: Run, shape: Shape) -> int:
     most = max(s.buffer_tokens, run.sequence_length)
     tokens = min(s.lm_batch_rows * run.sequence_length, most)
     return forward_bytes(shape, tokens) + 4 * tokens * shape.d_model
+
+
+def context_bytes(run: Run, shape: Shape, variants: Sequence[Any]) -> int:
+    """What a step takes beside that of its SAE where one of some variants (their sections) is
+    trained on whole rows: the rows run as they are, and up to two runs of the rest of the model,
+    with what their derivatives are computed from; of each run the logits, log p and gradients.
+    """
+    if not any(SETTINGS[variant.name].in_context for variant in variants):
+        return 0
+    tokens = run.sae.batch_tokens
+    later = shape.layers - run.layer
+    blocks = (1 + 2 * later) * forward_bytes(shape, tokens) + 3 * 4 * later * tokens * shape.d_model
+    return blocks + 12 * 4 * tokens * shape.vocab_size
 
 
 def saes_bytes(run: Run, shape: Shape, seeds: tuple[int, ...] | None = None) -> int:

@@ -26,7 +26,7 @@ from faithful_sae.runs.schema import (
     key,
 )
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
-from faithful_sae.sae.settings import SETTINGS, beginning_problem
+from faithful_sae.sae.settings import SETTINGS, batch_problem
 
 
 class Published(Section):
@@ -170,7 +170,8 @@ class SAE(Section):
             dependent = self.settings(self.k).dependent
             why = f"{self.variant.name} {dependent}; compare it in architectures.variants"
             need(not dependent, "sae.variant", why)
-            problem = beginning_problem(self.settings(self.k), self.d_sae, self.batch_tokens)
+            sizes = (self.d_sae, self.batch_tokens, run.sequence_length)
+            problem = batch_problem(self.settings(self.k), *sizes)
             need(not problem, "sae.batch_tokens", problem)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "sae.seeds", "must hold at least one seed, and none twice")
@@ -296,7 +297,12 @@ class TrainSAE(Stage):
         from faithful_sae.sae.sae import sae_bytes
         from faithful_sae.sae.train import training_bytes
         from faithful_sae.sae.variants import VARIANTS
-        from faithful_sae.stages.budget import group_bytes, reading_bytes, saving_bytes
+        from faithful_sae.stages.budget import (
+            context_bytes,
+            group_bytes,
+            reading_bytes,
+            saving_bytes,
+        )
 
         s = run.sae
         n = len(s.seeds)
@@ -308,6 +314,7 @@ class TrainSAE(Stage):
             # baselines take less: a pair of them has the moments and gradients of one W_enc
             sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
             work = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+            work += context_bytes(run, shape, [s.variant])
             saved = n * 3 * one
         device = weights(shape) + group_bytes(run, shape) + work
         return Memory(device, reading_bytes(run) + saving_bytes(run, saved))

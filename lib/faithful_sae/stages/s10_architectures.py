@@ -20,9 +20,10 @@ from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
-from faithful_sae.sae.settings import beginning_problem
+from faithful_sae.sae.settings import SETTINGS, batch_problem
 from faithful_sae.stages.budget import (
     budget,
+    context_bytes,
     group_bytes,
     kept_bytes,
     random_tokens_bytes,
@@ -90,7 +91,8 @@ class Architectures(Section):
             need(not problem, f"architectures.variants.{name}", why)
             why = "= 0 penalises nothing: no L0 can be looked for from there"
             need(getattr(variant, "l1", 1), f"architectures.variants.{name}.l1", why)
-            problem = beginning_problem(at.settings(s.k), s.d_sae, s.batch_tokens)
+            sizes = (s.d_sae, s.batch_tokens, run.sequence_length)
+            problem = batch_problem(at.settings(s.k), *sizes)
             need(not problem, "sae.batch_tokens", problem)
             seeds = len(self.seeds or s.seeds)
             group = group_of(variant)
@@ -143,7 +145,8 @@ class ArchitectureStudy(Stage):
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "variant_saes.csv"
         for name in run.architectures.corpora:
-            yield Artefact(folder(run, name), settings(run, VARIED), rows)
+            for whole_rows in streams_of(run):
+                yield Artefact(folder(run, name, whole_rows), settings(run, VARIED), rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
@@ -155,6 +158,7 @@ class ArchitectureStudy(Stage):
         one = sae_bytes(shape.d_model, s.d_sae)
         sizes = (shape.d_model, [s.d_sae] * n, kinds)
         training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+        training += context_bytes(run, shape, [*run.architectures.variants.values()])
         saes = len(self.corpora(run)) * n * one
         measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
         work = max(group_bytes(run, shape) + training, measuring)
@@ -176,7 +180,8 @@ class ArchitectureStudy(Stage):
 
     def tokens(self, run: Run) -> int:
         a = run.architectures
-        streams = len(a.corpora) * (1 + a.searches * bool(penalised(run)))
+        searched = a.searches * bool(penalised(run))
+        streams = len(a.corpora) * (len(streams_of(run)) + searched)
         measured = len(a.corpora) * (a.rows * run.sequence_length + run.sfr.tokens)
         return streams * tokens_read(run, a.tokens) + measured + run.ffr.tokens
 
@@ -217,9 +222,20 @@ def planted_k(variant: AnyVariant) -> int:
     return PLANTED_L0 * (2 if variant.name in PER_TOKEN else 1)
 
 
-def folder(run: Run, corpus: str) -> Path:
-    """The artefact with the compared SAEs of a corpus."""
-    return run.artifacts / "architectures" / corpus / "saes"
+def in_context(variant: AnyVariant) -> bool:
+    """Whether a variant is trained on whole rows."""
+    return bool(SETTINGS[variant.name].in_context)
+
+
+def streams_of(run: Run) -> list[bool]:
+    """What variants are trained on, of each corpus: activations (False), whole rows (True)."""
+    return sorted({in_context(variant) for variant in run.architectures.variants.values()})
+
+
+def folder(run: Run, corpus: str, in_context: bool = False) -> Path:
+    """The artefact with the compared SAEs of a corpus, those trained on whole rows apart."""
+    place = "in_context" if in_context else "saes"
+    return run.artifacts / "architectures" / corpus / place
 
 
 def _trained_together(run):
@@ -255,9 +271,13 @@ def train_variants(run: Run, lm: Any) -> tuple[dict[tuple, Any], pd.DataFrame]:
             others = [v for v in a.variants if v not in found and group_of(a.variants[v]) == 1]
             wanted += [_entry(run, v, l0, seeds[0]) for v in others for l0 in a.l0]
             saes |= searched
-        made, table = _trained(run, name, lm, text, folder(run, name), wanted)
-        saes |= made
-        parts += [table, *looked]
+        parts += looked
+        for whole_rows in streams_of(run):
+            together = [entry for entry in wanted if bool(entry["k"].in_context) == whole_rows]
+            place = folder(run, name, whole_rows)
+            made, table = _trained(run, name, lm, text, place, together)
+            saes |= made
+            parts.append(table)
     summary = pd.concat(parts, ignore_index=True)
     write_rows(run, "variant_saes", summary)
     return saes, summary
@@ -405,15 +425,17 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
 def planted_ladder(run: Run) -> pd.DataFrame:
     """Every variant, with its settings of the study, on worlds whose features are known, unless
     that was done before; writes and returns the rows `variant_planted`, as metrics.planted.ladder.
+    Not those whose loss needs a language model: no world has one.
     """
     from faithful_sae.metrics.planted import ladder
     from faithful_sae.stages.training import variant_of
 
     a = run.architectures
     seeds = seeds_of(run)
+    sections = {name: variant for name, variant in a.variants.items() if not in_context(variant)}
     parameters = {
         "variants": {
-            name: plain(section) | {"k": planted_k(section)} for name, section in a.variants.items()
+            name: plain(section) | {"k": planted_k(section)} for name, section in sections.items()
         },
         "seeds": seeds,
         "d_sae": PLANTED_LATENTS,
@@ -425,7 +447,7 @@ def planted_ladder(run: Run) -> pd.DataFrame:
     if not is_current(place, made.key):
         variants = {
             name: variant_of(run.sae.changed(variant=section), planted_k(section))
-            for name, section in a.variants.items()
+            for name, section in sections.items()
         }
         with atomic_path(place) as tmp:
             tmp.mkdir(parents=True)

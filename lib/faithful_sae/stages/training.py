@@ -26,6 +26,7 @@ from faithful_sae.runs.schema import BASELINES, Run, plain
 from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.formats.hooks import hook_name
+from faithful_sae.sae.in_context import RowStream
 from faithful_sae.sae.train import train_saes, training_disk
 from faithful_sae.sae.variants import VARIANTS, FrozenDecoder, RandomDictionary, Variant
 from faithful_sae.stages.corpus import corpus, rows_key
@@ -266,7 +267,8 @@ def train_stream(
     label: str = "seed",
     note: str = "",
 ) -> None:
-    """Train SAEs from one stream of activations into one artefact, unless it is there already.
+    """Train SAEs from one stream into one artefact, unless it is there already: of activations, or
+    of whole rows where their variants are trained in context, all of them.
 
     Args:
         run: whose section `sae` is followed.
@@ -296,7 +298,10 @@ def train_stream(
     space = training_disk(lm.d_model, d_saes, [type(variant) for variant in variants])
     require_space(folder, space, f"training the SAEs of {name}")
     remove_others(checkpoint.path)  # of trainings that were given up for one with other parameters
-    stream = activation_stream(run, name, rows, lm, max(budgets))
+    if variants[0].in_context:
+        stream = row_stream(run, rows, lm, max(budgets))
+    else:
+        stream = activation_stream(run, name, rows, lm, max(budgets))
     at = "" if run.hook == "residual" else f", {run.hook} output"
     saes = train_saes(
         stream,
@@ -376,6 +381,20 @@ def activation_stream(
         include_bos=s.include_bos,
         seed=s.data_seed,
         cache=activation_cache(run, name, rows, lm) if s.cache_activations else None,
+        max_norm=s.max_norm,
+    )
+
+
+def row_stream(run: Run, rows: TokenRows, lm: LanguageModel, n_tokens: int) -> RowStream:
+    """The rows of a corpus in the order in which SAEs are trained on them in context."""
+    s = run.sae
+    return RowStream(
+        lm,
+        rows.train,
+        n_tokens=n_tokens,
+        batch_tokens=s.batch_tokens,
+        include_bos=s.include_bos,
+        seed=s.data_seed,
         max_norm=s.max_norm,
     )
 

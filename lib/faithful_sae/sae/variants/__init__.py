@@ -5,13 +5,17 @@ and their source on top, and a class of its settings and Variant (see base.py). 
 SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`); Dense says
 the first and last of them. It may say what it trains (`parameters`), what the data decide before
 the first step (`begin`), where parameters must stay (`constrain`), and what the trained SAE is in
-use (`finish`). Gradients are autograd's unless `loss_and_gradients` has faster ones. Then name it
+use (`finish`). One that differs from TopK in its distance alone is an OwnDistance (topk.py), and
+what the language model makes of x_hat is in the Moment of a step where its settings say
+`in_context`. Gradients are autograd's unless `loss_and_gradients` has faster ones. Then name it
 in VARIANTS.
 """
 
 from faithful_sae.sae.variants.archetypal import Archetypal
 from faithful_sae.sae.variants.base import Variant
 from faithful_sae.sae.variants.batch_topk import BatchTopK
+from faithful_sae.sae.variants.causal import Causal
+from faithful_sae.sae.variants.end_to_end import EndToEnd
 from faithful_sae.sae.variants.feature_choice import FeatureChoice
 from faithful_sae.sae.variants.gated import Gated
 from faithful_sae.sae.variants.jumprelu import JumpReLU
@@ -39,6 +43,8 @@ VARIANTS: dict[str, type[Variant]] = {
     "archetypal": Archetypal,
     "tilted": Tilted,
     "mutual": Mutual,
+    "end_to_end": EndToEnd,
+    "causal": Causal,
     "frozen_decoder": FrozenDecoder,
     "random_dictionary": RandomDictionary,
     "pca": PCA,

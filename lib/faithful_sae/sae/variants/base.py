@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from faithful_sae.sae.in_context import InContext
 from faithful_sae.sae.recipe import Recipe
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.settings import Settings
@@ -38,12 +39,28 @@ class Moment:
         dead: int64, the latents that have not fired for so long that they count as dead.
         recipe: of the training.
         peers: [F, D] each, W_dec of the SAEs that this one is coupled with.
+        in_context: where the tokens stand, for a variant that is trained on whole rows.
     """
 
     share: float
     dead: Tensor
     recipe: Recipe
     peers: Sequence[Tensor] = ()
+    in_context: InContext | None = None
+
+    @property
+    def batch(self) -> InContext:
+        """`in_context`, for a variant that cannot be trained without.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.in_context is None:
+            raise ValueError(
+                "this variant looks at what the language model makes of x_hat: it is trained on "
+                "batches of whole rows (RowStream), not of activations alone"
+            )
+        return self.in_context
 
     def ramp(self, warmup: float) -> float:
         """Rises from 0 to 1 over a share of the steps, then stays."""

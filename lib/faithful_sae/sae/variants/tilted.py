@@ -12,23 +12,15 @@ import math
 from torch import Tensor
 
 from faithful_sae.sae import settings
-from faithful_sae.sae.variants.base import spread
-from faithful_sae.sae.variants.topk import TopK
+from faithful_sae.sae.variants.base import Moment, spread
+from faithful_sae.sae.variants.topk import OwnDistance
 
 
-class Tilted(settings.Tilted, TopK):
+class Tilted(settings.Tilted, OwnDistance):
     """TopK that weighs tokens more the worse they are reconstructed, for what is rare."""
 
-    def distance(self, x: Tensor, error: Tensor) -> Tensor:
-        scale, tilted = self._tilted(x, error)
-        return scale / x.shape[-1] * (tilted.logsumexp(0) - math.log(len(x))) / self.tilt
-
-    def distance_gradient(self, x: Tensor, error: Tensor) -> Tensor:
-        weights = self._tilted(x, error)[1].softmax(0)
-        return error * (weights[:, None] * (2 / x.shape[-1]))
-
-    def _tilted(self, x, error):
-        """(s^2, t l [B])."""
+    def distance(self, x: Tensor, error: Tensor, moment: Moment) -> Tensor:
         # a token alone has no spread
         scale = spread(x).clamp(min=1e-12).square()
-        return scale, error.square().sum(-1) / scale * self.tilt
+        tilted = error.square().sum(-1) / scale * self.tilt
+        return scale / x.shape[-1] * (tilted.logsumexp(0) - math.log(len(x))) / self.tilt

@@ -12,6 +12,8 @@ by hand and by kernels, which read and write the rows of active latents alone: t
 latents, whose values differ by rounding, since float32 sums are taken in another order.
 """
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,20 +35,22 @@ class TopK(settings.TopK, Variant):
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         return TopKSAE(d_model, d_sae, self.k, seed, device)
 
-    def distance(self, x: Tensor, error: Tensor) -> Tensor:
+    def distance(self, x: Tensor, error: Tensor, moment: Moment) -> Tensor:
         """Of x_hat from tokens x [B, D] with x_hat - x = `error`: the mean of error^2, unless a
         variant differs.
         """
         return error.square().mean()
 
-    def distance_gradient(self, x: Tensor, error: Tensor) -> Tensor:
-        """The derivative of `distance` for the error, [B, D]."""
-        return error * (2 / x.numel())
+    def distance_and_gradient(
+        self, x: Tensor, error: Tensor, moment: Moment
+    ) -> tuple[Tensor, Tensor]:
+        """`distance`, and its derivative for the error [B, D]."""
+        return error.square().mean(), error * (2 / x.numel())
 
     def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         values, indices = sae.encode_topk(x)
         error = sae.decode_topk(values, indices) - x
-        loss = self.distance(x, error) + auxk(sae, x, error, moment)
+        loss = self.distance(x, error, moment) + auxk(sae, x, error, moment)
         return loss, error, firing_counts(values, indices, sae.d_sae)
 
     def loss_and_gradients(
@@ -57,8 +61,7 @@ class TopK(settings.TopK, Variant):
         values, indices = encode(x, encoder, sae.b_enc, sae.b_dec, self.k)
         error = decode(values, indices, sae.W_dec).add_(sae.b_dec).sub_(x)
         centred = x - sae.b_dec
-        loss = self.distance(x, error)
-        to_x_hat = self.distance_gradient(x, error)
+        loss, to_x_hat = self.distance_and_gradient(x, error, moment)
         dead = moment.dead
         of_dead = {}
         if len(dead):
@@ -92,6 +95,22 @@ class TopK(settings.TopK, Variant):
         """
         weights = 2 * d_sae * d_model + 4 * 4 * d_sae * d_model
         return weights + 3 * 4 * batch_tokens * d_sae + 4 * 4 * batch_tokens * d_model
+
+
+class OwnDistance(TopK):
+    """TopK with another distance, whose derivative is autograd's."""
+
+    @abstractmethod
+    def distance(self, x: Tensor, error: Tensor, moment: Moment) -> Tensor: ...
+
+    def distance_and_gradient(
+        self, x: Tensor, error: Tensor, moment: Moment
+    ) -> tuple[Tensor, Tensor]:
+        leaf = error.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.distance(x, leaf, moment)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient
 
 
 def auxk(sae: TopKSAE, x: Tensor, error: Tensor, moment: Moment) -> Tensor | float:
