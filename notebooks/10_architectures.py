@@ -62,10 +62,11 @@ print(f"{len(study.seeds or run.sae.seeds)} seeds, {study.tokens:,} tokens each"
 # %% [markdown]
 # ## Training
 #
-# All SAEs of a corpus see the same tokens in the same order. Where a variant has a penalty, the
-# first seed is trained with several of them. L0 falls about as a power of the penalty, so that the
-# next one is read off a line in logarithms. Below is what was tried on the first corpus: each row
-# should bring L0 closer to the wanted one.
+# All SAEs of a corpus see the same tokens in the same order, except for those whose loss looks at
+# what the model makes of the reconstruction: these see whole rows of it. Where a variant has a
+# penalty, the first seed is trained with several of them. L0 falls about as a power of the penalty,
+# so that the next one is read off a line in logarithms. Below is what was tried on the first
+# corpus: each row should bring L0 closer to the wanted one.
 
 # %%
 lm = open_model(run)
@@ -121,11 +122,13 @@ Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.sp
 #
 # By the rule of notebook 07, over seeds. Where the L0 of SAEs that are compared is not the same
 # within a tenth, the question cannot be tested with them; nor where they explain less than half of
-# the variance, as variants with a penalty do after a short training. Some variants are
-# in the tables and in no verdict, since their seeds are not independent. `mutual` couples seeds in
-# training: its SFR is that between groups, and beside it is that of coupled ones, which has been
-# asked of them. `archetypal` begins at centroids that all seeds share, `archetypal_own` at its own.
-# `pca`, a baseline, is the same for all seeds, and shares everything.
+# the variance, as variants with a penalty do after a short training. End-to-end SAEs are not
+# trained to explain variance: they must keep half of the CE that x = 0 in their place would cost.
+#
+# Some variants are in the tables and in no verdict, since their seeds are not independent. `mutual`
+# couples seeds in training: its SFR is that between groups, and beside it is that of coupled ones,
+# which has been asked of them. `archetypal` begins at centroids that all seeds share,
+# `archetypal_own` at its own. `pca`, a baseline, is the same for all seeds, and shares everything.
 
 # %%
 save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
@@ -143,10 +146,10 @@ save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
 # latent fires in place of its parent's, the parent's recall falls: absorption.
 #
 # Variants have the settings of the study, but all are trained with one learning rate, and no
-# penalty is looked for. Where every token has the same number of latents, it has room for twice as
-# many features as the mean. So the rows are not at one L0: read them with it. *published* are the
-# numbers of SynthSAEBench at an L0 of 25, whose world is far larger and whose features hang
-# together.
+# penalty is looked for. Those that need a language model are not here. Where every token has the
+# same number of latents, it has room for twice as many features as the mean. So the rows are not at
+# one L0: read them with it. *published* are the numbers of SynthSAEBench at an L0 of 25, whose
+# world is far larger and whose features hang together.
 
 # %%
 rows["variant_planted"] = planted_ladder(run)

@@ -43,7 +43,11 @@ PUBLISHED = {
 }
 STUDY = {
     "corpora": ["faithful", "text"],
-    "variants": {"topk": {"name": "topk"}, "gated": {"name": "gated"}},
+    "variants": {
+        "topk": {"name": "topk"},
+        "gated": {"name": "gated"},
+        "e2e": {"name": "end_to_end"},
+    },
     "tokens": 400,
     "l0": [2],
     "searches": 2,

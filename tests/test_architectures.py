@@ -224,7 +224,7 @@ def test_a_study_without_massive_activations_shows_both(make_run):
 SEEDS = [42, 49, 1, 2]
 
 
-def planted(run, sfr, ffr, l0=None, explained=None):
+def planted(run, sfr, ffr, l0=None, explained=None, recovered=0.9):
     """Rows of a study with given numbers: {(variant, corpus): mean}, with some noise over seeds
     that is another for each.
     """
@@ -256,6 +256,7 @@ def planted(run, sfr, ffr, l0=None, explained=None):
             "point": "L0 4",
             "seed": seed,
             "explained_variance": (explained or {}).get((v, c), 0.8) if evaluated_on == c else 0.0,
+            "ce_recovered": recovered,
         }
         for v, c in ffr
         for evaluated_on in ("text", "again")
@@ -354,6 +355,18 @@ def test_saes_that_explain_too_little_are_not_compared(run):
     verdict = {question.split(":")[0]: v for question, v in found.items() if "SFR is h" in question}
     assert verdict["batch"] == NOT_TESTABLE
     assert verdict["topk"] == AGREES
+
+
+@pytest.mark.parametrize("recovered, expected", [(0.9, AGREES), (0.4, NOT_TESTABLE)])
+def test_of_end_to_end_saes_the_ce_that_they_recover_decides(make_run, recovered, expected):
+    study = STUDY | {"variants": {"e2e": {"name": "end_to_end"}}, "seeds": SEEDS}
+    run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
+    sfr = {("e2e", corpus): 0.5 + 0.1 * (corpus == "text") for corpus in STUDY["corpora"]}
+    explained = dict.fromkeys(sfr, 0.3)
+    numbers = {"sfr": sfr, "ffr": dict.fromkeys(sfr, 3.0)}
+    found = verdicts(run, **numbers, explained=explained, recovered=recovered)
+    (verdict,) = (v for question, v in found.items() if question.startswith("e2e: SFR"))
+    assert verdict == expected
 
 
 # --- parameters and workflow ----------------------------------------------------------------------

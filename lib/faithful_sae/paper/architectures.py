@@ -14,12 +14,13 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import point_at, seeds_of
+from faithful_sae.stages.s10_architectures import in_context, point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
 AT_ONE_L0 = 0.1
-# SAEs that explain a smaller share of the variance were not trained to the end, if at all
+# SAEs that explain a smaller share of the variance (of CE, where that is what they are trained for)
+# were not trained to the end, if at all
 EXPLAINED = 0.5
 # of SynthSAEBench-16k: SAEs of 4,096 latents with L0 25, means of its seeds (Chanin and
 # Garriga-Alonso 2026, arXiv 2602.14687; deviations are at most .006)
@@ -189,7 +190,8 @@ def planted(run: Run, rows: Rows) -> pd.DataFrame:
     found = {measure: values_by(table, ["variant", "rung"], measure) for measure in shown}
     records: list[Record] = []
     for called, variant in run.architectures.variants.items():
-        for rung in dict.fromkeys(table.rung):
+        # none, where the loss needs a language model
+        for rung in dict.fromkeys(table.loc[table.variant == called].rung):
             record: Record = {"variant": called, "world": rung}
             for measure, name in shown.items():
                 estimate = mean_over_seeds(found[measure][called, rung])
@@ -211,7 +213,7 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     if len(seeds_of(run)) < 2:
         return table_of([])
     values = _values(run, rows)
-    values["explained_variance"] = _explained(run, rows)
+    values["explained"] = _explained(run, rows)
     own, other = run.architectures.corpora
     against = heading(run, other)
     table: list[Record] = []
@@ -241,9 +243,14 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
 
 
 def _explained(run, rows):
-    """As _values, on the SAEs' own text."""
+    """As _values, on the SAEs' own text: the share that they explain of what their loss keeps, the
+    variance, or the CE that x = 0 costs.
+    """
     own = _on_own_text(_compared(run, rows["variant_fidelity"]))
-    return values_by(own, ["variant", "trained_on"], "explained_variance")
+    variants = run.architectures.variants
+    kept = own.variant.map(lambda name: in_context(variants[name]))
+    shares = own.explained_variance.where(~kept, own.ce_recovered)
+    return values_by(own.assign(share=shares), ["variant", "trained_on"], "share")
 
 
 def _case(run, values, name, which, difference):
@@ -252,9 +259,11 @@ def _case(run, values, name, which, difference):
     off = [l0 for l0 in l0s if abs(l0 / run.sae.k - 1) > AT_ONE_L0]
     said = " and ".join(f"{l0:.1f}" for l0 in l0s)
     excluded = f"L0 {said} is not the {run.sae.k} of the others" if off else None
-    explained = min(mean_over_seeds(values["explained_variance"][one]).value for one in which)
+    explained = min(mean_over_seeds(values["explained"][one]).value for one in which)
     if explained < EXPLAINED:
-        excluded = f"explains {explained:.2f} of the variance: trained too shortly to compare"
+        what = {in_context(run.architectures.variants[variant]) for variant, _ in which}
+        kept = "CE" if True in what else "the variance"
+        excluded = f"explains {explained:.2f} of {kept}: trained too shortly to compare"
     return Case(name, (difference,), excluded=excluded)
 
 
