@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls
+from sklearn.linear_model import Lasso
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from conftest import SEED_DEPENDENCE
@@ -314,6 +315,38 @@ def test_relu_is_not_cheated_by_moving_a_factor_to_the_decoder():
     c = torch.linspace(0.1, 4, F).double()
     moved.W_enc, moved.b_enc, moved.W_dec = sae.W_enc * c, sae.b_enc * c, sae.W_dec / c[:, None]
     assert evaluated(variant, moved)[0] == pytest.approx(evaluated(variant, sae)[0], rel=1e-12)
+
+
+def sparse_coding(x, sae, l1):
+    """The least loss of any latents with a decoder of unit rows, by scikit-learn's Lasso, whose
+    objective is 1 / (2 D) |x - b_dec - f W_dec|^2 + alpha sum f.
+    """
+    s = spread(x).item()
+    alpha = l1 * s / (2 * D)
+    solver = Lasso(alpha, positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000)
+    centred, rows = (x - sae.b_dec).numpy(), sae.W_dec.numpy()
+    f = np.stack([solver.fit(rows.T, token).coef_ for token in centred])
+    return ((centred - f @ rows) ** 2).mean() + l1 * s / D * f.sum(1).mean()
+
+
+def test_no_encoder_does_better_than_sparse_coding():
+    variant = ReLU(0.3, warmup=0)
+    sae = some(variant)
+    sae.W_dec = torch.nn.functional.normalize(sae.W_dec, dim=-1)
+    loss, _ = evaluated(variant, sae)
+    assert loss > sparse_coding(X, sae, 0.3)
+
+
+def test_with_orthogonal_directions_an_encoder_is_sparse_coding():
+    """Each latent is its coordinate less l1 s / 2."""
+    variant = ReLU(0.3, warmup=0)
+    sae = variant.new(D, 2 * D, 1, "cpu")
+    sae.W_dec = torch.cat([torch.eye(D), -torch.eye(D)]).double()
+    sae.W_enc = sae.W_dec.T
+    sae.b_dec = X.mean(0)
+    sae.b_enc = torch.full((2 * D,), -0.15 * spread(X).item()).double()
+    loss, *_ = variant.loss(sae, X, moment())
+    assert loss.item() == pytest.approx(sparse_coding(X, sae, 0.3), rel=1e-8)
 
 
 def test_a_lone_feature_is_shrunk_by_half_the_penalty():

@@ -405,8 +405,10 @@ def _probe_bars(ax, data, metric, colours):
                 x = group + (j - (len(colours) - 1) / 2) * width
                 bar(x, 0.95 * width, part.iloc[0], colours[name])
     ax.axhline(baseline, color="0.4", linewidth=0.5, linestyle=":")
-    values = data.loc[:, metric]
-    ax.set_ylim(max(values.min() - 0.12, 0), min(values.max() + 0.04, 1.0))
+    values, half = data[metric], data[f"{metric}{HALF}"].fillna(0)
+    # bars are some height, and whiskers whole
+    low = min(values.min() - 0.12, (values - half).min() - 0.01)
+    ax.set_ylim(max(low, 0), min((values + half).max() + 0.01, 1.0))
     ax.set_xticks(range(3), ["baseline", "SAE", "recon."])
 
 
