@@ -35,7 +35,7 @@ RUN      = --engine "$(ENGINE)" --cores "$(CORES)" $(if $(GPUS),--gpus "$(GPUS)"
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:.*## /	/' | expand -t 14
-	@echo; echo "Variables: PROFILE=smoke|laptop|smollm2|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", STUDIES=architectures, CORES=n, GPUS=n,"
+	@echo; echo "Variables: PROFILE=smoke|laptop|smollm2|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", STUDIES=\"architectures layer_groups\", CORES=n, GPUS=n,"
 	@echo "           WORKERS=n, ENGINE=local|slurm, PROBE=0, VERBOSE=1"
 
 paper: ready  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)

@@ -220,6 +220,7 @@ probing:
 seed_dependence: null
 features: null
 architectures: null
+layer_groups: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -54,6 +54,7 @@ STUDY = {
     "rows": 4,
     "planted": 600,
 }
+LAYERS = {"corpus": "text", "within": 0.6, "tokens": 300, "rows": 4}
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {
     "sae.seeds": [42],
@@ -116,7 +117,7 @@ def write_batch_topk(sae, folder):
 def run(make_run, tmp_path, request):
     """A run of the architecture; it has every notebook there is."""
     places = make_run().file.parent
-    changes = CHANGES | {"architectures": STUDY} | MODEL[request.param]
+    changes = CHANGES | {"architectures": STUDY, "layer_groups": LAYERS} | MODEL[request.param]
     vocabulary = changes.pop("vocabulary", 64)
     folder = tmp_path / "model"
     model = make_model(request.param, vocabulary, context=changes.pop("context", 32))
