@@ -16,7 +16,7 @@ from faithful_sae.paper.plots.style import (
     styled,
 )
 
-STYLES = ("-", "--")
+STYLES = ("-", "--", ":")
 
 
 @styled
@@ -60,7 +60,7 @@ def curves(data: DataFrame) -> Figure:
     compared.
     """
     figure, axes = grid(2, 2, 2.6)
-    looks = itertools.product(STYLES, COLOURS)
+    looks = itertools.cycle(itertools.product(STYLES, COLOURS))
     for ((variant,), part), (style, colour) in zip(groups(data, "variant"), looks, strict=False):
         some = part.loc[part.l0 > 0]
         for ax, column in zip(axes, ("explained_variance", "ce_diff"), strict=True):
