@@ -13,8 +13,9 @@ case "$venv" in
     .venv-browser) sources=".venv/.stamp tests/browser/requirements.txt" ;;
 esac
 
+# files are compiled when they are first imported: three of four never are
 pip() {
-    "$python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
 }
 
 old=no

@@ -24,7 +24,9 @@ def distances(data: DataFrame) -> Figure:
         first, last = layers.index(part.layer_a.min()), layers.index(part.layer_a.max())
         size = last - first + 1
         where = (first - 0.5, first - 0.5)
-        ax.add_patch(Rectangle(where, size, size, fill=False, edgecolor="0.1", linewidth=1.2))
+        # whole, where it lies on the edge
+        look = {"fill": False, "edgecolor": "0.1", "linewidth": 1.2, "clip_on": False}
+        ax.add_patch(Rectangle(where, size, size, **look))
     step = max(len(layers) // 10, 1)
     places = range(0, len(layers), step)
     names = [str(layers[i]) for i in places]
