@@ -25,14 +25,16 @@
 #
 # $$ d(p, q) = \frac{1}{\pi} \, \mathrm{mean}_t \arccos \cos(x_t^p, x_t^q) , $$
 #
-# 0 where they point the same way and ½ where they are orthogonal. Neighbours are joined as long as
-# the largest distance within a group, mean over groups, stays below a limit.
+# 0 where they point the same way and ½ where they are orthogonal. Neighbours are joined, the
+# closest first. There are as few groups as a limit of AMAD allows, the mean over groups of the
+# largest distance within one.
 #
 # **Exhibits.** `layer_distances`, `layer_groups`.
 
 # %%
 from IPython.display import Image
 
+from faithful_sae.metrics.layers import amad
 from faithful_sae.paper import layers as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.layers import distances
@@ -90,13 +92,14 @@ save_table(run, "layer_groups", shown.table(run, rows), digits=3)
 # %% [markdown]
 # ## Check
 #
-# A distance is an angle in units of half a turn, and no layer differs from itself. Each layer is in
-# one group.
+# AMAD, the mean over groups of the largest distance within one, stays below the limit. And a group
+# has one decoder: scaled to another layer, it shares as many features between seeds.
 
 # %%
-own = table.loc[table.layer_a == table.layer_b, "distance"]
-assert (own == 0).all(), "a layer differs from itself"
-assert table.distance.between(0, 1).all(), "a distance is no angle"
-members = [layer for group in groups for layer in group]
-assert members == sorted(set(table.layer_a)), "a layer is in no group, or in two"
-print(f"{len(members)} layers in {len(groups)} groups")
+matrix = table.pivot(index="layer_a", columns="layer_b", values="distance")
+within = amad(matrix.to_numpy(), [[matrix.index.get_loc(i) for i in group] for group in groups])
+print(f"AMAD of {len(groups)} groups: {within:.3f}, at most {study.within}")
+assert within <= study.within or len(groups) == len(matrix), f"AMAD is {within:.3f}"
+grouped = rows["layer_sfr"].query("kind == 'group'")
+spread = grouped.groupby(["group", "seed_a", "seed_b"]).sfr.agg(lambda sfr: sfr.max() - sfr.min())
+assert (spread == 0).all(), f"SFR of a group differs by {spread.max():.3f} between its layers"

@@ -29,6 +29,8 @@ from faithful_sae.stages.saes import load_saes
 
 CHANGES = {
     "generate.tokens": 3000,
+    # whole rows, for a variant that is trained on them
+    "sae.batch_tokens": 60,
     "fidelity.corpora": ["faithful", "text"],
     "seed_dependence": SEED_DEPENDENCE,
     "features": FEATURES,

@@ -357,11 +357,21 @@ def test_saes_that_explain_too_little_are_not_compared(run):
     assert verdict["topk"] == AGREES
 
 
-@pytest.mark.parametrize("recovered, expected", [(0.9, AGREES), (0.4, NOT_TESTABLE)])
-def test_of_end_to_end_saes_the_ce_that_they_recover_decides(make_run, recovered, expected):
-    study = STUDY | {"variants": {"e2e": {"name": "end_to_end"}}, "seeds": SEEDS}
-    run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
-    sfr = {("e2e", corpus): 0.5 + 0.1 * (corpus == "text") for corpus in STUDY["corpora"]}
+@pytest.mark.parametrize(
+    "own, recovered, expected",
+    [
+        ({}, 0.9, AGREES),
+        ({}, 0.4, NOT_TESTABLE),
+        # then it is trained to explain the variance, too
+        ({"local": 1.0}, 0.9, NOT_TESTABLE),
+    ],
+)
+def test_of_end_to_end_saes_the_ce_that_they_recover_decides(make_run, own, recovered, expected):
+    variants = {"e2e": {"name": "end_to_end"} | own, "topk": {"name": "topk"}}
+    study = STUDY | {"variants": variants, "seeds": SEEDS}
+    run = make_run(CHANGES | {"sae.seeds": SEEDS, "sae.batch_tokens": 60, "architectures": study})
+    keys = itertools.product(variants, STUDY["corpora"])
+    sfr = {key: 0.5 + 0.1 * (key[1] == "text") for key in keys}
     explained = dict.fromkeys(sfr, 0.3)
     numbers = {"sfr": sfr, "ffr": dict.fromkeys(sfr, 3.0)}
     found = verdicts(run, **numbers, explained=explained, recovered=recovered)
@@ -382,6 +392,7 @@ def test_of_end_to_end_saes_the_ce_that_they_recover_decides(make_run, recovered
         ({"seeds": [7]}, r"architectures\.seeds = \[7\] must list some of sae\.seeds"),
         ({"variants": {}}, "architectures.variants must be a mapping with at least one entry"),
         ({"variants": {"a": {"name": "relu", "l1": 0.0}}}, r"variants\.a\.l1 = 0 penalises"),
+        ({"variants": {"a": {"name": "end_to_end"}}}, "all trained on whole rows: name one"),
         ({"variants": {"a": {"name": "elu"}}}, r"variants\.a\.name must be one of topk, relu"),
         (
             {"variants": {"a": {"name": "switch", "experts": 5}}},

@@ -1,6 +1,7 @@
 """Retrieval by BM25: by hand, and as a corpus of a run."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import VALUES
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.text import documents, text_hash
+from faithful_sae.stages.text import documents, source_problems, text_hash
 from faithful_sae.text.bm25 import BM25, most_like
 
 THREE = ["the cat sat", "The dog, the cat!", "a bird flew over the old stone house"]
@@ -81,7 +82,7 @@ def test_another_subject_is_another_text(make_run, subject, tmp_path):
     "text, message",
     [
         (None, "no such file"),
-        (b"", "it holds no text"),
+        (b"--- !", "it holds no word"),
         (b"caf\xe9", "not UTF-8"),
     ],
 )
@@ -91,6 +92,21 @@ def test_a_subject_that_cannot_be_is_refused_before_any_work(make_run, tmp_path,
     retrieve = {"like": str(tmp_path / "subject.txt"), "share": 0.5}
     with pytest.raises(ParamsError, match=rf"corpora\.text\.retrieve\.like.*{message}"):
         make_run({"corpora.text.retrieve": retrieve})
+
+
+def test_a_subject_without_a_word_of_the_corpus_is_found_before_any_work(make_run, subject):
+    (Path(subject["like"])).write_text("elsewhere")
+    run = make_run({"corpora.text.retrieve": subject})
+    (said,) = source_problems(run)
+    assert "corpora.text.retrieve.like" in said and "has a word of it" in said
+
+
+def test_another_share_is_another_text(make_run, subject):
+    hashes = {
+        text_hash(make_run({"corpora.text.retrieve": subject | {"share": share}}), "text")
+        for share in (0.25, 0.5)
+    }
+    assert len(hashes) == 2
 
 
 def test_generated_text_is_not_retrieved(make_run, subject):

@@ -125,6 +125,17 @@ def test_derivatives_are_those_of_differences_and_none_are_the_models(any_lm, ro
     with torch.no_grad():
         differences = (loss(x_hat + step) - loss(x_hat - step)).item() / 2e-2
     assert (x_hat.grad * direction).sum().item() == pytest.approx(differences, rel=0.02)
+    assert all(w.grad is None for w in any_lm.model.parameters())
+
+
+@pytest.mark.parametrize("hook", ["mlp", "attention"])
+def test_what_a_block_adds_is_replaced_too(model_folders, rows, hook):
+    lm = load_model(model_folders["gpt2"], 1, "cpu", "float32", hook=hook)
+    ids = torch.from_numpy(rows)
+    batch = InContext(lm, ids)
+    whole = batch.rows(torch.zeros_like(batch.x))
+    assert torch.equal(batch.run(whole).logits, lm.spliced_logits(ids, whole))
+    close(batch.run(batch.rows(batch.x)).logits, batch.original.logits, 1e-5)
 
 
 def test_a_batch_of_whole_rows_is_one_of_each_row_in_every_pass(lm, rows):
@@ -175,6 +186,25 @@ def test_its_gradient_with_a_linear_head_is_that_of_softmax():
     p, q = ((x @ HEAD).softmax(-1) for x in (rest.x, rest.x + error))
     scale = rest.x.var(0, correction=0).mean()
     close(gradient, scale * (q - p) @ HEAD.T / len(rest.x))
+
+
+def test_derivatives_do_not_vanish_in_a_model_of_float16():
+    """With many words each probability changes by little, and a mean's share of that is less than
+    float16's least number.
+    """
+    head = 0.3 * torch.randn(D, 20_000, generator=torch.Generator().manual_seed(4)).half()
+
+    def rest_of(dtype):
+        rows = drawn(60, T, D)
+        return Rest(lambda rows: (rows.to(dtype) @ head.to(dtype)).to(rows), rows=rows)
+
+    found = []
+    for dtype in (torch.float64, torch.float16):
+        rest = rest_of(dtype)
+        error = 0.1 * rest.x.roll(1, 0)
+        variant = EndToEnd(K, downstream=0)
+        found.append(variant.distance_and_gradient(rest.x, error, moment(rest))[1])
+    assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
 
 
 def test_streams_that_stay_as_they_are_have_the_local_error():
@@ -297,10 +327,11 @@ def test_its_weight_rises_with_the_warm_up():
 # --- training -------------------------------------------------------------------------------------
 
 
-def trained(lm, rows, variant, checkpoint=None, seeds=(0,), tokens=200 * 24):
-    stream = stream_of(lm, rows, tokens)
-    sizes = (lm.d_model, 24, variant, seeds)
-    return train_saes(stream, *sizes, 3e-3, tokens, 24, checkpoint=checkpoint)
+def trained(lm, rows, variant, batch=24):
+    stream = RowStream(
+        lm, rows, n_tokens=200 * batch, batch_tokens=batch, include_bos=False, seed=3
+    )
+    return train_saes(stream, lm.d_model, 24, variant, [0], 3e-3, 200 * batch, batch)
 
 
 def test_end_to_end_saes_keep_more_of_what_the_model_does_and_less_of_x(lm, rows):
@@ -318,7 +349,7 @@ def test_end_to_end_saes_keep_more_of_what_the_model_does_and_less_of_x(lm, rows
 def test_the_causal_loss_makes_the_rest_more_linear(lm, rows):
     found = {}
     for weight in (0.0, 30.0):
-        (sae,) = trained(lm, rows, Causal(2, weight))
+        (sae,) = trained(lm, rows, Causal(2, weight), 36)
         batch = InContext(lm, torch.from_numpy(rows))
         found[weight] = nonlinear(batch, sae.reconstruct(batch.x) - batch.x)
     assert found[30.0] < found[0.0] / 2
@@ -329,7 +360,15 @@ def test_a_training_that_is_broken_off_ends_with_the_same_bytes(lm, rows, tmp_pa
         pass
 
     variants = [EndToEnd(2), Causal(2)]
-    whole = trained(lm, rows, variants, seeds=(0, 1), tokens=7 * 24)
+
+    def run(checkpoint=None):
+        own = {"n_tokens": 7 * 36, "batch_tokens": 36, "include_bos": False, "seed": 3}
+        stream = RowStream(lm, rows, **own, max_norm=1.1)
+        sizes = (lm.d_model, 24, variants, (0, 1))
+        saes = train_saes(stream, *sizes, 3e-3, 7 * 36, 36, checkpoint=checkpoint)
+        return saes, stream.massive()
+
+    whole, massive = run()
     save = Checkpoint.save
 
     def save_and_break(self, *args):
@@ -340,8 +379,9 @@ def test_a_training_that_is_broken_off_ends_with_the_same_bytes(lm, rows, tmp_pa
     monkeypatch.setattr(Checkpoint, "save", save_and_break)
     checkpoint = [Checkpoint(tmp_path / "checkpoint", "key", every=0) for _ in range(2)]
     with pytest.raises(Broken):
-        trained(lm, rows, variants, checkpoint[0], (0, 1), 7 * 24)
-    again = trained(lm, rows, variants, checkpoint[1], (0, 1), 7 * 24)
+        run(checkpoint[0])
+    again, listed = run(checkpoint[1])
+    assert len(massive) and listed.equals(massive)
     for a, b in zip(whole, again, strict=True):
         assert a.W_dec.numpy().tobytes() == b.W_dec.numpy().tobytes()
         assert a.training_log.equals(b.training_log)
@@ -352,7 +392,7 @@ def test_a_training_that_is_broken_off_ends_with_the_same_bytes(lm, rows, tmp_pa
 
 @pytest.mark.parametrize("changes", [{}, {"sae.max_norm": 1.5}])
 def test_the_stages_train_and_load_them(make_run, changes):
-    run = make_run({"sae.variant": {"name": "end_to_end"}} | changes)
+    run = make_run({"sae.variant": {"name": "end_to_end"}, "sae.batch_tokens": 60} | changes)
     lm = open_model(run)
     make_faithful(run, lm)
     _, summary = train_all(run, lm)
@@ -363,5 +403,12 @@ def test_the_stages_train_and_load_them(make_run, changes):
 
 
 def test_a_batch_must_have_the_rows_that_are_mixed(make_run):
-    with pytest.raises(ParamsError, match=r"sae\.batch_tokens = 20: Causal .* must have 2 of"):
-        make_run({"sae.variant": {"name": "causal"}, "sae.batch_tokens": 20})
+    said = r"sae\.batch_tokens = {}: Causal .* a multiple of sequence_length = 12, at least 36"
+    for tokens in (24, 50):
+        with pytest.raises(ParamsError, match=said.format(tokens)):
+            make_run({"sae.variant": {"name": "causal"}, "sae.batch_tokens": tokens})
+
+
+def test_weights_that_leave_nothing_to_minimise(make_run):
+    with pytest.raises(ParamsError, match="all 0: there is nothing to minimise"):
+        make_run({"sae.variant": {"name": "end_to_end", "kl": 0, "downstream": 0}})

@@ -11,12 +11,13 @@ from scipy.spatial.distance import squareform
 
 from conftest import BOS, make_model, make_tokenizer
 from faithful_sae import fidelity, load_model, load_sae
-from faithful_sae.lm.streams import LayerGroup, spreads, streams
+from faithful_sae.engine.problems import problems
 from faithful_sae.metrics.layers import amad, angular_distances, groups_of
 from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper import layers as shown
 from faithful_sae.runs.schema import ParamsError
-from faithful_sae.sae.activations import ActivationStream, rows_in_batches
+from faithful_sae.sae.activations import ActivationStream, norm_limit
+from faithful_sae.sae.layers import LayerGroup, Streams, spreads, streams
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s11_layer_groups import (
@@ -41,46 +42,44 @@ def test_streams_are_what_enters_each_block(model_folders, rows, architecture):
     assert torch.equal(streams(lm, ids, [2])[0], found[2])
 
 
-class Streams:
-    """Stands in for a language model, where `streams` is patched to give tensors."""
-
-    bos_id = BOS
-    device = torch.device("cpu")
-
-
-def test_angles_by_hand(monkeypatch):
-    """Two tokens beside BOS: layer 1 as layer 0 but longer, 2 orthogonal, 3 opposite for one of
-    them, 4 at 60 degrees.
+def test_angles_by_hand():
+    """Two tokens: layer 1 as layer 0 but longer, 2 orthogonal, 3 opposite for one of them, 4 at 60
+    degrees.
     """
     x, y, z = torch.eye(3)
     sixty = x / 2 + y * 3**0.5 / 2
-    given = torch.stack(
-        [
-            torch.stack([z, x, x]),
-            torch.stack([x, 3 * x, x / 2]),
-            torch.stack([z, y, z]),
-            torch.stack([z, -x, x]),
-            torch.stack([z, sixty, sixty]),
-        ]
-    )[:, None]
-    monkeypatch.setattr("faithful_sae.lm.streams.streams", lambda lm, ids, layers: given)
-    lm = Streams()
-    found = angular_distances(lm, iter([torch.tensor([[BOS, 5, 6]])]), range(5))  # pyright: ignore[reportArgumentType]
+    given = [[x, x], [3 * x, x / 2], [y, z], [-x, x], [sixty, sixty]]
+    streams = torch.stack([torch.stack(layer) for layer in given])
+    found = angular_distances([streams])
     assert found[0] == pytest.approx([0, 0, 0.5, 0.5, 1 / 3], abs=1e-7)
     assert (found == found.T).all()
+    assert angular_distances(streams.split(1, 1)) == pytest.approx(found)
 
 
-def test_groups_are_scipys_complete_linkage_where_that_joins_neighbours():
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.2])
+def test_groups_are_scipys_complete_linkage_where_that_joins_neighbours(limit):
     """Layers on a line: complete linkage joins neighbours alone."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         place = np.sort(rng.uniform(0, 0.5, 9))
         distances = np.abs(place[:, None] - place)
         tree = linkage(squareform(distances), "complete")
-        n = len(groups_of(distances, 0.05))
-        expected = fcluster(tree, n, "maxclust")
-        groups = [[*map(int, np.flatnonzero(expected == c))] for c in dict.fromkeys(expected)]
-        assert groups_of(distances, 0.05) == groups
+        for n in range(1, 10):
+            clusters = fcluster(tree, n, "maxclust")
+            groups = [[*map(int, np.flatnonzero(clusters == c))] for c in dict.fromkeys(clusters)]
+            if np.mean([np.ptp(place[group]) for group in groups]) <= limit:
+                break
+        assert groups_of(distances, limit) == groups
+
+
+def test_amad_that_falls_again_stops_no_joining():
+    """Two close pairs, then both together, beside two layers far away."""
+    distances = np.full((6, 6), 0.5)
+    distances[:4, :4] = 0.101
+    distances[0, 1] = distances[1, 0] = distances[2, 3] = distances[3, 2] = 0.1
+    np.fill_diagonal(distances, 0)
+    assert amad(distances, [[0, 1], [2, 3], [4], [5]]) > 0.04
+    assert groups_of(distances, 0.04) == [[0, 1, 2, 3], [4], [5]]
 
 
 def test_amad_is_the_mean_of_the_largest_distances():
@@ -91,11 +90,17 @@ def test_amad_is_the_mean_of_the_largest_distances():
     assert groups_of(distances, 0.4) == [[0, 1, 2]]
 
 
-def test_spreads_are_numpys(lm, rows):
-    found = spreads(lm, rows_in_batches(rows, 3), [0, 2])
-    for layer, spread in zip([0, 2], found, strict=True):
-        x = streams(lm, torch.from_numpy(rows), [layer])[0].numpy()[rows != BOS]
-        assert spread == pytest.approx(np.sqrt(x.var(0).sum()), rel=1e-5)
+def test_spreads_are_numpys_of_moderate_tokens(lm, rows):
+    ids = torch.from_numpy(rows)
+    x = streams(lm, ids, [0, 2]).numpy()[:, rows != BOS]
+    found = spreads(Streams(lm, rows, 3, [0, 2]))
+    assert found == pytest.approx(np.sqrt(x.var(1).sum(1)), rel=1e-5)
+    norms = np.linalg.norm(x, axis=-1)
+    limits = np.array([norm_limit(torch.tensor(n), 1.1) for n in norms])
+    moderate = x[:, (norms <= limits[:, None]).all(0)]
+    assert 0 < moderate.shape[1] < x.shape[1]
+    found = spreads(Streams(lm, rows, 3, [0, 2], 1.1))
+    assert found == pytest.approx(np.sqrt(moderate.var(1).sum(1)), rel=1e-5)
 
 
 # --- the mixed stream -----------------------------------------------------------------------------
@@ -164,6 +169,21 @@ def test_the_study(study):
     assert (folder(run, "group", (1, 2)) / "provenance.json").stat().st_mtime_ns == stamp
 
 
+def test_massive_activations_are_told_apart_in_the_table(make_run):
+    run = make_run(CHANGES | {"sae.max_norm": 1.2})
+    lm = open_model(run)
+    groups = [(0, 1), (2,)]
+    rows = measure_layers(run, lm, groups, train_layers(run, lm, groups))
+    made = shown.table(run, rows)
+    assert (made["EV, moderate, own SAE"] != made["EV, own SAE"]).all()
+
+
+def test_a_block_that_the_model_has_not_is_found_before_any_work(make_run):
+    run = make_run(CHANGES | {"layer_groups.layers": [0, 9]})
+    said = [*problems([run])]
+    assert any("layer_groups.layers = 9" in line for line in said), said
+
+
 def test_a_groups_sae_reconstructs_a_layer_as_it_does_the_scaled_one(study):
     run, *_, saes = study
     stored = load_sae(folder(run, "group", (1, 2)) / "seed42")
@@ -199,7 +219,9 @@ def test_one_sae_serves_two_layers_that_are_alike(tmp_path, make_run):
     ("changes", "said"),
     [
         ({"layer_groups.corpus": "elsewhere"}, "'elsewhere' is not in sae.train_on"),
-        ({"layer_groups.layers": [2, 1]}, r"layer_groups\.layers = .* must rise"),
+        ({"layer_groups.layers": [2, 1]}, r"layer_groups\.layers = \[2, 1\] must name blocks"),
+        ({"layer_groups.layers": []}, r"layer_groups\.layers = \[\] must name blocks"),
+        ({"sae.variant": {"name": "relu"}}, r"sae\.variant = relu: layers are compared at one L0"),
         ({"layer_groups.tokens": 10}, r"layer_groups\.tokens = 10 must be at least"),
         ({"layer_groups.seeds": [7]}, r"layer_groups\.seeds = \[7\] must list some of sae\.seeds"),
         ({"hook": "mlp"}, "hook = mlp: layers are grouped by their residual streams"),

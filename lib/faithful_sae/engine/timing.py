@@ -224,13 +224,15 @@ class Rates:
             # before are batches that are read ahead, and the steps on them
             first = made.beginning + 1
 
+            # which all SAEs of a batch share
             rows = ids[: s.batch_tokens // self.run.sequence_length]
+            whole = InContext(lm, rows) if made.in_context else None
 
             def batches(end: float) -> Iterator[Any]:
                 last = None
                 while len(times) < first + STEPS or time.perf_counter() < end:
-                    if made.in_context:
-                        yield InContext(lm, rows)
+                    if whole:
+                        yield whole
                     else:
                         # dimensions change places, so that k-means finds no token twice
                         yield x.roll(len(times), -1)

@@ -5,59 +5,53 @@
     AMAD    = mean over groups of the largest d within one, 0 for a layer alone
 
 Groups are neighbouring layers. Those two are joined whose union has the smallest largest distance
-(complete linkage), as long as AMAD stays below a limit. The paper leaves the linkage open.
+(complete linkage), down to one group; of all these partitions the coarsest is taken whose AMAD is
+below a limit. The paper leaves the linkage open.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from faithful_sae.lm.model import LanguageModel
 
-
-def angular_distances(
-    lm: "LanguageModel", batches: Iterator[Tensor], layers: Sequence[int]
-) -> np.ndarray:
-    """d of every two layers over the tokens of some ids int64 [B, T] that are not BOS: float64
-    [L, L], symmetric, 0 on the diagonal.
+def angular_distances(streams: Iterable[Tensor]) -> np.ndarray:
+    """d of every two layers over all tokens [L, N, D]: float64 [L, L], symmetric, 0 on the
+    diagonal.
     """
-    from faithful_sae.lm.streams import streams
-
-    total = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+    total: np.ndarray | float = 0.0
     count = 0
-    for ids in batches:
-        x = streams(lm, ids, layers)[:, (ids != lm.bos_id).to(lm.device)]
-        unit = torch.nn.functional.normalize(x.double(), dim=-1)
-        for p, q in itertools.combinations(range(len(layers)), 2):
-            cosine = torch.linalg.vecdot(unit[p], unit[q]).clamp(-1, 1)
-            total[p, q] += cosine.arccos().sum().cpu() / math.pi
+    for x in streams:
+        norms = x.norm(dim=-1, dtype=torch.float64)
+        angles = torch.zeros(len(x), len(x), dtype=torch.float64)
+        for p, q in itertools.combinations(range(len(x)), 2):
+            product = torch.linalg.vecdot(x[p].double(), x[q].double())
+            angles[p, q] = (product / (norms[p] * norms[q])).clamp(-1, 1).arccos().sum()
+        total = total + angles.numpy() / math.pi
         count += x.shape[1]
-    mean = (total / count).numpy()
+    mean = np.asarray(total) / count
     return mean + mean.T
 
 
 def groups_of(distances: np.ndarray, limit: float) -> list[list[int]]:
-    """Groups of neighbouring layers, by their places 0 to L - 1: as few as AMAD allows.
+    """Groups of neighbouring layers, by their places 0 to L - 1.
 
     Args:
         distances: [L, L].
-        limit: of AMAD.
+        limit: of AMAD, above 0.
     """
-    groups = [[i] for i in range(len(distances))]
+    groups = found = [[i] for i in range(len(distances))]
     while len(groups) > 1:
         joined = [a + b for a, b in itertools.pairwise(groups)]
         at = int(np.argmin([widest(distances, group) for group in joined]))
-        after = [*groups[:at], joined[at], *groups[at + 2 :]]
-        if amad(distances, after) > limit:
-            break
-        groups = after
-    return groups
+        groups = [*groups[:at], joined[at], *groups[at + 2 :]]
+        # AMAD may fall again: it is a mean over fewer groups, and over larger ones
+        if amad(distances, groups) <= limit:
+            found = groups
+    return found
 
 
 def widest(distances: np.ndarray, group: Sequence[int]) -> float:

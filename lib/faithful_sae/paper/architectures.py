@@ -14,13 +14,13 @@ from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import in_context, point_at, seeds_of
+from faithful_sae.stages.s10_architectures import keeps_variance, point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
 AT_ONE_L0 = 0.1
-# SAEs that explain a smaller share of the variance (of CE, where that is what they are trained for)
-# were not trained to the end, if at all
+# SAEs that explain a smaller share of the variance (of CE, where variance is not what they are
+# trained for) were not trained to the end, if at all
 EXPLAINED = 0.5
 # of SynthSAEBench-16k: SAEs of 4,096 latents with L0 25, means of its seeds (Chanin and
 # Garriga-Alonso 2026, arXiv 2602.14687; deviations are at most .006)
@@ -247,9 +247,8 @@ def _explained(run, rows):
     variance, or the CE that x = 0 costs.
     """
     own = _on_own_text(_compared(run, rows["variant_fidelity"]))
-    variants = run.architectures.variants
-    kept = own.variant.map(lambda name: in_context(variants[name]))
-    shares = own.explained_variance.where(~kept, own.ce_recovered)
+    variance = own.variant.map(lambda name: keeps_variance(run, name))
+    shares = own.explained_variance.where(variance, own.ce_recovered)
     return values_by(own.assign(share=shares), ["variant", "trained_on"], "share")
 
 
@@ -261,8 +260,8 @@ def _case(run, values, name, which, difference):
     excluded = f"L0 {said} is not the {run.sae.k} of the others" if off else None
     explained = min(mean_over_seeds(values["explained"][one]).value for one in which)
     if explained < EXPLAINED:
-        what = {in_context(run.architectures.variants[variant]) for variant, _ in which}
-        kept = "CE" if True in what else "the variance"
+        variance = all(keeps_variance(run, variant) for variant, _ in which)
+        kept = "the variance" if variance else "CE"
         excluded = f"explains {explained:.2f} of {kept}: trained too shortly to compare"
     return Case(name, (difference,), excluded=excluded)
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from faithful_sae.metrics.uncertainty import mean_over_seeds
-from faithful_sae.paper.estimates import cells_by, values_by
+from faithful_sae.paper.estimates import ON_MODERATE, cells_by, values_by
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.runs.schema import Run
 
@@ -22,17 +22,20 @@ def table(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
     group's, with halves of their intervals.
     """
     pairs = rows["layer_sfr"]
-    measures = {"explained_variance": "EV", "ce_diff": "CE difference"}
-    found = cells_by(
-        rows["layer_fidelity"], rows["layer_fidelity_rows"], ["kind", "layer"], measures
-    )
+    fidelity = rows["layer_fidelity"]
+    names = {"explained_variance": "EV", "ce_diff": "CE difference"}
+    names |= {f"{measure}{ON_MODERATE}": f"{name}, moderate" for measure, name in names.items()}
+    # without sae.max_norm all tokens are moderate
+    measures = {measure: name for measure, name in names.items() if measure in fidelity}
+    by_row = rows["layer_fidelity_rows"]
+    found = cells_by(fidelity, by_row, ["kind", "layer"], measures)
     shared = {
         which: mean_over_seeds(values)
         for which, values in values_by(pairs, ["kind", "layer"], "sfr").items()
     }
     group = pairs.groupby("layer").group.first()
     records: list[Record] = []
-    for layer in dict.fromkeys(rows["layer_fidelity"].layer):
+    for layer in dict.fromkeys(fidelity.layer):
         record: Record = {"layer": layer}
         # of one seed there is no pair
         if layer in group.index:

@@ -316,11 +316,11 @@ def _check_subject(run, need, at, path):
     file = run.resolve(path)
     if file.is_file():
         try:
-            words = file.read_text(encoding="utf-8").split()
+            words = re.search(r"\w", file.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             need(False, at, f"= {path!r}: not UTF-8: convert it, for example with iconv -t UTF-8")
         else:
-            need(words, at, f"= {path!r}: it holds no text")
+            need(words, at, f"= {path!r}: it holds no word")
 
 
 def one_of(value: Any, known: Iterable[Any]) -> str:

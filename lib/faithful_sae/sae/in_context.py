@@ -4,8 +4,9 @@ The model runs once on the rows as they are. Then a loss may put other activatio
 the hooked ones, and follow them, with derivatives, through the rest of the model: to the logits,
 and to the residual stream behind every block from the hooked one on.
 
-What stands in for x is measured at moderate positions that are not BOS (unless it is included); the
-others keep their x. So neither BOS, whose activation is like no other, nor massive ones decide.
+What stands in for x is measured at positions that are not BOS (unless it is included) and moderate
+at the hook; the others keep their x, so that they do not decide. What becomes massive behind the
+hook is not left out.
 
 R rows, T tokens, N positions measured, D model, V vocabulary.
 """
@@ -51,6 +52,8 @@ class InContext:
     ) -> None:
         """A batch of ids int64 [R, T]; `limit`: the largest norm of a moderate activation."""
         self.lm = lm
+        # derivatives are those of x_hat alone; for those of weights all would have to be kept
+        lm.model.requires_grad_(False)
         self.ids = ids.to(lm.device)
         kept: list[Tensor] = []
         with torch.no_grad(), lm.at_layer(lambda x: kept.append(x.to(lm.device))):
@@ -88,19 +91,23 @@ class InContext:
 
 
 class RowStream:
-    """Iterates over batches of whole rows in random order, each as often as the others, until
-    `n_tokens` positions have been given out; a batch counts as batch_tokens of them.
+    """Iterates over batches of whole rows in random order, another one in every pass, until
+    `n_tokens` positions have been given out, BOS included. A pass leaves out the rows that would
+    not fill its last batch.
 
     The stream depends on `seed` alone, and a batch on its number, so that a stream goes on from a
     `state` with the same bytes.
 
     Args:
         rows: int [R, T].
-        batch_tokens: a batch has as many rows as have at most so many tokens, at least one.
-        include_bos, seed, max_norm: as ActivationStream's.
+        n_tokens: rounded up to whole batches.
+        batch_tokens: of a batch, a multiple of T.
+        include_bos, seed: as ActivationStream's.
+        max_norm: activations of a norm above so many times the median of the first SAMPLE, in the
+            order of the seed, are not measured; None: all are.
 
     Raises:
-        ValueError: no rows.
+        ValueError: rows that do not fill a batch.
     """
 
     def __init__(
@@ -114,9 +121,12 @@ class RowStream:
         seed: int,
         max_norm: float | None = None,
     ) -> None:
-        if len(rows) == 0:
-            raise ValueError("no token rows to take activations from")
-        self.batch_rows = min(max(batch_tokens // rows.shape[1], 1), len(rows))
+        self.batch_rows, rest = divmod(batch_tokens, rows.shape[1])
+        if rest or not 0 < self.batch_rows <= len(rows):
+            raise ValueError(
+                f"batches of whole rows: {batch_tokens} tokens must be a multiple of the "
+                f"{rows.shape[1]} of a row, and the {len(rows)} rows must fill one"
+            )
         self.lm = lm
         self.token_rows = rows
         self.batches = -(-n_tokens // batch_tokens)
@@ -133,7 +143,10 @@ class RowStream:
 
     def __iter__(self) -> Iterator[InContext]:
         if self.max_norm is not None and self.left_out.limit is None:
-            sample = (self.token_rows, self.include_bos, self.batch_rows, self.max_norm, SAMPLE)
+            order = np.random.default_rng(self.seed).permutation(len(self.token_rows))
+            # twice as many rows as they fill, since some tokens are BOS
+            first = self.token_rows[order[: 2 * SAMPLE // self.token_rows.shape[1] + 1]]
+            sample = (first, self.include_bos, self.batch_rows, self.max_norm, SAMPLE)
             self.left_out.limit = moderate_limit(self.lm, *sample)
         a_pass = len(self.token_rows) // self.batch_rows
         while self.given < self.batches:

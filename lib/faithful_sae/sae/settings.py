@@ -35,13 +35,18 @@ class Settings:
     Attributes:
         group: SAEs of one variant that are trained together are coupled, so many at a time.
         beginning: how many of a training's first batches decide what it begins with.
-        in_context: of how many rows of tokens a batch must have at least, where the loss looks at
-            what the language model makes of them; 0: it is trained on single activations.
+        in_context: whether its loss looks at what the language model makes of x_hat, so that it is
+            trained on whole rows of tokens: how many rows a batch has at least. 0: it is not.
     """
 
     group: int = 1
     beginning: ClassVar[int] = 1
     in_context: ClassVar[int] = 0
+
+    @property
+    def keeps_variance(self) -> bool:
+        """Whether the loss asks that x_hat explains x."""
+        return True
 
     @property
     def dependent(self) -> str:
@@ -229,6 +234,14 @@ class EndToEnd(TopK):
     local: float = setting("weight of the fraction of variance unexplained, here", 0.0, ge=0)
     in_context: ClassVar[int] = 1
 
+    @property
+    def keeps_variance(self) -> bool:
+        return self.local > 0
+
+    def problem(self, d_sae: int) -> str:
+        some = self.kl or self.downstream or self.local
+        return "" if some else "kl, downstream and local are all 0: there is nothing to minimise"
+
 
 @dataclass(frozen=True)
 class Causal(TopK):
@@ -241,7 +254,8 @@ class Causal(TopK):
         ge=0,
     )
     warmup: float = warmup_setting()
-    in_context: ClassVar[int] = 2
+    # of two rows there is but one mixture
+    in_context: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)
@@ -255,10 +269,11 @@ class PCA(TopK):
 
 def batch_problem(settings: Settings, d_sae: int, batch_tokens: int, row_tokens: int) -> str:
     """Why batches are too small, or the first ones too few; nothing if they do."""
-    if settings.in_context * row_tokens > batch_tokens:
+    rows = settings.in_context
+    if rows and (batch_tokens % row_tokens or rows * row_tokens > batch_tokens):
         return (
-            f"= {batch_tokens}: {type(settings).__name__} is trained on whole rows, and a batch "
-            f"must have {settings.in_context} of sequence_length = {row_tokens}"
+            f"= {batch_tokens}: {type(settings).__name__} is trained on whole rows: write a "
+            f"multiple of sequence_length = {row_tokens}, at least {rows * row_tokens}"
         )
     there = settings.beginning * batch_tokens
     if settings.beginning == 1 or there >= d_sae:

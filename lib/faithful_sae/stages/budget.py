@@ -50,9 +50,9 @@ def group_bytes(run: Run, shape: Shape) -> int:
 
 
 def context_bytes(run: Run, shape: Shape, variants: Sequence[Any]) -> int:
-    """What a step takes beside that of its SAE where one of some variants (their sections) is
-    trained on whole rows: the rows run as they are, and up to two runs of the rest of the model,
-    with what their derivatives are computed from; of each run the logits, log p and gradients.
+    """What a step takes beside that of its SAE, where one of some variants (their sections) is
+    trained on whole rows: a forward pass, and up to two through the rest of the model, of which
+    everything is kept for the derivatives. Beside each there are logits, log p and gradients.
     """
     if not any(SETTINGS[variant.name].in_context for variant in variants):
         return 0

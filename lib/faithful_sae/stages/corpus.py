@@ -203,8 +203,7 @@ def corpus_rows(
     source = {"faithful": faithful[0]} if faithful else {"text": text_hash(run, name)}
     parameters = settings(run, ("sequence_length", "corpus_tokens", f"corpora.{name}"))
     inputs = {**source, "bos_id": lm.bos_id, "vocabulary": vocabulary}
-    code = ("text/packing", "text/read", *(["text/bm25"] if corpus.retrieve else []))
-    made = Fingerprint(parameters, inputs, code)
+    made = Fingerprint(parameters, inputs, ("text/packing", "text/read"))
     folder = run.artifacts / "corpora" / name
     if not is_current(folder, made.key):
         require_space(folder, rows_disk(run.corpus_tokens), f"reading {name}")

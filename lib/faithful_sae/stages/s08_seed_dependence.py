@@ -20,6 +20,7 @@ from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
     budget,
+    context_bytes,
     group_bytes,
     kept_bytes,
     reading_bytes,
@@ -153,6 +154,7 @@ class SeedStudy(Stage):
         loaded = len(s.seeds) * sae_bytes(shape.d_model, s.d_sae)
         matching = matching_bytes(shape.d_model, max(s.d_sae, *d.d_sae, 0), len(s.seeds))
         models = min(len(sizes), 2)  # one is loaded before the last is let go
+        training += context_bytes(run, shape, [run.sae.variant])
         device = models * weights(shape) + group_bytes(run, shape) + training
         saved = saving_bytes(run, 3 * max(saes, default=0))
         host = reading_bytes(run) + saved + loaded + sum(saes) + matching

@@ -98,6 +98,9 @@ class Architectures(Section):
             group = group_of(variant)
             why = f"= {group} must divide the number of seeds, {seeds}: each is in a group"
             need(seeds % group == 0, f"architectures.variants.{name}.group", why)
+        alone = all(map(in_context, self.variants.values()))
+        why = "are all trained on whole rows: name one, topk or another, that is not, beside them"
+        need(not alone, "architectures.variants", why)
         why = f"= {self.planted} must be at least {PLANTED_LATENTS}, the latents trained on them"
         need(self.planted >= PLANTED_LATENTS, "architectures.planted", why)
 
@@ -225,6 +228,12 @@ def planted_k(variant: AnyVariant) -> int:
 def in_context(variant: AnyVariant) -> bool:
     """Whether a variant is trained on whole rows."""
     return bool(SETTINGS[variant.name].in_context)
+
+
+def keeps_variance(run: Run, name: str) -> bool:
+    """Whether SAEs of a variant, by its name for tables, are trained to explain variance."""
+    section = run.architectures.variants[name]
+    return run.sae.changed(variant=section).settings(run.sae.k).keeps_variance
 
 
 def streams_of(run: Run) -> list[bool]:

@@ -13,28 +13,30 @@ from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.code import code_hash
 from faithful_sae.runs.keys import settings
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Count, Ints, Need, Run, Section, key
+from faithful_sae.runs.schema import Count, Ints, Model, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
     budget,
     group_bytes,
+    kept_bytes,
     reading_bytes,
     saving_bytes,
     scoring_bytes,
+    tokens_read,
 )
 from faithful_sae.stages.s02_train_sae import TRAINED, check_corpora, check_seeds
 
 
 class LayerGroups(Section):
     """One SAE for each group of neighbouring layers whose residual streams are alike, and one for
-    each layer, trained alike on as many tokens. As many layers are in a group as distances allow.
+    each layer, trained alike on as many tokens. There are as few groups as `within` allows.
     """
 
     corpus: str = key("of sae.train_on: whose text they are trained on")
     layers: Ints | None = key("blocks whose input is looked at, rising; null: all", None)
     within: float = key(
-        "mean over groups of the largest angle between two of its layers, at most, as a share of "
-        "half a turn",
+        "AMAD at most: the largest angle between two layers of a group, as a share of half a turn, "
+        "mean over groups",
         0.2,
         gt=0,
         lt=1,
@@ -51,24 +53,33 @@ class LayerGroups(Section):
         why = f"= {self.corpus!r} is not in sae.train_on ({known})"
         need(self.corpus in s.train_on, "layer_groups.corpus", why)
         layers = self.layers
-        why = f"= {layers} must rise from at least 0"
-        rising = layers is None or (list(layers) == sorted(set(layers)) and min(layers) >= 0)
+        why = f"= {list(layers or ())} must name blocks, rising"
+        rising = layers is None or (
+            len(layers) > 0 and list(layers) == sorted(set(layers)) and layers[0] >= 0
+        )
         need(rising, "layer_groups.layers", why)
         why = f"= {run.hook}: layers are grouped by their residual streams: it must be residual"
         need(run.hook == "residual", "hook", why)
         why = f"= {self.tokens} must be at least sae.batch_tokens = {s.batch_tokens}"
         need(self.tokens >= s.batch_tokens, "layer_groups.tokens", why)
         why = (
-            f"= {s.variant.name}: its latents do not grow with what it reads, or it is trained on "
+            f"= {s.variant.name}: layers are compared at one L0, which one SAE has at several "
+            f"layers only where each token has k latents: write {' or '.join(OF_ANY_SCALE)}"
         )
-        why += "whole rows: it cannot be one SAE for layers of different sizes"
-        fit = s.variant.name != "switch" and not s.settings(s.k).in_context
-        need(fit, "sae.variant", why)
+        need(s.variant.name in OF_ANY_SCALE, "sae.variant", why)
+
+    def check_model(self, run: Run, model: Model, need: Need) -> None:
+        if self.layers:
+            model.has_block(need, "layer_groups.layers", max(self.layers))
 
 
 # what the SAEs depend on beside the layer and what is drawn
 STUDIED = (*TRAINED, "-sae.seeds", "-sae.tokens")
 KINDS = ("own", "group")
+# variants with k latents of each token, which are as much larger as the token is
+OF_ANY_SCALE = ("topk", "tilted")
+# training rows on which a layer's spread is measured
+SCALED_ROWS = 64
 
 
 class LayerStudy(Stage):
@@ -87,10 +98,11 @@ class LayerStudy(Stage):
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "layer_sfr.csv"
-        if run.layer_groups.layers is not None:
-            for layer in run.layer_groups.layers:
-                at = run.changed(layer=layer)
-                yield Artefact(folder(run, "own", (layer,)), settings(at, STUDIED), rows)
+        # which groups there are is known when distances are
+        made = settings(run, STUDIED)
+        del made["layer"]
+        for place in sorted(folder(run, "own", (0,)).parent.glob("*-*")):
+            yield Artefact(place, made, rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
@@ -103,8 +115,8 @@ class LayerStudy(Stage):
         sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
         training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
         layers = len(layers_of(run, shape.layers))
-        # the streams of all layers of a batch, where a group of them is mixed
-        streams = layers * 4 * s.lm_batch_rows * run.sequence_length * shape.d_model
+        # of all layers of a batch: one by one, then in one array, and what is taken of it
+        streams = 3 * layers * 4 * s.lm_batch_rows * run.sequence_length * shape.d_model
         work = max(group_bytes(run, shape) + streams + training, scoring_bytes(run, shape))
         saes = 2 * layers * n * one
         return Memory(
@@ -122,22 +134,39 @@ class LayerStudy(Stage):
         training = training_disk(shape.d_model, sizes, [VARIANTS[run.sae.variant.name]] * n)
         # no more groups than half of the layers hold several
         most = math.ceil(1.5 * len(layers_of(run, shape.layers)))
-        return (most - 1) * done + training
+        kept = len(layers_of(run, shape.layers)) * kept_bytes(run, shape)
+        return (most - 1) * done + training + kept
 
     def tokens(self, run: Run) -> int:
-        g = run.layer_groups
-        layers = len(layers_of(run, run.layer + 1))
-        streams = math.ceil(1.5 * layers)
-        return streams * budget(run, g.tokens) + (2 + layers) * g.rows * run.sequence_length
+        """Where all layers are looked at, as if there were none behind the run's own."""
+        return sum(_read(run, layers_of(run, run.layer + 1)).values()) + _measured(run)
 
     def seconds(self, run: Run, rates: Rates) -> float:
-        """Reading, as if to the run's own layer, and a step of every SAE for each batch."""
-        n_tokens = budget(run, run.layer_groups.tokens)
+        """Reading to each layer, and a step of every SAE for each batch; the time to a layer is the
+        share of the blocks before it.
+        """
         layers = layers_of(run, rates.lm.shape.layers)
+        blocks = sum((layer + 1) * tokens for layer, tokens in _read(run, layers).items())
+        blocks += _measured(run) * (layers[-1] + 1)
+        n_tokens = budget(run, run.layer_groups.tokens)
         steps = math.ceil(n_tokens / run.sae.batch_tokens) * len(seeds_of(run))
         saes = math.ceil(1.5 * len(layers))
         step = rates.sae_step(run.sae.d_sae, run.sae.k, n_tokens)
-        return self.tokens(run) * rates.read_token() + saes * steps * step
+        return blocks * rates.read_token() / (run.layer + 1) + saes * steps * step
+
+
+def _read(run, layers):
+    """{layer: tokens read up to it}: for its own SAEs, and as if every second one were the last of
+    a group.
+    """
+    n_tokens = run.layer_groups.tokens
+    grouped = dict.fromkeys(layers[1::2], budget(run, n_tokens))
+    return {layer: tokens_read(run, n_tokens) + grouped.get(layer, 0) for layer in layers}
+
+
+def _measured(run):
+    """Tokens read to measure distances, spreads and fidelity."""
+    return (2 * run.layer_groups.rows + SCALED_ROWS) * run.sequence_length
 
 
 def layers_of(run: Run, n_layers: int) -> tuple[int, ...]:
@@ -161,28 +190,21 @@ def called(layers: tuple[int, ...]) -> str:
 
 
 def group_layers(run: Run, lm: Any) -> tuple[pd.DataFrame, list[tuple[int, ...]]]:
-    """How alike layers are on held-out text of the corpus; writes rows `layer_distances`.
+    """How alike layers are on held-out text of the corpus, massive activations left out; writes
+    rows `layer_distances`.
 
     Returns:
         (rows, groups): a row for every two layers, and the layers of each group.
-
-    Raises:
-        ValueError: the model has no such layer.
     """
     from faithful_sae.metrics.layers import angular_distances, groups_of
-    from faithful_sae.sae.activations import rows_in_batches
+    from faithful_sae.sae.layers import Streams
     from faithful_sae.stages.corpus import corpus
 
     g = run.layer_groups
-    n_layers = lm.shape.layers
-    layers = layers_of(run, n_layers)
-    if layers[-1] >= n_layers:
-        raise ValueError(
-            f"{run.file}: layer_groups.layers = {list(layers)}: the model has blocks 0 to "
-            f"{n_layers - 1}"
-        )
+    layers = layers_of(run, lm.shape.layers)
     rows = corpus(run, g.corpus, lm).heldout[: g.rows]
-    distances = angular_distances(lm, rows_in_batches(rows, run.sae.lm_batch_rows), layers)
+    batch = run.sae.lm_batch_rows
+    distances = angular_distances(Streams(lm, rows, batch, layers, run.sae.max_norm))
     table = pd.DataFrame(
         [
             {"layer_a": a, "layer_b": b, "distance": distances[i, j]}
@@ -201,8 +223,7 @@ def train_layers(run: Run, lm: Any, groups: list[tuple[int, ...]]) -> dict[tuple
     Returns:
         {(kind, layer, seed): SAE} as it is used at the layer. Of a layer alone both kinds are one.
     """
-    from faithful_sae.lm.streams import LayerGroup, spreads
-    from faithful_sae.sae.activations import rows_in_batches
+    from faithful_sae.sae.layers import LayerGroup, Streams, spreads
     from faithful_sae.stages.corpus import corpus
 
     text = corpus(run, run.layer_groups.corpus, lm)
@@ -215,8 +236,8 @@ def train_layers(run: Run, lm: Any, groups: list[tuple[int, ...]]) -> dict[tuple
             if len(group) == 1:
                 saes |= {("group", layer, seed): sae for seed, sae in found.items()}
         if len(group) > 1:
-            rows = text.heldout[: run.layer_groups.rows]
-            scales = spreads(lm, rows_in_batches(rows, run.sae.lm_batch_rows), group)
+            rows = text.train[:SCALED_ROWS]
+            scales = spreads(Streams(lm, rows, run.sae.lm_batch_rows, group, run.sae.max_norm))
             mixed = LayerGroup(lm, group, scales, run.sae.data_seed)
             # what is kept on disk is one layer's
             at = run.changed(layer=group[0], sae=run.sae.changed(cache_activations=False))
@@ -248,7 +269,7 @@ def _trained(run, lm, text, kind, layers, about=None):
     ]
     parameters = settings(run, STUDIED) | {"corpus": g.corpus, "saes": wanted}
     if about:
-        parameters["code"] = code_hash("lm/streams")
+        parameters["code"] = code_hash("sae/layers")
     note = passes_note(run, g.corpus, g.tokens, n_tokens, available)
     place = folder(run, kind, layers)
     train_stream(run, g.corpus, lm, text, place, parameters, wanted, note=note)
@@ -260,8 +281,6 @@ def _in_units_of(sae, scale, layer):
     found = copy.copy(sae)
     found.b_enc = sae.b_enc * scale
     found.b_dec = sae.b_dec * scale
-    if sae.threshold is not None:
-        found.threshold = sae.threshold * scale
     found.metadata = sae.metadata | {"layer": layer}
     return found
 

@@ -85,7 +85,8 @@ def text_hash(run: Run, name: str) -> str:
     of_file = file_hash(_local_file(run, corpus))
     if corpus.retrieve is None:
         return of_file
-    return digest([of_file, file_hash(run.resolve(corpus.retrieve.like))])
+    of_subject = file_hash(run.resolve(corpus.retrieve.like))
+    return digest([of_file, of_subject, corpus.retrieve.share, code_hash("text/bm25")])
 
 
 def files(run: Run, entry: Source, split: str | None) -> list[File]:
@@ -183,6 +184,12 @@ def source_problems(run: Run) -> Iterator[str]:
                     pass
             except CorpusError as error:
                 yield f"{run.file}: corpora.{name}.path: {error}"
+                continue
+            if entry.retrieve and not any(map(wanted(run, name), _documents(run, name))):
+                yield (
+                    f"{run.file}: corpora.{name}.retrieve.like = {entry.retrieve.like!r}: no "
+                    f"document of {path} has a word of it"
+                )
     yield from _task_problems(run, [name for name, task in run.tasks.items() if task.train])
 
 

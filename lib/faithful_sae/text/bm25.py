@@ -63,11 +63,11 @@ def most_like(
 
     Args:
         documents: gives them from the first; asked twice.
-        share: 0 to 1, of the documents.
+        share: 0 to 1, of the documents; to the nearest number of them, at least one.
     """
     bm25 = BM25(documents(), text)
     scores = sorted(map(bm25.score, documents()), reverse=True)
-    least = scores[max(math.ceil(share * len(scores)) - 1, 0)] if scores else math.inf
+    least = scores[max(round(share * len(scores)) - 1, 0)] if scores else math.inf
     return lambda document: bm25.score(document) >= max(least, math.ulp(0.0))
 
 

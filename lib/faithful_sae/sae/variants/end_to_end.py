@@ -9,7 +9,7 @@ With downstream = local = 0 it is the paper's e2e, with local = 0 its e2e + down
 local = 1 is TopK. Streams are the hooked block's and all later ones'. The paper has an L1 penalty
 where this has k, and mean squared errors, which grow from block to block, where this has their
 shares of the variance, so that weights mean the same for every model. AuxK is TopK's, of the local
-error: dead latents are revived by what x_hat lacks.
+error: dead latents are revived by what x_hat lacks, which by default does not move x_hat.
 """
 
 import torch.nn.functional as F

@@ -12,6 +12,7 @@ by hand and by kernels, which read and write the rows of active latents alone: t
 latents, whose values differ by rounding, since float32 sums are taken in another order.
 """
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -24,7 +25,7 @@ from faithful_sae.kernels.sparse_decode import decode, values_gradient
 from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Moment, Variant
+from faithful_sae.sae.variants.base import Moment, Variant, spread
 
 AUX_COEFFICIENT = 1 / 32
 
@@ -107,10 +108,13 @@ class OwnDistance(TopK):
         self, x: Tensor, error: Tensor, moment: Moment
     ) -> tuple[Tensor, Tensor]:
         leaf = error.detach().requires_grad_()
+        # of means they are small, and would vanish inside a language model of float16; a power of
+        # two, so that no digit changes
+        scale = 2.0 ** round(math.log2(x.numel() / (spread(x).item() ** 2 or 1.0)))
         with torch.enable_grad():
             loss = self.distance(x, leaf, moment)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), gradient
+            (gradient,) = torch.autograd.grad(loss * scale, leaf)
+        return loss.detach(), gradient / scale
 
 
 def auxk(sae: TopKSAE, x: Tensor, error: Tensor, moment: Moment) -> Tensor | float:
