@@ -1231,7 +1231,9 @@ def test_a_file_sets_every_setting_and_k_is_the_sections(make_run):
             section = VARIANT[name](name=name, **values)
             run = run.changed(sae=run.sae.changed(variant=section))
         else:
-            run = make_run({"sae.variant": {"name": name, **values}})
+            # a batch of whole rows
+            own = {"name": name, **values}
+            run = make_run({"sae.variant": own, "sae.batch_tokens": 60})
         assert variant_of(run.sae, run.sae.k) == variant, name
         assert type(variant_of(run.sae, 4)) is VARIANTS[name]
         assert isinstance(variant, SETTINGS[name])
