@@ -76,7 +76,8 @@ MODEL = {
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2},
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
-    | {"sae.batch_tokens": 512, "architectures.tokens": 600, "layer_groups.tokens": 600},
+    # of whole rows so long there are too few for a training of this size
+    | {"architectures.variants.e2e": KeyError},
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
     # one corpus: none to compare it with
     "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]}
