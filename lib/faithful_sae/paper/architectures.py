@@ -126,16 +126,18 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
         "ce_diff_moderate": "CE difference (nats), moderate",
     }
     found = estimates(run, rows)
+    a = run.architectures
     return pd.DataFrame(
         {
             "measure": name,
-            "variant": variant,
-            "corpus": heading(run, corpus),
-            "value": estimate.value,
-            "half_width": estimate.half_width(),
+            "variant": which[0],
+            "corpus": heading(run, which[1]),
+            "value": found[measure][which].value,
+            "half_width": found[measure][which].half_width(),
         }
         for measure, name in shown.items()
-        for (variant, corpus), estimate in found.get(measure, {}).items()
+        for which in itertools.product(a.variants, a.corpora)
+        if which in found.get(measure, {})
     )
 
 
@@ -169,7 +171,9 @@ def curves(run: Run, rows: Rows) -> pd.DataFrame:
 
 def spectra(run: Run, rows: Rows) -> pd.DataFrame:
     """Rows `variant_firing`, with corpora as figures call them."""
+    order = list(run.architectures.variants)
     spectrum = rows["variant_firing"]
+    spectrum = spectrum.iloc[spectrum.variant.map(order.index).argsort(kind="stable")]
     return spectrum.assign(corpus=spectrum.corpus.map(lambda name: heading(run, name)))
 
 
