@@ -13,7 +13,7 @@ case "$venv" in
     .venv-browser) sources=".venv/.stamp tests/browser/requirements.txt" ;;
 esac
 
-# files are compiled when they are first imported: three of four never are
+# what is installed is compiled at the end, on all cores
 pip() {
     "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
 }
@@ -55,4 +55,6 @@ else
         pip --no-deps dictionary-learning==0.1.0
     fi
 fi
+# some packages hold files of other versions of Python
+"$python" -m compileall -qq -j 0 "$venv" || true
 echo "$root" > "$stamp"
