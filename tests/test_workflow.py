@@ -302,6 +302,9 @@ def test_a_copied_environment_is_made_this_folder_s(tmp_path):
     assert ready() == ".venv is that of /old place: it is made this folder's\n"
     assert (scripts / "pip").read_text() == f"#!{here}/.venv/bin/python\n"
     asked = (here / "asked").read_text()
-    assert asked == "-m pip install --quiet --disable-pip-version-check --no-deps -e ./lib\n"
+    assert (
+        asked
+        == "-m pip install --quiet --disable-pip-version-check --no-compile --no-deps -e ./lib\n"
+    )
     assert ready() == ""
     assert (here / "asked").read_text() == asked
