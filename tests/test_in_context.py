@@ -23,13 +23,12 @@ from faithful_sae.stages.corpus import make_faithful
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.training import train_all
+from test_variants import ALIVE, DEAD, D, F, K, close, evaluated, some
 
-D, F, K, R, T, V = 6, 20, 3, 4, 5, 7
+R, T, V = 4, 5, 7
 G = torch.Generator().manual_seed(0)
 HEAD = torch.randn(D, V, generator=G).double()
 MIX = torch.randn(D, D, generator=G).double()
-ALIVE = torch.tensor([], dtype=torch.int64)
-DEAD = torch.tensor([1, 4, 7])
 
 
 def drawn(*shape):
@@ -63,10 +62,6 @@ def linear(rows):
 def moment(rest, share=1.0, dead=ALIVE):
     there: Any = rest
     return Moment(share, dead, RECIPES["default"], in_context=there)
-
-
-def close(a, b, atol=1e-12):
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 # --- rows of a language model ---------------------------------------------------------------------
@@ -227,30 +222,12 @@ def test_of_streams_only_the_share_of_variance_counts():
 @pytest.mark.parametrize("variant", [EndToEnd(K, kl=0, downstream=0, local=1), Causal(K, 0)])
 def test_without_what_the_model_makes_of_it_it_is_topk(variant, dead):
     rest = Rest(linear)
-    loss, gradients = evaluated(variant, rest, dead)
-    expected, of_topk = evaluated(TopK(K), rest, dead)
+    at = moment(rest, 1.0, dead)
+    loss, gradients = evaluated(variant, some(variant), rest.x, at)
+    expected, of_topk = evaluated(TopK(K), some(TopK(K)), rest.x, at)
     assert loss == pytest.approx(expected, rel=1e-12)
     for name, gradient in gradients.items():
         close(gradient, of_topk[name])
-
-
-def some(variant):
-    """An SAE of float64 that looks trained."""
-    sae: Any = variant.new(D, F, 1, "cpu")
-    g = torch.Generator().manual_seed(2)
-    for name, w in sae.weights.items():
-        setattr(sae, name, w.double() + 0.3 * torch.randn(w.shape, generator=g).double())
-    sae.W_dec = torch.nn.functional.normalize(sae.W_dec, dim=-1)
-    return sae
-
-
-def evaluated(variant, rest, dead=ALIVE):
-    """(loss, {name: gradient}) of a step."""
-    sae = some(variant)
-    gradients = {name: torch.full_like(w, torch.nan) for name, w in sae.weights.items()}
-    at = moment(rest, 1.0, dead)
-    loss, *_ = variant.loss_and_gradients(sae, rest.x, at, gradients)
-    return loss.item(), gradients
 
 
 def curved(rows):
@@ -261,8 +238,8 @@ def curved(rows):
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec"])
 def test_gradients_are_those_of_differences(variant, name):
     rest = Rest(curved, mix=lambda rows: rows.sin())
-    _, gradients = evaluated(variant, rest)
     sae = some(variant)
+    _, gradients = evaluated(variant, sae, rest.x, moment(rest))
     h = 1e-6
     for place in [tuple(int(n * p) for n in getattr(sae, name).shape) for p in (0.1, 0.5, 0.9)]:
         ends = []

@@ -306,7 +306,12 @@ def measure_layers(
     by_row = []
     for group in groups:
         for layer in group:
-            here = {(k, seed): sae for (k, at, seed), sae in saes.items() if at == layer}
+            # of a layer alone both kinds are one
+            here = {
+                (kind, seed): sae
+                for (kind, at, seed), sae in saes.items()
+                if at == layer and (kind == "own" or len(group) > 1)
+            }
             at_layer = dataclasses.replace(lm, layer=layer)
             title = f"fidelity at layer {layer}"
             options = (run.fidelity.batch_rows, (False,), title, run.sae.max_norm)
@@ -329,8 +334,11 @@ def measure_layers(
         "layer_fidelity": pd.DataFrame(fidelity),
         "layer_fidelity_rows": pd.concat(by_row, ignore_index=True),
     }
+    alone = [group[0] for group in groups if len(group) == 1]
     for name, table in tables.items():
-        write_rows(run, name, table)
+        same = table.loc[table.layer.isin(alone)].assign(kind="group")
+        tables[name] = pd.concat([table, same], ignore_index=True)
+        write_rows(run, name, tables[name])
     return tables
 
 

@@ -30,10 +30,12 @@ class EndToEnd(settings.EndToEnd, OwnDistance):
         if self.kl or self.downstream:
             batch = moment.batch
             found = batch.run(batch.rows(x + error))
-            loss = loss + self.kl * divergence(batch, found.logits)
-            pairs = zip(batch.original.streams, found.streams, strict=True)
-            lost = [_unexplained(a[batch.measured], b[batch.measured]) for a, b in pairs]
-            loss = loss + self.downstream * sum(lost) / len(lost)
+            if self.kl:
+                loss = loss + self.kl * divergence(batch, found.logits)
+            if self.downstream:
+                pairs = zip(batch.original.streams, found.streams, strict=True)
+                lost = [_unexplained(a[batch.measured], b[batch.measured]) for a, b in pairs]
+                loss = loss + self.downstream * sum(lost) / len(lost)
         return scale / x.shape[-1] * loss
 
 
