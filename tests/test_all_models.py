@@ -68,20 +68,20 @@ ONE_SEED = {
     "features.seeds": [42],
 }
 OF_PAIRS = {"03_sfr", "08_seed_dependence"}
+# the studies, which train anew, run on three: trained SAEs, published ones, and one seed
+NO_STUDIES = {"architectures": None, "layer_groups": None}
+STUDIES = {"10_architectures", "11_layer_groups"}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
-    "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000},
+    "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000} | NO_STUDIES,
     "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True},
-    "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2},
+    "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
-    # of whole rows so long there are too few for a training of this size
-    | {"architectures.variants.e2e": KeyError},
+    | NO_STUDIES,
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
-    # one corpus: none to compare it with
-    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]}
-    | {"architectures": None},
+    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]} | NO_STUDIES,
 }
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -161,7 +161,7 @@ def test_every_notebook(run):
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
-    left_out = of_pairs | ({"10_architectures"} if len(run.sae.train_on) == 1 else set())
+    left_out = of_pairs | (set() if run.layer_groups else STUDIES)
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}
     for notebook in wanted:

@@ -154,7 +154,7 @@ def test_cached_decoding_equals_none(architecture):
     """
     lm = with_varied_ends(architecture)
     documents = sampling.sample(
-        lm, 40, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
+        lm, 20, 14, torch.Generator().manual_seed(1), temperature=1e-4, first_token="flat"
     )
     expected = [rollout(lm, d[0]) for d in documents]
     assert [d.tolist() for d in documents] == expected

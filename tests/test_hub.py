@@ -481,20 +481,20 @@ def test_errors_of_the_hub_are_one_line_each(make_run, server, tmp_path, root):
 def test_loading_a_model_of_the_hub_says_in_one_line_what_is_wrong(server, tmp_path):
     commits = server.repositories["model", "tiny/gpt2"].commits
     server.repositories["model", "shut/model"] = Repository(commits, {"main": OLD}, gated=True)
+    # a token is looked up when it is needed
     code = (
-        "from faithful_sae import load_model\n"
-        "for name in ('shut/model', 'tiny/none'):\n"
+        "import os; from faithful_sae import load_model\n"
+        "for name in ('shut/model', 'tiny/none', 'shut/model'):\n"
         "    try: print(load_model(name, 0, 'cpu').revision)\n"
-        "    except Exception as error: print(f'{type(error).__name__}: {error}')"
+        "    except Exception as error: print(f'{type(error).__name__}: {error}')\n"
+        f"    if name == 'tiny/none': os.environ['HF_TOKEN'] = {TOKEN!r}"
     )
-    home = tmp_path / "home"
-    shut, none = online(code, server, home)[0].splitlines()
+    shut, none, opened = online(code, server, tmp_path / "home")[0].splitlines()
     assert shut == (
         "ModelError: shut/model: a gated model: accept its licence "
         "on its Hub page, then `hf auth login` (and there is no such folder)"
     )
     assert "no such model on the Hub" in none
-    opened, _ = online(code, server, home, HF_TOKEN=TOKEN)[0].splitlines()
     assert opened == OLD
 
 
