@@ -29,6 +29,8 @@ from faithful_sae.stages.saes import load_saes
 
 CHANGES = {
     "generate.tokens": 3000,
+    "generate.shard_tokens": 1500,
+    "generate.batch_rows": 32,
     # whole rows, for a variant that is trained on them
     "sae.batch_tokens": 60,
     "fidelity.corpora": ["faithful", "text"],
