@@ -25,6 +25,7 @@ class PositionFree:
     """A language model that looks at one token alone: x is its embedding."""
 
     bos_id, d_model, device = BOS, D, torch.device("cpu")
+    context = CONTEXT
     shape = SimpleNamespace(vocab_size=VOCABULARY)
 
     def __init__(self):
@@ -193,6 +194,7 @@ def test_ratios_by_hand():
     [
         ({"rows": np.zeros((0, 5), int)}, r"shape \[0, 5\]"),
         ({"rows": np.zeros((3, 1), int)}, r"shape \[3, 1\]"),
+        ({"rows": np.zeros((3, CONTEXT + 1), int)}, f"2 to {CONTEXT} tokens"),
         ({"rows": np.zeros((3, 8), int), "edges": [0, 8]}, "no token to measure"),
         ({"rows": np.full((3, 12), VOCABULARY)}, f"ids {VOCABULARY} to"),
         ({"edges": [4]}, r"edges \[4\] must"),
@@ -270,14 +272,15 @@ def test_a_bfloat16_model_stays_one(lm, rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "steps", "message"),
+    ("change", "message"),
     [
-        (np.zeros((0, 5), int), 1, r"shape \[0, 5\]"),
-        (np.zeros((2, CONTEXT + 1), int), 1, f"2 to {CONTEXT} tokens"),
-        (np.full((2, 5), 999), 1, "ids 999 to 999"),
-        (np.zeros((2, 5), int), -1, "steps = -1"),
+        ({"rows": np.zeros((0, 5), int)}, r"shape \[0, 5\]"),
+        ({"rows": np.zeros((2, CONTEXT + 1), int)}, f"2 to {CONTEXT} tokens"),
+        ({"rows": np.full((2, 5), 999)}, "ids 999 to 999"),
+        ({"steps": -1}, "steps = -1"),
+        ({"batch_rows": 0}, "batch_rows = 0"),
     ],
 )
-def test_bad_input_of_a_fine_tuning(lm, rows, steps, message):
+def test_bad_input_of_a_fine_tuning(lm, rows, change, message):
     with pytest.raises(ValueError, match=message):
-        fine_tuned(lm, rows, steps)
+        fine_tuned(**{"lm": lm, "rows": rows} | change)

@@ -119,8 +119,8 @@ def score_descriptions(
 ) -> pd.DataFrame:
     """Test descriptions of latents by input and by output (Gur-Arieh et al. 2025; offline forms).
 
-    Cost: two stopped forward passes over ten rows of `length` tokens per latent, and about two
-    whole ones over `steered_rows` such rows.
+    Cost per latent: a stopped forward pass over ten contexts, and over `steered_rows` of their
+    length another one and two passes from the hook on.
 
     Args:
         rows: int [R, T] that the descriptions were not made from, each row starting with BOS. The
@@ -130,7 +130,7 @@ def score_descriptions(
         latents: that are tested; None: all that have a description. Rivals are among all.
         dose: steering, in units of the latent's maximum.
         steered_rows: how many of the rows latents are steered on, from the first on.
-        length: tokens of a context, BOS counted.
+        length: tokens of a context and of a steered row, BOS counted.
         batch_rows: rows per forward pass.
         seed: of contexts, places and rivals.
 
@@ -235,7 +235,8 @@ def _by_input(sae, lm, rows, descriptions, rivals, batch_rows, seed):
         free = np.flatnonzero(silent[:, f])
         if len(free) < CONTEXTS:
             continue
-        rng = np.random.default_rng([seed, f])
+        # not the numbers that drew its rivals
+        rng = np.random.default_rng([seed, f, 1])
         chosen = contexts[rng.choice(free, CONTEXTS, replace=False)]
         places = rng.integers(1, contexts.shape[1], CONTEXTS)
         names.append(f)

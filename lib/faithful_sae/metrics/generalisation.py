@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from faithful_sae.metrics.uncertainty import bootstrap_error
 from faithful_sae.sae.activations import as_ids, rows_in_batches
@@ -89,7 +88,7 @@ def by_position(
     al. 2024).
 
     Cost per row: one stopped forward pass for the means, one full pass, and one per SAE from the
-    hook on. Memory: the logits of a batch, twice, and 6 float64 per row, bucket and SAE.
+    hook on. Memory: the logits of a batch, twice, and a few numbers per row, bucket and SAE.
 
     Args:
         saes: by name, on the model's device.
@@ -102,8 +101,9 @@ def by_position(
         a row per SAE and bucket: sae (its name) and the fields of Bucket.
 
     Raises:
-        ValueError: no rows, or rows of one token; edges that do not rise or lie outside the rows;
-            nothing to measure between them; ids that the model has not; an SAE of another width.
+        ValueError: no rows, rows of one token or longer than the model's context, ids that it has
+            not; edges that do not rise or lie outside the rows; nothing to measure between them; an
+            SAE of another width.
     """
     _check(saes, lm, rows, edges)
     bounds = torch.tensor([*edges], device=lm.device)
@@ -117,29 +117,30 @@ def by_position(
             "other edges, or include_bos=True"
         )
     means, pooled = _means(lm, rows, member, include_bos, batch_rows)
-    shared: dict[str, list[Tensor]] = {"ce": [], "variance": [], "variance_pooled": []}
+    shared = {"ce": [], "variance": [], "variance_pooled": []}
     own = {name: {"active": [], "error": [], "ce_added": []} for name in saes}
     for ids in rows_in_batches(rows, batch_rows):
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
         measured = (ids != lm.bos_id) | include_bos
         ce = _cross_entropy(logits, ids)
-
-        def summed(values: Tensor, where: Tensor = measured) -> Tensor:
-            """Over the positions of each bucket, float64 [B, P], of values [B, T]."""
-            return (torch.where(where, values.double(), 0.0) @ member).cpu()
-
-        centre = member @ means
-        shared["ce"].append(summed(ce))
-        shared["variance"].append(summed((x - centre).pow(2).sum(-1)))
-        shared["variance_pooled"].append(summed((x - pooled).pow(2).sum(-1)))
+        of_batch = {
+            "ce": ce,
+            "variance": (x - member @ means).pow(2).sum(-1),
+            "variance_pooled": (x - pooled).pow(2).sum(-1),
+        }
+        for key, values in of_batch.items():
+            shared[key].append(_summed(values, measured, member))
         for name, sae in saes.items():
             x_hat = sae.reconstruct(x)
             spliced = lm.spliced_logits(ids, torch.where(measured[..., None], x_hat, x))
-            values, _ = sae.encode_topk(x)
-            own[name]["active"].append(summed((values != 0).sum(-1)))
-            own[name]["error"].append(summed((x_hat - x).double().pow(2).sum(-1)))
-            own[name]["ce_added"].append(summed(_cross_entropy(spliced, ids) - ce))
+            of_batch = {
+                "active": (sae.encode_topk(x)[0] != 0).sum(-1),
+                "error": (x_hat - x).double().pow(2).sum(-1),
+                "ce_added": _cross_entropy(spliced, ids) - ce,
+            }
+            for key, values in of_batch.items():
+                own[name][key].append(_summed(values, measured, member))
     same = {key: torch.cat(parts).numpy() for key, parts in shared.items()} | counts
     table = []
     for name, lists in own.items():
@@ -151,17 +152,13 @@ def by_position(
 
 
 def _check(saes, lm, rows, edges):
-    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 2:
-        raise ValueError(
-            f"rows must be an array of rows of at least two tokens, not of shape {[*rows.shape]}"
-        )
+    _check_rows(lm, rows)
     inside = len(edges) > 1 and edges[0] >= 0 and edges[-1] <= rows.shape[1]
     if not inside or any(a >= b for a, b in itertools.pairwise(edges)):
         raise ValueError(
             f"edges {[*edges]} must be two or more positions that rise, from 0 to the rows' length "
             f"{rows.shape[1]}"
         )
-    _check_ids(lm, rows)
     for name, sae in saes.items():
         if sae.d_model != lm.d_model:
             raise ValueError(
@@ -170,7 +167,12 @@ def _check(saes, lm, rows, edges):
             )
 
 
-def _check_ids(lm, rows):
+def _check_rows(lm, rows):
+    if rows.ndim != 2 or len(rows) == 0 or not 2 <= rows.shape[1] <= lm.context:
+        raise ValueError(
+            f"rows must be an array of rows of 2 to {lm.context} tokens, the model's context, not "
+            f"of shape {[*rows.shape]}"
+        )
     known = lm.shape.vocab_size
     if not 0 <= rows.min() <= rows.max() < known:
         raise ValueError(
@@ -202,6 +204,11 @@ def _means(lm, rows, member, include_bos, batch_rows):
         total = total + member.T @ x.sum(0)
         count = count + member.T @ measured.sum(0)
     return total / count.clamp(min=1)[:, None], total.sum(0) / count.sum()
+
+
+def _summed(values, measured, member):
+    """Over the positions of each bucket that are measured, float64 [B, P], of values [B, T]."""
+    return (torch.where(measured, values.double(), 0.0) @ member).cpu()
 
 
 def _cross_entropy(logits, ids):
@@ -273,8 +280,8 @@ def fine_tuned(
     be measured on (ours; base to instruct in He et al. 2024).
 
     Next-token cross-entropy over all weights by AdamW in float32, whose rate falls linearly to 0.
-    No dropout. Same tokenizer, hook, device and dtype. The same seed gives the same weights (same
-    machine, same number of threads).
+    No dropout. Same tokenizer, hook, device and dtype. On a CPU the same seed gives the same
+    weights (same machine, same number of threads).
 
     Args:
         lm: left as it is.
@@ -286,18 +293,15 @@ def fine_tuned(
 
     Raises:
         ValueError: no rows, rows of one token or longer than the model's context, ids that it has
-            not, fewer than 0 steps.
+            not; fewer than 0 steps or 1 row in a step.
     """
     from faithful_sae.lm.embedded import cross_entropy
 
-    if rows.ndim != 2 or len(rows) == 0 or not 2 <= rows.shape[1] <= lm.context:
+    _check_rows(lm, rows)
+    if steps < 0 or batch_rows < 1:
         raise ValueError(
-            f"rows must be an array of rows of 2 to {lm.context} tokens, the model's context, not "
-            f"of shape {[*rows.shape]}"
+            f"steps = {steps} must be 0 or more, and batch_rows = {batch_rows} 1 or more"
         )
-    _check_ids(lm, rows)
-    if steps < 0:
-        raise ValueError(f"steps = {steps} must be 0 or more")
     model = copy.deepcopy(lm.model)
     dtype = model.dtype
     # as it is used: dropout would draw from the global generator
