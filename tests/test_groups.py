@@ -1,5 +1,5 @@
-"""Groups of latents: the selection of pairs under noise, quartiles, and differences within tenths of
-density.
+"""Groups of latents: the selection of pairs under noise, quartiles, and differences within tenths
+of density.
 """
 
 import numpy as np

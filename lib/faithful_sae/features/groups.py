@@ -114,7 +114,7 @@ def by_sharing(latents: pd.DataFrame, score: str, sharing: str = "seeds_sharing"
 
 
 @dataclass(frozen=True)
-class Matched:
+class FrequencyMatched:
     """A group of latents against the rest.
 
     Attributes:
@@ -134,7 +134,7 @@ class Matched:
 
 def frequency_matched(
     latents: pd.DataFrame, score: str, group: str, density: str = "density", parts: int = 10
-) -> Matched:
+) -> FrequencyMatched:
     """Do latents of a group (shared, fake, of one corpus) score otherwise than the rest that fires
     as often? See the module.
 
@@ -172,4 +172,4 @@ def frequency_matched(
     some = member.any() and not member.all()
     raw = scores[member].mean() - scores[~member].mean() if some else np.nan
     counts = (int(member.sum()), int((~member).sum()), int((m + n).sum()))
-    return Matched(float(difference), float(raw), *counts)
+    return FrequencyMatched(float(difference), float(raw), *counts)

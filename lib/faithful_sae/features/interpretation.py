@@ -54,8 +54,8 @@ class Interpretation:
         detection_random, detection_hard, fuzz_random, fuzz_wrong: balanced accuracies, 0 to 1; NaN
             where there is no right one or no wrong one, or no answer.
         detection_random_auc, ...: areas, 0 to 1, which need no threshold; NaN likewise.
-        failed: answers that could not be read, the explanation included. The scores are of the
-            others.
+        failed: answers that could not be read, on both sides; 1 where there is no explanation. The
+            scores are of the others.
         text: of the explanation; "" where there is none.
     """
 

@@ -31,12 +31,10 @@ from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judging import Explanation, Windows
 from faithful_sae.features.vocabulary import visible
 
-# scikit-learn's C where the path begins, and what each step multiplies it by
-LEAST_PENALTY, STEP = 1.0, 0.7
+# where the path begins, and what each step multiplies it by; scikit-learn's C is 1 over it
+LEAST_PENALTY, STEP = 2.0, 2**0.5
 ALWAYS = ("always",)
 INTERCEPT_SCALING = 10
-# what is seen once says nothing of other windows
-SEEN = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class _Lookup:
     kind: ClassVar[str]
 
     def probabilities(self, explanation: Explanation, ids: np.ndarray) -> np.ndarray:
+        """Of each token of ids [n, W]."""
         raise NotImplementedError
 
     def detect(self, explanation: Explanation, windows: Windows) -> list[float | None]:
@@ -71,7 +70,7 @@ class _Lookup:
         return [one if n else None for one, n in zip(mean.tolist(), count, strict=True)]
 
     def identity(self) -> dict[str, Any]:
-        """No model, no prompt, and nothing is drawn."""
+        """No model and no prompt; the seed is of the order in which liblinear takes weights."""
         return {"kind": self.kind, "model": None, "revision": None, "prompt_hash": None, "seed": 0}
 
     def _quoted(self, token: int) -> str:
@@ -125,7 +124,7 @@ class NgramJudge(_Lookup):
 
     def explain(self, windows: Windows, budget: int) -> Explanation | None:
         """The least penalised regression with at most `budget` weights; None where the latent fires
-        on all tokens or on none.
+        on all tokens or on none, or where nothing is seen often enough.
 
         Raises:
             FeatureError: budget below 2.
@@ -134,20 +133,20 @@ class NgramJudge(_Lookup):
 
         _check(budget, 2)
         fires = (windows.activations > 0).ravel()
-        if fires.all() or not fires.any():
-            return None
         names, x = _design(windows.ids)
+        if fires.all() or not fires.any() or not names:
+            return None
         fit = LogisticRegression(
             l1_ratio=1,
             solver="liblinear",
-            C=LEAST_PENALTY,
+            C=1 / LEAST_PENALTY,
             intercept_scaling=INTERCEPT_SCALING,
             random_state=0,
             max_iter=1000,
         )
         # a penalty that is large enough leaves the constant alone
         while np.count_nonzero(fit.fit(x, fires).coef_) >= budget:
-            fit.set_params(C=fit.C * STEP)
+            fit.set_params(C=fit.C / STEP)
         found = np.ravel(fit.coef_)
         kept = np.flatnonzero(found)
         weights: dict[tuple, float] = {ALWAYS: np.ravel(fit.intercept_).item()}
@@ -172,19 +171,21 @@ class NgramJudge(_Lookup):
 
     def _text(self, weights):
         said = {
-            "token": lambda w: self._quoted(w),
+            "token": lambda w: f"on {self._quoted(w)}",
             "before": lambda v: f"after {self._quoted(v)}",
-            "pair": lambda v, w: f"{self._quoted(w)} after {self._quoted(v)}",
+            "pair": lambda v, w: f"on {self._quoted(w)} after {self._quoted(v)}",
         }
         named = [
-            (said[kind](*parts), weight)
+            (f"{said[kind](*parts)} ({weight:+.1f})", weight)
             for (kind, *parts), weight in weights.items()
             if kind != "always"
         ]
-        more = [f"{name} ({weight:+.1f})" for name, weight in named if weight > 0]
-        less = [f"{name} ({weight:+.1f})" for name, weight in reversed(named) if weight < 0]
-        clauses = [("fires more ", more), ("less ", less)]
-        return "; ".join(verb + ", ".join(part) for verb, part in clauses if part) or "alike on all"
+        more = [name for name, weight in named if weight > 0]
+        less = [name for name, weight in reversed(named) if weight < 0]
+        clauses = [
+            f"{how} {', '.join(part)}" for how, part in (("more", more), ("less", less)) if part
+        ]
+        return f"fires {'; '.join(clauses) or 'alike on all tokens'}"
 
 
 def _design(ids):
@@ -199,9 +200,10 @@ def _design(ids):
         ("pair", before * size + ids[:, 1:], at[:, 1:]),
     ):
         found, which, seen = np.unique(value, return_inverse=True, return_counts=True)
-        one = (np.ones(value.size), (rows.ravel(), which.ravel()))
-        often = seen >= SEEN
-        columns.append(sparse.csc_matrix(one, shape=(ids.size, len(found)))[:, often])
+        entries = (np.ones(value.size), (rows.ravel(), which.ravel()))
+        # the gradient of a weight is smaller than that, so others stay 0
+        often = seen > LEAST_PENALTY
+        columns.append(sparse.csc_matrix(entries, shape=(ids.size, len(found)))[:, often])
         found = found[often]
         parts = np.divmod(found, size) if kind == "pair" else (found,)
         names += [(kind, *one) for one in zip(*(part.tolist() for part in parts), strict=True)]

@@ -148,7 +148,8 @@ def windows_of(
 
     Args:
         codes: of the rows that `pieces` were cut from.
-        least: active windows that there must be on each side; None: n.
+        least: active windows that there must be on each side; None: n, so that there are twice as
+            many as are tested.
         seed: of what is drawn. It and the latent decide.
 
     Returns:
