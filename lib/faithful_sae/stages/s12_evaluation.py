@@ -1,0 +1,206 @@
+"""12: what the features of some SAEs are worth: the evaluations of the survey (Shu et al. 2025,
+section 4) that need neither a download nor another language model.
+
+SAEs of two corpora, and the baselines beside them, are measured on text that is the same for all.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from faithful_sae.lm.architectures import Shape, forward_bytes, weights
+from faithful_sae.runs.rows import read_rows, write_rows
+from faithful_sae.runs.schema import Ints, Names, Need, Run, key
+from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
+from faithful_sae.stages import evaluating
+from faithful_sae.stages.budget import reading_bytes, saes_bytes, scoring_bytes
+from faithful_sae.stages.evaluating import Sizes
+from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
+
+# bytes of an active latent of a token in codes.Codes, while they are sorted
+CODE = 24
+
+
+class Evaluation(Sizes):
+    """What the features of some SAEs are worth."""
+
+    corpora: Names = key("two of sae.train_on whose SAEs are compared, the model's own text first")
+    seeds: Ints | None = key("those of sae.seeds that are evaluated; null: all", None)
+    text: str = key("corpus on which all are measured; best one that no SAE was trained on")
+    forget: str = key("corpus that is to be forgotten, by clamping latents")
+    retain: str = key("corpus that is to be kept meanwhile")
+
+    def check(self, run: Run, need: Need) -> None:
+        check_seeds(run, need, "evaluation.seeds", self.seeds)
+        known = ", ".join(run.sae.train_on)
+        need(len(self.corpora) == 2, "evaluation.corpora", "must name two corpora")
+        for name in self.corpora:
+            why = f"names {name!r}, which is not in sae.train_on ({known})"
+            need(name in run.sae.train_on, "evaluation.corpora", why)
+        for at in ("text", "forget", "retain"):
+            check_corpora(run, need, f"evaluation.{at}", (getattr(self, at),))
+        why = "is evaluation.retain, too: what is forgotten cannot be kept"
+        need(self.forget != self.retain, "evaluation.forget", why)
+        length = run.sequence_length
+        why = f"= {self.window} must be less than sequence_length = {length}, which counts BOS"
+        need(self.window < length, "evaluation.window", why)
+        rising = [0, *self.edges, length]
+        why = f"= {list(self.edges)} must rise, between 0 and sequence_length = {length}"
+        need(sorted({*rising}) == rising, "evaluation.edges", why)
+        why = f"= {self.tokens} must be at least 32 rows of sequence_length = {length}"
+        need(self.tokens >= 32 * length, "evaluation.tokens", why)
+        need(self.budget > 1, "evaluation.budget", "= 1 must be at least 2: a constant is one")
+
+
+class Evaluations(Stage):
+    sections = {"evaluation": Evaluation}
+    optional = ("evaluation",)
+    rows = (
+        "structure",
+        "sparse_probes",
+        "ablated_probes",
+        "interpretation",
+        "latent_groups",
+        "latent_pairs",
+        "descriptions",
+        "absorption",
+        "unlearning",
+        "positions",
+    )
+    reads = ("saes", "firing")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK, "probing", "sfr.threshold", "ffr")
+    lower = "evaluation.batch_rows"
+    lower_ram = "evaluation.tokens"
+
+    def corpora(self, run: Run) -> tuple[str, ...]:
+        e = run.evaluation
+        return tuple(dict.fromkeys((e.text, e.forget, e.retain))) if e else ()
+
+    def memory(self, run: Run, shape: Shape) -> Memory:
+        e = run.evaluation
+        tokens = e.batch_rows * run.sequence_length
+        passes = max(forward_bytes(shape, tokens), scoring_bytes(run, shape))
+        device = weights(shape) + saes_bytes(run, shape) + passes + 3 * 4 * tokens * run.sae.d_sae
+        codes = CODE * len(evaluated(run)) * e.tokens * run.sae.k
+        return Memory(device, reading_bytes(run) + codes)
+
+    def tokens(self, run: Run) -> int:
+        e = run.evaluation
+        return e.tokens + e.rows * run.sequence_length
+
+    def seconds(self, run: Run, rates: Rates) -> float:
+        """Of the tokens that explain latents. Judges take longer, and nobody knows beforehand how
+        many latents fire often enough.
+        """
+        n = len(evaluated(run))
+        return run.evaluation.tokens * (rates.read_token() + n * rates.encode_token())
+
+
+def evaluated(run: Run) -> list[tuple[str, int]]:
+    """(corpus, seed) of the SAEs that are evaluated. Of baselines, which are the floor and take as
+    long as all others, there are two of each.
+    """
+    e = run.evaluation
+    seeds = e.seeds or run.sae.seeds
+    named = itertools.product(e.corpora, seeds)
+    return [*named, *itertools.product(run.baselines, seeds[:2])]
+
+
+def token_rows(run: Run, lm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(rows on which latents are explained, held-out rows) of evaluation.text."""
+    from faithful_sae.stages.corpus import corpus
+
+    e = run.evaluation
+    text = corpus(run, e.text, lm)
+    rows, heldout = text.train[: e.tokens // run.sequence_length], text.heldout[: e.rows]
+    there = len(rows) * run.sequence_length
+    if there <= e.tokens - run.sequence_length:
+        print(
+            f"note: {e.text}: {there:,} tokens, fewer than the {e.tokens:,} asked for: all are used"
+        )
+    return rows, heldout
+
+
+def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
+    """One of the evaluations (a table of `Evaluations.rows`), whose rows are written and returned.
+
+    Args:
+        saes: all of the run's, of which those of `evaluated` are measured.
+        name: structure, positions, absorption or unlearning.
+    """
+    from faithful_sae.stages.corpus import corpus
+
+    e = run.evaluation
+    chosen = {key: saes[key] for key in evaluated(run)}
+    rows, heldout = token_rows(run, lm)
+    if name == "unlearning":
+        parts = (corpus(run, at, lm).heldout[: e.rows] for at in (e.forget, e.retain))
+        table = evaluating.unlearning(lm, chosen, *parts, e)
+    elif name == "absorption":
+        table = evaluating.absorption(lm, chosen, rows, e)
+    else:
+        table = getattr(evaluating, name)(lm, chosen, heldout, e)
+    write_rows(run, name, table)
+    return table
+
+
+def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Explain the latents of `evaluated` and test the explanations; writes and returns the rows
+    `interpretation` and `descriptions`.
+    """
+    e = run.evaluation
+    chosen = {key: saes[key] for key in evaluated(run)}
+    rows, heldout = token_rows(run, lm)
+    codes, pieces = evaluating.explained(lm, chosen, rows, e)
+    scored = evaluating.interpretation(lm, codes, pieces, e)
+    described = evaluating.descriptions(lm, chosen, codes, pieces, heldout, e)
+    write_rows(run, "interpretation", scored)
+    write_rows(run, "descriptions", described)
+    return scored, described
+
+
+def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Which latents are shared and which are fake, and how well those of two seeds are matched.
+
+    Writes and returns the rows `latent_groups`, one per latent of evaluation.corpora: in how many
+    of all other seeds it is found (seeds_sharing: the same partner by decoder and by encoder, both
+    cosines at sfr.threshold or above; Paulo and Belrose 2025), and whether it is fake (04); and
+    `latent_pairs`, of every two seeds evaluated the latents that are matched by their decoder rows.
+    """
+    from faithful_sae.metrics.seed_dependence import sharing
+    from faithful_sae.metrics.sfr import match_seeds
+
+    e = run.evaluation
+    firing = read_rows(run, "firing")
+    firing = firing.loc[firing.corpus.isin(e.corpora), ["corpus", "seed", "latent", "frequency"]]
+    shared, pairs = [], []
+    for name in e.corpora:
+        of_corpus = {seed: sae for (at, seed), sae in saes.items() if at == name}
+        # of one seed there is no other
+        if len(of_corpus) < 2:
+            continue
+        matchings = match_seeds(of_corpus)
+        fired = {seed: sae.firing.cpu().numpy() for seed, sae in of_corpus.items()}
+        found = sharing(matchings, fired, run.sfr.threshold)
+        found = found.rename(columns={"base": "seed"})[["seed", "latent", "seeds_sharing"]]
+        shared.append(found.assign(corpus=name))
+        for (a, b), (decoder, _) in matchings.items():
+            if {a, b} <= {*(e.seeds or run.sae.seeds)}:
+                latents = {"latent": range(len(decoder.permutation)), "match": decoder.permutation}
+                which = {"corpus": name, "seed_a": a, "seed_b": b}
+                pairs.append(pd.DataFrame({**which, **latents, "alignment": decoder.cosine}))
+    groups = firing.assign(fake=firing.pop("frequency") > run.ffr.frequency)
+    columns = ["corpus", "seed_a", "seed_b", "latent", "match", "alignment"]
+    table = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(columns=columns)
+    if shared:
+        groups = groups.merge(pd.concat(shared), on=["corpus", "seed", "latent"], how="left")
+    else:
+        groups = groups.assign(seeds_sharing=pd.NA)
+    write_rows(run, "latent_groups", groups)
+    write_rows(run, "latent_pairs", table)
+    return groups, table
+
+
+STAGE = Evaluations()

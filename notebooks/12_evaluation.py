@@ -1,0 +1,155 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 · What are the features worth?
+#
+# Two seeds may share a feature that means nothing, and one seed may find a good one alone. SFR does
+# not say whether features are any good, and the paper leaves it open (section 7). The survey of Shu
+# et al. (2025, section 4) lists how one would know. Here are the evaluations that need no other
+# language model and no download.
+#
+# SAEs of two corpora are compared, on text that is the same for all. Beside them stand SAEs that
+# never learned their directions: what they reach is the floor of a measure.
+#
+# **Exhibits.** `structure`, `evaluation_positions`, `sparse_probes`, `interpretability`,
+# `interpretability_sharing`, `interpretability_pairs`, `interpretability_selected`,
+# `evaluation_features`, `evaluation_findings`.
+
+# %%
+from IPython.display import Image
+
+from faithful_sae.paper import evaluation as shown
+from faithful_sae.paper.exhibits import save_figure, save_table
+from faithful_sae.paper.plots import evaluation as plots
+from faithful_sae.runs.rows import open_run
+from faithful_sae.stages.model import open_model
+from faithful_sae.stages.s12_evaluation import evaluated, group_latents, interpret, measure
+from faithful_sae.stages.saes import load_saes
+
+# %% [markdown]
+# The section `evaluation` of the parameter file names the corpora, the text, and how much of it.
+
+# %% tags=["parameters"]
+params = "params/smoke/neox.yaml"  # which language model, and everything done with it
+
+# %%
+run = open_run(params)
+lm = open_model(run)
+saes = load_saes(run, lm)
+e = run.evaluation
+print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.baselines])}")
+
+# %% [markdown]
+# ## Where in a row
+#
+# An SAE is trained on all positions of its rows. At the beginning the model has little to go by,
+# later it has more context, and the reconstruction may be better in one place than in another (He
+# et al. 2024).
+
+# %%
+rows = {"positions": measure(run, lm, saes, "positions")}
+save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
+
+# %% [markdown]
+# ## Can a latent be explained?
+#
+# A judge explains a latent from some windows of text, and is then tested on others, of other
+# documents. **Detection** asks in which windows the latent fires, **fuzzing** whether it fires on
+# the tokens that are marked. A score is a balanced accuracy: guessing has 0.5. Silent windows are
+# drawn at random, or they are *hard*: they hold the token on which the latent fires most.
+#
+# Both judges are offline. `tokens` knows at most ten tokens of a latent, `ngram` at most ten
+# weights on tokens and on those before them. They know no meaning. So their levels cannot be set
+# beside those of a large language model, but differences between groups of latents can.
+#
+# Two columns say what a score is worth: with the explanation of another latent that fires as often
+# (`permuted`), and with the best single token.
+
+# %%
+rows["interpretation"], rows["descriptions"] = interpret(run, lm, saes)
+save_table(run, "interpretability", shown.scores(run, rows), digits=3)
+
+# %% [markdown]
+# ## Are shared latents easier to explain?
+#
+# Paulo and Belrose (2025) find that latents which more seeds share score higher, and that many
+# which a seed has alone score high, too. Dots are medians and whiskers quartiles over latents.
+
+# %%
+rows["latent_groups"], rows["latent_pairs"] = group_latents(run, saes)
+figure = save_figure(run, "interpretability_sharing", shown.sharing(run, rows), plots.sharing)
+Image(figure, retina=True)
+
+# %% [markdown]
+# Each dot is a latent and its match in another seed. Were scores a matter of the feature alone,
+# well aligned pairs would lie on the line.
+
+# %%
+figure = save_figure(run, "interpretability_pairs", shown.pairs(run, rows), plots.pairs)
+Image(figure, retina=True)
+
+# %% [markdown]
+# Their Table 1 shows one pair for each of five alignments: the best where both seeds agree, and the
+# one that differs most where they do not. A selection finds extremes in noise as well. So the same
+# selection is made from pairs that were shuffled: `shuffled_1` and `shuffled_2` are what it finds
+# there, and `p` is how often it finds as much.
+
+# %%
+save_table(run, "interpretability_selected", shown.selected(run, rows), digits=3)
+
+# %% [markdown]
+# ## What goes in, what comes out, what is absorbed, what can be forgotten
+#
+# - **By input**: five tokens that describe a latent are put into text where it is silent. Does it
+#   fire? And does it fire more than for the tokens of a rival (chance: 1/2)?
+# - **By output**: the latent is made stronger. Do its own tokens gain more than those of two rivals
+#   (chance: 1/3)?
+# - **Absorbed**: the latent of a class of tokens, say digits, is silent on some of them because a
+#   latent of its own stands for these (Chanin et al. 2024).
+# - **Unlearned**: latents that fire on one text and not on another are clamped. How much harder
+#   does the first become, as a share of the way to a model that only counts tokens, while the other
+#   stays within 1 %?
+
+# %%
+rows["absorption"] = measure(run, lm, saes, "absorption")
+rows["unlearning"] = measure(run, lm, saes, "unlearning")
+save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
+
+# %% [markdown]
+# ## Verdicts
+#
+# The unit is the seed. Groups of latents are compared among those that fire about as often, since
+# latents that fire often are shared more and score otherwise.
+
+# %%
+save_table(run, "evaluation_findings", shown.findings(run, rows), digits=3)
+
+# %% [markdown]
+# ## Check
+#
+# With the explanation of another latent a judge should do no better than guess; that holds on
+# average over latents, up to what latents that fire alike have in common. No score is beyond 1, and
+# no answer of an offline judge may be missing.
+
+# %%
+scored = rows["interpretation"].query("scored")
+largest = scored[[*shown.SCORES]].max().max()
+permuted = scored.detection_random_permuted.mean()
+own = scored.detection_random.mean()
+print(f"detection {own:.3f} with the latent's own explanation, {permuted:.3f} with another's")
+assert largest <= 1, f"a balanced accuracy is {largest:.3f}"
+assert scored.failed.sum() == 0, f"{scored.failed.sum()} answers are missing"
+assert own > permuted, "explanations say nothing of their own latents"
