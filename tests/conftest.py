@@ -221,6 +221,7 @@ seed_dependence: null
 features: null
 architectures: null
 layer_groups: null
+evaluation: null
 """)
 EMBEDDED = {
     "corpus": "text",
@@ -263,6 +264,20 @@ FEATURES = {
     "doses": [1.0, 2.0],
     "steered_rows": 3,
     "seed": 0,
+}
+EVALUATION = {
+    "corpora": ["faithful", "text"],
+    "text": "text",
+    "rows": 8,
+    "tokens": 480,
+    "window": 3,
+    "windows": 6,
+    "least": 2,
+    "described": 3,
+    "class_tokens": 40,
+    "edges": [4],
+    "forget": "faithful",
+    "retain": "text",
 }
 
 

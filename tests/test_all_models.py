@@ -14,7 +14,15 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from conftest import BOS, FEATURES, SEED_DEPENDENCE, execute, make_model, make_tokenizer
+from conftest import (
+    BOS,
+    EVALUATION,
+    FEATURES,
+    SEED_DEPENDENCE,
+    execute,
+    make_model,
+    make_tokenizer,
+)
 from faithful_sae.engine.problems import problems, refuse
 from faithful_sae.files import ROOT
 from faithful_sae.lm.architectures import MODELS
@@ -36,6 +44,7 @@ CHANGES = {
     "fidelity.corpora": ["faithful", "text"],
     "seed_dependence": SEED_DEPENDENCE,
     "features": FEATURES,
+    "evaluation": EVALUATION,
 }
 PUBLISHED = {
     "sae.published": {
@@ -81,9 +90,12 @@ MODEL = {
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
+    | {"evaluation.tokens": 8192}
     | NO_STUDIES,
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
-    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]} | NO_STUDIES,
+    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]}
+    | {"evaluation.corpora": ["text"]}
+    | NO_STUDIES,
 }
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="

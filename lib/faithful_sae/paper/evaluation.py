@@ -155,20 +155,20 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per question, with its verdict (paper.verdicts). Scores are of detection against
     random windows, by each judge; groups are compared among latents that fire about as often.
     """
-    own, other = run.evaluation.corpora
+    corpora = run.evaluation.corpora
     questions = {
         "Shared latents are easier to explain (Paulo and Belrose 2025, section 4.2)": _shared,
         f"Yet many orphans are: over {MANY:.0%} of them score above half of the shared": _orphans,
-        f"Latents of its own text are easier to explain than those of {heading(run, other)}": _own,
         "Fake latents are harder to explain": _fake,
     }
+    if len(corpora) > 1:
+        other = heading(run, corpora[1])
+        questions[f"Latents of its own text are easier to explain than those of {other}"] = _own
     judges = dict.fromkeys(rows["interpretation"].judge)
     table = []
     for question, cases_of in questions.items():
         cases = [
-            case
-            for name in judges
-            for case in cases_of(run, _scored(rows, name), name, (own, other))
+            case for name in judges for case in cases_of(run, _scored(rows, name), name, corpora)
         ]
         table.append({"question": question} | judge(cases, margin=SAME))
     return table_of(table)

@@ -21,12 +21,15 @@ from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 
 # bytes of an active latent of a token in codes.Codes, while they are sorted
 CODE = 24
+ONE_OR_TWO = "must name one corpus or two, each once"
 
 
 class Evaluation(Sizes):
     """What the features of some SAEs are worth."""
 
-    corpora: Names = key("two of sae.train_on whose SAEs are compared, the model's own text first")
+    corpora: Names = key(
+        "one or two of sae.train_on whose SAEs are compared, the model's own text first"
+    )
     seeds: Ints | None = key("those of sae.seeds that are evaluated; null: all", None)
     text: str = key("corpus on which all are measured; best one that no SAE was trained on")
     forget: str = key("corpus that is to be forgotten, by clamping latents")
@@ -35,7 +38,7 @@ class Evaluation(Sizes):
     def check(self, run: Run, need: Need) -> None:
         check_seeds(run, need, "evaluation.seeds", self.seeds)
         known = ", ".join(run.sae.train_on)
-        need(len(self.corpora) == 2, "evaluation.corpora", "must name two corpora")
+        need(0 < len({*self.corpora}) == len(self.corpora) < 3, "evaluation.corpora", ONE_OR_TWO)
         for name in self.corpora:
             why = f"names {name!r}, which is not in sae.train_on ({known})"
             need(name in run.sae.train_on, "evaluation.corpora", why)
@@ -49,8 +52,8 @@ class Evaluation(Sizes):
         rising = [0, *self.edges, length]
         why = f"= {list(self.edges)} must rise, between 0 and sequence_length = {length}"
         need(sorted({*rising}) == rising, "evaluation.edges", why)
-        why = f"= {self.tokens} must be at least 32 rows of sequence_length = {length}"
-        need(self.tokens >= 32 * length, "evaluation.tokens", why)
+        why = f"= {self.tokens} must be at least 16 rows of sequence_length = {length}"
+        need(self.tokens >= 16 * length, "evaluation.tokens", why)
         need(self.budget > 1, "evaluation.budget", "= 1 must be at least 2: a constant is one")
 
 
