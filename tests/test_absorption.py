@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score
 
 from faithful_sae import TopKSAE
 from faithful_sae.metrics import absorption as module
@@ -230,18 +229,25 @@ def test_the_mean_is_over_properties_that_pass():
     assert empty.passed == 0
 
 
-def test_f1_is_that_of_tokens_that_neither_fit_nor_choose():
-    """Labels of the third part are turned round: what is fitted and chosen stays, and F1 falls."""
+def test_tokens_that_measure_neither_fit_nor_choose(monkeypatch):
+    """Their labels are turned round: what is fitted and chosen stays, and all that is measured
+    falls.
+    """
     x, holds, _ = tokens()
-    fit, choose, test = module._parts(holds, 0)
-    assert np.array_equal(np.sort(np.concatenate([fit, choose, test])), np.arange(len(x)))
-    z = module._latents(perfect(), x)
-    assert module._f1(z, holds, [PARENT], fit, test) == 1
+    parts = module._parts(holds, 0)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(x)))
+    monkeypatch.setattr(module, "_parts", lambda *_: parts)
     turned = holds.copy()
-    turned[test] = ~turned[test]
-    assert module._f1(z, turned, [PARENT], fit, test) == 0
-    fired = z[:, [PARENT]].toarray()[test, 0] > 0
-    assert f1_score(turned[test], fired) == 0
+    turned[parts[2]] = ~turned[parts[2]]
+    found = absorption(perfect(), x, turned)
+    assert found.latents == (PARENT,)
+    assert found.latent_f1 == 0
+    assert found.probe_f1 == 0
+    assert found.positives == 0
+    assert np.isnan(found.fraction)
+    # what chooses is turned as well: no latent helps
+    turned[parts[1]] = ~turned[parts[1]]
+    assert absorption(perfect(), x, turned).latents == ()
 
 
 def tree():
@@ -299,6 +305,12 @@ def test_classes_by_hand():
     assert members["package"] == [" numpy"]
     assert members["white space"] == ["\n"]
     assert members["begins a word"] == [" 12", " numpy", " ABC"]
+
+
+def test_classes_of_the_same_tokens_are_one_and_empty_ones_none():
+    classes = token_classes(["7", "8", ".", "a"])
+    assert [*classes] == ["number", "punctuation", "alphabetic"]
+    assert classes["number"].tolist() == [True, True, False, False]
 
 
 class Stub:

@@ -258,5 +258,7 @@ def test_what_cannot_be_measured_is_refused():
         unlearning(axes(), lm, rows, rows[:, 1:])
     with pytest.raises(ValueError, match="rows to forget hold no token behind"):
         unlearning(axes(), lm, np.zeros_like(rows), rows)
+    with pytest.raises(ValueError, match=r"token ids must be in 0\.\.30"):
+        unlearning(axes(), lm, rows + 1, rows)
     with pytest.raises(ValueError, match="width 5"):
         unlearning(axes(5), lm, rows, rows)

@@ -93,8 +93,9 @@ class Mean:
     """Several properties of one SAE.
 
     Attributes:
-        fraction, full: means over the properties that pass; NaN where none does.
-        splits: mean number of main latents of them.
+        fraction, full: means over the properties that pass and have main latents; NaN where none
+            does.
+        splits: mean number of main latents, over the properties that pass.
         passed: how many do.
         properties: how many there are.
     """
@@ -154,7 +155,7 @@ def _of_block(sae, x, w, says, cosine, main):
     z = sae.encode(x)
     g = z * says * scale
     m = g[:, main].sum(1)
-    others = g.masked_fill(main | (cosine < COSINE), 0.0).clamp(min=0)
+    others = g.masked_fill(main | (cosine < COSINE), 0.0)
     q = others.topk(min(ABSORBERS, sae.d_sae)).values.sum(1)
     r = torch.minimum(q, a - m)
     share = torch.where(m <= 0, 1.0, r / (r + m))

@@ -35,7 +35,7 @@ from faithful_sae.sae.sae import TopKSAE
 
 # x [B, D] and which pairs they are, int64 [B] -> logits [B, answers]
 Readout = Callable[[Tensor, Tensor], Tensor]
-TEMPERATURE, LR, EPOCHS, BATCH = 0.1, 0.02, 10, 64
+TEMPERATURE, LR, BATCH = 0.1, 0.02, 64
 # of the world: nats between a right answer and a wrong one
 SHARPNESS = 10.0
 
@@ -138,13 +138,19 @@ def disentanglement(
 
 
 def select(
-    sae: TopKSAE, pairs: Pairs, readouts: Sequence[Readout], attribute: int, seed: int = 0
+    sae: TopKSAE,
+    pairs: Pairs,
+    readouts: Sequence[Readout],
+    attribute: int,
+    epochs: int = 10,
+    seed: int = 0,
 ) -> tuple[int, ...]:
     """Latents of an attribute, by the mask trained on the pairs that select.
 
     Args:
         readouts: that can be differentiated.
         attribute: its number.
+        epochs: over the pairs that select.
         seed: of the order of the pairs.
 
     Raises:
@@ -157,7 +163,7 @@ def select(
     goal = pairs.base_answers.clone()
     goal[:, attribute] = pairs.source_answers[:, attribute]
     others = len(readouts) - 1
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(pairs.n_train, generator=generator).to(m.device)
         for some in order.split(BATCH):
             x = swapped(sae, pairs.base[some], pairs.source[some], torch.sigmoid(m / TEMPERATURE))
@@ -172,20 +178,24 @@ def select(
     return tuple((m > 0).nonzero().squeeze(-1).tolist())
 
 
-def ravel(sae: TopKSAE, pairs: Pairs, readouts: Sequence[Readout], seed: int = 0) -> Ravel:
+def ravel(
+    sae: TopKSAE, pairs: Pairs, readouts: Sequence[Readout], epochs: int = 10, seed: int = 0
+) -> Ravel:
     """Cause, isolation and disentanglement of an SAE (Huang et al. 2024).
 
     Args:
         sae: on the device of the pairs.
         pairs: with answers that the readouts give; where a model is wrong without any change, a
             pair says nothing.
-        readouts: one per attribute.
+        readouts: one per attribute. Each of them runs forward and back for each attribute, epoch
+            and pair that selects.
+        epochs: over these pairs.
         seed: of the order of the pairs that select.
 
     Raises:
         ValueError: as disentanglement.
     """
-    latents = [select(sae, pairs, readouts, i, seed) for i in range(len(readouts))]
+    latents = [select(sae, pairs, readouts, i, epochs, seed) for i in range(len(readouts))]
     return disentanglement(sae, pairs, readouts, latents)
 
 

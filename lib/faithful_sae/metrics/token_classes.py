@@ -30,7 +30,8 @@ FEWEST = 100
 def token_classes(
     vocabulary: Sequence[str], packages: Sequence[str] = PACKAGES
 ) -> dict[str, np.ndarray]:
-    """Which tokens are in which class, bool [V] by name; a class may be empty.
+    """Which tokens are in which class, bool [V] by name. Classes without a token are left out, and
+    so are those of the same tokens as one before: where all numbers are digits, they count once.
 
     Args:
         vocabulary: text of each token, blanks included (`features.vocabulary.display_strings`).
@@ -55,7 +56,12 @@ def token_classes(
     blank = np.array([not t for t in texts])
     begins = np.array([piece.startswith(" ") for piece in vocabulary])
     empty = np.array([not piece for piece in vocabulary])
-    return classes | {"white space": blank & ~empty, "begins a word": begins & ~blank}
+    classes |= {"white space": blank & ~empty, "begins a word": begins & ~blank}
+    kept = {}
+    for name, which in classes.items():
+        if which.any():
+            kept.setdefault(which.tobytes(), name)
+    return {name: classes[name] for name in kept.values()}
 
 
 def class_samples(

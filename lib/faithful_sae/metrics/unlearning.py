@@ -113,7 +113,7 @@ def unlearning(
 
     Raises:
         ValueError: fewer than two rows of a kind; rows of another length; no token behind one that
-            is not BOS; an SAE of another width than the model.
+            is not BOS; ids that the model has not; an SAE of another width than the model.
     """
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -135,14 +135,14 @@ def unlearning(
                     "is nothing to predict"
                 )
     (forget_choose, forget_test), (retain_choose, retain_test) = _halves(forget), _halves(retain)
+    known = np.concatenate([forget_choose, retain_choose])
+    unigram, unigram_test = (_unigram(known, half, lm) for half in (forget_choose, forget_test))
     frequency, largest = _firing(sae, lm, forget_choose, batch_rows)
     elsewhere, _ = _firing(sae, lm, retain_choose, batch_rows)
     settings = _settings(frequency, elsewhere, densities, sizes, multiples)
     edits = [_targets(sae, largest, *setting[2:]) for setting in settings]
-    known = np.concatenate([forget_choose, retain_choose])
     before, *after = _cross_entropies(sae, lm, forget_choose, edits, batch_rows)
     retained, *costs = _cross_entropies(sae, lm, retain_choose, edits, batch_rows)
-    unigram = _unigram(known, forget_choose, lm)
     table = pd.DataFrame(settings, columns=["density", "size", "latents", "multiple"]).assign(
         ce_forget=after, ce_retain=costs
     )
@@ -157,16 +157,15 @@ def unlearning(
     edit = [_targets(sae, largest, latents, multiple)]
     ce, forgotten = _cross_entropies(sae, lm, forget_test, edit, batch_rows)
     ce_retain, cost = _cross_entropies(sae, lm, retain_test, edit, batch_rows)
-    unigram = _unigram(known, forget_test, lm)
     return (
         Unlearning(
-            _share(forgotten, ce, unigram),
+            _share(forgotten, ce, unigram_test),
             chosen,
             cost / ce_retain,
             latents,
             multiple,
             ce,
-            unigram,
+            unigram_test,
             ce_retain,
         ),
         table,
