@@ -36,7 +36,14 @@ from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import evaluation as plots
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s12_evaluation import evaluated, group_latents, interpret, measure
+from faithful_sae.stages.s12_evaluation import (
+    evaluated,
+    group_latents,
+    interpret,
+    measure,
+    measure_structure,
+    probe_sparsely,
+)
 from faithful_sae.stages.saes import load_saes
 
 # %% [markdown]
@@ -53,6 +60,35 @@ e = run.evaluation
 print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.baselines])}")
 
 # %% [markdown]
+# ## Structure
+#
+# What weights and reconstructions say: SAEBench's core (Karvonen et al. 2025). `bias` is below 1
+# where reconstructions are too short. `CE score` and `KL score` are 0 where the model runs on
+# nothing and 1 where it runs as well as it can; in a small model nearly everything is near 1, so
+# look at the nats as well. `nearest row` is the mean largest cosine of a latent to another one.
+#
+# The identity reconstructs everything and has as many latents active as there are dimensions. `PCA`
+# has as many components as the SAEs have active latents.
+
+# %%
+rows = {"structure": measure_structure(run, lm, saes)}
+save_table(run, "structure", shown.structure(run, rows), digits=3)
+
+# %% [markdown]
+# ## What a few latents tell
+#
+# Probes of notebook 06 read all latents. Here a probe may have one, two or five of them, chosen on
+# training texts: by the difference of means (SAEBench), or in the order in which an L1 penalty lets
+# them in (Kantamneni et al. 2025). Channels of the activation (`baseline`) and its principal
+# `components` are given the same chance. TPP says how much a probe loses when the latents that
+# speak for its own label are taken away, beyond what others lose; an audit (Chanin 2026) found that
+# it falls as SAEs train on, so it is to be compared with others' numbers, and not relied on.
+
+# %%
+rows["sparse_probes"], rows["ablated_probes"] = probe_sparsely(run, lm, saes)
+save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
+
+# %% [markdown]
 # ## Where in a row
 #
 # An SAE is trained on all positions of its rows. At the beginning the model has little to go by,
@@ -60,7 +96,7 @@ print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.bas
 # et al. 2024).
 
 # %%
-rows = {"positions": measure(run, lm, saes, "positions")}
+rows["positions"] = measure(run, lm, saes, "positions")
 save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
 
 # %% [markdown]
@@ -141,8 +177,7 @@ save_table(run, "evaluation_findings", shown.findings(run, rows), digits=3)
 # ## Check
 #
 # With the explanation of another latent a judge should do no better than guess; that holds on
-# average over latents, up to what latents that fire alike have in common. No score is beyond 1, and
-# no answer of an offline judge may be missing.
+# average over latents, up to what latents that fire alike have in common. No score is beyond 1.
 
 # %%
 scored = rows["interpretation"].query("scored")
@@ -151,5 +186,4 @@ permuted = scored.detection_random_permuted.mean()
 own = scored.detection_random.mean()
 print(f"detection {own:.3f} with the latent's own explanation, {permuted:.3f} with another's")
 assert largest <= 1, f"a balanced accuracy is {largest:.3f}"
-assert scored.failed.sum() == 0, f"{scored.failed.sum()} answers are missing"
 assert own > permuted, "explanations say nothing of their own latents"

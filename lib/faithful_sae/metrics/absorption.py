@@ -280,7 +280,8 @@ def absorption_of_all(
     """
     found = {name: absorption(sae, *sample, seed) for name, sample in samples.items()}
     table = pd.DataFrame(
-        [{"name": name, **vars(one), "passes": one.passes} for name, one in found.items()]
+        [{"name": name, **vars(one), "passes": one.passes} for name, one in found.items()],
+        columns=["name", *Absorption.__dataclass_fields__, "passes"],
     )
     passing = [one for one in found.values() if one.passes]
     fraction, full, splits = (

@@ -25,6 +25,7 @@ SCORES = {
     "detection_random_permuted": "detection, permuted",
     "detection_random_token": "detection, best token",
 }
+TPP_LATENTS = 10
 # balanced accuracies that differ by less are the same
 SAME = 0.01
 # "many" orphans are as easy to explain as the middle one of the shared latents
@@ -36,12 +37,62 @@ def _table(run: Run, columns: dict[str, dict[str, Values]], first: str = "traine
     corpora = dict.fromkeys(corpus for values in columns.values() for corpus in values)
     records: list[Record] = []
     for corpus in corpora:
-        record: Record = {first: heading(run, corpus)}
+        record: Record = {first: _called(run, corpus)}
         for name, values in columns.items():
             if corpus in values:
                 record |= cell(name, mean_over_seeds(values[corpus]))
         records.append(record)
     return pd.DataFrame(records)
+
+
+def _called(run, name):
+    """What has no text is called by its name."""
+    return heading(run, name) if name in run.sae_names else name
+
+
+def structure(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per kind of SAE: SAEBench's core with halves of intervals over seeds; of what has no
+    seed, the number alone.
+    """
+    shown = {
+        "explained_variance": "EV",
+        "cosine": "cosine",
+        "l2_ratio": "L2 ratio",
+        "relative_reconstruction_bias": "bias",
+        "ce_score": "CE score",
+        "ce_diff": "CE difference",
+        "kl_score": "KL score",
+        "kl": "KL",
+        "l0": "L0",
+        "frac_alive": "alive",
+        "over_10_percent": "over 10 %",
+        "decoder_nearest": "nearest row",
+        "decoder_random": "nearest, random",
+    }
+    table = rows["structure"]
+    return _table(run, {name: values_by(table, ["corpus"], at) for at, name in shown.items()})
+
+
+def sparse_probes(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per kind of SAE or representation of x: accuracy of probes on k columns and on all,
+    mean over tasks, and TPP (known to be unreliable: Chanin 2026).
+    """
+    table = rows["sparse_probes"]
+    named = table.assign(
+        corpus=table.corpus.astype(object).fillna(table.representation),
+        seed=table.seed.fillna(0).astype(int),
+    )
+    columns = {}
+    for (form, k), part in named.groupby(["form", "k"], sort=False):
+        mean = part.groupby(["corpus", "seed"], sort=False).accuracy.mean().reset_index()
+        name = "all" if form == "all" else f"{form}, k = {k}"
+        columns[name] = values_by(mean, ["corpus"], "accuracy")
+    ablated = rows["ablated_probes"]
+    ablated = ablated.loc[ablated.n == TPP_LATENTS]
+    if len(ablated):
+        mean = ablated.groupby(["corpus", "seed"], sort=False).score.mean().reset_index()
+        columns[f"TPP {TPP_LATENTS} (unreliable)"] = values_by(mean, ["corpus"], "score")
+    return _table(run, columns)
 
 
 def scores(run: Run, rows: Rows) -> pd.DataFrame:

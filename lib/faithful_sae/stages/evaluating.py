@@ -16,6 +16,11 @@ from faithful_sae.runs.stage import SAEs
 
 # tokens that describe a latent, where they are tested by input and output
 DESCRIBING = 5
+# of the text they are tested in
+CONTEXT = 32
+# rows go to the sides that explain and test in turns of at least so many, and in at most so many
+# turns: where the side changes, some rows are lost
+TURN, TURNS = 8, 16
 
 
 class Sizes(Section):
@@ -39,6 +44,77 @@ def which(name: tuple[str, int]) -> dict[str, Any]:
     return dict(zip(("corpus", "seed"), name, strict=True))
 
 
+def structure(
+    lm: Any, saes: SAEs, rows: np.ndarray, heldout: np.ndarray, sizes: Sizes
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What weights and held-out rows say: (a row per SAE, a row per SAE and latent). Beside them
+    stand the SAE that reconstructs everything, and the principal components of other rows, as many
+    as the first SAE has active latents.
+    """
+    import torch
+
+    from faithful_sae.metrics.structural import structural
+    from faithful_sae.sae.activations import rows_in_batches
+    from faithful_sae.sae.reference import identity_sae, pca_sae
+
+    parts = rows_in_batches(rows[: len(heldout)], sizes.batch_rows)
+    x = torch.cat([lm.activations(ids)[ids != lm.bos_id].float() for ids in parts])
+    first = next(iter(saes.values()))
+    k = min(first.k or lm.d_model, lm.d_model, len(x) - 1)
+    known = {("identity", 0): identity_sae(lm.d_model, lm.device), ("PCA", 0): pca_sae(x, k)}
+    records, latents = structural({**saes, **known}, lm, heldout, batch_rows=sizes.batch_rows)
+    table = pd.DataFrame(which(name) | vars(record) for name, record in records.items())
+    of_latents = [latents[name].assign(**which(name)) for name in saes]
+    return table, _named_first(pd.concat(of_latents, ignore_index=True))
+
+
+def probes(
+    lm: Any, saes: SAEs, tasks: Mapping[str, tuple], probing: Any, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What few latents tell of labels: (a row per task, representation, form and k; a row per task
+    of more than two labels, SAE and number of ablated latents).
+
+    Args:
+        tasks: {name: ((texts, labels) to train on, to test on)}.
+        probing: a section `probing`, which says how long texts are, and how probes are trained.
+    """
+    from faithful_sae.metrics.ablated_probes import Texts, tpp
+    from faithful_sae.metrics.probing import pooled_representations
+    from faithful_sae.metrics.sparse_probing import mean_over_labels, sparse_probe_all
+
+    p = probing
+    options = {"inverse_regularisation": p.inverse_regularisation, "max_iter": p.max_iter}
+    sparse, ablated = [], []
+    for task, parts in tasks.items():
+        train, test = (
+            pooled_representations(
+                saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{task}: {part}"
+            )
+            for part, (texts, _) in zip(("train", "test"), parts, strict=True)
+        )
+        labels = [np.asarray(given) for _, given in parts]
+        found = sparse_probe_all(train, labels[0], test, labels[1], seed=seed, **options)
+        sparse.append(mean_over_labels(found).assign(task=task))
+        names = np.unique(labels[0])
+        # one of two labels is the other one denied
+        if len(names) < 3:
+            continue
+        for name, sae in saes.items():
+            if sae.normalisation != "none":
+                continue
+            of_sae = (
+                Texts(part["baseline"], part[name, "sae"], given[:, None] == names)
+                for part, given in zip((train, test), labels, strict=True)
+            )
+            ablated += [
+                {"task": task, **which(name), **vars(record)}
+                for record in tpp(sae, *of_sae, seed=seed, **options)
+            ]
+    columns = ["task", *which(("", 0)), "n", "score", "intended", "unintended", "accuracy"]
+    columns += ["latents", "converged"]
+    return pd.concat(sparse, ignore_index=True), pd.DataFrame(ablated, columns=columns)
+
+
 def explained(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> tuple[dict[Any, Any], Any]:
     """(where the latents of each SAE fire in the rows, the rows in windows): what `interpretation`
     and `descriptions` are made of, in one pass of the language model.
@@ -46,7 +122,10 @@ def explained(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> tuple[dict
     from faithful_sae.features.codes import sparse_codes
     from faithful_sae.features.windows import cut
 
-    return sparse_codes(saes, lm, rows, sizes.batch_rows), cut(rows, lm.bos_id, sizes.window)
+    turns = max(2, min(TURNS, len(rows) // TURN))
+    # before the pass, since it refuses rows that are too few
+    pieces = cut(rows, lm.bos_id, sizes.window, turns)
+    return sparse_codes(saes, lm, rows, sizes.batch_rows), pieces
 
 
 def interpretation(lm: Any, codes: Mapping, pieces: Any, sizes: Sizes) -> pd.DataFrame:
@@ -82,13 +161,13 @@ def descriptions(
     """Whether the tokens of a latent say what goes in and what comes out, of some latents of each
     SAE: those in the middle of equal parts by how often they fire.
     """
-    from faithful_sae.features.descriptions import score_descriptions
+    from faithful_sae.features.descriptions import Described, score_descriptions
     from faithful_sae.features.judges import TokensJudge
     from faithful_sae.features.vocabulary import display_strings
     from faithful_sae.features.windows import windows_of
 
     judge = TokensJudge(display_strings(lm.tokenizer))
-    tables = []
+    tables = [pd.DataFrame(columns=[*Described.__dataclass_fields__, *which(("", 0))])]
     for name, found in codes.items():
         said, maxima = {}, np.zeros(found.d_sae)
         for latent in range(found.d_sae):
@@ -100,7 +179,16 @@ def descriptions(
         chosen = spread(sorted(said, key=lambda f: (found.density[f], f)), sizes.described)
         if not chosen:
             continue
-        scored = score_descriptions(saes[name], lm, heldout, said, maxima, chosen, seed=sizes.seed)
+        scored = score_descriptions(
+            saes[name],
+            lm,
+            heldout,
+            said,
+            maxima,
+            chosen,
+            length=min(CONTEXT, heldout.shape[1]),
+            seed=sizes.seed,
+        )
         tables.append(scored.assign(**which(name)))
     return _named_first(pd.concat(tables, ignore_index=True))
 

@@ -62,6 +62,7 @@ class Evaluations(Stage):
     optional = ("evaluation",)
     rows = (
         "structure",
+        "structure_latents",
         "sparse_probes",
         "ablated_probes",
         "interpretation",
@@ -131,7 +132,7 @@ def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
 
     Args:
         saes: all of the run's, of which those of `evaluated` are measured.
-        name: structure, positions, absorption or unlearning.
+        name: positions, absorption or unlearning.
     """
     from faithful_sae.stages.corpus import corpus
 
@@ -144,9 +145,32 @@ def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
     elif name == "absorption":
         table = evaluating.absorption(lm, chosen, rows, e)
     else:
-        table = getattr(evaluating, name)(lm, chosen, heldout, e)
+        table = evaluating.positions(lm, chosen, heldout, e)
     write_rows(run, name, table)
     return table
+
+
+def measure_structure(run: Run, lm: Any, saes: SAEs) -> pd.DataFrame:
+    """SAEBench's core; writes the rows `structure`, which it returns, and `structure_latents`."""
+    chosen = {key: saes[key] for key in evaluated(run)}
+    table, latents = evaluating.structure(lm, chosen, *token_rows(run, lm), run.evaluation)
+    write_rows(run, "structure", table)
+    write_rows(run, "structure_latents", latents)
+    return table
+
+
+def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Sparse probes and targeted perturbation on the tasks of 06; writes and returns the rows
+    `sparse_probes` and `ablated_probes`.
+    """
+    from faithful_sae.stages.text import labelled
+
+    chosen = {key: saes[key] for key in evaluated(run)}
+    tasks = {name: labelled(run, name) for name in run.tasks}
+    sparse, ablated = evaluating.probes(lm, chosen, tasks, run.probing, run.evaluation.seed)
+    write_rows(run, "sparse_probes", sparse)
+    write_rows(run, "ablated_probes", ablated)
+    return sparse, ablated
 
 
 def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:

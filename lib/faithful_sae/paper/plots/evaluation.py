@@ -30,7 +30,7 @@ def sharing(data: DataFrame) -> Figure:
         )
         below.bar(places, part.latents, width=0.28, color=colours[corpus])
     ax.axhline(0.5, color="0.7", linewidth=0.6, linestyle="--")
-    ax.set(ylabel="detection (balanced accuracy)")
+    ax.set(ylabel="detection")
     below.set(ylabel="latents", xlabel="other seeds in which the latent is found")
     if len(data):
         below.set_xticks(range(int(data.seeds_sharing.max()) + 1))
@@ -44,7 +44,7 @@ def pairs(data: DataFrame) -> Figure:
     are aligned: a panel per corpus.
     """
     panels = list(groups(data, "corpus"))
-    figure, axes = grid(len(panels), 2, 2.7)
+    figure, axes = grid(len(panels), 2, 2.7, sharex=True, sharey=True)
     points = None
     for ax, ((corpus,), part) in zip(axes, panels, strict=True):
         # the best aligned lie on top
