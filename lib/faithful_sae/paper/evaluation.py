@@ -4,6 +4,7 @@ model's own text are.
 """
 
 from collections.abc import Iterator
+from textwrap import shorten
 
 import pandas as pd
 
@@ -26,6 +27,7 @@ SCORES = {
     "detection_random_token": "detection, best token",
 }
 TPP_LATENTS = 10
+SAID = 60  # characters of an explanation in a table
 # balanced accuracies that differ by less are the same
 SAME = 0.01
 # "many" orphans are as easy to explain as the middle one of the shared latents
@@ -82,10 +84,11 @@ def sparse_probes(run: Run, rows: Rows) -> pd.DataFrame:
         corpus=table.corpus.astype(object).fillna(table.representation),
         seed=table.seed.fillna(0).astype(int),
     )
+    # of all columns, it is the representation that says how many
+    names = named.form + (", k = " + named.k.astype(str)).where(named.form != "all", "")
     columns = {}
-    for (form, k), part in named.groupby(["form", "k"], sort=False):
+    for name, part in named.groupby(names, sort=False):
         mean = part.groupby(["corpus", "seed"], sort=False).accuracy.mean().reset_index()
-        name = "all" if form == "all" else f"{form}, k = {k}"
         columns[name] = values_by(mean, ["corpus"], "accuracy")
     ablated = rows["ablated_probes"]
     ablated = ablated.loc[ablated.n == TPP_LATENTS]
@@ -179,6 +182,8 @@ def selected(run: Run, rows: Rows) -> pd.DataFrame:
         if part[["alignment", "score_1", "score_2"]].notna().all(axis=1).any():
             chosen = selected_pairs(part.drop(columns="corpus"), seed=run.evaluation.seed)
             chosen.insert(0, "trained on", corpus)
+            for text in ("text_1", "text_2"):
+                chosen[text] = chosen[text].map(lambda said: shorten(said, SAID, placeholder=" …"))
             tables.append(chosen)
     columns = ["trained on", "low", "high", "n", "alignment", "score_1", "score_2"]
     columns += ["shuffled_1", "shuffled_2", "p", "seed_a", "latent", "seed_b", "match"]
