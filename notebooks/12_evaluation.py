@@ -43,6 +43,7 @@ from faithful_sae.stages.s12_evaluation import (
     measure,
     measure_structure,
     probe_sparsely,
+    write_results,
 )
 from faithful_sae.stages.saes import load_saes
 
@@ -71,7 +72,7 @@ print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.bas
 # has as many components as the SAEs have active latents.
 
 # %%
-rows = {"structure": measure_structure(run, lm, saes)}
+rows = dict(measure_structure(run, lm, saes))
 save_table(run, "structure", shown.structure(run, rows), digits=3)
 
 # %% [markdown]
@@ -172,6 +173,17 @@ save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
 
 # %%
 save_table(run, "evaluation_findings", shown.findings(run, rows), digits=3)
+
+# %% [markdown]
+# ## In SAEBench's form
+#
+# What was measured of each SAE is also written as a result of SAEBench, a file per evaluation, for
+# whoever reads these. Where the definition is another one, so is the id: no number of an offline
+# judge can be taken for one of a large model's.
+
+# %%
+folder = write_results(run, saes, rows)
+print(sorted(path.stem for path in next(folder.iterdir()).iterdir()))
 
 # %% [markdown]
 # ## Check

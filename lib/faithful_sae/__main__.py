@@ -139,6 +139,20 @@ def explorer(args: argparse.Namespace) -> None:
         sys.exit(f"\n  {error}\n")
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    from faithful_sae.engine.evaluate import evaluate
+    from faithful_sae.features.index import FeatureError
+    from faithful_sae.lm.architectures import ModelError
+    from faithful_sae.sae.sae import SAEError
+    from faithful_sae.text.hub import HubError
+    from faithful_sae.text.read import CorpusError
+
+    try:
+        evaluate(**{name: value for name, value in vars(args).items() if name != "run"})
+    except (SAEError, ModelError, HubError, CorpusError, FeatureError) as error:
+        sys.exit(f"\n  {error}\n")
+
+
 def exhibits(args: argparse.Namespace) -> None:
     from faithful_sae.paper.exhibits import write_figures_readme
 
@@ -221,6 +235,22 @@ def parser() -> argparse.ArgumentParser:
 
     command = add(explorer, "write the features of a profile as a page to open in a browser")
     command.add_argument("profile", help=PROFILE)
+
+    command = add(evaluate, "measure an SAE of anybody's on a language model, by text alone")
+    command.add_argument("place", help="a folder in any format that is read, or owner/name/folder")
+    command.add_argument("--model", required=True, help="a folder, or an id of the Hub")
+    command.add_argument("--layer", required=True, type=int, help="block whose input is read")
+    command.add_argument("--hook", default="residual", help="or mlp, attention: what it adds")
+    command.add_argument("--output", type=Path, default=Path("evaluation"), help="folder")
+    command.add_argument("--text", type=Path, help="jsonl, csv, parquet or txt; else documentation")
+    command.add_argument("--text-key", default="text", help="field of the text")
+    command.add_argument("--revision", help="of the SAE's repository")
+    command.add_argument("--model-revision", help="of the model's")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--dtype", default="auto")
+    command.add_argument("--tokens", type=int, default=300_000, help="that explain latents")
+    command.add_argument("--rows", type=int, default=64, help="held-out rows")
+    command.add_argument("--batch-rows", type=int, default=16, help="per forward pass")
 
     add(exhibits, "write the table of exhibits, figures/README.md")
     return top

@@ -243,3 +243,79 @@ def positions(lm: Any, saes: SAEs, heldout: np.ndarray, sizes: Sizes) -> pd.Data
 def _named_first(table):
     names = [*which(("", 0))]
     return table[[*names, *(column for column in table if column not in names)]]
+
+
+def envelopes(
+    tables: Mapping[str, pd.DataFrame],
+    name: tuple[str, int],
+    sae: Any,
+    config: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """{id: result of one SAE in SAEBench's form}, of the tables above that there are. The numbers
+    are means over latents, classes or tasks, for which there are rows as details.
+
+    Args:
+        tables: by name, as the functions above return them; `sparse_probes` and `ablated_probes`.
+        config: model, layer and text, and how much of it.
+    """
+    from faithful_sae.metrics.saebench import envelope, named
+
+    corpus, seed = name
+    own = {
+        key: table.loc[(table.corpus == corpus) & (table.seed == seed)].drop(columns=[*which(name)])
+        for key, table in tables.items()
+    }
+    cfg = {"d_in": sae.d_model, "d_sae": sae.d_sae, "k": sae.k, **sae.metadata}
+    found = {}
+
+    def add(kind: str, metrics: Mapping, details: Any = ()) -> None:
+        found[kind] = envelope(kind, metrics, cfg, config, details)
+
+    if "structure" in own:
+        fields = own["structure"].to_dict("records")[0]
+        details = own["structure_latents"].rename(columns=DETAILS).to_dict("records")
+        add("core", named("core", fields), details)
+    for kind, table, by in (
+        ("descriptions", "descriptions", None),
+        ("absorption_token_classes", "absorption", None),
+        ("unlearning_ce", "unlearning", None),
+        ("generalisation", "positions", ["start", "stop"]),
+        ("sparse_probing_documentation", "sparse_probes", ["form", "k"]),
+        ("tpp_closed_form", "ablated_probes", ["n"]),
+        ("autointerp", "interpretation", ["judge"]),
+    ):
+        if not len(own.get(table, ())):
+            continue
+        rows = own[table]
+        if kind == "autointerp":
+            for judge, part in rows.groupby("judge", sort=False):
+                means = _means(part)
+                add(f"autointerp_{judge}", {"faithful_sae": means}, part.to_dict("records"))
+            continue
+        parts = [("all", rows)] if by is None else rows.groupby(by, sort=False)
+        metrics = {
+            "faithful_sae" if by is None else "_".join(map(str, _tuple(at))): _means(part)
+            for at, part in parts
+        }
+        add(kind, metrics, rows.to_dict("records"))
+    return found
+
+
+# columns of structure_latents -> SAEBench's names of them
+DETAILS = {
+    "latent": "index",
+    "density": "feature_density",
+    "encoder_decoder_cosine": "encoder_decoder_cosine_sim",
+    "decoder_nearest": "max_decoder_cosine_sim",
+    "encoder_nearest": "max_encoder_cosine_sim",
+}
+
+
+def _tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _means(rows):
+    """Of all columns of numbers."""
+    numbers = rows.select_dtypes(["number", "bool"]).drop(columns="latent", errors="ignore")
+    return {column: float(value) for column, value in numbers.mean().items()}

@@ -5,14 +5,17 @@ SAEs of two corpora, and the baselines beside them, are measured on text that is
 """
 
 import itertools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from faithful_sae.files import write_json
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import read_rows, write_rows
-from faithful_sae.runs.schema import Ints, Names, Need, Run, key
+from faithful_sae.runs.schema import Ints, Names, Need, Run, key, plain
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages import evaluating
 from faithful_sae.stages.budget import reading_bytes, saes_bytes, scoring_bytes
@@ -150,13 +153,14 @@ def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
     return table
 
 
-def measure_structure(run: Run, lm: Any, saes: SAEs) -> pd.DataFrame:
-    """SAEBench's core; writes the rows `structure`, which it returns, and `structure_latents`."""
+def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
+    """SAEBench's core; writes and returns the rows `structure` and `structure_latents`."""
     chosen = {key: saes[key] for key in evaluated(run)}
-    table, latents = evaluating.structure(lm, chosen, *token_rows(run, lm), run.evaluation)
-    write_rows(run, "structure", table)
-    write_rows(run, "structure_latents", latents)
-    return table
+    tables = evaluating.structure(lm, chosen, *token_rows(run, lm), run.evaluation)
+    rows = dict(zip(("structure", "structure_latents"), tables, strict=True))
+    for name, table in rows.items():
+        write_rows(run, name, table)
+    return rows
 
 
 def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -228,6 +232,21 @@ def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
     write_rows(run, "latent_groups", groups)
     write_rows(run, "latent_pairs", table)
     return groups, table
+
+
+def write_results(run: Run, saes: SAEs, rows: Mapping[str, pd.DataFrame]) -> Path:
+    """Write what was measured of each SAE in SAEBench's form, a file per evaluation, into a folder
+    of the run, which is returned.
+    """
+    e = run.evaluation
+    config = {"model": run.model_name, "layer": run.layer, "hook": run.hook, "text": e.text}
+    config |= plain(e)
+    folder = run.artifacts / "saebench"
+    for name in evaluated(run):
+        found = evaluating.envelopes(rows, name, saes[name], config)
+        for kind, record in found.items():
+            write_json(folder / f"{name[0]}_seed{name[1]}" / f"{kind}.json", record)
+    return folder
 
 
 STAGE = Evaluations()

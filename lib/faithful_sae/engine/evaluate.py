@@ -1,0 +1,180 @@
+"""Evaluating one SAE of anybody's on a language model: `python -m faithful_sae evaluate`.
+
+It needs no parameter file. What it writes are the tables of notebook 12, of this SAE and of
+untrained ones beside it, and SAEBench's result files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from faithful_sae.files import write_csv, write_json
+
+# where no text is given: of packages that are installed with this one
+DOCUMENTATION = ("numpy", "scipy", "sklearn", "pandas")
+CHARACTERS_PER_TOKEN = 8  # more than any tokenizer here has of English
+ROW = 128  # tokens, where the language model has so many
+FLOOR_K = 32  # of the random dictionary beside an SAE that has a threshold
+TASKS = ("library", "parameter_or_return")
+# what the printed table shows, by the table it is a mean of
+SHOWN = {
+    "structure": ("explained_variance", "ce_diff", "ce_score", "kl", "l0", "frac_alive"),
+    "interpretation": ("scored", "detection_random", "detection_hard", "fuzz_random"),
+    "descriptions": ("input_choice", "output"),
+    "absorption": ("fraction", "full"),
+}
+
+
+def find_sae(place: str, revision: str | None) -> Path:
+    """A folder here, or owner/name or owner/name/folder on the Hub.
+
+    Raises:
+        SAEError: no such folder, and no such id.
+        HubError: as text.hub.
+    """
+    from faithful_sae.sae.published import FILES
+    from faithful_sae.sae.sae import SAEError
+    from faithful_sae.text import hub
+
+    if Path(place).exists():
+        return Path(place)
+    owner, _, rest = place.partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name or place.startswith((".", "/", "~")):
+        raise SAEError(f"{place}: no such folder, and no id of the Hub (owner/name or deeper)")
+    at = hub.resolve("model", f"{owner}/{name}", revision or "main")
+    return hub.fetch_folder("model", f"{owner}/{name}", at, folder or None, FILES)
+
+
+def token_rows(lm: Any, text: Path | None, key: str, tokens: int, heldout: int) -> Any:
+    """(rows on which latents are explained, held-out rows behind them) of a file, or of the
+    documentation of installed packages.
+
+    Raises:
+        CorpusError: an unreadable file, or one that does not fill enough rows.
+    """
+    from faithful_sae.text.documentation import extract
+    from faithful_sae.text.packing import pack, tokenize
+    from faithful_sae.text.read import CorpusError, read_records
+
+    length = min(ROW, lm.context)
+    wanted = tokens + heldout * length
+    if text is None:
+        texts = iter(extract("docstrings", DOCUMENTATION, CHARACTERS_PER_TOKEN * wanted))
+    else:
+        texts = (record[0] for record in read_records(text, [key]))
+    rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, length, wanted)
+    if len(rows) < 2 * heldout:
+        raise CorpusError(
+            f"{text or 'documentation'}: fills {len(rows)} rows of {length} tokens, fewer than "
+            f"{2 * heldout}: give more text, or lower --rows"
+        )
+    return rows[:-heldout], rows[-heldout:]
+
+
+def labelled_texts(probing: Any) -> dict[str, Any]:
+    """{task: ((texts, labels) to train probes on, to test them on)} of documentation."""
+    from faithful_sae.text.documentation import labelled
+
+    tasks = {}
+    for task in TASKS:
+        examples = labelled(task, DOCUMENTATION, probing.max_train + probing.max_test, probing.seed)
+        share = probing.max_train / (probing.max_train + probing.max_test)
+        cut = round(share * len(examples))
+        parts = (examples[:cut], examples[cut:])
+        tasks[task] = tuple(tuple(zip(*part, strict=True)) for part in parts)
+    return tasks
+
+
+def evaluate(
+    place: str,
+    model: str,
+    layer: int,
+    output: Path,
+    text: Path | None = None,
+    text_key: str = "text",
+    hook: Any = "residual",
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    model_revision: str | None = None,
+    **sizes: int,
+) -> None:
+    """Measure an SAE by all evaluations that need nothing but text; print a table, and write csv
+    files and SAEBench's result files into a folder.
+
+    Args:
+        place: of the SAE, as find_sae.
+        model: a folder or an id of the Hub.
+        layer, hook: where the SAE reads.
+        output: folder, made where it is missing.
+        text: jsonl, csv, parquet or txt; None: documentation of installed packages.
+        text_key: field of the text.
+        sizes: of stages.evaluating.Sizes.
+
+    Raises:
+        SAEError, ModelError, HubError, CorpusError, FeatureError: see there.
+    """
+    from faithful_sae.lm.architectures import ADDED, hooked_module
+    from faithful_sae.lm.model import load_model
+    from faithful_sae.sae.published import load_fitting
+    from faithful_sae.sae.sae import TopKSAE, load_sae
+    from faithful_sae.stages import evaluating
+    from faithful_sae.stages.s06_probing import Probing, Task
+
+    s = evaluating.Sizes(**sizes)
+    folder = find_sae(place, revision)
+    lm = load_model(model, layer, device, dtype, model_revision, hook=hook)
+    kind = lm.model.config.model_type
+    module = hooked_module(kind, hook) if kind in ADDED else None
+    # a folder has many names: which model it is of is for the user to say
+    named = load_sae(folder).metadata.get("model") or model
+    sae = load_fitting(folder, named, layer, {}, lm.d_model, folder, hook, module).to(lm.device)
+    if named != model:
+        print(f"note: {folder}: its files say that it was made for {named}")
+    rows, heldout = token_rows(lm, text, text_key, s.tokens, s.rows)
+    floor = TopKSAE(lm.d_model, sae.d_sae, min(sae.k or FLOOR_K, sae.d_sae), 0, lm.device)
+    saes = {("this SAE", 0): sae, ("random dictionary", 0): floor}
+    tasks = {task: Task(documentation=task, packages=DOCUMENTATION) for task in TASKS}
+    length = min(96, lm.context)
+    probing = Probing(tasks=tasks, max_train=2000, max_test=1000, max_tokens=length, batch_rows=32)
+    tables = dict(
+        zip(
+            ("structure", "structure_latents"),
+            evaluating.structure(lm, saes, rows, heldout, s),
+            strict=True,
+        )
+    )
+    tables["positions"] = evaluating.positions(lm, saes, heldout, s)
+    codes, pieces = evaluating.explained(lm, saes, rows, s)
+    tables["interpretation"] = evaluating.interpretation(lm, codes, pieces, s)
+    tables["descriptions"] = evaluating.descriptions(lm, saes, codes, pieces, heldout, s)
+    tables["absorption"] = evaluating.absorption(lm, saes, rows, s)
+    probed = evaluating.probes(lm, saes, labelled_texts(probing), probing, s.seed)
+    tables |= dict(zip(("sparse_probes", "ablated_probes"), probed, strict=True))
+    for name, table in tables.items():
+        write_csv(output / f"{name}.csv", table)
+    config = {"model": model, "layer": layer, "hook": hook, "text": str(text or "documentation")}
+    for name in saes:
+        found = evaluating.envelopes(tables, name, saes[name], config | s.model_dump())
+        for kind, record in found.items():
+            write_json(output / "saebench" / name[0].replace(" ", "_") / f"{kind}.json", record)
+    print(summary(tables))
+    print(f"\nall tables, and results in SAEBench's form: {output}")
+
+
+def summary(tables: Any) -> str:
+    """One line per number, a column per SAE."""
+    import pandas as pd
+
+    lines = {}
+    for name, columns in SHOWN.items():
+        means = tables[name].groupby("corpus", sort=False)
+        for column in columns:
+            lines[f"{name}: {column}"] = means[column].mean()
+    probes = tables["sparse_probes"]
+    probes = probes.loc[probes.representation == "sae"]
+    for (form, k), part in probes.groupby(["form", "k"], sort=False):
+        called = f"sparse_probes: accuracy, {form} {k}"
+        lines[called] = part.groupby("corpus", sort=False).accuracy.mean()
+    table = pd.DataFrame(lines).T.astype(float).round(3)
+    return table[[*dict.fromkeys(tables["interpretation"].corpus), "PCA", "identity"]].to_string()
