@@ -138,8 +138,8 @@ def test_planted_differences_get_their_verdicts(run):
     found = verdicts(run, score)
     assert found["Shared"].verdict == "agrees"
     assert found["Shared"].effect == pytest.approx(0.1, abs=0.02)
-    # scores of orphans lie below all of the shared ones
-    assert found["Yet"].verdict == "disagrees"
+    # no orphan is above half of the shared ones, with any seed: nothing tells how sure that is
+    assert found["Yet"].verdict == "undecided"
     assert found["Latents"].verdict == "agrees"
     assert found["Latents"].effect == pytest.approx(0.05, abs=0.01)
     assert found["Fake"].verdict == "not testable"

@@ -121,9 +121,11 @@ def evaluate(
     from faithful_sae.stages import evaluating
     from faithful_sae.stages.s06_probing import Probing, Task
 
-    s = evaluating.Sizes(**sizes)
     folder = find_sae(place, revision)
     lm = load_model(model, layer, device, dtype, model_revision, hook=hook)
+    # 32 tokens in rows of 128
+    part = min(ROW, lm.context) // 4
+    s = evaluating.Sizes(**sizes, window=part, edges=(part,))
     kind = lm.model.config.model_type
     module = hooked_module(kind, hook) if kind in ADDED else None
     # a folder has many names: which model it is of is for the user to say
