@@ -218,8 +218,10 @@ class _Sums:
         """Of activations [B, T, D], at the positions `where` bool [B, T]."""
         values, indices = self.sae.encode_topk(x)
         fires = values != 0
-        x_hat = self.sae.reconstruct(x).double()
-        x = x.double()
+        plain = self.sae.normalisation == "none"
+        # latents that are there already are half of a reconstruction
+        x_hat = self.sae.decode_topk(values, indices) if plain else self.sae.reconstruct(x)
+        x, x_hat = x.double(), x_hat.double()
         norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
         found = {
             "norm_in": norm_in,
