@@ -9,10 +9,10 @@ principal component of x. Three forms:
             |mean with the label - mean without|; logistic regression with a fixed penalty. Columns
             keep their scale: a latent that is multiplied by a number may be chosen, or not
     l1      after sae-probes (Kantamneni et al. 2025, arXiv 2502.16681): columns are standardised;
-            the k that an L1-penalised regression takes up first, as its penalty falls; logistic
-            regression whose penalty has the best AUC over folds. Scales do not matter. Two latents
-            that say the same count once, unlike with sae-probes itself, whose choice is by means of
-            scaled latents, and whose L1 penalty is the regression's
+            the k with the largest weights under the strongest L1 penalty that leaves k of them;
+            logistic regression on these, whose penalty has the best AUC over folds. Scales do not
+            matter, and a column that adds nothing to another is passed over. (sae-probes itself
+            chooses by means of scaled latents, and L1 is the penalty of its regression.)
     all     every column, with a fixed penalty: what the probe of metrics/probing.py reads
 
 Columns and penalties are chosen on training texts alone. (SAEBench's full probe keeps the epoch
@@ -36,11 +36,17 @@ from sklearn.svm import l1_min_c
 from faithful_sae.metrics.probing import probe
 
 KS = (1, 2, 5)
-# of the cross-validation: C of scikit-learn, on standardised columns
-PENALTIES = np.logspace(-4, 4, 5)
 FOLDS = 3
+# C of scikit-learn, on standardised columns; of equally good ones the smallest is taken
+PENALTIES = np.logspace(-4, 4, 5)
+SEARCH: dict[str, Any] = {
+    "Cs": PENALTIES,
+    "l1_ratios": (0.0,),
+    "scoring": "roc_auc",
+    "use_legacy_attributes": False,
+}
 # the L1 penalty falls by this factor from the one that lets no column in, at most so often
-FALL, STEPS = 1.5, 20
+FALL, STEPS = 1.5, 12
 
 
 def balanced(groups: ArrayLike, seed: int) -> np.ndarray:
@@ -78,21 +84,21 @@ def top_by_l1(x: np.ndarray, holds: np.ndarray, ks: Sequence[int], seed: int) ->
         seed: of the solver.
 
     Returns:
-        {k: int64 [<= k]}, the largest weights of the strongest penalty that leaves k of them; fewer
-        where no penalty tried does.
+        {k: int64 [1 to k]}, the largest weights of the strongest penalty that leaves k of them;
+        fewer where no penalty tried does.
     """
-    lowest = l1_min_c(x, holds, loss="log")
     found = {}
-    weights = np.zeros(x.shape[1])
+    # silent columns have no such penalty
+    lowest = l1_min_c(x, holds, loss="log") if x.any() else 1.0
     for step in range(1, STEPS + 1):
         model = LogisticRegression(
             C=lowest * FALL**step, l1_ratio=1.0, solver="liblinear", random_state=seed
         )
         weights = np.abs(model.fit(x, holds).coef_[0])
-        order = np.argsort(-weights, kind="stable")
-        order = order[weights[order] > 0]
+        left = np.count_nonzero(weights)
+        order = np.argsort(-weights, kind="stable")[: max(1, left)]
         for k in ks:
-            if k not in found and (len(order) >= k or step == STEPS):
+            if k not in found and (left >= k or step == STEPS):
                 found[k] = order[:k]
         if len(found) == len(ks):
             break
@@ -144,31 +150,32 @@ def sparse_probe(
     _check(y, truth, labels, train.shape[1], ks)
     records = []
     # of two labels, the second against the first
-    for label in labels[-1:] if len(labels) == 2 else labels:
+    for label in (labels[-1:] if len(labels) == 2 else labels).tolist():
         own, scored = (balanced(part == label, seed) for part in (y, truth))
         holds, holds_test = y[own] == label, truth[scored] == label
         x, u = train[own], test[scored]
         scaler = StandardScaler().fit(x)
-        standard = scaler.transform(x), scaler.transform(u)
-        order, by_l1 = top_by_means(x, holds), top_by_l1(standard[0], holds, ks, seed)
-        ways = [("means", k, np.sort(order[:k]), (x, u)) for k in ks]
-        ways += [("l1", k, np.sort(by_l1[k]), standard) for k in ks]
-        ways.append(("all", train.shape[1], np.arange(train.shape[1]), (x, u)))
-        for form, k, columns, (a, b) in ways:
-            chosen = a[:, columns]
-            own_options = options
+        standard = np.asarray(scaler.transform(x)), np.asarray(scaler.transform(u))
+        by_means, by_l1 = top_by_means(x, holds), top_by_l1(standard[0], holds, ks, seed)
+        ways = [("means", k, by_means[:k]) for k in ks]
+        ways += [("l1", k, by_l1[k]) for k in ks]
+        ways.append(("all", train.shape[1], by_means))
+        for form, k, chosen in ways:
+            columns = np.sort(chosen)
+            a, b = standard if form == "l1" else (x, u)
+            penalty = {}
             if form == "l1":
-                penalty = _penalty(chosen, holds, seed)
-                own_options = {**options, "inverse_regularisation": penalty}
+                penalty["inverse_regularisation"] = _penalty(a[:, columns], holds, seed)
+            found = probe(a[:, columns], holds, b[:, columns], holds_test, **(options | penalty))
             records.append(
                 {
-                    "label": label.item(),
+                    "label": label,
                     "form": form,
                     "k": k,
                     "columns": "" if form == "all" else " ".join(map(str, columns)),
                     "train": len(own),
                     "test": len(scored),
-                    **probe(chosen, holds, b[:, columns], holds_test, **own_options),
+                    **found,
                 }
             )
     return records
@@ -179,23 +186,21 @@ def _check(y, truth, labels, n_columns, ks):
         raise ValueError(f"training texts have {len(labels)} label: a probe needs at least two")
     for name, part, least in (("training", y, FOLDS), ("test", truth, 1)):
         for label in labels:
-            for count, kind in ((part == label).sum(), ""), ((part != label).sum(), "not "):
+            own = int((part == label).sum())
+            for count, kind in ((own, ""), (len(part) - own, "not ")):
                 if count < least:
                     raise ValueError(
-                        f"{count} {name} texts are {kind}{label!s}: give at least {least}, or leave "
-                        "the label out"
+                        f"{count} {name} texts are {kind}{label!s}: give at least {least}, or "
+                        "leave the label out"
                     )
     if bad := [k for k in ks if not 1 <= k <= n_columns]:
         raise ValueError(f"k = {bad[0]} must be 1 to the number of columns, {n_columns}")
 
 
 def _penalty(x, holds, seed):
-    """The C with the best mean AUC over folds; of equal ones the smallest."""
+    """The C with the best mean AUC over folds."""
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    search = LogisticRegressionCV(
-        Cs=PENALTIES, l1_ratios=(0.0,), cv=folds, scoring="roc_auc", use_legacy_attributes=False
-    )
-    return float(search.fit(x, holds).C_)
+    return float(LogisticRegressionCV(cv=folds, max_iter=1000, **SEARCH).fit(x, holds).C_)
 
 
 def sparse_probe_all(
