@@ -33,19 +33,23 @@ tell them apart. Tests have all four kinds of text in equal numbers:
 
 and the direction that counts is that with the lower A_base.
 
+At 0, a latent says of every text that it has not what the latent stands for. So whether SCR gains
+anything hangs on the intercept of the confused probe: it must say yes to texts that have the wanted
+property alone.
+
 Our probes are fitted until they converge, with scikit-learn's L2 penalty, and are the same every
-time. SAEBench's make 20 passes of Adam (rate .001, batches of 16, L1 penalty .001), from a random
-beginning, and keep the pass that is best on the test texts. Such a probe is far from converged, and
-an ablated logit is mostly its intercept: training decides what an ablation does to accuracy. So
-levels are not comparable with SAEBench's. SAEBench, too, clamps the difference of means alone, so
-that beyond the latents that speak for a property it ablates those that speak against it.
+time. SAEBench's make 20 passes of Adam (rate .001, batches of 16, L1 penalty .001) from a random
+beginning, and keep the pass that is best on the test texts. They are far from converged, and their
+training decides how large the intercept is beside what latents say. So levels are not comparable
+with SAEBench's. Where TPP has too few latents that speak for a property, SAEBench's ablates some
+that speak against it.
 
 N texts, D model, F latents, C properties.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -54,7 +58,9 @@ from faithful_sae.metrics.sparse_probing import balanced
 from faithful_sae.sae.sae import TopKSAE
 
 SIZES = (2, 5, 10, 20, 50, 100, 500)
+# of SCR's denominator
 LEAST = 0.001
+NO_LATENTS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class SCR:
     Attributes:
         n: latents that may be ablated.
         score: SCR_N, 1: as good as the oracle, 0: nothing gained, without lower bound.
-        scores: with the first property wanted, and with the second.
+        first, second: SCR_N with the first property wanted, and with the second.
         wanted: 0 or 1, the property whose score counts.
         base, ablated, oracle: accuracies of that direction, 0 to 1.
         latents: how many are ablated in it.
@@ -117,7 +123,8 @@ class SCR:
     caution: ClassVar[str] = "changes its sign at large N (Chanin 2026)"
     n: int
     score: float
-    scores: tuple[float, float]
+    first: float
+    second: float
     wanted: int
     base: float
     ablated: float
@@ -151,9 +158,6 @@ class Probe:
         return float(((self.logits(texts, latents) > 0) == has).mean())
 
 
-NONE = np.zeros(0, np.int64)
-
-
 def fit_probe(
     sae: TopKSAE,
     x: np.ndarray,
@@ -173,7 +177,9 @@ def fit_probe(
     model.fit(x.astype(float), has)
     w = model.coef_[0]
     says = sae.W_dec.double().cpu().numpy() @ w
-    return Probe(w, float(model.intercept_[0]), says, bool(model.n_iter_[0] < max_iter))
+    return Probe(
+        w, np.asarray(model.intercept_).item(), says, bool(np.all(model.n_iter_ < max_iter))
+    )
 
 
 def tpp(
@@ -182,8 +188,7 @@ def tpp(
     test: Texts,
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
-    inverse_regularisation: float = 1.0,
-    max_iter: int = 1000,
+    **options: Any,
 ) -> list[TPP]:
     """TPP for each number of ablated latents.
 
@@ -191,17 +196,17 @@ def tpp(
         train, test: of at least two properties.
         sizes: N.
         seed: of the draws of texts: half have the property.
-        inverse_regularisation, max_iter: of fit_probe.
+        options: of fit_probe.
 
     Raises:
         ValueError: an SAE that normalises x; arrays that do not fit; fewer than two properties; one
             that all texts have, or none.
     """
-    _check(sae, train, test, 2, None)
+    _check(sae, train, test)
     probes, orders, tests = [], [], []
     for i in range(train.has.shape[1]):
         own = train[balanced(train.has[:, i], seed)]
-        probe = fit_probe(sae, own.x, own.has[:, i], inverse_regularisation, max_iter)
+        probe = fit_probe(sae, own.x, own.has[:, i], **options)
         difference = _difference(own.z, own.has[:, i])
         speaks = (difference > 0) & (probe.says > 0)
         probes.append(probe)
@@ -218,7 +223,7 @@ def tpp(
             ]
         )
 
-    whole = accuracies(NONE)
+    whole = accuracies(NO_LATENTS)
     found = []
     for n in sizes:
         lost = whole - np.array([accuracies(order[:n]) for order in orders])
@@ -243,8 +248,7 @@ def scr(
     test: Texts,
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
-    inverse_regularisation: float = 1.0,
-    max_iter: int = 1000,
+    **options: Any,
 ) -> list[SCR]:
     """SCR for each number of ablated latents.
 
@@ -252,21 +256,27 @@ def scr(
         train, test: of two properties, each of the four kinds of text among them.
         sizes: N.
         seed: of the draws of texts: as many of each kind.
-        inverse_regularisation, max_iter: of fit_probe.
+        options: of fit_probe.
 
     Raises:
         ValueError: an SAE that normalises x; arrays that do not fit; other than two properties; a
             kind of text that there is none of.
     """
-    _check(sae, train, test, 2, 2)
+    _check(sae, train, test)
+    for texts in (train, test):
+        if texts.has.shape[1] != 2 or len(np.unique(_kinds(texts))) < 4:
+            raise ValueError(
+                "SCR needs two properties, and texts that have both, either or neither: of "
+                f"{texts.has.shape[1]} properties, the first two make "
+                f"{len(np.unique(_kinds(texts)))} kinds of text"
+            )
     train, test = (texts[balanced(_kinds(texts), seed)] for texts in (train, test))
-    options = (inverse_regularisation, max_iter)
-    own = [fit_probe(sae, train.x, train.has[:, i], *options) for i in (0, 1)]
+    own = [fit_probe(sae, train.x, train.has[:, i], **options) for i in (0, 1)]
     both = train[train.has[:, 0] == train.has[:, 1]]
-    confused = fit_probe(sae, both.x, both.has[:, 0], *options)
+    confused = fit_probe(sae, both.x, both.has[:, 0], **options)
     orders = [_largest(np.abs(_difference(train.z, train.has[:, i]) * own[i].says)) for i in (0, 1)]
-    base = [confused.accuracy(test, test.has[:, i], NONE) for i in (0, 1)]
-    oracle = [own[i].accuracy(test, test.has[:, i], NONE) for i in (0, 1)]
+    base = [confused.accuracy(test, test.has[:, i], NO_LATENTS) for i in (0, 1)]
+    oracle = [own[i].accuracy(test, test.has[:, i], NO_LATENTS) for i in (0, 1)]
     wanted = int(base[1] < base[0])
     found = []
     for n in sizes:
@@ -279,7 +289,8 @@ def scr(
             SCR(
                 n,
                 (first, second)[wanted],
-                (first, second),
+                first,
+                second,
                 wanted,
                 base[wanted],
                 ablated[wanted],
@@ -291,37 +302,29 @@ def scr(
     return found
 
 
-def _check(sae, train, test, least, most):
+def _check(sae, *parts):
     if sae.normalisation != "none":
         raise ValueError(
             f"this SAE normalises x ({sae.normalisation}), so that pooled latents do not say what "
             "an ablation takes away: TPP and SCR need one that does not"
         )
-    for name, texts in (("training", train), ("test", test)):
+    for texts in parts:
         n, properties = texts.has.shape
-        shapes = [list(part.shape) for part in (texts.x, texts.z)]
-        if shapes != [[n, sae.d_model], [n, sae.d_sae]]:
+        shapes = [texts.x.shape, texts.z.shape]
+        fitting = [(n, sae.d_model), (n, sae.d_sae)]
+        if shapes != fitting:
             raise ValueError(
-                f"{name} texts have x and z of shapes {shapes}, and must have "
-                f"{[[n, sae.d_model], [n, sae.d_sae]]}: pool the same texts with this SAE"
+                f"x and z of {n} texts have shapes {shapes}, and must have {fitting}: pool them "
+                "with this SAE"
             )
-        if properties < least or properties > (most or properties):
+        if properties < 2 or properties != parts[0].has.shape[1]:
             raise ValueError(
-                f"{name} texts have {properties} properties, and must have "
-                f"{'two' if most else 'two or more'}"
+                f"{n} texts have {properties} of two or more properties: training and test texts "
+                "need the same"
             )
-        if most:
-            missing = {0, 1, 2, 3} - set(_kinds(texts).tolist())
-            if missing:
-                kind = " and ".join(
-                    f"{'' if missing_has else 'not '}the {order}"
-                    for missing_has, order in zip(divmod(min(missing), 2), ("first", "second"))
-                )
-                raise ValueError(f"no {name} text has {kind} property: SCR needs all four kinds")
-        elif lonely := [i for i, share in enumerate(texts.has.mean(0)) if share in (0, 1)]:
-            raise ValueError(
-                f"property {lonely[0]} is one that all {name} texts have, or none: leave it out"
-            )
+        lonely = [i for i, share in enumerate(texts.has.mean(0)) if share in (0, 1)]
+        if lonely:
+            raise ValueError(f"all texts have property {lonely[0]}, or none has: leave it out")
 
 
 def _kinds(texts):
