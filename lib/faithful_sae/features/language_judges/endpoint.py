@@ -256,7 +256,7 @@ class Endpoint:
 
     def _without_key(self, text):
         key = self._key()
-        return text.replace(key, "***") if key else text
+        return text.replace(key, "(key)") if key else text
 
 
 class _RefusedError(Exception):

@@ -8,7 +8,6 @@ their tokens part is where the model is asked. So no reply is parsed. Keys and v
 examples, with which all questions of a kind begin, are computed once.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ class LocalModel:
             )
         if why := not_sampled(lm.model.config.to_dict()):
             raise FeatureError(f"{self.name}: {why}")
-        self._starts: dict[str, DynamicCache] = {}
+        self._starts: dict[tuple[int, ...], DynamicCache] = {}
         self._split([{"role": "user", "content": ""}])
 
     def identity(self) -> dict[str, Any]:
@@ -70,7 +69,7 @@ class LocalModel:
     def count(self, messages: Messages) -> int:
         """Tokens that are read, the worked examples apart."""
         ids = self._ids(self._rendered(messages, add_generation_prompt=True))
-        return len(ids) - len(self._shared(messages)) if len(messages) > 1 else len(ids)
+        return len(ids) - len(self._shared(messages, ids)) if len(messages) > 1 else len(ids)
 
     @torch.no_grad()
     def write(self, messages: Messages, tokens: int) -> Answer:
@@ -91,18 +90,13 @@ class LocalModel:
         """The probability of "yes" for the one window in the last turn."""
         ids, yes, no = self._split(messages)
         self._fits(len(ids))
-        shared = self._shared(messages)
-        # a tokenizer may join what stands at the border
-        if shared and ids[: len(shared)] == shared and len(ids) > len(shared):
-            turns = json.dumps(messages[:-1])
-            # taken out while it is in use: an interrupted pass leaves it half grown
-            cache = self._starts.pop(turns, None)
-            cache = self._read(shared) if cache is None else cache
-            logits = self._next(ids[len(shared) :], cache)
-            cache.crop(len(shared) - len(ids))
-            self._starts[turns] = cache
-        else:
-            logits = self._next(ids, self._read([]))
+        shared = self._shared(messages, ids)
+        # taken out while it is in use: an interrupted pass leaves it half grown
+        cache = self._starts.pop(shared, None)
+        cache = self._read([*shared]) if cache is None else cache
+        logits = self._next(ids[len(shared) :], cache)
+        cache.crop(len(shared) - len(ids))
+        self._starts[shared] = cache
         p = torch.softmax(logits[[no, yes]].double(), 0)[1]
         return Answer("", self.name, [p.item()])
 
@@ -120,11 +114,11 @@ class LocalModel:
             )
         return yes[:same], yes[same], no[same]
 
-    def _shared(self, messages):
-        """The ids that a conversation begins with, whatever its last turn says."""
-        turns = [[*messages[:-1], messages[-1] | {"content": text}] for text in ("A", "B")]
-        a, b = (self._ids(self._rendered(turn, add_generation_prompt=True)) for turn in turns)
-        return a[: _common(a, b)]
+    def _shared(self, messages, ids):
+        """The ids of a prompt that come before its last turn's own words, a tuple."""
+        empty = [*messages[:-1], messages[-1] | {"content": ""}]
+        before = _common(ids, self._ids(self._rendered(empty, add_generation_prompt=True)))
+        return tuple(ids[: min(before, len(ids) - 1)])
 
     def _read(self, ids):
         """The keys and values of a prompt; no logits, which may be large."""
