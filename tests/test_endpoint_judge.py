@@ -230,6 +230,11 @@ def test_errors_that_do_not_pass_are_a_failure(server, asks, waits):
     assert waits == [1, 2]
 
 
+def test_what_an_error_says_of_logprobs_matters_where_they_were_asked_for(server, asks, waits):
+    server.script = [refusal(500, "logprobs worker died"), completion("a")]
+    assert asks().write(ASKED, 7).text == "a"
+
+
 def test_retry_after_is_honoured(server, asks, waits):
     soon = email.utils.formatdate(time.time() + 40, usegmt=True)
     server.script = [

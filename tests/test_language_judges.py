@@ -220,7 +220,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
     assert again.tally.models == {"stub-7b"}
 
 
-def test_another_identity_is_asked_anew(tmp_path, monkeypatch):
+def test_another_identity_is_asked_anew(tmp_path):
     make_judge(tmp_path).detect(SEEN, SOME)
     other = Stub()
     other.identity = lambda: {"kind": "stub", "model": "another", "revision": None}

@@ -103,8 +103,9 @@ def test_probabilities_are_those_of_scikit_learn():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_a_text_is_taken_where_there_are_no_weights():
-    judge = TextJudge(Knows({}, "w7 and the like"), Bag(), VOCABULARY)
+@pytest.mark.parametrize("weights", [{}, {("pair", 3, 7): 1.0}])
+def test_a_text_is_taken_where_there_are_no_weights_of_tokens(weights):
+    judge = TextJudge(Knows(weights, "w7 and the like"), Bag(), VOCABULARY)
     assert judge.explain(planted(0), 10).text == "w7 and the like"
 
 

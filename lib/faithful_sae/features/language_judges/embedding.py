@@ -98,7 +98,7 @@ class SentenceEncoder:
                 return_tensors="pt",
             ).to(self.model.device)
             real = batch["attention_mask"][..., None].float()
-            mean = (self.model(**batch).last_hidden_state * real).sum(1) / real.sum(1)
+            mean = (self.model(**batch).last_hidden_state * real).sum(1) / real.sum(1).clamp(min=1)
             found[at] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
         return found
 
@@ -107,7 +107,8 @@ class TextJudge:
     """A judge (features/judging.py) that compares by an encoder; see the module.
 
     Args:
-        words: makes the explanations; of its weights, or else its text, the words are taken.
+        words: makes the explanations. The words are the tokens that its weights are of, by id, or
+            where they are of something else its text.
         encoder: not the model under study.
         vocabulary: the text of each token id (display_strings).
         seed: of the random tokens that fuzzing is set by.
@@ -142,7 +143,8 @@ class TextJudge:
         active = windows.active
         if found is None or active.all() or not active.any():
             return None
-        named = [self.vocabulary[int(token)].strip() for token in found.weights]
+        tokens = [token for token in found.weights if isinstance(token, int)]
+        named = [self.vocabulary[token].strip() for token in tokens]
         text = " ".join(filter(None, named)) if named else found.text
         if not text:
             return None

@@ -120,16 +120,15 @@ class Endpoint:
             NoAnswerError: none after all tries, or none that is a completion.
             FeatureError: the server refuses, is away, or asks to wait long; no key.
         """
-        return self._answer(self._complete(messages, tokens, False))
+        return self._complete(messages, tokens, False)[0]
 
     def decide(self, messages: Messages, n: int) -> Answer:
         """The probability of "yes" for each of the n windows in the last turn. Raises: as write."""
-        choice = self._complete(messages, list_tokens(n), True)
-        answer = self._answer(choice)
+        answer, logprobs = self._complete(messages, list_tokens(n), True)
         listed = read_list(answer.text, n)
         if listed is None:
             return answer
-        p = _probabilities(choice["logprobs"], listed)
+        p = _probabilities(logprobs, listed)
         if p is None:
             if not self.noted:
                 print(f"note: {self.model} tells no probabilities: they are 0 or 1", flush=True)
@@ -137,11 +136,8 @@ class Endpoint:
             p = [float(digit) for digit in listed]
         return Answer(answer.text, answer.model, p)
 
-    def _answer(self, choice):
-        return Answer(choice["text"], choice["model"])
-
     def _complete(self, messages, tokens, decide):
-        """{"text", "model", "logprobs"} of the first choice."""
+        """The first choice's answer, without probabilities, and its logprobs as they came."""
         while True:
             asked = {"model": self.model, "messages": messages, "temperature": 0}
             asked[self.limit] = tokens
@@ -150,7 +146,7 @@ class Endpoint:
             try:
                 reply = self._try(asked)
             except _RefusedError as refused:
-                if "logprobs" in asked and "logprobs" in refused.said:
+                if _is_about_logprobs(refused, asked):
                     self.probabilities = False
                 elif self.limit == "max_tokens" and "max_completion_tokens" in refused.said:
                     self.limit = "max_completion_tokens"
@@ -169,7 +165,7 @@ class Endpoint:
                 return self._post(asked)
             except _RefusedError as refused:
                 # llama.cpp's Python server has 500 for a parameter that it does not take
-                if not refused.again or "logprobs" in refused.said:
+                if not refused.again or _is_about_logprobs(refused, asked):
                     raise
                 why = f"HTTP {refused.status}"
                 wait = wait if refused.wait is None else refused.wait
@@ -210,11 +206,7 @@ class Endpoint:
             logprobs = choice.get("logprobs")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise NoAnswerError("the reply is no chat completion") from None
-        return {
-            "text": self._without_key(str(text)),
-            "model": self._without_key(str(model)),
-            "logprobs": logprobs,
-        }
+        return Answer(self._without_key(str(text)), self._without_key(str(model))), logprobs
 
     def _explained(self, refused):
         said = " ".join(self._without_key(refused.said).split())[:200]
@@ -270,6 +262,10 @@ class _RefusedError(Exception):
         self.said = said
         self.wait = wait
         self.again = status in AGAIN or status >= 500
+
+
+def _is_about_logprobs(refused, asked):
+    return "logprobs" in asked and "logprobs" in refused.said
 
 
 def _seconds(after: str | None) -> float | None:
