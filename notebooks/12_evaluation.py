@@ -35,16 +35,8 @@ from faithful_sae.paper import evaluation as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import evaluation as plots
 from faithful_sae.runs.rows import open_run
+from faithful_sae.stages import s12_evaluation as evaluation
 from faithful_sae.stages.model import open_model
-from faithful_sae.stages.s12_evaluation import (
-    evaluated,
-    group_latents,
-    interpret,
-    measure,
-    measure_structure,
-    probe_sparsely,
-    write_results,
-)
 from faithful_sae.stages.saes import load_saes
 
 # %% [markdown]
@@ -58,7 +50,9 @@ run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm)
 e = run.evaluation
-print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.baselines])}")
+print(
+    f"{len(evaluation.evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.baselines])}"
+)
 
 # %% [markdown]
 # ## Structure
@@ -72,7 +66,7 @@ print(f"{len(evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.bas
 # has as many components as the SAEs have active latents.
 
 # %%
-rows = dict(measure_structure(run, lm, saes))
+rows = dict(evaluation.measure_structure(run, lm, saes))
 save_table(run, "structure", shown.structure(run, rows), digits=3)
 
 # %% [markdown]
@@ -86,7 +80,7 @@ save_table(run, "structure", shown.structure(run, rows), digits=3)
 # it falls as SAEs train on, so it is to be compared with others' numbers, and not relied on.
 
 # %%
-rows["sparse_probes"], rows["ablated_probes"] = probe_sparsely(run, lm, saes)
+rows["sparse_probes"], rows["ablated_probes"] = evaluation.probe_sparsely(run, lm, saes)
 save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
 
 # %% [markdown]
@@ -97,7 +91,7 @@ save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
 # et al. 2024).
 
 # %%
-rows["positions"] = measure(run, lm, saes, "positions")
+rows["positions"] = evaluation.measure(run, lm, saes, "positions")
 save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
 
 # %% [markdown]
@@ -116,7 +110,7 @@ save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
 # (`permuted`), and with the best single token.
 
 # %%
-rows["interpretation"], rows["descriptions"] = interpret(run, lm, saes)
+rows["interpretation"], rows["descriptions"] = evaluation.interpret(run, lm, saes)
 save_table(run, "interpretability", shown.scores(run, rows), digits=3)
 
 # %% [markdown]
@@ -126,7 +120,7 @@ save_table(run, "interpretability", shown.scores(run, rows), digits=3)
 # which a seed has alone score high, too. Dots are medians and whiskers quartiles over latents.
 
 # %%
-rows["latent_groups"], rows["latent_pairs"] = group_latents(run, saes)
+rows["latent_groups"], rows["latent_pairs"] = evaluation.group_latents(run, saes)
 figure = save_figure(run, "interpretability_sharing", shown.sharing(run, rows), plots.sharing)
 Image(figure, retina=True)
 
@@ -161,8 +155,8 @@ save_table(run, "interpretability_selected", shown.selected(run, rows), digits=3
 #   stays within 1 %?
 
 # %%
-rows["absorption"] = measure(run, lm, saes, "absorption")
-rows["unlearning"] = measure(run, lm, saes, "unlearning")
+rows["absorption"] = evaluation.measure(run, lm, saes, "absorption")
+rows["unlearning"] = evaluation.measure(run, lm, saes, "unlearning")
 save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
 
 # %% [markdown]
@@ -182,7 +176,7 @@ save_table(run, "evaluation_findings", shown.findings(run, rows), digits=3)
 # judge can be taken for one of a large model's.
 
 # %%
-folder = write_results(run, saes, rows)
+folder = evaluation.write_results(run, saes, rows)
 print(sorted(path.stem for path in next(folder.iterdir()).iterdir()))
 
 # %% [markdown]
