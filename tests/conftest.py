@@ -267,9 +267,9 @@ FEATURES = {
 }
 EVALUATION = {
     "corpora": ["faithful", "text"],
-    "text": "text",
+    "text": "other",
     "rows": 8,
-    "tokens": 480,
+    "tokens": 1200,
     "window": 3,
     "windows": 6,
     "least": 2,

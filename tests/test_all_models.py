@@ -19,6 +19,7 @@ from conftest import (
     EVALUATION,
     FEATURES,
     SEED_DEPENDENCE,
+    TEXT,
     execute,
     make_model,
     make_tokenizer,
@@ -37,6 +38,8 @@ from faithful_sae.stages.saes import load_saes
 
 CHANGES = {
     "generate.tokens": 3000,
+    "corpus_tokens": 1600,
+    "corpora.other": TEXT,
     "generate.shard_tokens": 1500,
     "generate.batch_rows": 32,
     # whole rows, for a variant that is trained on them

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EVALUATION
+from conftest import EVALUATION, TEXT
 from faithful_sae import TopKSAE
 from faithful_sae.metrics.saebench import read_envelope
 from faithful_sae.paper import evaluation as shown
@@ -25,7 +25,7 @@ SEEDS = (42, 49, 1, 2)
 
 @pytest.fixture
 def run(make_run):
-    return make_run({"sae.seeds": [*SEEDS], "evaluation": EVALUATION})
+    return make_run({"sae.seeds": [*SEEDS], "corpora.other": TEXT, "evaluation": EVALUATION})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,9 @@ def run(make_run):
     [
         ("corpora", ["text", "elsewhere"], "names 'elsewhere', which is not in sae.train_on"),
         ("corpora", ["text", "text"], "one corpus or two, each once"),
+        ("corpora", ["text", "faithful"], "which is not the model's own text"),
         ("text", "elsewhere", "which is not under `corpora`"),
+        ("text", "faithful", "SAEs that are measured on it were trained on it"),
         ("forget", "text", "what is forgotten cannot be kept"),
         ("window", 12, "must be less than sequence_length = 12"),
         ("edges", [8, 4], "must rise"),
@@ -44,11 +46,12 @@ def run(make_run):
 )
 def test_parameters_that_make_no_sense(make_run, key, value, said):
     with pytest.raises(ParamsError, match=said):
-        make_run({"evaluation": EVALUATION | {key: value}})
+        make_run({"corpora.other": TEXT, "evaluation": EVALUATION | {key: value}})
 
 
 def test_of_baselines_two_seeds_are_evaluated(make_run):
-    run = make_run({"sae.seeds": [*SEEDS], "sae.baselines": "text", "evaluation": EVALUATION})
+    changes = {"corpora.other": TEXT, "sae.baselines": "text", "evaluation": EVALUATION}
+    run = make_run({"sae.seeds": [*SEEDS], **changes})
     names = evaluated(run)
     assert names[:4] == [("faithful", seed) for seed in SEEDS]
     assert names[8:] == [(name, seed) for name in run.baselines for seed in (42, 49)]
@@ -60,16 +63,10 @@ def test_the_middle_of_equal_parts():
 
 
 def test_copies_of_one_sae_share_all_latents_and_others_none(run):
-    same = TopKSAE(16, 24, 4, 0)
-    same.firing = np.full(24, 0.5)
     saes = {}
     for seed in SEEDS:
-        other = TopKSAE(16, 24, 4, seed)
-        for sae, corpus in ((same, "faithful"), (other, "text")):
-            import torch
-
-            sae.firing = torch.full((24,), 0.5)
-            saes[corpus, seed] = sae
+        for corpus, number in (("faithful", 0), ("text", seed)):
+            saes[corpus, seed] = TopKSAE(16, 24, 4, number)
     firing = [
         {"corpus": corpus, "seed": seed, "latent": latent, "frequency": latent / 100}
         for corpus, seed in saes
@@ -77,9 +74,10 @@ def test_copies_of_one_sae_share_all_latents_and_others_none(run):
     ]
     write_rows(run, "firing", pd.DataFrame(firing))
     groups, pairs = group_latents(run, saes)
-    shared = groups.groupby("corpus").seeds_sharing
-    assert shared.min()["faithful"] == 3
-    assert shared.max()["text"] < 3
+    of = {corpus: part for corpus, part in groups.groupby("corpus")}
+    assert {*of["faithful"].found_in[of["faithful"].seed == 49]} == {"42 1 2"}
+    # of random directions hardly any is at .7 in encoder and decoder alike
+    assert (of["text"].found_in == "").mean() > 0.8
     # fake above a tenth of random tokens
     assert sorted(groups.loc[groups.fake].latent.unique()) == [*range(11, 24)]
     own = pairs.loc[pairs.corpus == "faithful"]
@@ -107,14 +105,14 @@ def interpretation(score, seeds=SEEDS, latents=40):
 
 
 def groups(latents=40):
-    """Every second latent is shared; none is fake."""
+    """Every second latent is found in the next seed, and every fourth is fake."""
     return pd.DataFrame(
         {
             "corpus": corpus,
             "seed": seed,
             "latent": latent,
-            "fake": False,
-            "seeds_sharing": latent % 2,
+            "fake": latent % 4 == 2,
+            "found_in": str(SEEDS[SEEDS.index(seed) - 1]) if latent % 2 else "",
         }
         for corpus in ("faithful", "text")
         for seed in SEEDS
@@ -122,44 +120,81 @@ def groups(latents=40):
     )
 
 
-def verdicts(run, score):
-    rows = {"interpretation": interpretation(score), "latent_groups": groups()}
-    table = shown.findings(run, rows)
-    return {question.split(" ")[0]: row for question, row in table.set_index("question").iterrows()}
+def verdicts(run, score, table=None, latents=40):
+    rows = {"interpretation": interpretation(score, latents=latents)}
+    rows["latent_groups"] = groups(latents) if table is None else table
+    found = shown.findings(run, rows)
+    return {question.split(" ")[0]: row for question, row in found.set_index("question").iterrows()}
 
 
 def test_planted_differences_get_their_verdicts(run):
     noise = np.random.default_rng(0)
 
     def score(corpus, seed, latent):
-        better = 0.1 * (latent % 2) + 0.05 * (corpus == "faithful")
+        better = 0.1 * (latent % 2) - 0.06 * (latent % 4 == 2) + 0.05 * (corpus == "faithful")
         return 0.6 + better + 0.02 * noise.normal()
 
     found = verdicts(run, score)
-    assert found["Shared"].verdict == "agrees"
-    assert found["Shared"].effect == pytest.approx(0.1, abs=0.02)
-    # no orphan is above half of the shared ones, with any seed: nothing tells how sure that is
-    assert found["Yet"].verdict == "undecided"
+    # a fake orphan lowers the mean of the others by half of what it lacks
+    assert found["Shared"].effect == pytest.approx(0.1 + 0.03, abs=0.02)
     assert found["Latents"].verdict == "agrees"
     assert found["Latents"].effect == pytest.approx(0.05, abs=0.01)
-    assert found["Fake"].verdict == "not testable"
+    assert found["Fake"].verdict == "agrees"
+
+
+def test_where_nothing_differs_orphans_are_as_good_as_the_shared(run):
+    noise = np.random.default_rng(3)
+    found = verdicts(run, lambda *_: 0.6 + 0.05 * noise.normal(), latents=400)
+    # half of them score above half of the others
+    assert found["Yet"].effect == pytest.approx(0.25, abs=0.05)
+    assert found["Yet"].verdict == "agrees"
+    assert found["Shared"].verdict in ("undecided", "no difference")
+
+
+def test_orphans_that_all_score_below_are_not_many(run):
+    noise = np.random.default_rng(4)
+    found = verdicts(
+        run,
+        lambda corpus, seed, latent: 0.5 + 0.3 * (latent % 2) + 0.35 * (noise.random() < 0.1),
+    )
+    assert found["Yet"].effect < -0.1
+    assert found["Yet"].verdict == "disagrees"
 
 
 def test_a_difference_that_is_one_of_firing_alone_is_none(run):
     """Shared latents score higher only since those that fire often do."""
     noise = np.random.default_rng(1)
-    rows = {
-        "interpretation": interpretation(
-            lambda corpus, seed, latent: 0.5 + 0.01 * latent + 0.001 * noise.normal()
-        ),
-        "latent_groups": groups().assign(seeds_sharing=lambda t: (t.latent > 19).astype(int)),
-    }
-    part = rows["interpretation"].merge(rows["latent_groups"], on=["corpus", "seed", "latent"])
-    raw = part.groupby("seeds_sharing").detection_random.mean()
-    assert raw[1] - raw[0] == pytest.approx(0.2, abs=0.01)
-    table = shown.findings(run, rows)
+
+    def score(corpus, seed, latent):
+        return 0.5 + 0.01 * latent + 0.001 * noise.normal()
+
+    table = groups().assign(found_in=lambda t: np.where(t.latent > 19, "1 2", ""))
+    part = interpretation(score).merge(table, on=["corpus", "seed", "latent"])
+    raw = part.groupby("found_in").detection_random.mean()
+    assert raw["1 2"] - raw[""] == pytest.approx(0.2, abs=0.01)
     # no tenth by density has both kinds
-    assert table.verdict[0] == "not testable"
+    assert verdicts(run, score, table)["Shared"].verdict == "not testable"
+
+
+def test_a_seed_that_is_left_out_shares_nothing(run):
+    """Latents are shared by the very first seed alone: without it there is none, and no error."""
+    table = groups().assign(found_in=lambda t: np.where(t.latent % 2 == 1, str(SEEDS[0]), ""))
+    found = verdicts(run, lambda corpus, seed, latent: 0.6 + 0.1 * (latent % 2), table)
+    assert found["Shared"].verdict == "undecided"
+
+
+def test_results_of_an_sae_that_nothing_is_described_of(run):
+    tables = {"interpretation": interpretation(lambda *_: 0.7), "latent_pairs": pd.DataFrame()}
+    columns = ["corpus", "seed", "latent", "input", "output"]
+    tables["descriptions"] = pd.DataFrame([["text", 42, 3, 1.0, 0.5]], columns=columns)
+    found = evaluating.envelopes(tables, ("text", 42), TopKSAE(16, 24, 4, 0), {})
+    assert found["descriptions"]["eval_result_metrics"] == {
+        "faithful_sae": {"input": 1.0, "output": 0.5}
+    }
+    score = found["autointerp_ngram"]["eval_result_metrics"]["faithful_sae"]["detection_random"]
+    assert score == pytest.approx(0.7)
+    other = evaluating.envelopes(tables, ("text", 49), TopKSAE(16, 24, 4, 0), {})
+    assert "descriptions" not in other
 
 
 def test_pairs_are_scored_in_both_seeds(run):

@@ -159,6 +159,13 @@ def exhibits(args: argparse.Namespace) -> None:
     write_figures_readme()
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="python -m faithful_sae", description=__doc__)
@@ -240,7 +247,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("place", help="a folder in any format that is read, or owner/name/folder")
     command.add_argument("--model", required=True, help="a folder, or an id of the Hub")
     command.add_argument("--layer", required=True, type=int, help="block whose input is read")
-    command.add_argument("--hook", default="residual", help="or mlp, attention: what it adds")
+    hooks = ("residual", "mlp", "attention")
+    command.add_argument("--hook", default="residual", choices=hooks, help="what is read there")
     command.add_argument("--output", type=Path, default=Path("evaluation"), help="folder")
     command.add_argument("--text", type=Path, help="jsonl, csv, parquet or txt; else documentation")
     command.add_argument("--text-key", default="text", help="field of the text")
@@ -248,9 +256,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model-revision", help="of the model's")
     command.add_argument("--device", default="auto")
     command.add_argument("--dtype", default="auto")
-    command.add_argument("--tokens", type=int, default=300_000, help="that explain latents")
-    command.add_argument("--rows", type=int, default=64, help="held-out rows")
-    command.add_argument("--batch-rows", type=int, default=16, help="per forward pass")
+    command.add_argument("--tokens", type=_positive, default=300_000, help="that explain latents")
+    command.add_argument("--rows", type=_positive, default=64, help="held-out rows")
+    command.add_argument("--batch-rows", type=_positive, default=16, help="per forward pass")
 
     add(exhibits, "write the table of exhibits, figures/README.md")
     return top

@@ -1,7 +1,7 @@
 """Evaluating one SAE of anybody's on a language model: `python -m faithful_sae evaluate`.
 
-It needs no parameter file. What it writes are the tables of notebook 12, of this SAE and of
-untrained ones beside it, and SAEBench's result files.
+It needs no parameter file. What it writes are the rows of notebook 12 that one text gives, of this
+SAE and of a random dictionary, and SAEBench's result files.
 """
 
 from pathlib import Path
@@ -99,8 +99,8 @@ def evaluate(
     model_revision: str | None = None,
     **sizes: int,
 ) -> None:
-    """Measure an SAE by all evaluations that need nothing but text; print a table, and write csv
-    files and SAEBench's result files into a folder.
+    """Measure an SAE by the evaluations that one text, or labels, are enough for; print a table,
+    and write csv files and SAEBench's result files into a folder.
 
     Args:
         place: of the SAE, as find_sae.
@@ -142,7 +142,7 @@ def evaluate(
     tables = dict(
         zip(
             ("structure", "structure_latents"),
-            evaluating.structure(lm, saes, rows, heldout, s),
+            evaluating.structure(lm, saes, rows, heldout, sae.k or FLOOR_K, s),
             strict=True,
         )
     )

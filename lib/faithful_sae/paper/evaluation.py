@@ -3,19 +3,23 @@ shared latents are easier to explain than others (Paulo and Belrose 2025), and w
 model's own text are.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Sequence
 from textwrap import shorten
 
+import numpy as np
 import pandas as pd
 
 from faithful_sae.features.groups import by_sharing, frequency_matched, selected_pairs
-from faithful_sae.metrics.uncertainty import Estimate, Values, mean_over_seeds
+from faithful_sae.metrics.uncertainty import Values, jackknife, mean_over_seeds
 from faithful_sae.paper.estimates import values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 
 Rows = dict[str, pd.DataFrame]
+# of the scored latents of one seed
+Measure = Callable[[pd.DataFrame], float]
 # the judge whose scores figures and selected pairs are of, and the score
 JUDGE, SCORE = "ngram", "detection_random"
 SCORES = {
@@ -122,7 +126,9 @@ def features(run: Run, rows: Rows) -> pd.DataFrame:
     def means(name: str, column: str) -> dict[str, Values]:
         table = rows[name]
         if name == "absorption":
-            table = table.loc[table.passes]
+            # classes that every SAE has latents for: others have no mean to compare
+            known = table.passes & table.fraction.notna()
+            table = table.loc[known.groupby(table["name"]).transform("all")]
         mean = table.groupby(["corpus", "seed"], sort=False)[column].mean().reset_index()
         return values_by(mean, ["corpus"], column)
 
@@ -147,7 +153,15 @@ def _scored(rows: Rows, name: str = JUDGE) -> pd.DataFrame:
     """
     table = rows["interpretation"]
     table = table.loc[(table.judge == name) & table.scored]
-    return table.merge(rows["latent_groups"], on=["corpus", "seed", "latent"])
+    table = table.merge(rows["latent_groups"], on=["corpus", "seed", "latent"])
+    return table.assign(seeds_sharing=_shared_by(table))
+
+
+def _shared_by(table: pd.DataFrame, without: Iterable[int] = ()) -> pd.Series:
+    """In how many other seeds each latent is found, some seeds left out; NaN of one seed alone."""
+    left_out = {str(seed) for seed in without}
+    shared = table.found_in.map(lambda seeds: len({*seeds.split()} - left_out), na_action="ignore")
+    return shared.astype(float)
 
 
 def sharing(run: Run, rows: Rows) -> pd.DataFrame:
@@ -159,7 +173,8 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
         by_sharing(part, SCORE).assign(corpus=heading(run, corpus))
         for corpus, part in scored.groupby("corpus", sort=False)
     ]
-    return pd.concat(tables, ignore_index=True)
+    columns = ["seeds_sharing", "latents", "mean", "lower", "median", "upper", "corpus"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def pairs(run: Run, rows: Rows) -> pd.DataFrame:
@@ -209,74 +224,79 @@ def positions(run: Run, rows: Rows) -> pd.DataFrame:
 
 def findings(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per question, with its verdict (paper.verdicts). Scores are of detection against
-    random windows, by each judge; groups are compared among latents that fire about as often.
+    random windows, by each judge. Groups are compared among latents that fire about as often; of a
+    corpus whose latents have both kinds in no tenth by density, nothing can be said.
+
+    Seeds are left out one at a time, as SAEs that are scored and as ones that share a latent.
     """
     corpora = run.evaluation.corpora
-    questions = {
-        "Shared latents are easier to explain (Paulo and Belrose 2025, section 4.2)": _shared,
-        f"Yet many orphans are: over {MANY:.0%} of them score above half of the shared": _orphans,
-        "Fake latents are harder to explain": _fake,
+    within = {
+        "Shared latents are easier to explain (Paulo and Belrose 2025, section 4.2)": (
+            "shared above orphans",
+            _shared,
+            SAME,
+        ),
+        f"Yet many orphans are: over {MANY:.0%} of them score above half of the shared that fire "
+        "as often": (f"share of orphans, above {MANY:.0%}", _orphans, 0.0),
+        "Fake latents are harder to explain": ("fake below the rest", _fake, SAME),
     }
-    if len(corpora) > 1:
-        other = heading(run, corpora[1])
-        questions[f"Latents of its own text are easier to explain than those of {other}"] = _own
-    judges = dict.fromkeys(rows["interpretation"].judge)
+    scored = {name: _scored(rows, name) for name in dict.fromkeys(rows["interpretation"].judge)}
     table = []
-    for question, cases_of in questions.items():
+    for question, (what, difference, margin) in within.items():
         cases = [
-            case for name in judges for case in cases_of(run, _scored(rows, name), name, corpora)
+            _case(f"{heading(run, at)}, {name}", part.loc[part.corpus == at], what, difference)
+            for name, part in scored.items()
+            for at in corpora
         ]
+        table.append({"question": question} | judge(cases, margin=margin))
+    if len(corpora) > 1:
+        own, other = corpora
+        cases = [_case(name, part, "own above", _own(own)) for name, part in scored.items()]
+        question = f"Latents of its own text are easier to explain than {heading(run, other)}'s"
         table.append({"question": question} | judge(cases, margin=SAME))
     return table_of(table)
 
 
-def _per_seed(part: pd.DataFrame, measure) -> Values:
-    """{(seed,): number} of the seeds that have one."""
-    values = {(int(seed),): measure(of_seed) for seed, of_seed in part.groupby("seed")}
-    return {seed: value for seed, value in values.items() if pd.notna(value)}
+def _case(name: str, scored: pd.DataFrame, what: str, difference: Measure) -> Case:
+    """The mean over SAEs of a difference, and its error over seeds."""
+    seeds = sorted(scored.seed.unique())
+
+    def mean(kept: Sequence[int]) -> float:
+        left_out = [seed for seed in seeds if seed not in kept]
+        counted = scored.assign(seeds_sharing=_shared_by(scored, left_out))
+        found = [difference(counted.loc[counted.seed == seed]) for seed in kept]
+        return float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+
+    estimate = jackknife(mean, seeds) if seeds else None
+    if estimate is None or math.isnan(estimate.value):
+        return Case(name, excluded="no latents of both kinds that fire about as often")
+    return Case(name, (Difference(what, estimate),))
 
 
-def _case(name: str, values: Values, what: str, seeds: int, sign: int = 1) -> Case:
-    """Not testable where no seed has both groups."""
-    if len(values) < 2:
-        return Case(name, excluded=f"{len(values)} of {seeds} SAEs have latents of both kinds")
-    estimate: Estimate = mean_over_seeds(values)
-    return Case(name, (Difference(what, estimate if sign > 0 else estimate.negative()),))
+def _shared(part: pd.DataFrame) -> float:
+    known = part.dropna(subset=["seeds_sharing"])
+    known = known.assign(shared=known.seeds_sharing.gt(0).astype(bool))
+    return frequency_matched(known, SCORE, "shared").difference
 
 
-def _of_corpora(run, scored, name, corpora) -> Iterator[tuple[str, pd.DataFrame, int]]:
-    for corpus in corpora:
-        part = scored.loc[scored.corpus == corpus]
-        yield f"{heading(run, corpus)}, {name}", part, part.seed.nunique()
+def _orphans(part: pd.DataFrame) -> float:
+    """Share of orphans above the middle of the shared latents of their own tenth by density."""
+    known = part.dropna(subset=["seeds_sharing", SCORE])
+    shared = known.seeds_sharing > 0
+    tenth = (known.density.rank(pct=True) * 10).clip(upper=9.99).astype(int)
+    middle = tenth.map(known.loc[shared, SCORE].groupby(tenth[shared]).median())
+    orphans = ~shared & middle.notna()
+    return (known[SCORE] > middle)[orphans].mean() - MANY
 
 
-def _shared(run, scored, name, corpora) -> Iterator[Case]:
-    for called, part, seeds in _of_corpora(run, scored, name, corpora):
-        known = part.dropna(subset=["seeds_sharing"])
-        known = known.assign(shared=known.seeds_sharing.gt(0).astype(bool))
-        values = _per_seed(known, lambda p: frequency_matched(p, SCORE, "shared").difference)
-        yield _case(called, values, "shared above orphans", seeds)
+def _fake(part: pd.DataFrame) -> float:
+    part = part.assign(fake=part.fake.astype(bool))
+    return -frequency_matched(part, SCORE, "fake").difference
 
 
-def _orphans(run, scored, name, corpora) -> Iterator[Case]:
-    def share(part):
-        shared = part.seeds_sharing > 0
-        middle = part.loc[shared, SCORE].median()
-        return (part.loc[~shared, SCORE] > middle).mean() - MANY if (~shared).any() else None
+def _own(corpus: str) -> Measure:
+    def difference(part: pd.DataFrame) -> float:
+        part = part.assign(own=part.corpus == corpus)
+        return frequency_matched(part, SCORE, "own").difference
 
-    for called, part, seeds in _of_corpora(run, scored, name, corpora):
-        values = _per_seed(part.dropna(subset=["seeds_sharing"]), share)
-        yield _case(called, values, f"share of orphans, above {MANY:.0%}", seeds)
-
-
-def _own(run, scored, name, corpora) -> Iterator[Case]:
-    both = scored.assign(own=scored.corpus == corpora[0])
-    values = _per_seed(both, lambda p: frequency_matched(p, SCORE, "own").difference)
-    yield _case(name, values, "own text above", both.seed.nunique())
-
-
-def _fake(run, scored, name, corpora) -> Iterator[Case]:
-    for called, part, seeds in _of_corpora(run, scored, name, corpora):
-        part = part.assign(fake=part.fake.astype(bool))
-        values = _per_seed(part, lambda p: frequency_matched(p, SCORE, "fake").difference)
-        yield _case(called, values, "fake below the rest", seeds, sign=-1)
+    return difference

@@ -45,11 +45,11 @@ def which(name: tuple[str, int]) -> dict[str, Any]:
 
 
 def structure(
-    lm: Any, saes: SAEs, rows: np.ndarray, heldout: np.ndarray, sizes: Sizes
+    lm: Any, saes: SAEs, rows: np.ndarray, heldout: np.ndarray, components: int, sizes: Sizes
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What weights and held-out rows say: (a row per SAE, a row per SAE and latent). Beside them
-    stand the SAE that reconstructs everything, and the principal components of other rows, as many
-    as the first SAE has active latents.
+    stand the SAE that reconstructs everything, and some principal components of other rows of the
+    same text.
     """
     import torch
 
@@ -59,8 +59,7 @@ def structure(
 
     parts = rows_in_batches(rows[: len(heldout)], sizes.batch_rows)
     x = torch.cat([lm.activations(ids)[ids != lm.bos_id].float() for ids in parts])
-    first = next(iter(saes.values()))
-    k = min(first.k or lm.d_model, lm.d_model, len(x) - 1)
+    k = min(components, lm.d_model, len(x) - 1)
     known = {("identity", 0): identity_sae(lm.d_model, lm.device), ("PCA", 0): pca_sae(x, k)}
     records, latents = structural({**saes, **known}, lm, heldout, batch_rows=sizes.batch_rows)
     table = pd.DataFrame(which(name) | vars(record) for name, record in records.items())
@@ -167,7 +166,7 @@ def descriptions(
     from faithful_sae.features.windows import windows_of
 
     judge = TokensJudge(display_strings(lm.tokenizer))
-    tables = [pd.DataFrame(columns=[*Described.__dataclass_fields__, *which(("", 0))])]
+    tables = []
     for name, found in codes.items():
         said, maxima = {}, np.zeros(found.d_sae)
         for latent in range(found.d_sae):
@@ -187,9 +186,12 @@ def descriptions(
             maxima,
             chosen,
             length=min(CONTEXT, heldout.shape[1]),
+            batch_rows=sizes.batch_rows,
             seed=sizes.seed,
         )
         tables.append(scored.assign(**which(name)))
+    if not tables:
+        return pd.DataFrame(columns=[*which(("", 0)), *Described.__dataclass_fields__])
     return _named_first(pd.concat(tables, ignore_index=True))
 
 
@@ -208,7 +210,7 @@ def absorption(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> pd.DataFr
     from faithful_sae.metrics.token_classes import class_samples, token_classes
 
     classes = token_classes(display_strings(lm.tokenizer))
-    samples = class_samples(lm, rows, classes, sizes.class_tokens, seed=sizes.seed)
+    samples = class_samples(lm, rows, classes, sizes.class_tokens, sizes.batch_rows, sizes.seed)
     tables = [
         absorption_of_all(sae, samples, sizes.seed)[1].assign(**which(name))
         for name, sae in saes.items()
@@ -264,7 +266,11 @@ def envelopes(
     own = {
         key: table.loc[(table.corpus == corpus) & (table.seed == seed)].drop(columns=[*which(name)])
         for key, table in tables.items()
+        # not what is of pairs of SAEs
+        if "seed" in table
     }
+    if "absorption" in own:
+        own["absorption"] = own["absorption"].loc[own["absorption"].passes]
     cfg = {"d_in": sae.d_model, "d_sae": sae.d_sae, "k": sae.k, **sae.metadata}
     found = {}
 

@@ -5,22 +5,23 @@ SAEs of two corpora, and the baselines beside them, are measured on text that is
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from faithful_sae.files import write_json
+from faithful_sae.files import atomic_path, write_json
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Names, Need, Run, key, plain
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages import evaluating
-from faithful_sae.stages.budget import reading_bytes, saes_bytes, scoring_bytes
+from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.evaluating import Sizes
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
+from faithful_sae.stages.s06_probing import STAGE as PROBES
 
 # bytes of an active latent of a token in codes.Codes, while they are sorted
 CODE = 24
@@ -34,7 +35,7 @@ class Evaluation(Sizes):
         "one or two of sae.train_on whose SAEs are compared, the model's own text first"
     )
     seeds: Ints | None = key("those of sae.seeds that are evaluated; null: all", None)
-    text: str = key("corpus on which all are measured; best one that no SAE was trained on")
+    text: str = key("corpus on which all are measured: none that they were trained on")
     forget: str = key("corpus that is to be forgotten, by clamping latents")
     retain: str = key("corpus that is to be kept meanwhile")
 
@@ -47,6 +48,13 @@ class Evaluation(Sizes):
             need(name in run.sae.train_on, "evaluation.corpora", why)
         for at in ("text", "forget", "retain"):
             check_corpora(run, need, f"evaluation.{at}", (getattr(self, at),))
+        used = {*self.corpora, run.sae.baselines}
+        why = f"= {self.text!r}: SAEs that are measured on it were trained on it; take another"
+        need(self.text not in used, "evaluation.text", why)
+        own = self.corpora and run.corpora.get(self.corpora[0])
+        why = f"has {self.corpora[:1]} first, which is not the model's own text (faithful: self)"
+        first = len(self.corpora) < 2 or not own or own.faithful == "self"
+        need(first, "evaluation.corpora", why)
         why = "is evaluation.retain, too: what is forgotten cannot be kept"
         need(self.forget != self.retain, "evaluation.forget", why)
         length = run.sequence_length
@@ -86,12 +94,26 @@ class Evaluations(Stage):
         return tuple(dict.fromkeys((e.text, e.forget, e.retain))) if e else ()
 
     def memory(self, run: Run, shape: Shape) -> Memory:
+        from faithful_sae.matching import matching_bytes
+
         e = run.evaluation
         tokens = e.batch_rows * run.sequence_length
-        passes = max(forward_bytes(shape, tokens), scoring_bytes(run, shape))
-        device = weights(shape) + saes_bytes(run, shape) + passes + 3 * 4 * tokens * run.sae.d_sae
-        codes = CODE * len(evaluated(run)) * e.tokens * run.sae.k
-        return Memory(device, reading_bytes(run) + codes)
+        # logits are not there yet while the blocks run, and latents are gone by then
+        logits = tokens * shape.vocab_size * LOGIT
+        passes = forward_bytes(shape, tokens) + max(logits, 3 * 4 * tokens * run.sae.d_sae)
+        probed = PROBES.memory(run, shape)
+        device = weights(shape) + saes_bytes(run, shape) + passes
+        n = len(evaluated(run))
+        codes = CODE * n * e.tokens * run.sae.k
+        matching = matching_bytes(shape.d_model, run.sae.d_sae, len(run.sae.seeds))
+        host = max(codes, n * probed.host // count_saes(run, run.probing.seeds), matching)
+        return Memory(max(device, probed.device), reading_bytes(run) + host)
+
+    def files(self, run: Run) -> Iterable[Path]:
+        return PROBES.files(run)
+
+    def documentation(self, run: Run) -> Iterable[tuple]:
+        return PROBES.documentation(run)
 
     def tokens(self, run: Run) -> int:
         e = run.evaluation
@@ -130,12 +152,13 @@ def token_rows(run: Run, lm: Any) -> tuple[np.ndarray, np.ndarray]:
     return rows, heldout
 
 
-def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
-    """One of the evaluations (a table of `Evaluations.rows`), whose rows are written and returned.
+def measure(
+    run: Run, lm: Any, saes: SAEs, name: Literal["positions", "absorption", "unlearning"]
+) -> pd.DataFrame:
+    """One of the evaluations, whose rows are written and returned.
 
     Args:
         saes: all of the run's, of which those of `evaluated` are measured.
-        name: positions, absorption or unlearning.
     """
     from faithful_sae.stages.corpus import corpus
 
@@ -156,11 +179,12 @@ def measure(run: Run, lm: Any, saes: SAEs, name: str) -> pd.DataFrame:
 def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     """SAEBench's core; writes and returns the rows `structure` and `structure_latents`."""
     chosen = {key: saes[key] for key in evaluated(run)}
-    tables = evaluating.structure(lm, chosen, *token_rows(run, lm), run.evaluation)
-    rows = dict(zip(("structure", "structure_latents"), tables, strict=True))
-    for name, table in rows.items():
+    rows, heldout = token_rows(run, lm)
+    tables = evaluating.structure(lm, chosen, rows, heldout, run.sae.k, run.evaluation)
+    found = dict(zip(("structure", "structure_latents"), tables, strict=True))
+    for name, table in found.items():
         write_rows(run, name, table)
-    return rows
+    return found
 
 
 def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -195,12 +219,12 @@ def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame
 def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Which latents are shared and which are fake, and how well those of two seeds are matched.
 
-    Writes and returns the rows `latent_groups`, one per latent of evaluation.corpora: in how many
-    of all other seeds it is found (seeds_sharing: the same partner by decoder and by encoder, both
-    cosines at sfr.threshold or above; Paulo and Belrose 2025), and whether it is fake (04); and
+    Writes and returns the rows `latent_groups`, one per latent of evaluation.corpora: in which of
+    all other seeds it is found (found_in: the same partner by decoder and by encoder, both cosines
+    at sfr.threshold or above; Paulo and Belrose 2025), and whether it is fake (04); and
     `latent_pairs`, of every two seeds evaluated the latents that are matched by their decoder rows.
     """
-    from faithful_sae.metrics.seed_dependence import sharing
+    from faithful_sae.metrics.seed_dependence import hit_masks
     from faithful_sae.metrics.sfr import match_seeds
 
     e = run.evaluation
@@ -213,10 +237,11 @@ def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
         if len(of_corpus) < 2:
             continue
         matchings = match_seeds(of_corpus)
-        fired = {seed: sae.firing.cpu().numpy() for seed, sae in of_corpus.items()}
-        found = sharing(matchings, fired, run.sfr.threshold)
-        found = found.rename(columns={"base": "seed"})[["seed", "latent", "seeds_sharing"]]
-        shared.append(found.assign(corpus=name))
+        for seed, hits in hit_masks(matchings, run.sfr.threshold).items():
+            others = np.array([other for other in of_corpus if other != seed]).astype(str)
+            found = [" ".join(others[latent]) for latent in hits.T]
+            where = {"corpus": name, "seed": seed, "latent": range(len(found))}
+            shared.append(pd.DataFrame({**where, "found_in": found}))
         for (a, b), (decoder, _) in matchings.items():
             if {a, b} <= {*(e.seeds or run.sae.seeds)}:
                 latents = {"latent": range(len(decoder.permutation)), "match": decoder.permutation}
@@ -228,7 +253,7 @@ def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
     if shared:
         groups = groups.merge(pd.concat(shared), on=["corpus", "seed", "latent"], how="left")
     else:
-        groups = groups.assign(seeds_sharing=pd.NA)
+        groups = groups.assign(found_in=pd.NA)
     write_rows(run, "latent_groups", groups)
     write_rows(run, "latent_pairs", table)
     return groups, table
@@ -242,10 +267,11 @@ def write_results(run: Run, saes: SAEs, rows: Mapping[str, pd.DataFrame]) -> Pat
     config = {"model": run.model_name, "layer": run.layer, "hook": run.hook, "text": e.text}
     config |= plain(e)
     folder = run.artifacts / "saebench"
-    for name in evaluated(run):
-        found = evaluating.envelopes(rows, name, saes[name], config)
-        for kind, record in found.items():
-            write_json(folder / f"{name[0]}_seed{name[1]}" / f"{kind}.json", record)
+    with atomic_path(folder) as temporary:
+        for name in evaluated(run):
+            found = evaluating.envelopes(rows, name, saes[name], config)
+            for kind, record in found.items():
+                write_json(temporary / f"{name[0]}_seed{name[1]}" / f"{kind}.json", record)
     return folder
 
 
