@@ -68,7 +68,7 @@ def structure(
 
 
 def probes(
-    lm: Any, saes: SAEs, tasks: Mapping[str, tuple], probing: Any, seed: int
+    lm: Any, saes: SAEs, tasks: Mapping[str, Sequence], probing: Any, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What few latents tell of labels: (a row per task, representation, form and k; a row per task
     of more than two labels, SAE and number of ablated latents).

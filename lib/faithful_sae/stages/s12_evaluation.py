@@ -51,7 +51,7 @@ class Evaluation(Sizes):
         used = {*self.corpora, run.sae.baselines}
         why = f"= {self.text!r}: SAEs that are measured on it were trained on it; take another"
         need(self.text not in used, "evaluation.text", why)
-        own = self.corpora and run.corpora.get(self.corpora[0])
+        own = run.corpora.get(self.corpora[0]) if self.corpora else None
         why = f"has {self.corpora[:1]} first, which is not the model's own text (faithful: self)"
         first = len(self.corpora) < 2 or not own or own.faithful == "self"
         need(first, "evaluation.corpora", why)
@@ -166,8 +166,8 @@ def measure(
     chosen = {key: saes[key] for key in evaluated(run)}
     rows, heldout = token_rows(run, lm)
     if name == "unlearning":
-        parts = (corpus(run, at, lm).heldout[: e.rows] for at in (e.forget, e.retain))
-        table = evaluating.unlearning(lm, chosen, *parts, e)
+        forget, retain = (corpus(run, at, lm).heldout[: e.rows] for at in (e.forget, e.retain))
+        table = evaluating.unlearning(lm, chosen, forget, retain, e)
     elif name == "absorption":
         table = evaluating.absorption(lm, chosen, rows, e)
     else:
@@ -181,7 +181,8 @@ def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     chosen = {key: saes[key] for key in evaluated(run)}
     rows, heldout = token_rows(run, lm)
     tables = evaluating.structure(lm, chosen, rows, heldout, run.sae.k, run.evaluation)
-    found = dict(zip(("structure", "structure_latents"), tables, strict=True))
+    names = ("structure", "structure_latents")
+    found: dict[str, pd.DataFrame] = dict(zip(names, tables, strict=True))
     for name, table in found.items():
         write_rows(run, name, table)
     return found
