@@ -52,7 +52,7 @@ else
     else
         # the same pins and, beside them, other trainers' libraries: what is measured there is what runs here
         pip -r "$venv/requirements.txt" -r tests/peers.txt
-        pip --no-deps dictionary-learning==0.1.0
+        pip --no-deps dictionary-learning==0.1.0 sae-bench==0.6.0
     fi
 fi
 # some packages hold files of other versions of Python
