@@ -9,8 +9,23 @@ A file is one evaluation of one SAE: `eval_type_id` says which, `eval_result_met
     other definition    an id of our own (OURS), so that no number can be taken for SAEBench's
 
 Some of SAEBench's numbers have faults (FAULTS), which nobody should repeat: under them we write -1,
-and ours under the category `faithful_sae`. Its `explained_variance_legacy` and
-`relative_reconstruction_bias` are means over its batches of what we take over all tokens.
+and ours under the category `faithful_sae`. Others have our formulas, but not our positions:
+
+    kl_div_*            theirs are of every position, ours of all but the last of a row
+    special tokens      theirs measures neither BOS nor EOS nor padding, yet replaces all of them,
+                        which ours without BOS keeps; so does theirs where
+                        exclude_special_tokens_from_reconstruction is set
+    *_with_ablation     theirs ablates special tokens, too, whatever is excluded, and ours without
+                        BOS does not: so both scores are others as well
+    total_tokens_*      theirs counts special tokens, ours what was measured
+    explained_variance_legacy, relative_reconstruction_bias
+                        means over its batches of what we take over all tokens
+    sparse_probing      of texts without the label, theirs draws as many from each other label, with
+                        torch's global generator, and ours from the rest at large; its texts begin
+                        with BOS only where the tokenizer puts it there
+
+On the same token rows in one batch, with every position measured (its ignore_tokens empty), all of
+`core` but kl_div_* and FAULTS is the same number.
 """
 
 import math
