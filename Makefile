@@ -67,7 +67,7 @@ test: ready  ## formatting and types, all notebooks on the smoke profile, unit, 
 		$(PY) -m pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --nbval-lax tests notebooks; tests=$$?; \
 		wait $$lint && exit $$tests; }
 
-test-interop: peers  ## read and write SAEs with the libraries of others: SAELens, sparsify, dictionary_learning
+test-interop: peers  ## read and write SAEs with the libraries of others (SAELens, sparsify, dictionary_learning), measure with SAEBench
 	@cd "$(ROOT)" && $(PEER_PY) -m pytest tests/interop
 
 test-slurm: ready  ## make the smoke profile on a Slurm started for it (packages slurm-wlm and munge; about 15 minutes)
