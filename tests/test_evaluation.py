@@ -124,7 +124,9 @@ def verdicts(run, score, table=None, latents=40):
     rows = {"interpretation": interpretation(score, latents=latents)}
     rows["latent_groups"] = groups(latents) if table is None else table
     found = shown.findings(run, rows)
-    return {question.split(" ")[0]: row for question, row in found.set_index("question").iterrows()}
+    return {
+        str(question).split(" ")[0]: row for question, row in found.set_index("question").iterrows()
+    }
 
 
 def test_planted_differences_get_their_verdicts(run):

@@ -139,20 +139,15 @@ def evaluate(
     tasks = {task: Task(documentation=task, packages=DOCUMENTATION) for task in TASKS}
     length = min(96, lm.context)
     probing = Probing(tasks=tasks, max_train=2000, max_test=1000, max_tokens=length, batch_rows=32)
-    tables = dict(
-        zip(
-            ("structure", "structure_latents"),
-            evaluating.structure(lm, saes, rows, heldout, sae.k or FLOOR_K, s),
-            strict=True,
-        )
-    )
+    core = evaluating.structure(lm, saes, rows, heldout, sae.k or FLOOR_K, s)
+    tables = {"structure": core[0], "structure_latents": core[1]}
     tables["positions"] = evaluating.positions(lm, saes, heldout, s)
     codes, pieces = evaluating.explained(lm, saes, rows, s)
     tables["interpretation"] = evaluating.interpretation(lm, codes, pieces, s)
     tables["descriptions"] = evaluating.descriptions(lm, saes, codes, pieces, heldout, s)
     tables["absorption"] = evaluating.absorption(lm, saes, rows, s)
     probed = evaluating.probes(lm, saes, labelled_texts(probing), probing, s.seed)
-    tables |= dict(zip(("sparse_probes", "ablated_probes"), probed, strict=True))
+    tables |= {"sparse_probes": probed[0], "ablated_probes": probed[1]}
     for name, table in tables.items():
         write_csv(output / f"{name}.csv", table)
     config = {"model": model, "layer": layer, "hook": hook, "text": str(text or "documentation")}

@@ -34,7 +34,7 @@ class Windows:
     @property
     def active(self) -> np.ndarray:
         """Whether the latent fires anywhere in each window, bool [n]."""
-        return (self.activations > 0).any(1)
+        return np.any(self.activations > 0, axis=1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ model's own text are.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
     tables = []
     for name, part in rows["interpretation"].groupby("judge", sort=False):
         per_sae = part.groupby(["corpus", "seed"], sort=False)
-        means = per_sae[[*SCORES]].mean().assign(scored=per_sae.scored.mean()).reset_index()
+        means = pd.DataFrame(per_sae[[*SCORES, "scored"]].mean()).reset_index()
         columns = {
             shown: values_by(means, ["corpus"], column)
             for column, shown in {"scored": "scored", **SCORES}.items()
@@ -129,8 +130,8 @@ def features(run: Run, rows: Rows) -> pd.DataFrame:
             # classes that every SAE has latents for: others have no mean to compare
             known = table.passes & table.fraction.notna()
             table = table.loc[known.groupby(table["name"]).transform("all")]
-        mean = table.groupby(["corpus", "seed"], sort=False)[column].mean().reset_index()
-        return values_by(mean, ["corpus"], column)
+        mean = table.groupby(["corpus", "seed"], sort=False)[[column]].mean()
+        return values_by(pd.DataFrame(mean).reset_index(), ["corpus"], column)
 
     return _table(
         run,
@@ -170,7 +171,7 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
     """
     scored = _scored(rows)
     tables = [
-        by_sharing(part, SCORE).assign(corpus=heading(run, corpus))
+        by_sharing(part, SCORE).assign(corpus=heading(run, str(corpus)))
         for corpus, part in scored.groupby("corpus", sort=False)
     ]
     columns = ["seeds_sharing", "latents", "mean", "lower", "median", "upper", "corpus"]
@@ -185,7 +186,7 @@ def pairs(run: Run, rows: Rows) -> pd.DataFrame:
     table = rows["latent_pairs"]
     for number, columns in enumerate((["seed_a", "latent"], ["seed_b", "match"]), 1):
         on = ["corpus", *columns]
-        found = scored.rename(columns={SCORE: f"score_{number}", "text": f"text_{number}"})
+        found = pd.DataFrame(scored).set_axis([f"score_{number}", f"text_{number}"], axis=1)
         table = table.merge(found, left_on=on, right_index=True)
     return table.assign(corpus=table.corpus.map(lambda name: heading(run, name)))
 
@@ -194,7 +195,7 @@ def selected(run: Run, rows: Rows) -> pd.DataFrame:
     """Paulo and Belrose's Table 1 of each corpus, and the same selection from shuffled pairs."""
     tables = []
     for corpus, part in pairs(run, rows).groupby("corpus", sort=False):
-        if part[["alignment", "score_1", "score_2"]].notna().all(axis=1).any():
+        if len(part.dropna(subset=["alignment", "score_1", "score_2"])):
             chosen = selected_pairs(part.drop(columns="corpus"), seed=run.evaluation.seed)
             chosen.insert(0, "trained on", corpus)
             for text in ("text_1", "text_2"):
@@ -212,7 +213,9 @@ def positions(run: Run, rows: Rows) -> pd.DataFrame:
     table = rows["positions"]
     columns = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
     records: list[Record] = []
-    for (start, stop), part in table.groupby(["start", "stop"], sort=False):
+    part_of_rows: Any
+    for part_of_rows, part in table.groupby(["start", "stop"], sort=False):
+        start, stop = part_of_rows
         found = {column: values_by(part, ["corpus"], column) for column in columns}
         for corpus in dict.fromkeys(part.corpus):
             record: Record = {"trained on": heading(run, corpus), "positions": f"{start}-{stop}"}

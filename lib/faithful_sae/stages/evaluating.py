@@ -101,13 +101,13 @@ def probes(
         for name, sae in saes.items():
             if sae.normalisation != "none":
                 continue
-            of_sae = (
+            to_train, to_test = (
                 Texts(part["baseline"], part[name, "sae"], given[:, None] == names)
                 for part, given in zip((train, test), labels, strict=True)
             )
             ablated += [
                 {"task": task, **which(name), **vars(record)}
-                for record in tpp(sae, *of_sae, seed=seed, **options)
+                for record in tpp(sae, to_train, to_test, seed=seed, **options)
             ]
     columns = ["task", *which(("", 0)), "n", "score", "intended", "unintended", "accuracy"]
     columns += ["latents", "converged"]
@@ -242,9 +242,9 @@ def positions(lm: Any, saes: SAEs, heldout: np.ndarray, sizes: Sizes) -> pd.Data
     return _named_first(pd.concat([table, names], axis=1))
 
 
-def _named_first(table):
+def _named_first(table: pd.DataFrame) -> pd.DataFrame:
     names = [*which(("", 0))]
-    return table[[*names, *(column for column in table if column not in names)]]
+    return table.reindex(columns=[*names, *(column for column in table if column not in names)])
 
 
 def envelopes(
