@@ -2,7 +2,7 @@
 parameter files.
 
 A run from nothing is killed on the way and resumed. It must write the csv files that the notebooks
-write whose cells are run one after the other, as `make test` has just done. It has no 08 and 09,
+write whose cells are run one after the other, as `make test` has just done. It has no 08, 09 and 12,
 which are made of what others have made, and are not what it is killed in.
 """
 
@@ -21,7 +21,11 @@ import pytest
 from faithful_sae.files import ROOT, remove
 
 NAME = "e2e_killed"
-LEFT_OUT = {"seed_dependence": "08_seed_dependence", "features": "09_explore_features"}
+LEFT_OUT = {
+    "seed_dependence": "08_seed_dependence",
+    "features": "09_explore_features",
+    "evaluation": "12_evaluation",
+}
 ARTIFACTS, FIGURES = (ROOT / place / NAME for place in ("artifacts", "figures"))
 
 
