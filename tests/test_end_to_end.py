@@ -2,8 +2,8 @@
 parameter files.
 
 A run from nothing is killed on the way and resumed. It must write the csv files that the notebooks
-write whose cells are run one after the other, as `make test` has just done. It has no 08, 09 and 12,
-which are made of what others have made, and are not what it is killed in.
+write whose cells are run one after the other, as `make test` has just done. It has no 08, 09 and
+12, which are made of what others have made, and are not what it is killed in.
 """
 
 import contextlib
