@@ -182,8 +182,11 @@ def pairs(run: Run, rows: Rows) -> pd.DataFrame:
     """Matched latents of two seeds, both scored: alignment, score_1, score_2, and what was said of
     each.
     """
-    scored = _scored(rows).set_index(["corpus", "seed", "latent"])[[SCORE, "text"]]
     table = rows["latent_pairs"]
+    # of one seed there are none
+    if table.empty:
+        return table.assign(score_1=math.nan, score_2=math.nan, text_1="", text_2="")
+    scored = _scored(rows).set_index(["corpus", "seed", "latent"])[[SCORE, "text"]]
     for number, columns in enumerate((["seed_a", "latent"], ["seed_b", "match"]), 1):
         on = ["corpus", *columns]
         found = pd.DataFrame(scored).set_axis([f"score_{number}", f"text_{number}"], axis=1)

@@ -4,6 +4,7 @@
 SAEs come as {(corpus, seed): SAE}; the two are the first columns of every table.
 """
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +19,9 @@ from faithful_sae.runs.stage import SAEs
 DESCRIBING = 5
 # of the text they are tested in
 CONTEXT = 32
-# rows go to the sides that explain and test in turns of at least so many, and in at most so many
-# turns: where the side changes, some rows are lost
-TURN, TURNS = 8, 16
+# in so many turns rows go to the sides that explain and test: the more, the more alike the two are,
+# but where the side changes, rows are lost
+TURNS = (16, 8, 4)
 
 
 class Sizes(Section):
@@ -119,11 +120,18 @@ def explained(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> tuple[dict
     and `descriptions` are made of, in one pass of the language model.
     """
     from faithful_sae.features.codes import sparse_codes
+    from faithful_sae.features.index import FeatureError
     from faithful_sae.features.windows import cut
 
-    turns = max(2, min(TURNS, len(rows) // TURN))
     # before the pass, since it refuses rows that are too few
-    pieces = cut(rows, lm.bos_id, sizes.window, turns)
+    pieces = cut(rows, lm.bos_id, sizes.window, 2)
+    for turns in TURNS:
+        # where documents are long and rows few, none may be left on a side
+        with contextlib.suppress(FeatureError):
+            mixed = cut(rows, lm.bos_id, sizes.window, turns)
+            if 2 * len(mixed.ids) >= len(pieces.ids):
+                pieces = mixed
+                break
     return sparse_codes(saes, lm, rows, sizes.batch_rows), pieces
 
 

@@ -254,7 +254,7 @@ def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
     if shared:
         groups = groups.merge(pd.concat(shared), on=["corpus", "seed", "latent"], how="left")
     else:
-        groups = groups.assign(found_in=pd.NA)
+        groups = groups.assign(found_in=np.nan)
     write_rows(run, "latent_groups", groups)
     write_rows(run, "latent_pairs", table)
     return groups, table

@@ -34,7 +34,7 @@ def sharing(data: DataFrame) -> Figure:
     below.set(ylabel="latents", xlabel="other seeds in which the latent is found")
     if len(data):
         below.set_xticks(range(int(data.seeds_sharing.max()) + 1))
-    legend_below(figure, ax, len(colours))
+        legend_below(figure, ax, len(colours))
     return figure
 
 
@@ -44,9 +44,10 @@ def pairs(data: DataFrame) -> Figure:
     are aligned: a panel per corpus.
     """
     panels = list(groups(data, "corpus"))
-    figure, axes = grid(len(panels), 2, 2.7, sharex=True, sharey=True)
+    # of one seed there are no pairs, and the axes stay empty
+    figure, axes = grid(max(len(panels), 1), 2, 2.7, sharex=True, sharey=True)
     points = None
-    for ax, ((corpus,), part) in zip(axes, panels, strict=True):
+    for ax, ((corpus,), part) in zip(axes, panels, strict=False):
         # the best aligned lie on top
         part = part.sort_values("alignment", kind="stable")
         points = ax.scatter(
