@@ -82,9 +82,9 @@ ONE_SEED = {
     "features.seeds": [42],
 }
 OF_PAIRS = {"03_sfr", "08_seed_dependence"}
-# the studies, which train anew, run on three: trained SAEs, published ones, and one seed
-NO_STUDIES = {"architectures": None, "layer_groups": None}
-STUDIES = {"10_architectures", "11_layer_groups"}
+# these take longest, and run on three: trained SAEs, published ones, and one seed
+NO_STUDIES = {"architectures": None, "layer_groups": None, "evaluation": None}
+STUDIES = {"10_architectures", "11_layer_groups", "12_evaluation"}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
@@ -93,12 +93,9 @@ MODEL = {
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
-    | {"evaluation.tokens": 8192}
     | NO_STUDIES,
     "qwen2": ONE_SEED | {"dtype": "float16", "vocabulary": 300, "without_bos": True},
-    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]}
-    | {"evaluation.corpora": ["text"]}
-    | NO_STUDIES,
+    "qwen3": {"dtype": "bfloat16", "sae.train_on": ["text"], "features.seeds": [42]} | NO_STUDIES,
 }
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
