@@ -39,17 +39,23 @@ SAME = 0.01
 MANY = 0.25
 
 
-def _table(run: Run, columns: dict[str, dict[str, Values]], first: str = "trained on"):
+def _table(run: Run, columns: dict[str, dict[str, Values]]) -> pd.DataFrame:
     """One row per kind of SAE: {column: {corpus: {seeds: number}}} with halves of intervals."""
     corpora = dict.fromkeys(corpus for values in columns.values() for corpus in values)
     records: list[Record] = []
     for corpus in corpora:
-        record: Record = {first: _called(run, corpus)}
+        record: Record = {"trained on": _called(run, corpus)}
         for name, values in columns.items():
             if corpus in values:
                 record |= cell(name, mean_over_seeds(values[corpus]))
         records.append(record)
     return pd.DataFrame(records)
+
+
+def _means(table: pd.DataFrame, column: str) -> dict[str, Values]:
+    """{corpus: {(seed,): mean over the rows of an SAE}}."""
+    mean = table.groupby(["corpus", "seed"], sort=False)[[column]].mean()
+    return values_by(pd.DataFrame(mean).reset_index(), ["corpus"], column)
 
 
 def _called(run, name):
@@ -93,13 +99,11 @@ def sparse_probes(run: Run, rows: Rows) -> pd.DataFrame:
     names = named.form + (", k = " + named.k.astype(str)).where(named.form != "all", "")
     columns = {}
     for name, part in named.groupby(names, sort=False):
-        mean = part.groupby(["corpus", "seed"], sort=False).accuracy.mean().reset_index()
-        columns[name] = values_by(mean, ["corpus"], "accuracy")
+        columns[name] = _means(part, "accuracy")
     ablated = rows["ablated_probes"]
     ablated = ablated.loc[ablated.n == TPP_LATENTS]
     if len(ablated):
-        mean = ablated.groupby(["corpus", "seed"], sort=False).score.mean().reset_index()
-        columns[f"TPP {TPP_LATENTS} (unreliable)"] = values_by(mean, ["corpus"], "score")
+        columns[f"TPP {TPP_LATENTS} (unreliable)"] = _means(ablated, "score")
     return _table(run, columns)
 
 
@@ -130,8 +134,7 @@ def features(run: Run, rows: Rows) -> pd.DataFrame:
             # classes that every SAE has latents for: others have no mean to compare
             known = table.passes & table.fraction.notna()
             table = table.loc[known.groupby(table["name"]).transform("all")]
-        mean = table.groupby(["corpus", "seed"], sort=False)[[column]].mean()
-        return values_by(pd.DataFrame(mean).reset_index(), ["corpus"], column)
+        return _means(table, column)
 
     return _table(
         run,

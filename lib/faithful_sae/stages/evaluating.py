@@ -14,6 +14,7 @@ import pandas as pd
 
 from faithful_sae.runs.schema import Count, Ints, Section, Seed, key
 from faithful_sae.runs.stage import SAEs
+from faithful_sae.stages.s09_explore_features import middles
 
 # tokens that describe a latent, where they are tested by input and output
 DESCRIBING = 5
@@ -205,8 +206,7 @@ def descriptions(
 
 def spread(ordered: Sequence[int], n: int) -> list[int]:
     """The middle one of each of n equal parts; all, where there are no more."""
-    places = np.unique(((np.arange(n) + 0.5) * len(ordered) / n).astype(int))
-    return [ordered[i] for i in places] if len(ordered) > n else [*ordered]
+    return [ordered[i] for i in middles(len(ordered), n)]
 
 
 def absorption(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> pd.DataFrame:
@@ -296,22 +296,19 @@ def envelopes(
         ("generalisation", "positions", ["start", "stop"]),
         ("sparse_probing_documentation", "sparse_probes", ["form", "k"]),
         ("tpp_closed_form", "ablated_probes", ["n"]),
-        ("autointerp", "interpretation", ["judge"]),
     ):
         if not len(own.get(table, ())):
             continue
         rows = own[table]
-        if kind == "autointerp":
-            for judge, part in rows.groupby("judge", sort=False):
-                means = _means(part)
-                add(f"autointerp_{judge}", {"faithful_sae": means}, part.to_dict("records"))
-            continue
         parts = [("all", rows)] if by is None else rows.groupby(by, sort=False)
         metrics = {
             "faithful_sae" if by is None else "_".join(map(str, _tuple(at))): _means(part)
             for at, part in parts
         }
         add(kind, metrics, rows.to_dict("records"))
+    if "interpretation" in own:
+        for judge, part in own["interpretation"].groupby("judge", sort=False):
+            add(f"autointerp_{judge}", {"faithful_sae": _means(part)}, part.to_dict("records"))
     return found
 
 

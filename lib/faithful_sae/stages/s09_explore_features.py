@@ -234,8 +234,13 @@ def chosen(latents: pd.DataFrame, n: int) -> pd.DataFrame:
     for group in GROUPS:
         part = ranked.loc[ranked.group == group]
         if len(part):
-            parts.append(part.iloc[np.unique(((np.arange(n) + 0.5) * len(part) / n).astype(int))])
+            parts.append(part.iloc[middles(len(part), n)])
     return pd.concat(parts, ignore_index=True)
+
+
+def middles(length: int, n: int) -> np.ndarray:
+    """Places of the middle one of each of n equal parts; all, where there are no more."""
+    return np.unique(((np.arange(n) + 0.5) * length / n).astype(int))
 
 
 def groups_of(latents: pd.DataFrame) -> pd.Series:
