@@ -24,9 +24,9 @@
 # SAEs of two corpora are compared, on text that is the same for all. Beside them stand SAEs that
 # never learned their directions: what they reach is the floor of a measure.
 #
-# **Exhibits.** `structure`, `evaluation_positions`, `sparse_probes`, `interpretability`,
-# `interpretability_sharing`, `interpretability_pairs`, `interpretability_selected`,
-# `evaluation_features`, `evaluation_findings`.
+# **Exhibits.** `structure`, `sparse_probes`, `evaluation_positions`, `evaluation_tuned`,
+# `interpretability`, `interpretability_sharing`, `interpretability_pairs`,
+# `interpretability_selected`, `evaluation_features`, `evaluation_findings`.
 
 # %%
 from IPython.display import Image
@@ -77,11 +77,13 @@ save_table(run, "structure", shown.structure(run, rows), digits=3)
 # training texts: by the difference of means (SAEBench), or in the order in which an L1 penalty lets
 # them in (Kantamneni et al. 2025). Channels of the activation (`baseline`) and its principal
 # `components` are given the same chance. TPP says how much a probe loses when the latents that
-# speak for its own label are taken away, beyond what others lose; an audit (Chanin 2026) found that
-# it falls as SAEs train on, so it is to be compared with others' numbers, and not relied on.
+# speak for its own label are taken away, beyond what others lose. SCR says whether a probe that
+# confused two properties is freed of one of them when its latents are taken away. An audit (Chanin
+# 2026) found that TPP falls as SAEs train on, and that SCR can change its sign: they are to be
+# compared with others' numbers, and not relied on.
 
 # %%
-rows["sparse_probes"], rows["ablated_probes"] = evaluation.probe_sparsely(run, lm, saes)
+rows |= evaluation.probe_sparsely(run, lm, saes)
 save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
 
 # %% [markdown]
@@ -89,11 +91,23 @@ save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
 #
 # An SAE is trained on all positions of its rows. At the beginning the model has little to go by,
 # later it has more context, and the reconstruction may be better in one place than in another (He
-# et al. 2024).
+# et al. 2024). Massive activations, where `sae.max_norm` leaves them out, are left out here too.
 
 # %%
 rows["positions"] = evaluation.measure(run, lm, saes, "positions")
 save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
+
+# %% [markdown]
+# ## On a model that was trained further
+#
+# Is an SAE of a base model of use on what the model becomes? With `evaluation.tuned` a copy of the
+# model is trained further on other text, and the SAEs are measured on both, on held-out rows of
+# that text.
+
+# %%
+rows["fine_tuned"] = evaluation.measure(run, lm, saes, "fine_tuned")
+if e.tuned:
+    save_table(run, "evaluation_tuned", shown.fine_tuned(run, rows), digits=3)
 
 # %% [markdown]
 # ## Can a latent be explained?
@@ -108,7 +122,9 @@ save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
 # beside those of a large language model, but differences between groups of latents can.
 #
 # Two columns say what a score is worth: with the explanation of another latent that fires as often
-# (`permuted`), and with the best single token.
+# (`permuted`), and with the best single token. `evaluation.judges` adds language models and
+# sentence encoders, which judge some latents of each SAE; what language models said is kept, and
+# never asked for twice.
 
 # %%
 rows["interpretation"], rows["descriptions"] = evaluation.interpret(run, lm, saes)
@@ -155,10 +171,14 @@ save_table(run, "interpretability_selected", shown.selected(run, rows), digits=3
 #   does the first become, as a share of the way to a model that only counts tokens? Latents and
 #   dose are chosen on other rows, where the text to keep becomes at most 1 % harder; what it costs
 #   here stands beside.
+# - **RAVEL**: of two cities, the latents of one's country are given to the other. Does its country
+#   change, and its continent stay (Huang et al. 2024)? Only with `evaluation.cities`, and of a
+#   model that knows some.
 
 # %%
 rows["absorption"] = evaluation.measure(run, lm, saes, "absorption")
 rows["unlearning"] = evaluation.measure(run, lm, saes, "unlearning")
+rows["ravel"] = evaluation.measure(run, lm, saes, "ravel")
 save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
 
 # %% [markdown]

@@ -5,6 +5,7 @@ any SAE. The measures themselves are tested where they are defined.
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,15 @@ import pytest
 
 from conftest import EVALUATION, TEXT
 from faithful_sae import TopKSAE
+from faithful_sae.features.index import FeatureError
+from faithful_sae.features.judging import Explanation
 from faithful_sae.metrics.saebench import read_envelope
 from faithful_sae.paper import evaluation as shown
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import load_sae
 from faithful_sae.stages import evaluating
+from faithful_sae.stages.judging import Beside, Judging, judges_beside
 from faithful_sae.stages.s12_evaluation import evaluated, group_latents
 
 SEEDS = (42, 49, 1, 2)
@@ -42,6 +46,15 @@ def run(make_run):
         ("tokens", 100, "at least 16 rows of sequence_length"),
         ("budget", 1, "at least 2"),
         ("seeds", [7], "must list some of sae.seeds"),
+        ("tuned", {"text": "elsewhere"}, "evaluation.tuned.text"),
+        ("crossed", ["numpy"], "two packages, or none"),
+        ("crossed", ["numpy", "nympy"], "'nympy', which is not installed"),
+        ("judges", {"ngram": {"model": "self"}}, "a judge is called that is always there"),
+        ("judges", {"a": {}}, "exactly one of model and encoder"),
+        ("judges", {"a": {"encoder": "packaged", "url": "http://host/v1"}}, "needs `model`"),
+        ("judges", {"a": {"model": "self", "key_variable": "KEY"}}, "it needs `url`"),
+        ("judges", {"a": {"model": "./nowhere"}}, "no such folder"),
+        ("judges", {"a": {"model": "self", "prices": [1.0]}}, "two numbers of 0 or more"),
     ],
 )
 def test_parameters_that_make_no_sense(make_run, key, value, said):
@@ -210,6 +223,73 @@ def test_pairs_are_scored_in_both_seeds(run):
     (pair,) = shown.pairs(run, rows).to_dict("records")
     assert pair["score_1"] == pytest.approx(42.03)
     assert pair["score_2"] == pytest.approx(1.07)
+
+
+class Oracle:
+    """A judge that is asked about few latents, and always says yes."""
+
+    def __init__(self):
+        self.asked = set()
+
+    def identity(self):
+        return {"kind": "oracle"}
+
+    def explain(self, windows, budget):
+        return Explanation("everything")
+
+    def detect(self, explanation, windows):
+        self.asked.add(len(windows))
+        return [1.0] * len(windows)
+
+    def fuzz(self, explanation, windows, marks):
+        return [1.0] * len(windows)
+
+
+def test_a_judge_beside_scores_some_latents_by_its_own_number_of_windows(lm, rows):
+    saes = {("text", 42): TopKSAE(lm.d_model, 24, 4, 0)}
+    many = np.concatenate([rows] * 20)
+    sizes = evaluating.Sizes(window=3, windows=6, least=2)
+    codes, pieces = evaluating.explained(lm, saes, many, sizes)
+    judge = Oracle()
+    found = evaluating.interpretation(
+        lm, codes, pieces, sizes, [Beside("yes man", judge, latents=2, windows=3)]
+    )
+    offline, beside = (found.loc[found.judge == name] for name in ("ngram", "yes man"))
+    assert len(offline) == 24
+    assert beside.latent.isin(offline.latent[offline.scored]).tolist() == [True, True]
+    # right on all that fire, wrong on all that are silent
+    assert beside.detection_random.tolist() == [0.5, 0.5]
+    assert max(judge.asked) <= 3
+
+
+def test_a_property_is_a_package_or_a_label(lm):
+    """Texts of two packages, whose labels are the words that they hold."""
+    rng = np.random.default_rng(0)
+
+    def texts(package, n):
+        labels = rng.integers(2, size=n)
+        words = [f"w{2 + 20 * package + 10 * label} w{rng.integers(45, 60)}" for label in labels]
+        return words, [str(label) for label in labels]
+
+    given = {name: (texts(i, 80), texts(i, 60)) for i, name in enumerate(("one", "other"))}
+    probing = SimpleNamespace(
+        inverse_regularisation=1.0, max_iter=1000, max_tokens=8, include_bos=False, batch_rows=16
+    )
+    saes = {("text", 42): TopKSAE(lm.d_model, 24, 4, 0)}
+    found = evaluating.crossed_probes(lm, saes, given, probing, 0)
+    # either property can be read alone, and the confused probe cannot tell them apart
+    assert (found.oracle > found.base + 0.1).all()
+    alone = {"one": given["one"]}
+    assert evaluating.crossed_probes(lm, saes, alone, probing, 0).empty
+
+
+def test_a_server_without_a_key_is_noticed_before_any_pass(run, lm, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    server = {"model": "small", "url": "http://localhost:9/v1", "key_variable": "NO_SUCH_KEY"}
+    judges = {"small": Judging(**server)}
+    run = run.changed(evaluation=run.evaluation.changed(judges=judges))
+    with pytest.raises(FeatureError, match="NO_SUCH_KEY is not set"):
+        judges_beside(run, lm, 1)
 
 
 def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders):

@@ -284,3 +284,17 @@ def test_a_bfloat16_model_stays_one(lm, rows):
 def test_bad_input_of_a_fine_tuning(lm, rows, change, message):
     with pytest.raises(ValueError, match=message):
         fine_tuned(**{"lm": lm, "rows": rows} | change)
+
+
+def test_massive_activations_are_neither_replaced_nor_measured(free, sae):
+    rows = np.random.default_rng(0).integers(1, VOCABULARY, size=(6, 8))
+    rows[:, 0] = BOS
+    rows[2, 5] = 33
+    moderate = np.where(rows == 33, BOS, rows)
+    free.embedding[33] *= 1000
+    (got,) = by_position({"a": sae}, free, rows, (0, 8), max_norm=50).to_dict("records")
+    # what stands at a massive activation counts as little as BOS, which is left out too; but its
+    # neighbour predicts another token, so cross-entropies differ
+    (want,) = by_position({"a": sae}, free, moderate, (0, 8)).to_dict("records")
+    same = ["tokens", "predictions", "l0", "explained_variance"]
+    assert [got[name] for name in same] == pytest.approx([want[name] for name in same])

@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from conftest import BOS
 from faithful_sae import TopKSAE
+from faithful_sae.metrics.fidelity import fidelity
 from faithful_sae.metrics.structural import structural
 from faithful_sae.sae.reference import identity_sae, mean_sae, pca_sae, zero_sae
 
@@ -185,3 +186,13 @@ def test_bad_input_is_refused(lm, rows, sae):
         structural({"one": TopKSAE(D, 1, 1, 0)}, lm, rows)
     with pytest.raises(ValueError, match="at least two tokens"):
         structural({"a": sae}, lm, rows[:, :1])
+
+
+def test_of_moderate_positions_the_numbers_are_fidelitys(lm, rows, sae):
+    # below the median half of all positions are massive
+    got, _ = one(sae, lm, rows, max_norm=0.9)
+    want = fidelity(sae, lm, rows, include_bos=False, max_norm=0.9)
+    assert got.massive == want.massive > 0
+    assert got.explained_variance_moderate == want.explained_variance_moderate
+    assert got.mse_moderate == want.l2_moderate
+    assert got.ce_diff_moderate == want.ce_diff_moderate

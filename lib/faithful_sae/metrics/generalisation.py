@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from faithful_sae.metrics.uncertainty import bootstrap_error
-from faithful_sae.sae.activations import as_ids, rows_in_batches
+from faithful_sae.sae.activations import as_ids, moderate_limit, rows_in_batches
 from faithful_sae.sae.sae import TopKSAE
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def by_position(
     edges: Sequence[int],
     include_bos: bool = False,
     batch_rows: int = 16,
+    max_norm: float | None = None,
 ) -> pd.DataFrame:
     """Sparsity, explained variance and added cross-entropy of SAEs by position in the row (He et
     al. 2024).
@@ -96,6 +97,8 @@ def by_position(
         edges: P + 1 positions that rise: (0, 32, 128) are two buckets; 0 <= edge <= T.
         include_bos: whether BOS positions are replaced and measured, too.
         batch_rows: rows per forward pass.
+        max_norm: activations above so many times the median norm are neither replaced nor measured:
+            they stand at few positions, and would rule what is said of these. None: all are.
 
     Returns:
         a row per SAE and bucket: sae (its name) and the fields of Bucket.
@@ -110,21 +113,30 @@ def by_position(
     position = torch.arange(rows.shape[1], device=lm.device)[:, None]
     # which bucket a position is in, float64 [T, P]
     member = ((position >= bounds[:-1]) & (position < bounds[1:])).double()
-    counts = _counts(lm, rows, member.cpu(), include_bos)
-    if not counts["tokens"].any():
+    inside = as_ids(rows[:, edges[0] : edges[-1]])
+    if not ((inside != lm.bos_id) | include_bos).any():
         raise ValueError(
             f"there is no token to measure between positions {edges[0]} and {edges[-1]}: give "
             "other edges, or include_bos=True"
         )
-    means, pooled = _means(lm, rows, member, include_bos, batch_rows)
-    shared = {"ce": [], "variance": [], "variance_pooled": []}
+    limit = moderate_limit(lm, rows, include_bos, batch_rows, max_norm)
+
+    def positions(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Which are replaced and measured, bool [B, T]."""
+        return ((ids != lm.bos_id) | include_bos) & (x.norm(dim=-1) <= limit)
+
+    means, pooled = _means(lm, rows, member, positions, batch_rows)
+    shared = {"tokens": [], "predictions": [], "ce": [], "variance": [], "variance_pooled": []}
     own = {name: {"active": [], "error": [], "ce_added": []} for name in saes}
     for ids in rows_in_batches(rows, batch_rows):
         logits, x = lm.logits(ids)
         ids = ids.to(lm.device)
-        measured = (ids != lm.bos_id) | include_bos
+        measured = positions(ids, x)
         ce = _cross_entropy(logits, ids)
+        ones = torch.ones_like(ce)
         of_batch = {
+            "tokens": ones,
+            "predictions": F.pad(ones[:, :-1], (0, 1)),
             "ce": ce,
             "variance": (x - member @ means).pow(2).sum(-1),
             "variance_pooled": (x - pooled).pow(2).sum(-1),
@@ -141,7 +153,7 @@ def by_position(
             }
             for key, values in of_batch.items():
                 own[name][key].append(_summed(values, measured, member))
-    same = {key: torch.cat(parts).numpy() for key, parts in shared.items()} | counts
+    same = {key: torch.cat(parts).numpy() for key, parts in shared.items()}
     table = []
     for name, lists in own.items():
         sums = same | {key: torch.cat(parts).numpy() for key, parts in lists.items()}
@@ -181,26 +193,16 @@ def _check_rows(lm, rows):
         )
 
 
-def _counts(lm, rows, member, include_bos):
-    """Positions measured and predictions made from them, float64 [R, P] each."""
-    measured = (as_ids(rows) != lm.bos_id) | include_bos
-    scored = measured.clone()
-    scored[:, -1] = False
-    return {
-        "tokens": (measured.double() @ member).numpy(),
-        "predictions": (scored.double() @ member).numpy(),
-    }
-
-
-def _means(lm, rows, member, include_bos, batch_rows):
+def _means(lm, rows, member, positions, batch_rows):
     """Of x over the tokens of each bucket, float64 [P, D], and of all buckets, [D]; 0 where there
     are none.
     """
     total = torch.zeros(member.shape[1], lm.d_model, dtype=torch.float64, device=lm.device)
     count = torch.zeros(member.shape[1], dtype=torch.float64, device=lm.device)
     for ids in rows_in_batches(rows, batch_rows):
-        measured = ((ids.to(lm.device) != lm.bos_id) | include_bos).double()
-        x = torch.where(measured[..., None] > 0, lm.activations(ids).double(), 0.0)
+        x = lm.activations(ids)
+        measured = positions(ids.to(lm.device), x).double()
+        x = torch.where(measured[..., None] > 0, x.double(), 0.0)
         total = total + member.T @ x.sum(0)
         count = count + member.T @ measured.sum(0)
     return total / count.clamp(min=1)[:, None], total.sum(0) / count.sum()

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from faithful_sae.metrics.fidelity import fidelity_of_all
+from faithful_sae.metrics.fidelity import ModerateFidelity, fidelity_of_all
 from faithful_sae.metrics.geometry import geometry, nearest
 from faithful_sae.sae.activations import rows_in_batches
 from faithful_sae.sae.reference import zero_sae
@@ -110,12 +110,23 @@ class Structural:
     duplicates: float
 
 
+@dataclass(frozen=True)
+class ModerateStructural(Structural):
+    """The same, and on moderate positions alone (fidelity.ModerateFidelity)."""
+
+    massive: int
+    mse_moderate: float
+    explained_variance_moderate: float
+    ce_diff_moderate: float
+
+
 def structural(
     saes: Mapping[Any, TopKSAE],
     lm: "LanguageModel",
     tokens: np.ndarray,
     include_bos: bool = False,
     batch_rows: int = 16,
+    max_norm: float | None = None,
 ) -> tuple[dict[Any, Structural], dict[Any, pd.DataFrame]]:
     """Every number of the module for some SAEs on the same rows.
 
@@ -126,6 +137,8 @@ def structural(
         tokens: int [R, T], rows that start with BOS.
         include_bos: whether BOS positions are replaced and measured, too.
         batch_rows: rows per forward pass.
+        max_norm: above so many times the median norm a position is massive; the records are
+            ModerateStructural then. None: as if none were.
 
     Returns:
         ({name: Structural}, {name: a row per latent}). Of a latent: latent (0 to F - 1), density,
@@ -140,7 +153,12 @@ def structural(
     # a name that nobody else can have
     ablation = object()
     measured, _ = fidelity_of_all(
-        {**saes, ablation: zero_sae(lm.d_model, lm.device)}, lm, tokens, batch_rows, (include_bos,)
+        {**saes, ablation: zero_sae(lm.d_model, lm.device)},
+        lm,
+        tokens,
+        batch_rows,
+        (include_bos,),
+        max_norm=max_norm,
     )
     kl_zero = measured[ablation, include_bos].kl
     sums = {name: _Sums(sae) for name, sae in saes.items()}
@@ -158,7 +176,7 @@ def structural(
     for name, one in sums.items():
         of_weights, table = weights[name]
         fidelity = measured[name, include_bos]
-        records[name] = Structural(
+        record = Structural(
             positions=fidelity.tokens,
             mse=fidelity.l2,
             explained_variance=fidelity.explained_variance,
@@ -176,6 +194,15 @@ def structural(
             **one.means(fidelity.tokens),
             **one.densities(fidelity.tokens),
         )
+        if isinstance(fidelity, ModerateFidelity):
+            record = ModerateStructural(
+                **vars(record),
+                massive=fidelity.massive,
+                mse_moderate=fidelity.l2_moderate,
+                explained_variance_moderate=fidelity.explained_variance_moderate,
+                ce_diff_moderate=fidelity.ce_diff_moderate,
+            )
+        records[name] = record
         table.insert(1, "density", one.firings / fidelity.tokens)
         table.insert(2, "consistent_activation_heuristic", one.per_row())
         latents[name] = table

@@ -17,6 +17,7 @@ from faithful_sae.paper.estimates import values_by
 from faithful_sae.paper.tables import Record, cell, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
+from faithful_sae.stages.judging import OFFLINE
 
 Rows = dict[str, pd.DataFrame]
 # of the scored latents of one seed
@@ -31,7 +32,9 @@ SCORES = {
     "detection_random_permuted": "detection, permuted",
     "detection_random_token": "detection, best token",
 }
-TPP_LATENTS = 10
+ABLATED = 10  # latents, of TPP and SCR
+# by position and by model
+MEASURED = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
 SAID = 60  # characters of an explanation in a table
 # balanced accuracies that differ by less are the same
 SAME = 0.01
@@ -69,11 +72,14 @@ def structure(run: Run, rows: Rows) -> pd.DataFrame:
     """
     shown = {
         "explained_variance": "EV",
+        # with sae.max_norm
+        "explained_variance_moderate": "EV, moderate",
         "cosine": "cosine",
         "l2_ratio": "L2 ratio",
         "relative_reconstruction_bias": "bias",
         "ce_score": "CE score",
         "ce_diff": "CE difference",
+        "ce_diff_moderate": "CE difference, moderate",
         "kl_score": "KL score",
         "kl": "KL",
         "l0": "L0",
@@ -83,12 +89,13 @@ def structure(run: Run, rows: Rows) -> pd.DataFrame:
         "decoder_random": "nearest, random",
     }
     table = rows["structure"]
-    return _table(run, {name: values_by(table, ["corpus"], at) for at, name in shown.items()})
+    there = {name: at for at, name in shown.items() if at in table}
+    return _table(run, {name: values_by(table, ["corpus"], at) for name, at in there.items()})
 
 
 def sparse_probes(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per kind of SAE or representation of x: accuracy of probes on k columns and on all,
-    mean over tasks, and TPP (known to be unreliable: Chanin 2026).
+    mean over tasks, and TPP and SCR (known to be unreliable: Chanin 2026).
     """
     table = rows["sparse_probes"]
     named = table.assign(
@@ -100,21 +107,24 @@ def sparse_probes(run: Run, rows: Rows) -> pd.DataFrame:
     columns = {}
     for name, part in named.groupby(names, sort=False):
         columns[name] = _means(part, "accuracy")
-    ablated = rows["ablated_probes"]
-    ablated = ablated.loc[ablated.n == TPP_LATENTS]
-    if len(ablated):
-        columns[f"TPP {TPP_LATENTS} (unreliable)"] = _means(ablated, "score")
+    for what, name in (("TPP", "ablated_probes"), ("SCR", "crossed_probes")):
+        ablated = rows[name].loc[rows[name].n == ABLATED]
+        if len(ablated):
+            columns[f"{what} {ABLATED} (unreliable)"] = _means(ablated, "score")
     return _table(run, columns)
 
 
 def scores(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per judge and kind of SAE: mean scores over latents with halves of intervals over
-    seeds, the share of latents that fire often enough to be scored, and the answers that failed.
+    seeds, the share of latents that are scored, and the answers that failed. The offline judges
+    score all that fire often enough, and others some of these.
     """
     tables = []
+    latents = rows["interpretation"].latent.max() + 1
     for name, part in rows["interpretation"].groupby("judge", sort=False):
         per_sae = part.groupby(["corpus", "seed"], sort=False)
-        means = pd.DataFrame(per_sae[[*SCORES, "scored"]].mean()).reset_index()
+        means = pd.DataFrame(per_sae[[*SCORES]].mean()).reset_index()
+        means["scored"] = per_sae.scored.sum().to_numpy() / latents
         columns = {
             shown: values_by(means, ["corpus"], column)
             for column, shown in {"scored": "scored", **SCORES}.items()
@@ -126,7 +136,9 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
 
 
 def features(run: Run, rows: Rows) -> pd.DataFrame:
-    """One row per kind of SAE: descriptions by input and output, absorption, unlearning."""
+    """One row per kind of SAE: descriptions by input and output, absorption, unlearning; RAVEL's
+    disentanglement, of a model that knows cities.
+    """
 
     def means(name: str, column: str) -> dict[str, Values]:
         table = rows[name]
@@ -147,8 +159,21 @@ def features(run: Run, rows: Rows) -> pd.DataFrame:
             "fully absorbed": means("absorption", "full"),
             "unlearned": means("unlearning", "unlearned"),
             "cost of unlearning": means("unlearning", "retain_cost"),
-        },
+        }
+        | ({"RAVEL": means("ravel", "disentanglement")} if len(rows["ravel"]) else {}),
     )
+
+
+def fine_tuned(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per kind of SAE: on the language model as it was, and on what it became when it was
+    trained further, with halves of intervals.
+    """
+    table = rows["fine_tuned"]
+    columns = {}
+    for model, part in table.groupby("model", sort=False):
+        for at, name in MEASURED.items():
+            columns[f"{name}, {model}"] = values_by(part, ["corpus"], at)
+    return _table(run, columns)
 
 
 def _scored(rows: Rows, name: str = JUDGE) -> pd.DataFrame:
@@ -217,7 +242,7 @@ def selected(run: Run, rows: Rows) -> pd.DataFrame:
 def positions(run: Run, rows: Rows) -> pd.DataFrame:
     """By position: a row per kind of SAE and part of the rows, with halves of intervals."""
     table = rows["positions"]
-    columns = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
+    columns = MEASURED
     records: list[Record] = []
     part_of_rows: Any
     for part_of_rows, part in table.groupby(["start", "stop"], sort=False):
@@ -233,8 +258,8 @@ def positions(run: Run, rows: Rows) -> pd.DataFrame:
 
 def findings(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per question, with its verdict (paper.verdicts). Scores are of detection against
-    random windows, by each judge. Groups are compared among latents that fire about as often; of a
-    corpus whose latents have both kinds in no tenth by density, nothing can be said.
+    random windows, by each offline judge. Groups are compared among latents that fire about as
+    often; of a corpus whose latents have both kinds in no tenth by density, nothing can be said.
 
     Seeds are left out one at a time, as SAEs that are scored and as ones that share a latent.
     """
@@ -249,7 +274,8 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
         "as often": (f"share of orphans, above {MANY:.0%}", _orphans, 0.0),
         "Fake latents are harder to explain": ("fake below the rest", _fake, SAME),
     }
-    scored = {name: _scored(rows, name) for name in dict.fromkeys(rows["interpretation"].judge)}
+    # others judge too few latents for groups of them
+    scored = {name: _scored(rows, name) for name in OFFLINE}
     table = []
     for question, (what, difference, margin) in within.items():
         cases = [

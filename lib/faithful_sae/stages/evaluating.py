@@ -5,7 +5,7 @@ SAEs come as {(corpus, seed): SAE}; the two are the first columns of every table
 """
 
 import contextlib
-import itertools
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from faithful_sae.runs.schema import Count, Ints, Section, Seed, key
 from faithful_sae.runs.stage import SAEs
+from faithful_sae.stages.judging import Beside
 from faithful_sae.stages.s09_explore_features import middles
 
 # tokens that describe a latent, where they are tested by input and output
@@ -47,11 +48,20 @@ def which(name: tuple[str, int]) -> dict[str, Any]:
 
 
 def structure(
-    lm: Any, saes: SAEs, rows: np.ndarray, heldout: np.ndarray, components: int, sizes: Sizes
+    lm: Any,
+    saes: SAEs,
+    rows: np.ndarray,
+    heldout: np.ndarray,
+    components: int,
+    sizes: Sizes,
+    max_norm: float | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What weights and held-out rows say: (a row per SAE, a row per SAE and latent). Beside them
     stand the SAE that reconstructs everything, and some principal components of other rows of the
     same text.
+
+    Args:
+        max_norm: as structural.
     """
     import torch
 
@@ -63,7 +73,9 @@ def structure(
     x = torch.cat([lm.activations(ids)[ids != lm.bos_id].float() for ids in parts])
     k = min(components, lm.d_model, len(x) - 1)
     known = {("identity", 0): identity_sae(lm.d_model, lm.device), ("PCA", 0): pca_sae(x, k)}
-    records, latents = structural({**saes, **known}, lm, heldout, batch_rows=sizes.batch_rows)
+    records, latents = structural(
+        {**saes, **known}, lm, heldout, batch_rows=sizes.batch_rows, max_norm=max_norm
+    )
     table = pd.DataFrame(which(name) | vars(record) for name, record in records.items())
     of_latents = [latents[name].assign(**which(name)) for name in saes]
     return table, _named_first(pd.concat(of_latents, ignore_index=True))
@@ -80,19 +92,12 @@ def probes(
         probing: a section `probing`, which says how long texts are, and how probes are trained.
     """
     from faithful_sae.metrics.ablated_probes import Texts, tpp
-    from faithful_sae.metrics.probing import pooled_representations
     from faithful_sae.metrics.sparse_probing import mean_over_labels, sparse_probe_all
 
-    p = probing
-    options = {"inverse_regularisation": p.inverse_regularisation, "max_iter": p.max_iter}
+    options = _options(probing)
     sparse, ablated = [], []
     for task, parts in tasks.items():
-        train, test = (
-            pooled_representations(
-                saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{task}: {part}"
-            )
-            for part, (texts, _) in zip(("train", "test"), parts, strict=True)
-        )
+        train, test = _pooled(lm, saes, task, parts, probing)
         labels = [np.asarray(given) for _, given in parts]
         found = sparse_probe_all(train, labels[0], test, labels[1], seed=seed, **options)
         sparse.append(mean_over_labels(found).assign(task=task))
@@ -116,6 +121,113 @@ def probes(
     return pd.concat(sparse, ignore_index=True), pd.DataFrame(ablated, columns=columns)
 
 
+def crossed_probes(
+    lm: Any, saes: SAEs, texts: Mapping[str, Sequence], probing: Any, seed: int
+) -> pd.DataFrame:
+    """Whether a probe that two properties confused is freed of one of them (SCR): a row per SAE and
+    number of ablated latents. The properties of a text are which of two packages it is from, and
+    its label.
+
+    Args:
+        texts: {package: ((texts, labels) to train on, to test on)}; none of fewer than two.
+        probing: as of `probes`.
+    """
+    from faithful_sae.metrics.ablated_probes import SCR, Texts, scr
+
+    columns = [*which(("", 0)), *(field.name for field in dataclasses.fields(SCR))]
+    if len(texts) < 2:
+        return pd.DataFrame(columns=columns)
+    last = max(label for _, labels in next(iter(texts.values())) for label in labels)
+    parts = []
+    for of_packages in zip(*texts.values(), strict=True):
+        crossed = [
+            (text, (bool(package), label == last))
+            for package, (said, labels) in enumerate(of_packages)
+            for text, label in zip(said, labels, strict=True)
+        ]
+        parts.append(tuple(zip(*crossed, strict=True)))
+    pooled = _pooled(lm, saes, "crossed", parts, probing)
+    found = []
+    for name, sae in saes.items():
+        if sae.normalisation != "none":
+            continue
+        train, test = (
+            Texts(part["baseline"], part[name, "sae"], np.array(has))
+            for part, (_, has) in zip(pooled, parts, strict=True)
+        )
+        records = scr(sae, train, test, seed=seed, **_options(probing))
+        found += [which(name) | vars(record) for record in records]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _options(probing):
+    return {"inverse_regularisation": probing.inverse_regularisation, "max_iter": probing.max_iter}
+
+
+def _pooled(lm, saes, task, parts, probing):
+    """Of the texts to train on, and of those to test on."""
+    from faithful_sae.metrics.probing import pooled_representations
+
+    p = probing
+    return [
+        pooled_representations(
+            saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, f"{task}: {part}"
+        )
+        for part, (texts, _) in zip(("train", "test"), parts, strict=True)
+    ]
+
+
+def ravel(lm: Any, saes: SAEs, n_pairs: int, sizes: Sizes) -> pd.DataFrame:
+    """Whether latents of a city hold its country and its continent apart (RAVEL): a row per SAE;
+    none where no pairs are asked for, or the model knows too few cities.
+    """
+    from faithful_sae.metrics.ravel import ravel
+    from faithful_sae.metrics.ravel_prompts import CITIES, TEMPLATES, entity_pairs
+
+    columns = [*which(("", 0)), "entities", "disentanglement", "cause", "isolation"]
+    if not n_pairs:
+        return pd.DataFrame(columns=columns)
+    try:
+        pairs, readouts, known = entity_pairs(
+            lm, CITIES, TEMPLATES, n_pairs, sizes.seed, sizes.batch_rows
+        )
+    except ValueError as error:
+        print(f"note: no RAVEL: {error}")
+        return pd.DataFrame(columns=columns)
+    found = []
+    for name, sae in saes.items():
+        record = vars(ravel(sae, pairs, readouts, seed=sizes.seed))
+        found.append(which(name) | {"entities": len(known)} | record)
+    return pd.DataFrame(found).reindex(columns=columns)
+
+
+def fine_tuned(
+    lm: Any,
+    saes: SAEs,
+    rows: np.ndarray,
+    heldout: np.ndarray,
+    tuning: Any,
+    sizes: Sizes,
+    max_norm: float | None = None,
+) -> pd.DataFrame:
+    """L0, explained variance and CE difference on the language model and on a copy of it that was
+    trained further on some rows, both on held-out rows: a row per SAE and model.
+
+    Args:
+        tuning: its steps and lr.
+        max_norm: as by_position.
+    """
+    from faithful_sae.metrics.generalisation import fine_tuned
+
+    further = fine_tuned(lm, rows, tuning.steps, tuning.lr, sizes.batch_rows, sizes.seed)
+    whole = sizes.changed(edges=())
+    tables = [
+        positions(one, saes, heldout, whole, max_norm).assign(model=model)
+        for model, one in (("as it was", lm), ("trained further", further))
+    ]
+    return _named_first(pd.concat(tables, ignore_index=True))
+
+
 def explained(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> tuple[dict[Any, Any], Any]:
     """(where the latents of each SAE fire in the rows, the rows in windows): what `interpretation`
     and `descriptions` are made of, in one pass of the language model.
@@ -136,30 +248,34 @@ def explained(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> tuple[dict
     return sparse_codes(saes, lm, rows, sizes.batch_rows), pieces
 
 
-def interpretation(lm: Any, codes: Mapping, pieces: Any, sizes: Sizes) -> pd.DataFrame:
-    """Detection and fuzzing of every latent by both offline judges: a row per SAE, judge and
-    latent.
+def interpretation(
+    lm: Any, codes: Mapping, pieces: Any, sizes: Sizes, beside: Sequence[Beside] = ()
+) -> pd.DataFrame:
+    """Detection and fuzzing of every latent by both offline judges, and of some latents by others:
+    a row per SAE, judge and latent.
     """
     from faithful_sae.features.interpretation import interpret_all
     from faithful_sae.features.judges import NgramJudge, TokensJudge
     from faithful_sae.features.vocabulary import display_strings
 
     vocabulary = display_strings(lm.tokenizer)
-    judges = (TokensJudge(vocabulary), NgramJudge(vocabulary))
+    offline = {"tokens": TokensJudge(vocabulary), "ngram": NgramJudge(vocabulary)}
     s = sizes
-    tables = [
-        interpret_all(
-            judge,
-            found,
-            pieces,
-            vocabulary,
-            budget=s.budget,
-            n=s.windows,
-            least=s.least,
-            seed=s.seed,
-        ).assign(**which(name))
-        for (name, found), judge in itertools.product(codes.items(), judges)
-    ]
+    same = {"budget": s.budget, "least": s.least, "seed": s.seed}
+    tables = []
+    for sae, found in codes.items():
+        for name, judge in offline.items():
+            table = interpret_all(judge, found, pieces, vocabulary, n=s.windows, **same)
+            tables.append(table.assign(judge=name, **which(sae)))
+        scored = tables[-1].loc[tables[-1].scored].sort_values(["density", "latent"])
+        for name, judge, latents, windows in beside:
+            some = spread(scored.latent.tolist(), latents)
+            if some:
+                # they say themselves what is more likely than not
+                table = interpret_all(
+                    judge, found, pieces, vocabulary, some, n=windows, threshold=0.5, **same
+                )
+                tables.append(table.assign(judge=name, **which(sae)))
     return _named_first(pd.concat(tables, ignore_index=True))
 
 
@@ -240,12 +356,18 @@ def unlearning(
     return pd.DataFrame(record | {"latents": len(record["latents"])} for record in found)
 
 
-def positions(lm: Any, saes: SAEs, heldout: np.ndarray, sizes: Sizes) -> pd.DataFrame:
-    """L0, explained variance and CE difference by position in the row: a row per SAE and part."""
+def positions(
+    lm: Any, saes: SAEs, heldout: np.ndarray, sizes: Sizes, max_norm: float | None = None
+) -> pd.DataFrame:
+    """L0, explained variance and CE difference by position in the row: a row per SAE and part.
+
+    Args:
+        max_norm: as by_position.
+    """
     from faithful_sae.metrics.generalisation import by_position
 
     edges = (0, *sizes.edges, heldout.shape[1])
-    table = by_position(saes, lm, heldout, edges, batch_rows=sizes.batch_rows)
+    table = by_position(saes, lm, heldout, edges, batch_rows=sizes.batch_rows, max_norm=max_norm)
     names = pd.DataFrame(map(which, table.pop("sae")))
     return _named_first(pd.concat([table, names], axis=1))
 

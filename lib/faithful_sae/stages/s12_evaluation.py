@@ -4,6 +4,7 @@ section 4) that need neither a download nor another language model.
 SAEs of two corpora, and the baselines beside them, are measured on text that is the same for all.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,17 +16,39 @@ import pandas as pd
 from faithful_sae.files import atomic_path, write_json
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.rows import read_rows, write_rows
-from faithful_sae.runs.schema import Ints, Names, Need, Run, key, plain
+from faithful_sae.runs.schema import (
+    Count,
+    Ints,
+    Names,
+    Need,
+    Positive,
+    Run,
+    Section,
+    key,
+    plain,
+)
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Memory, Rates, SAEs, Stage
 from faithful_sae.stages import evaluating
 from faithful_sae.stages.budget import LOGIT, count_saes, reading_bytes, saes_bytes
 from faithful_sae.stages.evaluating import Sizes
+from faithful_sae.stages.judging import Judging, judges_beside, tell
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 from faithful_sae.stages.s06_probing import STAGE as PROBES
+from faithful_sae.stages.s06_probing import Task
 
 # bytes of an active latent of a token in codes.Codes, while they are sorted
 CODE = 24
+# whose two labels are crossed with two packages
+CROSSED = "parameter_or_return"
 ONE_OR_TWO = "must name one corpus or two, each once"
+
+
+class Tuning(Section):
+    """How the language model is trained further, for SAEs to be measured on what it becomes."""
+
+    text: str = key("corpus whose training rows it is trained on, and held-out rows measured on")
+    steps: Count = key("of the optimiser, each on evaluation.batch_rows rows", 100)
+    lr: Positive = key("first learning rate, which falls linearly to 0", 1e-4)
 
 
 class Evaluation(Sizes):
@@ -38,6 +61,22 @@ class Evaluation(Sizes):
     text: str = key("corpus on which all are measured: none that they were trained on")
     forget: str = key("corpus that is to be forgotten, by clamping latents")
     retain: str = key("corpus that is to be kept meanwhile")
+    tuned: Tuning | None = key(
+        "train the language model further, and measure the SAEs on it; null: not", None, later=True
+    )
+    crossed: Names = key(
+        "two installed packages: SCR crosses which of them a description is from with whether it "
+        "is of a parameter or of a returned value; empty: no SCR",
+        (),
+        later=True,
+    )
+    cities: int = key(
+        "pairs of cities for RAVEL, if the model knows four cities or more; 0: no RAVEL",
+        0,
+        later=True,
+        ge=0,
+    )
+    judges: dict[str, Judging] = key("judges beside the two offline ones, by name", {}, later=True)
 
     def check(self, run: Run, need: Need) -> None:
         check_seeds(run, need, "evaluation.seeds", self.seeds)
@@ -48,6 +87,15 @@ class Evaluation(Sizes):
             need(name in run.sae.train_on, "evaluation.corpora", why)
         for at in ("text", "forget", "retain"):
             check_corpora(run, need, f"evaluation.{at}", (getattr(self, at),))
+        if self.tuned:
+            check_corpora(run, need, "evaluation.tuned.text", (self.tuned.text,))
+        two = len({*self.crossed}) == len(self.crossed) in (0, 2)
+        need(two, "evaluation.crossed", "must name two packages, or none")
+        for package in self.crossed:
+            why = f"names {package!r}, which is not installed"
+            need(importlib.util.find_spec(package), "evaluation.crossed", why)
+        for name, judge in self.judges.items():
+            judge.check_at(run, need, f"evaluation.judges.{name}")
         used = {*self.corpora, run.sae.baselines}
         why = f"= {self.text!r}: SAEs that are measured on it were trained on it; take another"
         need(self.text not in used, "evaluation.text", why)
@@ -83,15 +131,29 @@ class Evaluations(Stage):
         "absorption",
         "unlearning",
         "positions",
+        "fine_tuned",
+        "crossed_probes",
+        "ravel",
     )
     reads = ("saes", "firing")
-    parameters = (*MODEL, *ROWS_OF_TEXT, *HOOK, "probing", "sfr.threshold", "ffr")
+    parameters = (
+        *MODEL,
+        *ROWS_OF_TEXT,
+        *HOOK,
+        "probing",
+        "sfr.threshold",
+        "ffr",
+        "sae.max_norm",
+    )
     lower = "evaluation.batch_rows"
     lower_ram = "evaluation.tokens"
 
     def corpora(self, run: Run) -> tuple[str, ...]:
         e = run.evaluation
-        return tuple(dict.fromkeys((e.text, e.forget, e.retain))) if e else ()
+        if not e:
+            return ()
+        tuned = (e.tuned.text,) if e.tuned else ()
+        return tuple(dict.fromkeys((e.text, e.forget, e.retain, *tuned)))
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.matching import matching_bytes
@@ -113,7 +175,9 @@ class Evaluations(Stage):
         return PROBES.files(run)
 
     def documentation(self, run: Run) -> Iterable[tuple]:
-        return PROBES.documentation(run)
+        yield from PROBES.documentation(run)
+        for package in run.evaluation.crossed:
+            yield CROSSED, (package,), run.probing.max_train + run.probing.max_test
 
     def tokens(self, run: Run) -> int:
         e = run.evaluation
@@ -153,7 +217,10 @@ def token_rows(run: Run, lm: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(
-    run: Run, lm: Any, saes: SAEs, name: Literal["positions", "absorption", "unlearning"]
+    run: Run,
+    lm: Any,
+    saes: SAEs,
+    name: Literal["positions", "absorption", "unlearning", "fine_tuned", "ravel"],
 ) -> pd.DataFrame:
     """One of the evaluations, whose rows are written and returned.
 
@@ -170,8 +237,18 @@ def measure(
         table = evaluating.unlearning(lm, chosen, forget, retain, e)
     elif name == "absorption":
         table = evaluating.absorption(lm, chosen, rows, e)
+    elif name == "ravel":
+        table = evaluating.ravel(lm, chosen, e.cities, e)
+    elif name == "fine_tuned":
+        table = pd.DataFrame(columns=["corpus", "seed", "model"])
+        if e.tuned:
+            text = corpus(run, e.tuned.text, lm)
+            further, heldout = text.train, text.heldout[: e.rows]
+            table = evaluating.fine_tuned(
+                lm, chosen, further, heldout, e.tuned, e, run.sae.max_norm
+            )
     else:
-        table = evaluating.positions(lm, chosen, heldout, e)
+        table = evaluating.positions(lm, chosen, heldout, e, run.sae.max_norm)
     write_rows(run, name, table)
     return table
 
@@ -180,7 +257,9 @@ def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     """SAEBench's core; writes and returns the rows `structure` and `structure_latents`."""
     chosen = {key: saes[key] for key in evaluated(run)}
     rows, heldout = token_rows(run, lm)
-    tables = evaluating.structure(lm, chosen, rows, heldout, run.sae.k, run.evaluation)
+    tables = evaluating.structure(
+        lm, chosen, rows, heldout, run.sae.k, run.evaluation, run.sae.max_norm
+    )
     names = ("structure", "structure_latents")
     found: dict[str, pd.DataFrame] = dict(zip(names, tables, strict=True))
     for name, table in found.items():
@@ -188,18 +267,28 @@ def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     return found
 
 
-def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sparse probes and targeted perturbation on the tasks of 06; writes and returns the rows
-    `sparse_probes` and `ablated_probes`.
+def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
+    """Sparse probes and targeted perturbation on the tasks of 06, and crossed ones; writes and
+    returns the rows `sparse_probes`, `ablated_probes` and `crossed_probes`.
     """
-    from faithful_sae.stages.text import labelled
+    from faithful_sae.stages.text import labelled, labelled_texts
 
+    e = run.evaluation
     chosen = {key: saes[key] for key in evaluated(run)}
     tasks = {name: labelled(run, name) for name in run.tasks}
-    sparse, ablated = evaluating.probes(lm, chosen, tasks, run.probing, run.evaluation.seed)
-    write_rows(run, "sparse_probes", sparse)
-    write_rows(run, "ablated_probes", ablated)
-    return sparse, ablated
+    sparse, ablated = evaluating.probes(lm, chosen, tasks, run.probing, e.seed)
+    crossed = {
+        package: labelled_texts(run, Task(documentation=CROSSED, packages=(package,)))
+        for package in e.crossed
+    }
+    found = {
+        "sparse_probes": sparse,
+        "ablated_probes": ablated,
+        "crossed_probes": evaluating.crossed_probes(lm, chosen, crossed, run.probing, e.seed),
+    }
+    for name, table in found.items():
+        write_rows(run, name, table)
+    return found
 
 
 def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -209,8 +298,11 @@ def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame
     e = run.evaluation
     chosen = {key: saes[key] for key in evaluated(run)}
     rows, heldout = token_rows(run, lm)
+    # before the pass, since a judge may not be there
+    beside = judges_beside(run, lm, len(chosen))
     codes, pieces = evaluating.explained(lm, chosen, rows, e)
-    scored = evaluating.interpretation(lm, codes, pieces, e)
+    scored = evaluating.interpretation(lm, codes, pieces, e, beside)
+    tell(beside)
     described = evaluating.descriptions(lm, chosen, codes, pieces, heldout, e)
     write_rows(run, "interpretation", scored)
     write_rows(run, "descriptions", described)

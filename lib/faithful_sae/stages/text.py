@@ -8,6 +8,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,12 +134,18 @@ def labelled(run: Run, name: str) -> list[tuple[list[str], list[str]]]:
     probing = run.probing
     assert probing, f"{run.file}: has no probing tasks"
     try:
-        return _labelled(run, probing, probing.tasks[name])
+        return labelled_texts(run, probing.tasks[name])
     except (CorpusError, hub.HubError) as error:
         raise CorpusError(f"{run.file}: probing.tasks.{name}: {error}") from None
 
 
-def _labelled(run, probing, task):
+def labelled_texts(run: Run, task: Any) -> list[tuple[list[str], list[str]]]:
+    """The same of any task, be it one of the run's or not; raises as it does, without the key.
+
+    Args:
+        task: a section of `probing.tasks`.
+    """
+    probing = run.probing
     keys = tuple(task.record_keys)
     limits = (probing.max_train, probing.max_test)
     if task.hub:

@@ -108,6 +108,10 @@ class Endpoint:
         """The server and what it is asked for; which weights it has, it alone knows."""
         return {"kind": "endpoint", "model": self.model, "revision": None, "url": self.url}
 
+    def check_key(self) -> None:
+        """Raises FeatureError where the environment has no key that a header can carry."""
+        self._key()
+
     def count(self, messages: Messages) -> int:
         """A guess from the number of characters."""
         characters = sum(len(turn["content"]) for turn in messages)
