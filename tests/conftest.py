@@ -24,12 +24,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import forked_kernels
 from faithful_sae.files import ROOT
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs import schema
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.rows import write_rows
 
+forked_kernels.install()
 torch.set_num_threads(1)
 # tqdm's own lock is one for all processes: a forked one that a test kills while it has it would
 # stop the others for ever
