@@ -7,11 +7,11 @@ end-to-end test runs the notebooks in kernels that nothing has prepared.
 
 import multiprocessing
 import os
-from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 # with no thread yet, and without matplotlib, which asks on import where it is to show figures
 IMPORTED = [
@@ -34,7 +34,7 @@ def install() -> None:
 class Forked(LocalProvisioner):
     """Forks a kernel where others start a process."""
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         # the rest says which interpreter and module
         arguments = cmd[cmd.index("-f") :]
         child = SERVER.Process(target=_be_a_kernel, args=(arguments, kwargs["cwd"], kwargs["env"]))
@@ -63,7 +63,7 @@ class _Process:
         os.kill(self.child.pid, signum)
 
 
-def _be_a_kernel(arguments: Sequence[str], folder: str, environment: dict[str, str]) -> None:
+def _be_a_kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     from ipykernel.kernelapp import launch_new_instance
 
     # of its own, so that what interrupts the tests ends it, but not the reverse

@@ -3,7 +3,6 @@ any SAE. The measures themselves are tested where they are defined.
 """
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import pytest
 
 from conftest import EVALUATION, TEXT
 from faithful_sae import TopKSAE
+from faithful_sae.__main__ import main as command_line
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judging import Explanation
 from faithful_sae.metrics.saebench import read_envelope
@@ -292,7 +292,7 @@ def test_a_server_without_a_key_is_noticed_before_any_pass(run, lm, monkeypatch)
         judges_beside(run, lm, 1)
 
 
-def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders):
+def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatch):
     sae = TopKSAE(16, 24, 4, 0)
     sae.to_dictionary_learning(tmp_path / "sae")
     text = tmp_path / "text.jsonl"
@@ -300,20 +300,19 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders):
     documents = [" ".join(words[i : i + 45]) for i in range(0, 9000, 45)]
     text.write_text("".join(json.dumps({"said": d}) + "\n" for d in documents))
     output = tmp_path / "out"
-    call = [sys.executable, "-P", "-m", "faithful_sae", "evaluate"]
     place = ["--model", str(model_folders["llama"]), "--layer", "1", "--output", str(output)]
     sizes = ["--rows", "8", "--tokens", "6000"]
-    run = [*call, str(tmp_path / "sae"), *place, *sizes, "--text", str(text)]
-    done = subprocess.run(
-        [*run, "--text-key", "said"], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    call = ["faithful_sae", "evaluate", str(tmp_path / "sae"), *place, *sizes, "--text", str(text)]
+    monkeypatch.setattr(sys, "argv", [*call, "--text-key", "said"])
+    command_line()
     core = read_envelope(output / "saebench" / "this_SAE" / "core.json")
     l0 = pd.read_csv(output / "structure.csv").set_index("corpus").l0
     assert core.metrics["sparsity"]["l0"] == pytest.approx(l0["this SAE"])
     assert l0["identity"] == pytest.approx(16)
     assert core.sae_cfg_dict["d_sae"] == load_sae(tmp_path / "sae").d_sae
     # a wrong field ends in one line, before anything is computed
-    done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].strip().startswith(f"{text}")
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(SystemExit) as ended:
+        command_line()
+    assert str(ended.value).strip().startswith(f"{text}")
+    assert len(str(ended.value).strip().splitlines()) == 1
