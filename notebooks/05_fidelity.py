@@ -155,7 +155,8 @@ Image(
 # how much a single position can change explained variance.
 
 # %%
-table = save_table(run, "fidelity", tables.fidelity(run))
+table = tables.fidelity(run)
+save_table(run, "fidelity", table)
 measures = [name for name in table if f"{name} ±" in table]
 table.groupby(["include_bos", "trained_on"], sort=False)[measures].mean().round(3)
 

@@ -81,8 +81,8 @@ Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for ru
 # `command` makes them. An empty table means that nothing is missing.
 
 # %%
-missing = save_table(runs, "missing", unmeasured(runs))
-missing.style.hide(axis="index").set_properties(**{"text-align": "left"})
+missing = unmeasured(runs)
+Markdown(filename=save_table(runs, "missing", missing))
 
 # %% [markdown]
 # ## The method
@@ -103,7 +103,7 @@ Image(save_figure(runs, "method", method_boxes(), method), retina=True)
 # the model's own cross-entropy on held-out rows, in nats per token.
 
 # %%
-save_table(runs, "corpora", tables.corpora_table(trained), 2)
+Markdown(filename=save_table(runs, "corpora", tables.corpora_table(trained)))
 
 # %% [markdown]
 # Language models that were trained on the spot are worth studying only if `ce`, their held-out
@@ -112,7 +112,7 @@ save_table(runs, "corpora", tables.corpora_table(trained), 2)
 # models that come ready-made the columns are empty.
 
 # %%
-save_table(runs, "language_models", tables.language_models(runs), 3)
+Markdown(filename=save_table(runs, "language_models", tables.language_models(runs)))
 
 # %% [markdown]
 # ## Table 1: what the faithful dataset covers
@@ -126,8 +126,8 @@ save_table(runs, "language_models", tables.language_models(runs), 3)
 # cover. `expected` is what perfect sampling of as many documents gives.
 
 # %%
-table1 = save_table(runs, "table1", tables.table1(runs))
-table1.round(4)
+table1 = tables.table1(runs)
+Markdown(filename=save_table(runs, "table1", table1))
 
 # %% [markdown]
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
@@ -140,10 +140,8 @@ table1.round(4)
 # how fast a corpus is learnt. That holds for Tables 3 and 4, too.
 
 # %%
-titles = tables.called_here(trained)
 table2 = tables.sfr_table(trained, "table2", tables.INSTRUCTION)
-save_table(runs, "table2", table2, titles=titles)
-table2.round(4)
+Markdown(filename=save_table(runs, "table2", table2))
 
 # %% [markdown]
 # The same numbers as bars: measured here on the left, the paper's hatched on the right. Look at the
@@ -165,7 +163,7 @@ Image(
 # each `target`, compare the row whose text is its own with the row whose text is the other model's.
 
 # %%
-save_table(runs, "table3", tables.table3(trained)).round(4)
+Markdown(filename=save_table(runs, "table3", tables.table3(trained)))
 
 # %% [markdown]
 # ## Table 4 and Figure 3: SFR, faithful against Web corpora
@@ -175,8 +173,7 @@ save_table(runs, "table3", tables.table3(trained)).round(4)
 
 # %%
 table4 = tables.sfr_table(trained, "table4", tables.WEB)
-save_table(runs, "table4", table4, titles=titles)
-table4.round(4)
+Markdown(filename=save_table(runs, "table4", table4))
 
 # %% [markdown]
 # The same numbers as bars. This is the figure of the front page: is the faithful bar the lowest of
@@ -197,7 +194,7 @@ Image(
 # latents decide. The baselines say what is left of each column without a learnt dictionary.
 
 # %%
-save_table(runs, "shared_features", tables.shared_features(trained), 3).round(3)
+Markdown(filename=save_table(runs, "shared_features", tables.shared_features(trained)))
 
 # %% [markdown]
 # ## Does distance from the model lower SFR?
@@ -216,7 +213,7 @@ Image(save_figure(runs, "mechanism_points", data, plots.mechanism), retina=True)
 # few corpora, in any order, fall as much?
 
 # %%
-save_table(runs, "mechanism", tables.mechanism(trained), 3)
+Markdown(filename=save_table(runs, "mechanism", tables.mechanism(trained)))
 
 # %% [markdown]
 # ## Table 5: training configurations
@@ -225,7 +222,7 @@ save_table(runs, "mechanism", tables.mechanism(trained), 3)
 # place to look when a number above or below disagrees.
 
 # %%
-save_table(runs, "table5", tables.table5(trained))
+Markdown(filename=save_table(runs, "table5", tables.table5(trained)))
 
 # %% [markdown]
 # ## Table 6 and Figure 6: probing
@@ -240,8 +237,8 @@ save_table(runs, "table5", tables.table5(trained))
 # no room above it, a cell says nothing of SAEs.
 
 # %%
-table6 = save_table(runs, "table6", tables.table6(trained), titles=titles)
-table6.round(4)
+table6 = tables.table6(trained)
+Markdown(filename=save_table(runs, "table6", table6))
 
 # %% [markdown]
 # All three representations, accuracy and F1. The dotted line is the probe on the activations
@@ -261,8 +258,8 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 # write: see whether the order of corpora survives that.
 
 # %%
-table7 = save_table(runs, "table7", tables.table7(trained), titles=titles)
-table7.round(4)
+table7 = tables.table7(trained)
+Markdown(filename=save_table(runs, "table7", table7))
 
 # %% [markdown]
 # ## Figure 5 and Appendix B: fidelity
@@ -297,10 +294,8 @@ for run in measured(trained, "fidelity"):
 # `p_holm` is corrected for the number of claims in the table. Nothing is tuned until a claim holds.
 
 # %%
-verdicts = save_table(runs, "claims", claims(runs), 3)
-verdicts.style.hide(axis="index").set_properties(
-    **{"text-align": "left", "white-space": "pre-wrap"}
-)
+verdicts = claims(runs)
+Markdown(filename=save_table(runs, "claims", verdicts))
 
 # %% [markdown]
 # ## What the paper's own tables can carry
@@ -323,8 +318,8 @@ verdicts.style.hide(axis="index").set_properties(
 # language model and the text are one each. So this speaks of seeds and sentences alone.
 
 # %%
-paper = save_table(runs, "paper_reanalysis", comparisons())
-paper.round(4)
+paper = comparisons()
+Markdown(filename=save_table(runs, "paper_reanalysis", paper))
 
 # %% [markdown]
 # The same as a picture. To the right lies what the paper claims. Thick: the 95 % interval under low
@@ -347,7 +342,7 @@ for reading in ("reading_low", "reading_high"):
 # rows ask whether the printed digits are those of means over two seeds.
 
 # %%
-save_table(runs, "paper_patterns", patterns()).round(4)
+Markdown(filename=save_table(runs, "paper_patterns", patterns()))
 
 # %% [markdown]
 # ## Features to look at

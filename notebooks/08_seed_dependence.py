@@ -42,7 +42,7 @@
 # - The learning rate is the same for all SAEs here, whatever else is changed.
 
 # %%
-from IPython.display import Image
+from IPython.display import Image, Markdown
 
 from faithful_sae.metrics.seed_dependence import hit_masks, means_over_seeds
 from faithful_sae.metrics.sfr import match_seeds
@@ -241,9 +241,8 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # its 95 % interval. `p_holm` is corrected for all statements of the table.
 
 # %%
-verdicts = save_table(run, "seed_findings", findings(run, rows))
-shown = verdicts.style.hide(axis="index").format(precision=3, na_rep="")
-shown.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+verdicts = findings(run, rows)
+Markdown(filename=save_table(run, "seed_findings", verdicts))
 
 # %% [markdown]
 # ## Check

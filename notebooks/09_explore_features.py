@@ -27,7 +27,7 @@
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
 # %%
-from IPython.display import Image
+from IPython.display import Image, Markdown
 
 from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.steering import continuation
@@ -127,9 +127,7 @@ page["explanations"]
 
 # %%
 note = explore.mut_info_note(index)
-save_table(run, "features", explore.describe(index, picked), note=note).style.hide(
-    axis="index"
-).format(precision=2, na_rep="", escape="html")
+Markdown(filename=save_table(run, "features", explore.describe(index, picked), note=note))
 
 # %% [markdown]
 # ## How strongly do they fire?

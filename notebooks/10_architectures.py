@@ -31,7 +31,7 @@
 # `architecture_firing`, `architecture_findings`, `planted_ladder`.
 
 # %%
-from IPython.display import Image
+from IPython.display import Image, Markdown
 
 from faithful_sae.paper import architectures as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
@@ -86,7 +86,7 @@ searched.sort_values("variant", kind="stable").round(3)
 
 # %%
 rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
-save_table(run, "architectures", shown.table(run, rows), digits=3)
+Markdown(filename=save_table(run, "architectures", shown.table(run, rows)))
 
 # %% [markdown]
 # The same with one row per variant. A panel's two dots are the two corpora. In the first panel
@@ -131,7 +131,7 @@ Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.sp
 # `archetypal_own` at its own. `pca`, a baseline, is the same for all seeds, and shares everything.
 
 # %%
-save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
+Markdown(filename=save_table(run, "architecture_findings", shown.findings(run, rows)))
 
 # %% [markdown]
 # ## Worlds whose features are known
@@ -153,7 +153,7 @@ save_table(run, "architecture_findings", shown.findings(run, rows), digits=3)
 
 # %%
 rows["variant_planted"] = planted_ladder(run)
-save_table(run, "planted_ladder", shown.planted(run, rows), digits=3)
+Markdown(filename=save_table(run, "planted_ladder", shown.planted(run, rows)))
 
 # %% [markdown]
 # ## Check

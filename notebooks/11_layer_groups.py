@@ -32,7 +32,7 @@
 # **Exhibits.** `layer_distances`, `layer_groups`.
 
 # %%
-from IPython.display import Image
+from IPython.display import Image, Markdown
 
 from faithful_sae.metrics.layers import amad
 from faithful_sae.paper import layers as shown
@@ -87,7 +87,7 @@ Image(
 # %%
 saes = train_layers(run, lm, groups)
 rows = measure_layers(run, lm, groups, saes)
-save_table(run, "layer_groups", shown.table(run, rows), digits=3)
+Markdown(filename=save_table(run, "layer_groups", shown.table(run, rows)))
 
 # %% [markdown]
 # ## Check

@@ -29,7 +29,7 @@
 # `interpretability_selected`, `evaluation_features`, `evaluation_findings`.
 
 # %%
-from IPython.display import Image
+from IPython.display import Image, Markdown, display
 
 from faithful_sae.paper import evaluation as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
@@ -68,7 +68,7 @@ print(
 
 # %%
 rows = evaluation.measure_structure(run, lm, saes)
-save_table(run, "structure", shown.structure(run, rows), digits=3)
+Markdown(filename=save_table(run, "structure", shown.structure(run, rows)))
 
 # %% [markdown]
 # ## What a few latents tell
@@ -84,7 +84,7 @@ save_table(run, "structure", shown.structure(run, rows), digits=3)
 
 # %%
 rows |= evaluation.probe_sparsely(run, lm, saes)
-save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
+Markdown(filename=save_table(run, "sparse_probes", shown.sparse_probes(run, rows)))
 
 # %% [markdown]
 # ## Where in a row
@@ -95,7 +95,7 @@ save_table(run, "sparse_probes", shown.sparse_probes(run, rows), digits=3)
 
 # %%
 rows["positions"] = evaluation.measure(run, lm, saes, "positions")
-save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
+Markdown(filename=save_table(run, "evaluation_positions", shown.positions(run, rows)))
 
 # %% [markdown]
 # ## On a model that was trained further
@@ -107,7 +107,8 @@ save_table(run, "evaluation_positions", shown.positions(run, rows), digits=3)
 # %%
 rows["fine_tuned"] = evaluation.measure(run, lm, saes, "fine_tuned")
 if e.tuned:
-    save_table(run, "evaluation_tuned", shown.fine_tuned(run, rows), digits=3)
+    tuned = save_table(run, "evaluation_tuned", shown.fine_tuned(run, rows))
+    display(Markdown(filename=tuned))
 
 # %% [markdown]
 # ## Can a latent be explained?
@@ -128,7 +129,7 @@ if e.tuned:
 
 # %%
 rows["interpretation"], rows["descriptions"] = evaluation.interpret(run, lm, saes)
-save_table(run, "interpretability", shown.scores(run, rows), digits=3)
+Markdown(filename=save_table(run, "interpretability", shown.scores(run, rows)))
 
 # %% [markdown]
 # ## Are shared latents easier to explain?
@@ -156,7 +157,7 @@ Image(figure, retina=True)
 # there, and `p` is how often it finds as much.
 
 # %%
-save_table(run, "interpretability_selected", shown.selected(run, rows), digits=3)
+Markdown(filename=save_table(run, "interpretability_selected", shown.selected(run, rows)))
 
 # %% [markdown]
 # ## What goes in, what comes out, what is absorbed, what can be forgotten
@@ -178,8 +179,8 @@ save_table(run, "interpretability_selected", shown.selected(run, rows), digits=3
 # %%
 rows["absorption"] = evaluation.measure(run, lm, saes, "absorption")
 rows["unlearning"] = evaluation.measure(run, lm, saes, "unlearning")
-rows["ravel"] = evaluation.measure(run, lm, saes, "ravel")
-save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
+rows |= evaluation.probe_sparsely(run, lm, saes)
+Markdown(filename=save_table(run, "sparse_probes", shown.sparse_probes(run, rows)))
 
 # %% [markdown]
 # ## Verdicts
@@ -189,7 +190,7 @@ save_table(run, "evaluation_features", shown.features(run, rows), digits=3)
 # fire about as often, since latents that fire often are shared more and score otherwise.
 
 # %%
-save_table(run, "evaluation_findings", shown.findings(run, rows), digits=3)
+Markdown(filename=save_table(run, "evaluation_findings", shown.findings(run, rows)))
 
 # %% [markdown]
 # ## In SAEBench's form

@@ -198,7 +198,7 @@ def test_a_table_in_three_forms(make_run, root):
     markdown = (folder / "table2.md").read_text()
     tex = (folder / "table2.tex").read_text()
     assert "| a_b & c" in markdown
-    assert "0.1235" in markdown
+    assert "0.123 " in markdown
     assert "nan" not in markdown.lower()
     assert r"a\_b \& c" in tex
     assert "handmade" in markdown
@@ -234,13 +234,23 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
 
 
 def test_titles_are_for_readers_and_names_for_programs(make_run, root):
-    table = pd.DataFrame({"pile": [0.5], "pile ±": [0.1], "pile, AUC": [0.7], "x_y": [1]})
-    save_table(make_run(), "fidelity", table, 1, titles={"pile": "Pile (here web)"})
+    """A role is called by the corpus that plays it, also before a comma."""
+    table = pd.DataFrame({"model": ["m"], "pile": [0.5], "pile ±": [0.1], "x_y": [1]})
+    run = make_run(
+        {
+            "corpora": {
+                "faithful": {"faithful": "self"},
+                "web": {"role": "pile", "path": "web.txt"},
+            },
+            "sae": {"train_on": ["faithful", "web"]},
+        }
+    )
+    save_table(run, "table7", table)
     folder = root / "figures" / "handmade"
-    (head,) = re.findall(r"^\| *Pile.*", (folder / "fidelity_tiny.md").read_text(), re.M)
+    (head,) = re.findall(r"^\| *model.*", (folder / "table7.md").read_text(), re.M)
     titles = [title.strip() for title in head.strip("|").split("|")]
-    assert titles == ["Pile (here web)", "Pile (here web), AUC", "x y"]
-    assert (folder / "fidelity_tiny.csv").read_text().startswith("pile,pile ±,")
+    assert titles == ["model", "Pile (here web)", "x y"]
+    assert (folder / "table7.csv").read_text().startswith("model,pile,pile ±,x_y\n")
 
 
 LABEL = "a $b^2$ {c} 100% x_1 & #2 ~ |d| *e*"
@@ -262,9 +272,10 @@ def test_a_label_is_shown_as_it_is_written(make_run, root):
     save_table(run, "fidelity", pd.DataFrame({"x": [1]}))
     folder = root / "figures" / "handmade"
     assert LABEL in html.unescape((folder / "fidelity_tiny.md").read_text())
-    assert r"a \$b\textasciicircum{}2\$ \{c\} 100\% x\_1 \& \#2 \textasciitilde{} |d|" in (
-        folder / "fidelity_tiny.tex"
-    ).read_text().replace("\n", " ")
+    assert (
+        r"a \$b\textasciicircum{}2\$ \{c\} 100\% x\_1 \& \#2 \textasciitilde{} \textbar{}d\textbar{}"
+        in (folder / "fidelity_tiny.tex").read_text().replace("\n", " ")
+    )
 
 
 def test_numbers_on_a_logarithmic_axis_stay_formulas():

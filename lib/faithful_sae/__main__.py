@@ -154,9 +154,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def exhibits(args: argparse.Namespace) -> None:
-    from faithful_sae.paper.exhibits import write_figures_readme
+    from faithful_sae.paper.exhibits import write_exhibits
 
-    write_figures_readme()
+    write_exhibits()
 
 
 def _positive(text: str) -> int:
@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", type=_positive, default=64, help="held-out rows")
     command.add_argument("--batch-rows", type=_positive, default=16, help="per forward pass")
 
-    add(exhibits, "write the table of exhibits, figures/README.md")
+    add(exhibits, "write figures/README.md, and md and tex of the tables there from their csv")
     return top
 
 

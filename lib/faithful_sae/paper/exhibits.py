@@ -1,18 +1,37 @@
 """The two ways to write an exhibit, save_table and save_figure, and the list of all of them.
 
+A table is printed from its csv and a figure drawn from it. So both can be made again when only
+their looks have changed.
+
 Files go to figures/<profile>/, each with its provenance beside it. Everything written says which
 profile it is from, and a profile's exhibits say when not all of it has been measured.
 """
 
-import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from faithful_sae.files import ROOT, atomic_path, file_hash, read_csv, text_columns, write_csv
-from faithful_sae.runs.catalogue import HALF, Exhibit, exhibits
+from faithful_sae.files import (
+    ROOT,
+    atomic_path,
+    file_hash,
+    read_csv,
+    read_json,
+    text_columns,
+    write_csv,
+)
+from faithful_sae.paper.layout import (
+    TEX_NEEDS,
+    Printed,
+    latex,
+    lay_out,
+    literal,
+    markdown,
+    row_names,
+)
+from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.registry import before, model_stages, stages
@@ -23,11 +42,6 @@ from faithful_sae.runs.stage import Stage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what LaTeX would take for its own
-TEX = str.maketrans(
-    {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
 README = """# Tables and figures
 
 These are the exhibits of the profile `{profile}`, as `make paper PROFILE={profile}` writes them. A
@@ -115,74 +129,84 @@ def unmade(run: Run, stage: Stage) -> list[str]:
     return [file for file in files if not (run.figures / file).exists()]
 
 
-def save_table(
-    runs: Run | list[Run],
-    exhibit_id: str,
-    table: pd.DataFrame,
-    digits: int = 4,
-    note: str = "",
-    titles: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
-    """Write a table as csv (all digits), md and tex (rounded), and return it for display.
+def save_table(runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, note: str = "") -> str:
+    """Write a table as csv, with all columns and digits, and print it from that as md and tex.
 
     Args:
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
-        exhibit_id: of params/exhibits.yaml.
-        digits: behind the point, in md and tex.
+        exhibit_id: of params/exhibits.yaml, which has its layout.
         note: sentences about these numbers alone, for the caption.
-        titles: what columns are called in md and tex, by their names up to a comma.
+
+    Returns:
+        path of the md, for display.
+    """
+    exhibit, runs, stem = _place(runs, exhibit_id)
+    write_csv(runs[0].figures / f"{stem}.csv", table)
+    _provenance(exhibit, runs, stem, note)
+    return print_table(runs, exhibit_id)
+
+
+def print_table(runs: Run | list[Run], exhibit_id: str) -> str:
+    """Write md and tex of a table that was saved, from its csv and provenance; the path of the md.
+
+    Args:
+        runs, exhibit_id: as save_table.
     """
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
-    caption_note = _note(exhibit, runs, note)
-    write_csv(folder / f"{stem}.csv", table)
-    shown = _with_intervals(table.map(lambda value: _cell(value, digits)))
-    shown.columns = [_title(str(column), titles or {}) for column in shown.columns]
-    markdown = shown.map(_literal).to_markdown(index=False, disable_numparse=True)
-    said = _note(exhibit, runs, note, shown=_literal)
-    _write(folder / f"{stem}.md", f"**{exhibit.title}** ({exhibit.paper}). {said}\n\n{markdown}\n")
-    caption = f"{exhibit.title} ({exhibit.paper}). {caption_note}".translate(TEX)
-    tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem}")
-    _write(folder / f"{stem}.tex", tex)
-    _provenance(exhibit, runs, stem)
-    return table
+    tables = printed_tables(runs, exhibit_id)
+    record = read_json(folder / f"{stem}.provenance.json")
+    note, missing = record.get("note", ""), len(record.get("missing", []))
+    head = f"{exhibit.title} ({exhibit.paper})."
+    parts = [
+        f"**{exhibit.title}** ({exhibit.paper}). "
+        + _note(exhibit, runs, note, missing, shown=literal)
+    ]
+    code = [TEX_NEEDS]
+    for number, table in enumerate(tables, 1):
+        if number == 1:
+            caption = f"{head} {_note(exhibit, runs, note, missing)}"
+            parts[0] = f"{parts[0]} {literal(table.title)}".strip()
+        else:
+            caption = f"{exhibit.title}, continued."
+            parts += [*filter(None, [literal(table.title)])]
+        parts.append(markdown(table))
+        label = f"tab:{stem}" if number == 1 else f"tab:{stem}-{number}"
+        code.append(latex(table, f"{caption} {table.title}".strip(), label))
+    _write(folder / f"{stem}.md", "\n\n".join(parts) + "\n")
+    _write(folder / f"{stem}.tex", "\n".join(code))
+    return str(folder / f"{stem}.md")
 
 
-def _title(column, titles):
-    name, comma, rest = column.partition(",")
-    return titles.get(name, name.replace("_", " ")) + comma + rest
+def printed_tables(runs: Run | list[Run], exhibit_id: str) -> list[Printed]:
+    """The tables that are printed of a csv that was saved: `layout.as_html` and its neighbours
+    write them.
+
+    Args:
+        runs, exhibit_id: as save_table.
+    """
+    # which needs what computes
+    from faithful_sae.paper.tables import called_here
+
+    exhibit, runs, stem = _place(runs, exhibit_id)
+    assert exhibit.layout
+    table = read_csv(runs[0].figures / f"{stem}.csv", row_names(exhibit.layout))
+    return lay_out(table, exhibit.layout, called_here(runs))
 
 
-def _with_intervals(shown):
-    """Columns `x ±`, which hold halves of intervals, behind their numbers: 0.547 ± 0.010."""
-    halves = [column for column in shown if str(column).endswith(HALF)]
-    for half in halves:
-        number = half.removesuffix(HALF)
-        known = shown[half] != ""
-        shown.loc[known, number] += " ± " + shown.loc[known, half]
-    return shown.drop(columns=halves)
-
-
-def _cell(value, digits):
-    if pd.isna(value):
-        return ""
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+def print_tables(profile: str) -> None:
+    """Print all tables of a profile again that are there, from their csv."""
+    runs = load_profile(profile)
+    for exhibit in exhibits().values():
+        for run in runs if exhibit.scope == "model" else runs[:1]:
+            saved = run.figures / f"{exhibit.stem(run.name)}.provenance.json"
+            if exhibit.kind == "table" and saved.exists():
+                print_table(run if exhibit.scope == "model" else runs, exhibit.id)
 
 
 def _write(path, text):
     with atomic_path(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
-
-
-def _literal(text: str) -> str:
-    """A cell may hold text of a corpus: what Markdown would take for its own, or for HTML, is
-    written as an entity. a_b may stay.
-    """
-    return re.sub(
-        r"[<|*`~$]|&(?=#?\w+;)|\((?<=\]\()|(?<!\w)_|_(?!\w)",
-        lambda found: f"&#{ord(found[0])};",
-        text,
-    )
 
 
 def save_figure(
@@ -217,7 +241,7 @@ def save_figure(
     above = figure.text(
         0.005,
         1 + 0.03 / figure.get_figheight(),
-        _note(exhibit, runs, textwrap.fill(note, 100), "\n"),
+        _note(exhibit, runs, textwrap.fill(note, 100), _lacking(exhibit, runs), "\n"),
         fontsize=5.5,
         color="0.35",
         va="bottom",
@@ -243,11 +267,15 @@ def _place(runs: Run | list[Run], exhibit_id: str) -> tuple[Exhibit, list[Run], 
     return exhibit, runs, exhibit.stem(runs[0].name)
 
 
-def _note(exhibit, runs, own, separator=" ", shown: Callable[[str], str] = str):
+def _lacking(exhibit, runs):
+    """How many notebooks a profile's exhibit lacks."""
+    return len(unmeasured(runs)) if exhibit.scope == "profile" else 0
+
+
+def _note(exhibit, runs, own, lacks, separator=" ", shown: Callable[[str], str] = str):
     if exhibit.of_paper:
         return f"The paper's printed numbers; profile {runs[0].profile} measured none of them."
     note = shown(profile_note(runs))
-    lacks = len(unmeasured(runs)) if exhibit.scope == "profile" else 0
     if lacks:
         note += (
             f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have "
@@ -256,7 +284,7 @@ def _note(exhibit, runs, own, separator=" ", shown: Callable[[str], str] = str):
     return f"{note}{separator}{shown(own)}" if own else note
 
 
-def _provenance(exhibit, runs, stem):
+def _provenance(exhibit, runs, stem, note=""):
     rows = {
         f"{run.name}/{name}.csv": file_hash(rows_file(run, name))
         for run in runs
@@ -271,6 +299,7 @@ def _provenance(exhibit, runs, stem):
         inputs=rows | runs[0].hub.commits(),
         device=runs[0].device,
         missing=unmeasured(runs).to_dict("records") if exhibit.scope == "profile" else None,
+        note=note,
     )
 
 
@@ -300,7 +329,10 @@ def figures_readme(profile: str = "laptop") -> str:
     return README.format(profile=profile, rows="\n".join(rows))
 
 
-def write_figures_readme() -> None:
-    """Write figures/README.md."""
+def write_exhibits() -> None:
+    """Write figures/README.md, and the tables of all profiles as they are printed."""
+    for folder in sorted((ROOT / "figures").iterdir()):
+        if (ROOT / "params" / folder.name).is_dir():
+            print_tables(folder.name)
     with atomic_path(ROOT / "figures" / "README.md") as tmp:
         tmp.write_text(figures_readme(), encoding="utf-8")

@@ -34,6 +34,7 @@ def provenance(
     seconds: float | None = None,
     device: object = "auto",
     missing: object = None,
+    note: str = "",
 ) -> dict[str, object]:
     """What made a result: parameters and their hash, input hashes, versions, device, commit, wall
     time.
@@ -46,6 +47,7 @@ def provenance(
         device: "auto" is the GPU if there is one.
         missing: of a profile's exhibit, what had not been measured when it was made
             (exhibits.unmeasured).
+        note: of an exhibit, what its caption says of these numbers alone.
     """
     import torch
 
@@ -56,6 +58,7 @@ def provenance(
         "parameters_hash": digest(parameters),
         "inputs": inputs or {},
         **({} if missing is None else {"missing": missing}),
+        **({"note": note} if note else {}),
         # without the suffix of a build, which the device stands for
         "packages": {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES},
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
