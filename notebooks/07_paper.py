@@ -106,8 +106,8 @@ Image(save_figure(runs, "method", method_boxes(), method), retina=True)
 Markdown(filename=save_table(runs, "corpora", tables.corpora_table(trained)))
 
 # %% [markdown]
-# Language models that were trained on the spot are worth studying only if `ce`, their held-out
-# cross-entropy, lies below `ce_ngram`, that of an n-gram model of the same tokens. `ngram_order`,
+# Language models that were trained on the spot are worth studying only if `CE`, their held-out
+# cross-entropy, lies below that of an n-gram model of the same tokens. `ngram order`,
 # from 1 to 8, is the best one on the held-out text itself, which favours the n-gram model. For
 # models that come ready-made the columns are empty.
 
@@ -119,11 +119,11 @@ Markdown(filename=save_table(runs, "language_models", tables.language_models(run
 #
 # Percent of the vocabulary, overall and as first token, and KL(model ‖ dataset) of the first token
 # in nats. The claims: over 90 % of the vocabulary for every model, and a KL below 2 for most
-# (section 5.4). Few tokens cover less of a vocabulary, so look at `tokens` and `vocab_size` too.
+# (section 5.4). Few tokens cover less of a vocabulary, so look at `tokens` and `vocabulary` too.
 #
-# Beside each number stands what it could be at best. `pretraining_coverage` is what the model's own
-# training text covers of the vocabulary, and `relative_coverage` how much of that the samples
-# cover. `expected` is what perfect sampling of as many documents gives.
+# The second table says what each number could be at best: what the model's own training text covers
+# of the vocabulary, and how much of that the samples cover. `expected` is what perfect sampling of
+# as many documents gives.
 
 # %%
 table1 = tables.table1(runs)
@@ -133,8 +133,9 @@ Markdown(filename=save_table(runs, "table1", table1))
 # ## Table 2 and Figure 2: SFR, faithful against instruction corpora
 #
 # The claim: SFR is higher on faithful text than on each instruction corpus (section 4.1). Compare
-# `faithful` with the other corpora of its row, and the difference with the intervals. The last
-# columns are what the paper's own two seeds give here, without the others.
+# `faithful` with the other corpora of its row, and the difference with the intervals: bold says
+# which is highest, not that another pair of seeds would say so too. The second table is what the
+# paper's own two seeds give here, without the others.
 #
 # SFR still grows when an SAE is trained longer (notebook 08), so with few tokens it also measures
 # how fast a corpus is learnt. That holds for Tables 3 and 4, too.
@@ -209,7 +210,7 @@ Image(save_figure(runs, "mechanism_points", data, plots.mechanism), retina=True)
 
 # %% [markdown]
 # The rank correlation says how well they do. Its interval is of what other seeds and rows may do to
-# the order, for the corpora that there are. `p_corpora` asks the other question: how often would so
+# the order, for the corpora that there are. `p corpora` asks the other question: how often would so
 # few corpora, in any order, fall as much?
 
 # %%
@@ -254,7 +255,7 @@ Image(save_figure(runs, "probing", data, plots.probing), retina=True)
 #
 # In percent of the dictionary, mean over seeds. The claim: the faithful SAE has the lowest FFR, for
 # most models (section 5.7). One latent is 100 / `d_sae` percent, so on a small dictionary a
-# difference may be a single latent. Columns `ids that occur` leave out ids that the model does not
+# difference may be a single latent. The second table leaves out ids that the model does not
 # write: see whether the order of corpora survives that.
 
 # %%
@@ -282,16 +283,16 @@ for run in measured(trained, "fidelity"):
 # - *agrees*: the one-sided 95 % bound of each of them is above 0.
 # - *disagrees*: one of them is below 0, by its bound.
 # - *no difference*: all lie within a narrow margin around 0, by their 90 % intervals.
-# - *undecided*: the seeds are too few for differences of this size; `seeds_needed` says how many
+# - *undecided*: the seeds are too few for differences of this size; `seeds needed` says how many
 #   would show them four times out of five.
 # - *not testable*: the number would come out like this whatever the SAEs' text, as for a probe at
 #   chance, or the profile lacks what is compared.
 #
 # A claim on most models or cells agrees when more than half do, and disagrees when that can no
-# longer happen. `effect`, `low` and `high` are of the difference that speaks least for the claim.
-# Where `seeds_needed` is empty though a claim is undecided, seeds alone would not do: it takes more
-# test texts, more rows, or models that are not measured yet.
-# `p_holm` is corrected for the number of claims in the table. Nothing is tuned until a claim holds.
+# longer happen. `effect` and its interval are of the difference that speaks least for the claim.
+# Where `seeds needed` is empty though a claim is undecided, seeds alone would not do: it takes more
+# test texts, more rows, or models that are not measured yet. `p (Holm)` is corrected for the number
+# of claims in the table. Nothing is tuned until a claim holds.
 
 # %%
 verdicts = claims(runs)

@@ -237,8 +237,8 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # one degree of freedom less than seeds. A statement *agrees* if what should be above 0 is, by its
 # one-sided 95 % bound; it *disagrees* if that is below 0; otherwise it is *undecided*. That two
 # shares are *the same* agrees if their 90 % interval lies in a margin, which stands in the
-# statement. `effect`, `low` and `high` are the difference that is weakest for the statement, and
-# its 95 % interval. `p_holm` is corrected for all statements of the table.
+# statement. `effect` is the difference that is weakest for the statement, with its 95 %
+# interval. `p (Holm)` is corrected for all statements of the table.
 
 # %%
 verdicts = findings(run, rows)

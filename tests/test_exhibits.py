@@ -224,8 +224,8 @@ def test_a_note_about_the_numbers_stands_in_every_caption(make_run, root):
 
 def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
     text = "a|b <script> &amp; __x__ *y* `z` [l](m) a_b $1$"
-    save_table([make_run()], "table2", pd.DataFrame({"text": [text]}))
-    cell = (root / "figures" / "handmade" / "table2.md").read_text().splitlines()[-1]
+    save_table(make_run(), "fidelity", pd.DataFrame({"trained_on": [text]}))
+    cell = (root / "figures" / "handmade" / "fidelity_tiny.md").read_text().splitlines()[-1]
     assert cell.count("|") == 2
     assert html.unescape(cell.strip("| ")) == text
     assert not set("<*`$") & set(cell)
@@ -236,20 +236,11 @@ def test_text_of_a_corpus_stays_text_in_markdown(make_run, root):
 def test_titles_are_for_readers_and_names_for_programs(make_run, root):
     """A role is called by the corpus that plays it, also before a comma."""
     table = pd.DataFrame({"model": ["m"], "pile": [0.5], "pile ±": [0.1], "x_y": [1]})
-    run = make_run(
-        {
-            "corpora": {
-                "faithful": {"faithful": "self"},
-                "web": {"role": "pile", "path": "web.txt"},
-            },
-            "sae": {"train_on": ["faithful", "web"]},
-        }
-    )
-    save_table(run, "table7", table)
+    save_table(make_run(), "table7", table)
     folder = root / "figures" / "handmade"
     (head,) = re.findall(r"^\| *model.*", (folder / "table7.md").read_text(), re.M)
     titles = [title.strip() for title in head.strip("|").split("|")]
-    assert titles == ["model", "Pile (here web)", "x y"]
+    assert titles == ["model", "Pile (here text)", "x y"]
     assert (folder / "table7.csv").read_text().startswith("model,pile,pile ±,x_y\n")
 
 
@@ -269,13 +260,12 @@ def test_a_label_is_shown_as_it_is_written(make_run, root):
     shown = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
     assert [shown[name] for name in ("$x", "^y$ $z", LABEL)] == [False] * 3
     save_figure(run, "fidelity_ce", pd.DataFrame({"x": [1]}), lambda frame: figure)
-    save_table(run, "fidelity", pd.DataFrame({"x": [1]}))
+    save_table(run, "fidelity", pd.DataFrame({"trained_on": ["x"], "kl": [1]}))
     folder = root / "figures" / "handmade"
     assert LABEL in html.unescape((folder / "fidelity_tiny.md").read_text())
-    assert (
-        r"a \$b\textasciicircum{}2\$ \{c\} 100\% x\_1 \& \#2 \textasciitilde{} \textbar{}d\textbar{}"
-        in (folder / "fidelity_tiny.tex").read_text().replace("\n", " ")
-    )
+    assert r"a \$b\textasciicircum{}2\$ \{c\} 100\% x\_1 \& \#2 \textasciitilde{} \textbar{}d" in (
+        folder / "fidelity_tiny.tex"
+    ).read_text().replace("\n", " ")
 
 
 def test_numbers_on_a_logarithmic_axis_stay_formulas():

@@ -147,7 +147,20 @@ def save_table(runs: Run | list[Run], exhibit_id: str, table: pd.DataFrame, note
 
 
 def print_table(runs: Run | list[Run], exhibit_id: str) -> str:
-    """Write md and tex of a table that was saved, from its csv and provenance; the path of the md.
+    """Write md and tex of a table that was saved; the path of the md.
+
+    Args:
+        runs, exhibit_id: as save_table.
+    """
+    _, runs, stem = _place(runs, exhibit_id)
+    for suffix, text in table_texts(runs, exhibit_id).items():
+        with atomic_path(runs[0].figures / f"{stem}.{suffix}") as tmp:
+            tmp.write_text(text, encoding="utf-8")
+    return str(runs[0].figures / f"{stem}.md")
+
+
+def table_texts(runs: Run | list[Run], exhibit_id: str) -> dict[str, str]:
+    """{"md" and "tex": what is printed of a table that was saved}, from its csv and provenance.
 
     Args:
         runs, exhibit_id: as save_table.
@@ -173,9 +186,7 @@ def print_table(runs: Run | list[Run], exhibit_id: str) -> str:
         parts.append(markdown(table))
         label = f"tab:{stem}" if number == 1 else f"tab:{stem}-{number}"
         code.append(latex(table, f"{caption} {table.title}".strip(), label))
-    _write(folder / f"{stem}.md", "\n\n".join(parts) + "\n")
-    _write(folder / f"{stem}.tex", "\n".join(code))
-    return str(folder / f"{stem}.md")
+    return {"md": "\n\n".join(parts) + "\n", "tex": "\n".join(code)}
 
 
 def printed_tables(runs: Run | list[Run], exhibit_id: str) -> list[Printed]:
@@ -202,11 +213,6 @@ def print_tables(profile: str) -> None:
             saved = run.figures / f"{exhibit.stem(run.name)}.provenance.json"
             if exhibit.kind == "table" and saved.exists():
                 print_table(run if exhibit.scope == "model" else runs, exhibit.id)
-
-
-def _write(path, text):
-    with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
 
 
 def save_figure(

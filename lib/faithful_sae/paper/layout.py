@@ -80,7 +80,8 @@ def lay_out(table: pd.DataFrame, layout: Layout, titles: Mapping[str, str]) -> l
         columns = _there(view.columns, table, named, view.suffix)
         room = MOST - len(rows)
         parts = [columns[at : at + room] for at in range(0, len(columns), room)]
-        for part in parts:
+        # of what is not measured yet, the names of the rows
+        for part in parts or [[]] * (bool(rows) and not printed):
             printed.append(_print(table, layout, view, rows, part, names, named))
     return printed
 
@@ -114,7 +115,9 @@ def _print(table, layout, view, rows, columns, titles, named):
         order = {name: at for at, name in enumerate(dict.fromkeys(table[view.group]))}
         table = table.sort_values(view.group, key=lambda names: names.map(order), kind="stable")
     # what has nothing to show here
-    table = table.loc[table[columns].notna().any(axis=1)].reset_index(drop=True)
+    if columns:
+        table = table.loc[table[columns].notna().any(axis=1)]
+    table = table.reset_index(drop=True)
     shown = [*rows, *columns]
     numbers = pd.DataFrame(
         {name: _numbers(table, layout, name, table[name]) for name in shown}, columns=shown
@@ -203,7 +206,8 @@ def _best(table: pd.DataFrame, numbers: pd.DataFrame, best: Best, columns: list[
         several = signed.notna().sum(axis=1) > 1
         top = text.where(signed.eq(signed.max(axis=1), axis=0)).bfill(axis=1).iloc[:, 0]
         return text.eq(top, axis=0) & signed.notna() & several.to_frame().to_numpy()
-    group = table.groupby([name for name in best.within if name in table], dropna=False).ngroup()
+    keys = [name for name in best.within if name in table]
+    group = table.groupby(keys, dropna=False).ngroup() if keys else pd.Series(0, table.index)
     several = signed.groupby(group).transform("count") > 1
     top = text.where(signed.eq(signed.groupby(group).transform("max")))
     return text.eq(top.groupby(group).transform("first")) & signed.notna() & several
@@ -238,7 +242,7 @@ def literal(text: str) -> str:
 
 
 def latex(printed: Printed, caption: str, label: str) -> str:
-    """A table in LaTeX, with its caption: a float, or a longtable where it is longer than a page."""
+    """A table in LaTeX, with its caption: a float, or a longtable where a page is too short."""
     cells = printed.cells.map(tex)
     cells = cells.where(~printed.best, r"\textbf{" + cells + "}")
     cells.columns = [_head(*head) for head in zip(cells.columns, printed.right, strict=True)]
@@ -308,5 +312,7 @@ def as_html(printed: Printed, caption: str) -> str:
         )
         .set_caption(html.escape(caption))
     )
-    text = styler.to_html(doctype_html=False, exclude_styles=True)
+    text = styler.to_html(table_uuid="table")
+    # without pandas' own names, which are the same in every table
+    text = re.sub(r"<style.*?</style>\s*|(?<=<table) id=\S+(?=>)", "", text, flags=re.S)
     return HTML_HEAD.sub('<th scope="col" ', text)
