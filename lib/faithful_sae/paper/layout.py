@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+from pandas.io.formats.style import Styler
 
 from faithful_sae.runs.catalogue import HALF, Best, Layout
 
@@ -200,7 +201,7 @@ def _best(table: pd.DataFrame, numbers: pd.DataFrame, best: Best, columns: list[
     """Where a number is the best of its row, or of its column among rows that agree in `within`.
     What is printed alike is as good. A number that stands alone is compared with none.
     """
-    signed = (1 if best.highest else -1) * table[columns].astype(float)
+    signed = table[columns].astype(float) * (1 if best.highest else -1)
     text = numbers[columns]
     if not best.within:
         several = signed.notna().sum(axis=1) > 1
@@ -208,7 +209,7 @@ def _best(table: pd.DataFrame, numbers: pd.DataFrame, best: Best, columns: list[
         return text.eq(top, axis=0) & signed.notna() & several.to_frame().to_numpy()
     keys = [name for name in best.within if name in table]
     group = table.groupby(keys, dropna=False).ngroup() if keys else pd.Series(0, table.index)
-    several = signed.groupby(group).transform("count") > 1
+    several = signed.groupby(group).transform("count").gt(1)
     top = text.where(signed.eq(signed.groupby(group).transform("max")))
     return text.eq(top.groupby(group).transform("first")) & signed.notna() & several
 
@@ -252,7 +253,9 @@ def latex(printed: Printed, caption: str, label: str) -> str:
         for text, start in zip(cells[first], printed.starts, strict=True)
     ]
     # characters of the longest line in each column; long texts share what is left of the page
-    lines = [max([*texts.str.len(), min(HEAD, len(head))]) for head, texts in printed.cells.items()]
+    lines = [
+        max([*texts.str.len(), min(HEAD, len(str(head)))]) for head, texts in printed.cells.items()
+    ]
     long = [length > LINE for length in lines]
     used = sum(length + 1 for length, wide in zip(lines, long, strict=True) if not wide)
     width = max(0.15, (1 - used / PAGE_WIDTH) / max(1, sum(long)))
@@ -303,16 +306,12 @@ def as_html(printed: Printed, caption: str) -> str:
     classes = pd.DataFrame("", index=cells.index, columns=cells.columns)
     for name, right in zip(cells.columns, printed.right, strict=True):
         classes[name] = "number" if right else ""
-    styler = (
-        cells.rename(columns=html.escape)
-        .style.hide(axis="index")
-        .format(escape="html")
-        .set_td_classes(
-            (classes + best.map({True: " best", False: ""}.get)).rename(columns=html.escape)
-        )
-        .set_caption(html.escape(caption))
-    )
-    text = styler.to_html(table_uuid="table")
+    best_too = best.map({True: " best", False: ""}.get)
+    styler = Styler(cells.rename(columns=html.escape), uuid="table", cell_ids=False)
+    styler.hide(axis="index").format(escape="html")
+    styler.set_caption(html.escape(caption))
+    styler.set_td_classes((classes + best_too).rename(columns=html.escape))
     # without pandas' own names, which are the same in every table
-    text = re.sub(r"<style.*?</style>\s*|(?<=<table) id=\S+(?=>)", "", text, flags=re.S)
+    own = r"<style.*?</style>\s*|(?<=<table) id=\S+(?=>)"
+    text = re.sub(own, "", styler.to_html(), flags=re.DOTALL)
     return HTML_HEAD.sub('<th scope="col" ', text)

@@ -65,7 +65,7 @@ class Layout:
             View(**view | {"best": [Best(**best) for best in view.get("best", [])]})
             for view in entry["views"]
         ]
-        return Layout(**entry | {"views": views})
+        return Layout(**{**entry, "views": views})
 
     def form(self, name: str, whole: bool, papers: bool) -> int | str:
         """The form of the numbers of a column, which may be whole, and may be the paper's."""
