@@ -123,7 +123,9 @@ def _print(table, layout, view, rows, columns, titles, named):
     numbers = pd.DataFrame(
         {name: _numbers(table, layout, name, table[name]) for name in shown}, columns=shown
     )
-    cells = numbers.apply(lambda column: _with_interval(table, layout, column, column.name))
+    cells = pd.DataFrame(
+        {name: _with_interval(table, layout, numbers[name], name) for name in shown}, columns=shown
+    )
     called = {name: _title(name.removesuffix(view.suffix), titles) for name in shown}
     best = pd.DataFrame(False, index=table.index, columns=shown)
     said = [view.title]
