@@ -81,10 +81,12 @@ index.latents.groupby(["shared", "fake", "dead"], dropna=False).agg(
 # ## The explorer
 #
 # Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin.
-# `make explorer` writes the same as a page to open without Jupyter.
+# `make explorer` writes the same as a page to open without Jupyter. Once notebook 12 has asked
+# judges to explain latents, both show what they say and how it scores.
 
 # %%
-Explorer(index, indexes.get(index.meta["other_seed"]), lm, sae)
+shown = explore.with_judged(run, indexes)
+Explorer(shown[seed], shown.get(index.meta["other_seed"]), lm, sae)
 
 # %% [markdown]
 # In code, `index.find` and `index.page` give what the explorer shows. Here are the shared latents

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from faithful_sae.features.explorer import data
@@ -23,6 +24,7 @@ from faithful_sae.runs import provenance
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.stages.s09_explore_features import judged
 from feature_folders import EVIL, write_index
 
 KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
@@ -133,6 +135,72 @@ def test_words_of_the_list(indices):
     assert words[-1] == shown("MaxAct")[0]
     assert shown("MaxAct")[1] not in words
     assert len(set(words)) == len(words)
+
+
+def table_of_judges():
+    """Two judges of latents 130 and 131, of which the second fires too rarely; a third judge of 131
+    alone, whose answer could not be read.
+    """
+    scores = {"detection_random": 0.61, "detection_hard": 0.52}
+    scores |= {"fuzz_random": 0.83, "fuzz_wrong": float("nan")}
+    none = dict.fromkeys(scores, float("nan"))
+    rows = [
+        {"latent": 130, "judge": "tokens", "scored": True, "text": "fires on <b>", **scores},
+        {"latent": 131, "judge": "tokens", "scored": False, "text": float("nan"), **none},
+        {"latent": 130, "judge": "ngram", "scored": True, "text": "after (", **scores},
+        {"latent": 131, "judge": "ngram", "scored": False, "text": float("nan"), **none},
+        {"latent": 131, "judge": "a model", "scored": True, "text": "", **none},
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_what_judges_say_is_on_the_page_of_the_latent_and_in_the_list(indices):
+    index = FeatureIndex(indices[0].folder, table_of_judges())
+    page = data.set_page(index, 130)["judged"]
+    assert [said["judge"] for said in page] == ["tokens", "ngram"]
+    assert page[0]["text"] == "fires on <b>"
+    assert page[0]["fuzz_wrong"] is None
+    assert data.set_meta(index)["judges"] == ["tokens", "ngram", "a model"]
+    listed = data.set_rows(index, 1)["judged"]
+    # latents 128 to 149
+    assert listed["ngram"]["detection_random"] == [None, None, 0.61, *[None] * 19]
+    assert data.set_rows(index, 0)["judged"] == {}
+
+
+def test_an_index_without_judges_has_none(indices):
+    assert data.set_meta(indices[0])["judges"] == []
+    assert data.set_page(indices[0], 130)["judged"] == []
+
+
+def test_judges_of_another_sae_are_refused(indices):
+    other = table_of_judges().assign(latent=150)
+    with pytest.raises(FeatureError, match="other latents than 0 to 149"):
+        FeatureIndex(indices[0].folder, other)
+
+
+def test_the_static_page_says_what_judges_say(indices):
+    index = FeatureIndex(indices[0].folder, table_of_judges())
+    shown = Parsed(feature_html(index.page(130))).text
+    assert "fires on <b>; detection 0.61, fuzzing 0.83 (guessing: 0.5)" in shown
+    rare = Parsed(feature_html(index.page(131))).text
+    assert rare.count("fires too rarely to be scored") == 2
+    assert "no explanation; detection \N{EN DASH}" in rare
+
+
+def test_judged_are_the_rows_of_one_sae_of_notebook_12(tmp_path, monkeypatch):
+    monkeypatch.setattr("faithful_sae.runs.schema.ROOT", tmp_path)
+    (run,) = load_profile("smoke")
+    assert judged(run, "faithful", 42) is None
+    both = [table_of_judges().assign(corpus="faithful", seed=seed) for seed in (42, 49)]
+    write_rows(run, "interpretation", pd.concat(both))
+    found = judged(run, "faithful", 49)
+    assert found is not None
+    assert found.seed.tolist() == [49] * 5
+    assert judged(run, "library", 42) is None
+    evaluation = run.evaluation
+    assert evaluation
+    other = run.changed(evaluation=evaluation.changed(budget=evaluation.budget + 1))
+    assert judged(other, "faithful", 42) is None, "rows of other parameters"
 
 
 # --- the page -------------------------------------------------------------------------------------

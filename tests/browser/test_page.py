@@ -4,14 +4,19 @@ HTML and script.
 
 import functools
 import http.server
+import json
 import re
 import threading
+from itertools import pairwise
 
+import pandas as pd
 import pytest
 from driver import NARROW, chromium, watched_page
 
+from faithful_sae.features.explorer.data import set_page
 from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.judging import SCORES
 from feature_folders import write_index
 
 D_SAE = 300
@@ -126,6 +131,90 @@ def test_search_filter_sort(page, indices):
     page.get_by_text("No feature matches.").wait_for()
 
 
+def test_number_first_and_exact_tokens(page, indices):
+    page.get_by_role("searchbox").fill("17")
+    # more than that one: tokens with 17 in them
+    page.wait_for_function("() => / of 300/.test(document.querySelector('.fx-total').textContent)")
+    assert shown(page)[0] == 17
+    assert len(shown(page)) > 1
+    page.get_by_role("searchbox").fill('" word17"')
+    table = indices[0].explanations()
+    short = table[(table.method != "MaxAct") | (table["rank"] == 0)]
+    exact = short[short.text == " word17"].latent.nunique()
+    total(page, f"{exact} of 300 features")
+    page.get_by_role("searchbox").fill('"word17"')
+    page.get_by_text("No feature matches.").wait_for()
+
+
+def test_address_keeps_feature_and_filters(page):
+    page.get_by_role("button", name="orphan").click()
+    page.get_by_label("Sort by").select_option("max")
+    total(page, "100 of 300 features")
+    row = page.locator(".fx-row", has=page.get_by_text("7", exact=True))
+    address = row.get_attribute("href")
+    row.click()
+    heading(page, "Feature 7 ")
+    assert page.url.endswith(address)
+    other = shown(page)[3]
+    page.locator(".fx-row", has=page.get_by_text(str(other), exact=True)).click()
+    heading(page, f"Feature {other} ")
+    assert page.title().startswith(f"Feature {other} ")
+    page.go_back()
+    heading(page, "Feature 7 ")
+    page.go_forward()
+    heading(page, f"Feature {other} ")
+    page.reload()
+    heading(page, f"Feature {other} ")
+    total(page, "100 of 300 features")
+    assert page.get_by_label("Sort by").input_value() == "max"
+
+
+def test_headings_are_in_order(page):
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map((node) => Number(node.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_a_feature_as_json_and_as_a_link(page, indices):
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="JSON").click()
+    held = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    assert held == {"set": "neox/faithful/seed42"} | set_page(indices[0], 0)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="copy link").click()
+    page.get_by_role("button", name="copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.endswith("/index.html#/neox/faithful/seed42/0")
+
+
+def test_scores_of_judges(browser, indices, tmp_path):
+    scores = dict.fromkeys(SCORES, 0.9)
+    said = [
+        {"latent": 5, "judge": "a model", "scored": True, "text": "words of five", **scores},
+        {"latent": 6, "judge": "a model", "scored": False, "text": None},
+        {"latent": 8, "judge": "a model", "scored": True, "text": "eight", **scores}
+        | {"detection_random": 0.4},
+    ]
+    write_explorer(tmp_path / "page", [FeatureIndex(indices[0].folder, pd.DataFrame(said))])
+    with watched_page(browser) as page:
+        page.goto(f"file://{tmp_path}/page/index.html#/neox/faithful/seed42/6")
+        page.get_by_text("fires too rarely to be scored").wait_for()
+        page.get_by_label("Score to filter by").select_option("detection_random/a model")
+        page.get_by_label("max score").fill("0.5")
+        total(page, "1 of 300 features")
+        assert shown(page) == [8]
+        page.get_by_role("button", name="clear").click()
+        page.get_by_label("Sort by").select_option("detection_random/a model")
+        page.get_by_role("button", name="lowest first").click()
+        page.wait_for_function("document.querySelector('.fx-latent').textContent === '5'")
+        assert shown(page)[:2] == [5, 8]
+        page.locator(".fx-row").first.click()
+        page.get_by_text("words of five").wait_for()
+        page.get_by_text("guessing scores 0.5").wait_for()
+
+
 def test_keyboard_alone(page, indices):
     page.keyboard.press("/")
     page.keyboard.type("#250")
@@ -169,7 +258,7 @@ def test_keyboard_alone(page, indices):
         "Sort by",
         "Features",
         "open twin",
-        "Search features by token, text or number",
+        "Search features by text, number or exact token in quotes",
         "lowest first",
         "values",
     } <= seen
@@ -180,7 +269,7 @@ def test_the_twin_and_the_address(page, folder):
     page.locator(".fx-row", has=page.get_by_text("5", exact=True)).click()
     heading(page, "Feature 5 seed 42")
     assert (
-        page.locator(".fx-beside h3").text_content() == "Feature 294 Twin in seed 49, cosine 0.95"
+        page.locator(".fx-beside h2").text_content() == "Feature 294 Twin in seed 49, cosine 0.95"
     )
     page.get_by_role("button", name="open twin").click()
     heading(page, "Feature 294 seed 49")

@@ -7,10 +7,12 @@ from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.paper.links import index_folders
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import writer
+from faithful_sae.stages.s09_explore_features import judged
 
 
 def write(profile: str) -> Path:
-    """Write the page of all indices of a profile, beside its artefacts; its index.html.
+    """Write the page of all indices of a profile, beside its artefacts; its index.html. Where
+    notebook 12 has been run, judges' scores are in it.
 
     Args:
         profile: a folder of parameter files, or the name of one in params/.
@@ -21,13 +23,17 @@ def write(profile: str) -> Path:
     """
     runs = load_profile(profile)
     artifacts = runs[0].artifacts.parent
-    folders = index_folders(runs)
-    if not folders:
+    indices = [
+        FeatureIndex(folder, judged(run, run.features.corpus, seed))
+        for run in runs
+        for seed, folder in index_folders(run).items()
+    ]
+    if not indices:
         raise FeatureError(
             f"{artifacts}: no index of features yet: run notebooks/{writer('features').name} on "
             f"this profile first (make paper PROFILE={artifacts.name})"
         )
-    write_explorer(artifacts / "explorer", [FeatureIndex(folder) for folder in folders])
+    write_explorer(artifacts / "explorer", indices)
     page = artifacts / "explorer" / "index.html"
-    print(f"written: {page} ({len(folders)} sets of features)")
+    print(f"written: {page} ({len(indices)} sets of features)")
     return page

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from faithful_sae.features.judging import SCORES
 from faithful_sae.files import read_json
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ META = (
     "key",
     "sae",
 )
+# of what judges say, that a page has
+JUDGED = ("latent", "judge", "scored", "text", *SCORES)
 # whose explanations are tokens
 TOKEN_METHODS = ("VocabProj", "MutInfo")
 
@@ -95,7 +98,13 @@ class FeatureError(ValueError):
 class FeatureIndex:
     """Reads an index folder.
 
+    Args:
+        folder: of build_index.
+        judged: what judges say of its latents, one table of interpret_all below another; None: no
+            judge was asked.
+
     Attributes:
+        judged: that, without rows where no judge was asked.
         meta: index.json. label, run, profile, corpus (indexed text, and what the SAE was trained
             on), seed, other_seed, layer (and hook, where it is not the residual stream), k, d_sae,
             tokens (counted), mut_info_lost (the largest share of a latent's firings by which a
@@ -117,16 +126,23 @@ class FeatureIndex:
         vocabulary: a string for each token id.
 
     Raises:
-        FeatureError: no index in the folder, or a damaged file, named.
+        FeatureError: no index in the folder, or a damaged file, named; judged latents that it does
+            not have.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, judged: pd.DataFrame | None = None):
         self.folder = Path(folder)
         self.meta = self._json("index.json")
         present = self.meta if isinstance(self.meta, dict) else ()
         for name in META:
             if name not in present:
                 raise self._damaged("index.json", f"{name} is missing")
+        self.judged = pd.DataFrame(columns=[*JUDGED]) if judged is None else judged
+        if not self.judged.latent.between(0, self.meta["d_sae"] - 1).all():
+            raise FeatureError(
+                f"{self.folder}: judges were asked of other latents than 0 to "
+                f"{self.meta['d_sae'] - 1}: of which SAE is the table?"
+            )
 
     @cached_property
     def latents(self) -> pd.DataFrame:
@@ -149,7 +165,9 @@ class FeatureIndex:
              histogram: [int],
              contexts: [{kind: "top" or "sample", rank, stratum, activation, position,
                          tokens: [str], activations: [float]}],
-             explanations: {method: [[text, value], ...]}}.
+             explanations: {method: [[text, value], ...]},
+             judged: [{judge, scored, text, detection_random, detection_hard, fuzz_random,
+                       fuzz_wrong}]}.
             A context's activation is that of tokens[position], the strongest of its row. stratum: 0
             for the power of two in which the latent's largest activation lies, 1 for that below,
             and so on, and the last for all that is weaker; -1 for kind "top".
@@ -175,7 +193,11 @@ class FeatureIndex:
         explanations = {}
         for row in self._rows(self._explanations, latent):
             explanations.setdefault(row["method"], []).append([row["text"], row["value"]])
-        return page | {"contexts": contexts, "explanations": explanations}
+        own = self._judged.get(latent, self.judged[:0])
+        judged = [
+            {name: _plain(row[name]) for name in JUDGED[1:]} for row in own.to_dict("records")
+        ]
+        return page | {"contexts": contexts, "explanations": explanations, "judged": judged}
 
     def find(
         self,
@@ -238,6 +260,11 @@ class FeatureIndex:
     @cached_property
     def _explanations(self):
         return self._grouped("explanations.parquet", EXPLANATIONS)
+
+    @cached_property
+    def _judged(self):
+        """{latent: rows of judged}."""
+        return dict(list(self.judged.groupby("latent", sort=False)))
 
     @cached_property
     def _by_token(self):

@@ -35,11 +35,10 @@ from tqdm import tqdm
 from faithful_sae.features.codes import Codes
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judges import TokensJudge
-from faithful_sae.features.judging import Explanation, Judge, Windows
+from faithful_sae.features.judging import SCORES, Explanation, Judge, Windows
 from faithful_sae.features.windows import LatentWindows, Pieces, windows_of
 
 COUNTS = 0.3
-SCORES = ("detection_random", "detection_hard", "fuzz_random", "fuzz_wrong")
 # groups of latents that fire about as often
 GROUPS = 10
 

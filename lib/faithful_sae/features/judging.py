@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# balanced accuracies of an explanation: features/interpretation.py says which
+SCORES = ("detection_random", "detection_hard", "fuzz_random", "fuzz_wrong")
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -20,16 +20,14 @@ from faithful_sae.runs.schema import Run
 SHOWN = 8
 
 
-def index_folders(runs: Sequence[Run]) -> list[Path]:
-    """Folders of the indices of a profile, by run and seed: those that notebook 09 made with the
-    parameters as they are now.
+def index_folders(run: Run) -> dict[int, Path]:
+    """{seed: folder} of the indices of a run that notebook 09 made with the parameters as they are
+    now.
     """
-    return [
-        run.artifacts / "features" / run.features.corpus / f"seed{seed}"
-        for run in runs
-        if run.sae and run.features and not lacking(run, "features")
-        for seed in run.features.seeds
-    ]
+    if not (run.sae and run.features) or lacking(run, "features"):
+        return {}
+    folder = run.artifacts / "features" / run.features.corpus
+    return {seed: folder / f"seed{seed}" for seed in run.features.seeds}
 
 
 def feature_links(runs: Sequence[Run]) -> Styler:
@@ -45,7 +43,7 @@ def feature_links(runs: Sequence[Run]) -> Styler:
         "Features that fire most; in brackets, how many there are. `make explorer` writes the "
         "page that the numbers lead to."
     ]
-    for folder in index_folders(runs):
+    for folder in (folder for run in runs for folder in index_folders(run).values()):
         try:
             rows.append(_row(FeatureIndex(folder)))
         except FeatureError as error:

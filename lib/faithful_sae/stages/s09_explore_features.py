@@ -10,7 +10,7 @@ import pandas as pd
 from faithful_sae.files import digest, file_hash
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
-from faithful_sae.runs.rows import read_rows, write_rows
+from faithful_sae.runs.rows import lacking, read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
@@ -188,6 +188,27 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         tables.append(table.assign(agreement=table.latent.map(agreement)))
     write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
+
+
+def judged(run: Run, corpus: str, seed: int) -> pd.DataFrame | None:
+    """What judges say of the latents of an SAE, the rows of notebook 12; None where it has not been
+    run with the parameters as they are, or on other SAEs.
+    """
+    if lacking(run, "interpretation"):
+        return None
+    table = read_rows(run, "interpretation")
+    own = table.loc[(table.corpus == corpus) & (table.seed == seed)]
+    return own if len(own) else None
+
+
+def with_judged(run: Run, indexes: dict[int, Any]) -> dict[int, Any]:
+    """Indexes of index_features, with what `judged` has of their latents."""
+    from faithful_sae.features.index import FeatureIndex
+
+    return {
+        seed: FeatureIndex(index.folder, judged(run, run.features.corpus, seed))
+        for seed, index in indexes.items()
+    }
 
 
 def other_seed(run: Run, seed: int) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.judging import SCORES
 from faithful_sae.features.vocabulary import visible
 
 # features of the list read at a time
@@ -58,7 +59,7 @@ def set_meta(index: FeatureIndex) -> dict[str, Any]:
     each flag.
 
     `twin_set` is the key of the set that `twin` is a latent of; `can_read`: whether text can be
-    typed in.
+    typed in; `judges`: those that explained its latents, in the order in which they were asked.
     """
     shown = ("run", "label", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens")
     # an index has a hook only where it is not the residual stream
@@ -73,11 +74,13 @@ def set_meta(index: FeatureIndex) -> dict[str, Any]:
         "rows_per_chunk": ROWS,
         "histogram_edges": shorten(index.meta["histogram_edges"]),
         "counts": {flag: flags.count(flag) for flag in FLAGS},
+        "judges": index.judged.judge.drop_duplicates().tolist(),
     }
 
 
 def set_rows(index: FeatureIndex, chunk: int) -> dict[str, list]:
-    """The list's columns for latents chunk * ROWS up to the next chunk's.
+    """The list's columns for latents chunk * ROWS up to the next chunk's; `judged` has the scores,
+    {judge: {score: [..]}}, None where a latent has none.
 
     Raises:
         IndexError: no such chunk.
@@ -91,7 +94,16 @@ def set_rows(index: FeatureIndex, chunk: int) -> dict[str, list]:
         name: [shorten(value) for value in part[name].tolist()]
         for name in ("frequency", "mean", "max", "random_frequency", "twin_cosine")
     }
+    judged = index.judged.loc[index.judged.latent.between(start, stop - 1)]
+    scores = {
+        judge: own.set_index("latent").reindex(range(start, stop))
+        for judge, own in judged.groupby("judge", sort=False)
+    }
     return columns | {
+        "judged": {
+            judge: {name: shorten(own[name].tolist()) for name in SCORES}
+            for judge, own in scores.items()
+        },
         "flags": [flags(row) for row in part.to_dict("records")],
         "words": _words(index)[start:stop],
     }

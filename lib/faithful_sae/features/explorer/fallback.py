@@ -16,6 +16,8 @@ from faithful_sae.features.vocabulary import visible
 NAMES = {"f": "fake", "o": "orphan", "s": "shared", "d": "dead", "n": "dense"}
 # of a feature
 CONTEXTS = 8
+# what guessing scores, of judges
+GUESSING = 0.5
 # features of a list
 LISTED = 20
 
@@ -36,6 +38,10 @@ def feature_html(page: Mapping[str, Any], meta: Mapping[str, Any] | None = None)
     rows = "".join(
         f"<tr><th>{escape(method)}</th><td>{_words(words)}</td></tr>"
         for method, words in page["explanations"].items()
+    )
+    rows += "".join(
+        f"<tr><th>judge {escape(said['judge'])}</th><td>{_judged(said)}</td></tr>"
+        for said in page["judged"]
     )
     contexts = "".join(
         f"<li>{_number(context['activation'])} &nbsp; {_tokens(context, page['max'])}</li>"
@@ -69,6 +75,14 @@ def _row(page):
         f"<tr><td>{page['latent']}</td><td>{_percent(page['frequency'])}</td>"
         f"<td>{' '.join(_kinds(page))}</td><td>{_words(words)}</td></tr>"
     )
+
+
+def _judged(said):
+    if not said["scored"]:
+        return "fires too rarely to be scored"
+    detection, fuzzing = (_number(said[name]) for name in ("detection_random", "fuzz_random"))
+    scores = f"detection {detection}, fuzzing {fuzzing} (guessing: {GUESSING})"
+    return f"{escape(said['text'] or 'no explanation')}; {scores}"
 
 
 def _kinds(page):

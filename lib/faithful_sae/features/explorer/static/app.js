@@ -1,12 +1,14 @@
 // The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
-// went(key, latent) (told where one is), keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
+// went({key, latent, query, how}) (told where one is; how: arrived, browsed or opened), address(key, latent, query) (where there are addresses),
+// keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
 
 function mountExplorer(root, source) {
   let meta, latent = -1, version = 0, showing = 0;   // the last go and the last show: an answer to an earlier one comes too late
   const ask = source.ask, keys = source.keys || root;
   const status = h("p", { class: "fx-status", role: "alert", hidden: true });
   const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
-  const list = featureList({ read: (path) => ask(`${meta.key}/${path}`), open: (which, focus) => show(which, focus), status: say });
+  const list = featureList({ read: (path) => ask(`${meta.key}/${path}`), open: (which, focus, browsing) => show(which, focus, browsing ? "browsed" : "opened"), status: say,
+    address: (which) => source.address?.(meta.key, which, list.query()), changed: () => tell("browsed") });
   const detail = h("div", { class: "fx-detail", tabindex: -1 });
   const choices = h("div", { class: "fx-choices" });
   const facts = h("p", { class: "fx-facts" });
@@ -15,7 +17,7 @@ function mountExplorer(root, source) {
   root.classList.add("fx");
   root.setAttribute("data-lm-suppress-shortcuts", "true");   // JupyterLab's one-letter commands stay out of it
   root.replaceChildren(
-    h("header", { class: "fx-head" }, h("strong", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
+    h("header", { class: "fx-head" }, h("h1", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
     facts, status, reader.root, h("div", { class: "fx-main" }, list.root, detail));
   keys.addEventListener("keydown", onKey);
 
@@ -49,8 +51,10 @@ function mountExplorer(root, source) {
     return (fits(["corpus", "seed"]) || fits(["corpus"]) || set).key;
   }
 
-  // goes to a set, and in it to a feature; tells the host unless the host asked for it
-  async function go(key, which = 0, quiet = false) {
+  const tell = (how) => { if (latent >= 0) source.went?.({ key: meta.key, latent, query: list.query(), how }); };
+
+  // goes to a set, and in it to a feature; `query`: of the list, null as it was
+  async function go(key, which = 0, how = "opened", query = null) {
     const mine = ++version;
     try {
       if (!source.sets.some((set) => set.key === key)) throw new Error(`There is no ${key} here: choose a model, corpus and seed above.`);
@@ -64,14 +68,14 @@ function mountExplorer(root, source) {
           meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
         reader.clear();
         reader.root.hidden = !meta.can_read;
-        await list.show(meta);
-      }
+        await list.show(meta, query);
+      } else if (query !== null && query !== list.query()) await list.show(meta, query);
       list.select(which, true);
-      await show(which, false, quiet);
-    } catch (error) { if (mine === version) { say(error.message); if (!meta && source.sets.length) go(source.sets[0].key, 0, true).then(() => say(error.message)); } }
+      await show(which, false, how);
+    } catch (error) { if (mine === version) { say(error.message); if (!meta && source.sets.length) go(source.sets[0].key, 0, "arrived").then(() => say(error.message)); } }
   }
 
-  async function show(which, focus = false, quiet = false) {
+  async function show(which, focus = false, how = "opened") {
     say("");
     if (which === latent) { if (focus) focusDetail(); return; }
     const mine = ++showing, set = meta;
@@ -82,9 +86,11 @@ function mountExplorer(root, source) {
       if (mine !== showing) return;
       const beside = h("div", { class: "fx-beside" });
       detail.replaceChildren(featureCard(page, set, {
-        heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)) }), beside);
+        heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)),
+        actions: [source.address && h("button", { type: "button", title: "copy the address of this feature", onclick: copyLink }, "copy link"),
+          h("button", { type: "button", title: "all that stands here, as a file", onclick: () => saveJson(page, set) }, "JSON")] }), beside);
       detail.scrollTop = 0;
-      if (!quiet) source.went?.(set.key, which);
+      tell(how);
       reader.colour(which);
       if (focus) focusDetail();
       beside.append(await twinCard(page, set));
@@ -94,6 +100,12 @@ function mountExplorer(root, source) {
 
   const focusDetail = () => detail.querySelector("h2")?.focus();
 
+  async function copyLink(event) {
+    const address = new URL(source.address(meta.key, latent, ""), document.baseURI).href;
+    // a page over plain http may not write to the clipboard
+    try { await navigator.clipboard.writeText(address); event.target.textContent = "copied"; } catch { say(address); }
+  }
+
   async function twinCard(page, set) {
     const twinKey = set.twin_set;
     if (page.twin == null) return h("p", { class: "fx-none" }, "No other seed was compared with this one.");
@@ -101,7 +113,7 @@ function mountExplorer(root, source) {
     if (!source.sets.some((s) => s.key === twinKey)) return h("p", { class: "fx-none" }, `${words}: feature ${page.twin}, cosine ${number(page.twin_cosine)} (not part of this explorer).`);
     const [twin, twinMeta] = await Promise.all([ask(`${twinKey}/page/${page.twin}`), ask(`${twinKey}/meta`)]);
     return featureCard(twin, twinMeta, {
-      heading: h("h3", {}, `Feature ${twin.latent} `, h("small", {}, `${words}, cosine ${number(page.twin_cosine)}`)),
+      heading: h("h2", {}, `Feature ${twin.latent} `, h("small", {}, `${words}, cosine ${number(page.twin_cosine)}`)),
       actions: [h("button", { type: "button", class: "fx-follow", title: "make it the feature shown (t)", onclick: () => go(twinKey, page.twin).then(focusDetail) }, "open twin")] });
   }
 

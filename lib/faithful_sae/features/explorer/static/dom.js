@@ -42,4 +42,13 @@ const FLAGS = {
   n: ["dense", "fires on more than a tenth of the tokens"],
 };
 
+// balanced accuracies of what a judge says: features/interpretation.py
+const SCORES = {
+  detection_random: ["detection", "tells windows in which it fires from others"],
+  detection_hard: ["detection, hard", "tells windows in which it fires from others with its top token"],
+  fuzz_random: ["fuzzing", "tells tokens on which it fires from tokens of other windows"],
+  fuzz_wrong: ["fuzzing, hard", "tells tokens on which it fires from others of the same windows"],
+};
+const GUESSING = "0.5";
+
 const badges = (flags) => [...flags].map((flag) => h("span", { class: `fx-badge fx-${FLAGS[flag][0]}`, title: FLAGS[flag][1] }, FLAGS[flag][0]));

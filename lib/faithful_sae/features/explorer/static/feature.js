@@ -6,10 +6,17 @@ const METHODS = {   // MaxAct is the list of strongest contexts
   VocabProj: ["Output tokens", "tokens whose logits its decoder direction raises most (VocabProj)"],
 };
 
-function featureCard(page, meta, { heading, actions = [] }) {
+// `to`: (latent, text) -> a link to another feature of the set
+function featureCard(page, meta, { heading, to, actions = [] }) {
   return h("article", { class: "fx-card", "aria-label": `Feature ${page.latent}, seed ${meta.seed}` },
     h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), actions),
-    numbers(page, meta), histogram(page, meta), readings(page), contexts(page));
+    numbers(page, meta), histogram(page, meta), judged(page), readings(page), contexts(page, meta));
+}
+
+function saveJson(page, meta) {
+  const blob = new Blob([JSON.stringify({ set: meta.key, ...page }, null, 1)], { type: "application/json" }), url = URL.createObjectURL(blob);
+  h("a", { href: url, download: `${meta.key.replaceAll("/", "-")}-${page.latent}.json` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 const flagsOf = (page, meta) => [page.fake && "f", page.shared === false && "o", page.shared && "s", page.dead && "d",
@@ -42,26 +49,43 @@ function histogram(page, meta) {
       h("span", {}, edges.length ? number(edges[edges.length - 1]) : "")));
 }
 
+function judged(page) {
+  const said = ({ judge, scored, text, ...scores }) => h("li", {},
+    h("p", {}, h("b", {}, judge), " ", text || (scored ? "no explanation" : "")),
+    scored ? h("dl", { class: "fx-numbers" }, Object.entries(SCORES).map(([column, [name, why]]) =>
+      h("div", { title: why }, h("dt", {}, name), h("dd", {}, number(scores[column]))))) : h("p", { class: "fx-none" }, "fires too rarely to be scored"));
+  return page.judged.length > 0 && h("div", { class: "fx-judged" }, h("h3", {}, "Explanations by judges ", h("small", {}, `scores 0 to 1; guessing scores ${GUESSING}`)),
+    h("ul", {}, page.judged.map(said)));
+}
+
 function readings(page) {
   const methods = Object.entries(METHODS).filter(([method]) => page.explanations[method]?.length);
   if (!methods.length) return null;
   return h("div", { class: "fx-readings" }, methods.map(([method, [title, why]]) =>
-    h("section", {}, h("h4", { title: why }, title, " ", h("small", {}, method)), h("ul", {}, page.explanations[method].map(([text, value]) =>
+    h("section", {}, h("h3", { title: why }, title, " ", h("small", {}, method)), h("ul", {}, page.explanations[method].map(([text, value]) =>
       h("li", {}, h("span", { class: "fx-word" }, visible(text, true)), h("span", { class: "fx-value" }, number(value))))))));
 }
 
-function contexts(page) {
-  const group = (title, list) => list.length && [h("h4", {}, title), h("ol", { class: "fx-contexts" }, list.map((context) => contextLine(context, page.max)))];
+function contexts(page, meta) {
+  const weaker = quantiles(page, meta);
+  const group = (title, list) => list.length && [h("h3", {}, title), h("ol", { class: "fx-contexts" }, list.map((context) => contextLine(context, page.max, weaker(context.activation))))];
   return h("div", {},
     group(["Strongest contexts ", h("small", {}, "MaxAct")], page.contexts.filter((context) => context.kind === "top")),
     group("Sampled contexts, from weak to strong", page.contexts.filter((context) => context.kind !== "top").sort((a, b) => a.activation - b.activation)),
     !page.contexts.length && h("p", { class: "fx-none" }, "It fires nowhere in this corpus."));
 }
 
-function contextLine(context, strongest) {
+// activation -> share of its activations that lie in weaker bins of the histogram
+function quantiles(page, meta) {
+  const total = page.histogram.reduce((sum, n) => sum + n, 0);
+  return (activation) => page.histogram.reduce((sum, n, i) => (meta.histogram_edges[i + 1] <= activation ? sum + n : sum), 0) / total;
+}
+
+function contextLine(context, strongest, weaker) {
   const peak = Math.max(...context.activations);
   return h("li", { class: "fx-context" },
-    h("span", { class: "fx-peak", title: "activation at the strongest token" }, number(context.activation)),
+    h("span", { class: "fx-peak", title: "activation at the strongest token; below, the share of its activations that are weaker (by the histogram's bins)" },
+      number(context.activation), h("small", {}, `${Math.floor(100 * weaker)} %`)),
     h("span", { class: "fx-tokens" }, tokenSpans(context.tokens, context.activations, strongest, peak)));
 }
 

@@ -1,5 +1,5 @@
 // Host 1: a folder of files, from disk or a web server. Data are scripts, because a page opened from disk may load no other file.
-// The address says where one is: index.html#/<run>/<corpus>/seed<seed>/<feature>.
+// The address says where one is: index.html#/<run>/<corpus>/seed<seed>/<feature>?<what was searched, sorted and filtered>.
 
 const arrived = new Map(), awaited = new Map();
 
@@ -26,19 +26,20 @@ async function ask(path) {
 }
 
 function place() {
-  const parts = location.hash.replace(/^#\/?/, "").split("/").map((part) => { try { return decodeURIComponent(part); } catch { return part; } });
-  return parts.length >= 3 ? { key: parts.slice(0, 3).join("/"), latent: Number(parts[3] || 0) } : null;
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const parts = path.split("/").map((part) => { try { return decodeURIComponent(part); } catch { return part; } });
+  return parts.length >= 3 ? { key: parts.slice(0, 3).join("/"), latent: Number(parts[3] || 0), query } : null;
 }
 
 fetchData("index").then((sets) => {
-  const address = (key, latent) => `#/${[...key.split("/"), latent].map(encodeURIComponent).join("/")}`;
-  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, keys: document, went(key, latent) {
-    if (address(key, latent) === location.hash) return;
-    // browsing a list is one step back, another set is a step of its own
-    const same = place()?.key === key;
-    history[same ? "replaceState" : "pushState"](null, "", address(key, latent));
+  const address = (key, latent, query) => `#/${[...key.split("/"), latent].map(encodeURIComponent).join("/")}${query && `?${query}`}`;
+  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, address, keys: document, went({ key, latent, query, how }) {
+    const { label, corpus, seed } = sets.find((set) => set.key === key), here = address(key, latent, query);
+    document.title = `Feature ${latent} · ${label}, ${corpus}, seed ${seed} · Feature explorer`;
+    // what is opened is a step that goes back; browsing and typing are none
+    if (how !== "arrived" && here !== location.hash) history[how === "opened" ? "pushState" : "replaceState"](null, "", here);
   } });
-  const arrive = () => { const { key, latent } = place() || { key: sets[0].key, latent: 0 }; return explorer.go(key, latent, true); };
+  const arrive = () => { const { key, latent, query } = place() || { key: sets[0].key, latent: 0, query: "" }; return explorer.go(key, latent, "arrived", query); };
   addEventListener("hashchange", arrive);
   return arrive();
 }).catch((error) => { document.getElementById("explorer").textContent = error.message; });

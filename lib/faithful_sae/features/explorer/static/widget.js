@@ -30,7 +30,7 @@ function render({ model, el }) {
   el.append(root);
   const sets = model.get("sets");
   const explorer = mountExplorer(root, { sets, ask });
-  explorer.go(sets[0].key, model.get("latent"), true);
+  explorer.go(sets[0].key, model.get("latent"), "arrived");
   return () => { model.off("msg:custom", hear); explorer.destroy(); };
 }
 
