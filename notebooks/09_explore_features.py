@@ -107,6 +107,7 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # | PruningMaxAct | the shortest end of such a context that keeps half | shortest suffix $P$ of $X$ with $z_f(P) \ge z_f(X)/2$ | Foote et al. 2023, Gao et al. 2025 |
 # | MutInfo | tokens that say most about whether it fires | $\arg\max_w I(\text{token}=w;\ z_f>0)$, counted on the corpus | after Wu et al. 2025 |
 # | VocabProj | tokens it makes likelier | $\arg\max_w u_w \cdot \mathrm{norm}(d_f)$ | nostalgebraist 2020 |
+# | VocabProjNegative | tokens it makes unlikelier | $\arg\min_w$ of the same | |
 #
 # The first three read the input, the last reads the output. They need not agree: a latent may stand
 # for *what was just read* or for *what comes next*.

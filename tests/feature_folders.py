@@ -187,3 +187,10 @@ def _explanations(rng, latent, dead):
         }
         for rank, i in enumerate(rng.permutation(len(VOCABULARY))[:10].tolist())
     )
+    yield {
+        "latent": latent,
+        "method": "VocabProjNegative",
+        "rank": 0,
+        "text": "lowered",
+        "value": -6.0,
+    }

@@ -113,11 +113,12 @@ def test_vocab_proj_table(lm, sae):
     table = explain.vocab_proj_table(lm, sae, vocabulary, 5)
     logits = explain.vocab_projection(lm, sae.W_dec).numpy()
     for latent in range(24):
-        part = table[table.latent == latent]
-        order = np.argsort(-logits[latent])[:5]
-        assert part.text.tolist() == [f"<{i}>" for i in order]
-        assert part["rank"].tolist() == list(range(5))
-        np.testing.assert_array_equal(part.value, logits[latent][order])
+        for method, sign in (("VocabProj", -1), ("VocabProjNegative", 1)):
+            part = table[(table.latent == latent) & (table.method == method)]
+            order = np.argsort(sign * logits[latent])[:5]
+            assert part.text.tolist() == [f"<{i}>" for i in order]
+            assert part["rank"].tolist() == list(range(5))
+            np.testing.assert_array_equal(part.value, logits[latent][order])
 
 
 # --- MutInfo --------------------------------------------------------------------------------------

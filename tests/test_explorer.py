@@ -134,6 +134,8 @@ def test_words_of_the_list(indices):
     # one whole context, last
     assert words[-1] == shown("MaxAct")[0]
     assert shown("MaxAct")[1] not in words
+    # what it speaks against finds no latent
+    assert "lowered" not in words
     assert len(set(words)) == len(words)
 
 

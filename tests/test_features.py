@@ -317,14 +317,15 @@ def test_what_is_not_known_is_none(index):
     ] == [None] * 5
     assert page["dead"]
     assert page["contexts"] == []
-    assert set(page["explanations"]) == {"VocabProj"}
+    assert set(page["explanations"]) == {"VocabProj", "VocabProjNegative"}
     assert index.find(shared=False).empty
     assert index.find(fake=True).empty
 
 
 def test_without_pruning(tmp_path, lm, sae, many_rows):
     index = build_index(tmp_path / "index", lm, sae, many_rows, KEPT, pruned=0)
-    assert set(index.explanations().method) == {"MaxAct", "VocabProj", "MutInfo"}
+    written = {"MaxAct", "VocabProj", "VocabProjNegative", "MutInfo"}
+    assert set(index.explanations().method) == written
 
 
 def test_a_token_finds_the_latents_it_explains(index):

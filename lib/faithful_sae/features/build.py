@@ -32,7 +32,7 @@ from faithful_sae.kernels.latent_statistics import EDGES, NO_KEY
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.sae import TopKSAE
 
-METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "MutInfo")
+METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "VocabProjNegative", "MutInfo")
 # of the parquet files: what is read for one page
 LATENTS_PER_GROUP = 32
 # bytes of the histogram and of the numbers of one latent in a pass

@@ -10,6 +10,7 @@ goes in, two at tokens alone.
     VocabProj      the tokens that its decoder row d_f makes likelier
                    (nostalgebraist 2020; eq. 6)
                        argmax over tokens w of  u_w . (norm(sqrt(D) d_f) - norm(0))
+                   and, as VocabProjNegative, those that it makes unlikelier: argmin of the same
     MutInfo        the tokens that say most about whether it fires
                    (after Wu et al. 2025; eq. 7)
                        argmax over w of  I(token = w; z_f > 0), in nats
@@ -176,15 +177,22 @@ def pruning_max_act_table(
 def vocab_proj_table(
     lm: LanguageModel, sae: TopKSAE, vocabulary: Sequence[str], n: int
 ) -> pd.DataFrame:
-    """VocabProj: the n tokens with the largest logits for each latent."""
-    parts = []
+    """VocabProj: the n tokens with the largest logits for each latent, and VocabProjNegative, those
+    with the smallest, the smallest first.
+    """
+    parts = {"VocabProj": [], "VocabProjNegative": []}
     for rows in sae.W_dec.split(max(PROJECTED_AT_ONCE // lm.vocab_size, 1)):
-        best = vocab_projection(lm, rows).topk(min(n, lm.vocab_size))
-        parts.append((best.values.cpu(), best.indices.cpu()))
-    values, tokens = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    latents, ranks = np.indices(values.shape)
-    texts = [vocabulary[i] for i in tokens.ravel()]
-    return _table(latents.ravel(), "VocabProj", ranks.ravel(), texts, values.ravel())
+        logits = vocab_projection(lm, rows)
+        for method, found in parts.items():
+            best = logits.topk(min(n, lm.vocab_size), largest=method == "VocabProj")
+            found.append((best.values.cpu(), best.indices.cpu()))
+    tables = []
+    for method, found in parts.items():
+        values, tokens = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+        latents, ranks = np.indices(values.shape)
+        texts = [vocabulary[i] for i in tokens.ravel()]
+        tables.append(_table(latents.ravel(), method, ranks.ravel(), texts, values.ravel()))
+    return pd.concat(tables, ignore_index=True)
 
 
 def mut_info_table(

@@ -20,7 +20,7 @@ from faithful_sae.features.vocabulary import visible
 ROWS = 128
 # fires on more than this share of the corpus' tokens
 DENSE = 0.1
-# in the order the list shows them
+# in the order the list shows them: what speaks for a latent, so not VocabProjNegative
 METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")
 # fake, orphan, shared, dead, dense
 FLAGS = "fosdn"
@@ -155,8 +155,8 @@ def _words(index: FeatureIndex) -> list[str]:
     second of any, whole contexts last.
     """
     table = index.explanations()
-    table = table[(table.method != "MaxAct") | (table["rank"] == 0)]
-    place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
+    table = table[table.method.isin(METHODS) & ((table.method != "MaxAct") | (table["rank"] == 0))]
+    place = table.method.map({method: i for i, method in enumerate(METHODS)})
     order = np.lexsort((place, table["rank"], table.method == "MaxAct", table.latent))
     table = table.iloc[order]
     # in the order of their first time

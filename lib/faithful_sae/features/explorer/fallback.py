@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from faithful_sae.features.explorer.data import DENSE, flags, set_key
+from faithful_sae.features.explorer.data import DENSE, METHODS, flags, set_key
 from faithful_sae.features.index import FeatureIndex
 from faithful_sae.features.vocabulary import visible
 
@@ -70,7 +70,7 @@ def list_html(index: FeatureIndex) -> str:
 
 
 def _row(page):
-    words = [word for words in page["explanations"].values() for word in words[:2]]
+    words = [word for name in METHODS for word in page["explanations"].get(name, [])[:2]]
     return (
         f"<tr><td>{page['latent']}</td><td>{_percent(page['frequency'])}</td>"
         f"<td>{' '.join(_kinds(page))}</td><td>{_words(words)}</td></tr>"

@@ -4,6 +4,7 @@ const METHODS = {   // MaxAct is the list of strongest contexts
   PruningMaxAct: ["Shortest context", "shortest end of its strongest contexts that keeps half the activation (PruningMaxAct)"],
   MutInfo: ["Input tokens", "tokens that say most about whether it fires (MutInfo, nats)"],
   VocabProj: ["Output tokens", "tokens whose logits its decoder direction raises most (VocabProj)"],
+  VocabProjNegative: ["Output, negative", "tokens whose logits its decoder direction lowers most (VocabProjNegative)"],
 };
 
 // `to`: (latent, text) -> a link to another feature of the set
