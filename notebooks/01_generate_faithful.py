@@ -76,7 +76,8 @@ if log is not None:
 # %%
 if log is not None:
     against = {name: evaluation[name][0] for name in ("ce_ngram", "ngram_order")}
-    data = log.assign(model=run.label, **against)
+    size = run.embedded.vocab_size
+    data = log.assign(model=run.label, vocab_size=size, **against)
     display(Image(save_figure(run, "lm_training", data, lm_training), retina=True))
 
 # %% [markdown]

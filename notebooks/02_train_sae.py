@@ -44,6 +44,7 @@ from IPython.display import Image, display
 
 from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.names import named
 from faithful_sae.paper.plots.paper import activation_norms, training
 from faithful_sae.runs.rows import open_run
 from faithful_sae.sae.activations import token_activations
@@ -144,7 +145,8 @@ massive.assign(text=[repr(lm.tokenizer.decode([i])) for i in massive.token]).rou
 # run's own text.
 
 # %%
-Image(save_figure(run, "training", latent_data.training(curves), training), retina=True)
+data = latent_data.training(named(run, curves))
+Image(save_figure(run, "training", data, training), retina=True)
 
 # %% [markdown]
 # ## Check

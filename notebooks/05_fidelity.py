@@ -111,7 +111,7 @@ data = figure_data.fidelity(run)
 
 # %%
 seeds = len(run.fidelity.seeds or run.sae.seeds)
-title = f"{run.label}, {seeds} seed{'s' if seeds > 1 else ''}"
+title = f"{seeds} seed{'s' if seeds > 1 else ''}"
 Image(
     save_figure(
         run, "fidelity_ce", data, lambda d: matrix(d, "ce_diff", f"CE difference (nats), {title}")

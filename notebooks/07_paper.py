@@ -242,9 +242,9 @@ table6 = tables.table6(trained)
 Markdown(filename=save_table(runs, "table6", table6))
 
 # %% [markdown]
-# All three representations, accuracy and F1. The dotted line is the probe on the activations
-# themselves. Look at how far the reconstruction falls below it: that is what the SAE has lost. The
-# axes do not start at 0.
+# All three representations. The dotted line is the probe on the activations themselves. Look at how
+# far the reconstruction falls below it: that is what the SAE has lost. F1 is in the csv beside the
+# figure.
 
 # %%
 data = figure_data.probing(trained)

@@ -32,6 +32,7 @@ from IPython.display import Image
 
 from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.names import named
 from faithful_sae.paper.plots.geometry import nearest_cosines
 from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.s13_geometry import decoder_geometry
@@ -63,7 +64,8 @@ rows.groupby("corpus", sort=False)[["mean", "random", "duplicates"]].mean().roun
 # latents that are closer than chance; a jump near 1 would be features that were found twice.
 
 # %%
-Image(save_figure(run, "geometry", latent_data.nearest(latents), nearest_cosines), retina=True)
+data = latent_data.nearest(named(run, latents))
+Image(save_figure(run, "geometry", data, nearest_cosines), retina=True)
 
 # %% [markdown]
 # ## Check

@@ -11,7 +11,8 @@ import pandas as pd
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
 from faithful_sae.paper.claims import PERCENT, SHARE
 from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
-from faithful_sae.paper.tables import Record, cell, heading
+from faithful_sae.paper.names import heading, named
+from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.s10_architectures import keeps_variance, point_at, seeds_of
@@ -174,7 +175,7 @@ def spectra(run: Run, rows: Rows) -> pd.DataFrame:
     order = list(run.architectures.variants)
     spectrum = rows["variant_firing"]
     spectrum = spectrum.iloc[spectrum.variant.map(order.index).argsort(kind="stable")]
-    return spectrum.assign(corpus=spectrum.corpus.map(lambda name: heading(run, name)))
+    return named(run, spectrum)
 
 
 def planted(run: Run, rows: Rows) -> pd.DataFrame:

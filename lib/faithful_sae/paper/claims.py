@@ -18,7 +18,8 @@ from faithful_sae.paper.estimates import (
     probe_difference,
     probe_estimates,
 )
-from faithful_sae.paper.tables import INSTRUCTION, TASKS, WEB, heading, sae_corpora
+from faithful_sae.paper.names import heading
+from faithful_sae.paper.tables import INSTRUCTION, TASKS, WEB, sae_corpora
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import Run

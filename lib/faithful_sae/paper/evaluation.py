@@ -14,7 +14,8 @@ import pandas as pd
 from faithful_sae.features.groups import by_sharing, frequency_matched, selected_pairs
 from faithful_sae.metrics.uncertainty import Values, jackknife, mean_over_seeds
 from faithful_sae.paper.estimates import values_by
-from faithful_sae.paper.tables import Record, cell, heading
+from faithful_sae.paper.names import heading, named
+from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.judging import OFFLINE
@@ -219,7 +220,7 @@ def pairs(run: Run, rows: Rows) -> pd.DataFrame:
         on = ["corpus", *columns]
         found = pd.DataFrame(scored).set_axis([f"score_{number}", f"text_{number}"], axis=1)
         table = table.merge(found, left_on=on, right_index=True)
-    return table.assign(corpus=table.corpus.map(lambda name: heading(run, name)))
+    return named(run, table)
 
 
 def selected(run: Run, rows: Rows) -> pd.DataFrame:

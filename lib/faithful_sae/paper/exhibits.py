@@ -7,7 +7,6 @@ Files go to figures/<profile>/, each with its provenance beside it. Everything w
 profile it is from, and a profile's exhibits say when not all of it has been measured.
 """
 
-import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -45,9 +44,9 @@ if TYPE_CHECKING:
 README = """# Tables and figures
 
 These are the exhibits of the profile `{profile}`, as `make paper PROFILE={profile}` writes them. A
-table is there as csv, md and tex, a figure as png, pdf and the csv it is drawn from; the
-`.provenance.json` beside it names its parameters, inputs and versions. When and where it was made
-is in `artifacts/{profile}/exhibits`.
+table is there as csv, md and tex, a figure as png and pdf, with its caption as md and the csv it is
+drawn from; the `.provenance.json` beside it names its parameters, inputs and versions. When and
+where it was made is in `artifacts/{profile}/exhibits`.
 
 | exhibit | paper | made by | files |
 |---|---|---|---|
@@ -171,10 +170,7 @@ def table_texts(runs: Run | list[Run], exhibit_id: str) -> dict[str, str]:
     record = read_json(folder / f"{stem}.provenance.json")
     note, missing = record.get("note", ""), len(record.get("missing", []))
     head = f"{exhibit.title} ({exhibit.paper})."
-    parts = [
-        f"**{exhibit.title}** ({exhibit.paper}). "
-        + _note(exhibit, runs, note, missing, shown=literal)
-    ]
+    parts = [_caption(exhibit, runs, note, missing)]
     code = [TEX_NEEDS]
     for number, table in enumerate(tables, 1):
         if number == 1:
@@ -222,7 +218,8 @@ def save_figure(
     draw: Callable[[pd.DataFrame], "Figure"],
     note: str = "",
 ) -> str:
-    """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png.
+    """Write a figure's data as csv, draw the figure from that csv, and write it as pdf and png, and
+    its caption as md. In the picture there is no more of it than the model it is of.
 
     Args:
         runs: the Run it belongs to (scope model) or the list of them (scope profile).
@@ -243,16 +240,10 @@ def save_figure(
     folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", data)
     figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
-    # above everything: a legend below the axes hangs on to the lower edge of whatever is saved
-    above = figure.text(
-        0.005,
-        1 + 0.03 / figure.get_figheight(),
-        _note(exhibit, runs, textwrap.fill(note, 100), _lacking(exhibit, runs), "\n"),
-        fontsize=5.5,
-        color="0.35",
-        va="bottom",
-    )
-    as_written([above])
+    if exhibit.scope == "model":
+        # above everything: a legend below the axes hangs on to the lower edge of what is saved
+        at = {"va": "bottom", "ha": "left", "fontsize": 8, "fontweight": "bold"}
+        as_written([figure.text(0.005, 1 + 0.03 / figure.get_figheight(), runs[0].label, **at)])
     # found once: for "tight" each file would be drawn twice
     box = figure.get_tightbbox().padded(0.06)
     # neither date nor version: same data, same bytes
@@ -262,6 +253,9 @@ def save_figure(
             matplotlib.rc_context({"pdf.fonttype": 42}),
         ):
             figure.savefig(tmp, format=suffix, dpi=figure.dpi, bbox_inches=box, metadata=undated)
+    caption = _caption(exhibit, runs, note, _lacking(exhibit, runs))
+    with atomic_path(folder / f"{stem}.md") as tmp:
+        tmp.write_text(f"{caption}\n\n![{exhibit.title}]({stem}.png)\n", encoding="utf-8")
     _provenance(exhibit, runs, stem)
     return str(folder / f"{stem}.png")
 
@@ -278,16 +272,19 @@ def _lacking(exhibit, runs):
     return len(unmeasured(runs)) if exhibit.scope == "profile" else 0
 
 
-def _note(exhibit, runs, own, lacks, separator=" ", shown: Callable[[str], str] = str):
+def _caption(exhibit, runs, note, lacks):
+    """In Markdown."""
+    said = _note(exhibit, runs, note, lacks, shown=literal)
+    return f"**{exhibit.title}** ({exhibit.paper}). {said}"
+
+
+def _note(exhibit, runs, own, lacks, shown: Callable[[str], str] = str):
     if exhibit.of_paper:
         return f"The paper's printed numbers; profile {runs[0].profile} measured none of them."
     note = shown(profile_note(runs))
     if lacks:
-        note += (
-            f"{separator}Not complete: table `missing` names {lacks} of its notebooks that have "
-            "not run."
-        )
-    return f"{note}{separator}{shown(own)}" if own else note
+        note += f" Not complete: table `missing` names {lacks} of its notebooks that have not run."
+    return f"{note} {shown(own)}" if own else note
 
 
 def _provenance(exhibit, runs, stem, note=""):
@@ -322,13 +319,12 @@ def figures_readme(profile: str = "laptop") -> str:
     runs = load_profile(profile)
     rows = []
     for exhibit in exhibits().values():
-        suffix = "md" if exhibit.kind == "table" else "png"
         names = [exhibit.id]
         if exhibit.scope == "model":
             names = [
                 run.name for run in runs if exhibit in notebook_exhibits(run, exhibit.notebook)
             ]
-        links = " ".join(f"[{name}]({profile}/{exhibit.stem(name)}.{suffix})" for name in names)
+        links = " ".join(f"[{name}]({profile}/{exhibit.stem(name)}.md)" for name in names)
         links = links or f"only with `{exhibit.needs}`"
         notebook = f"[{exhibit.notebook}](../notebooks/{exhibit.notebook}.ipynb)"
         rows.append(f"| {exhibit.title} | {exhibit.paper} | {notebook} | {links} |")

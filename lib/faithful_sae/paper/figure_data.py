@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 
 from faithful_sae.paper.estimates import MODERATE, fidelity_cells, sfr_estimates
+from faithful_sae.paper.names import ROLE_NAMES, heading
 from faithful_sae.paper.tables import (
-    ROLE_NAMES,
     WEB,
     Record,
-    called_here,
     cell,
-    heading,
     probing_scores,
     sae_corpora,
     with_mechanism,
@@ -91,14 +89,19 @@ def fidelity(run: Run) -> pd.DataFrame:
 
 def bars(runs: list[Run], table: pd.DataFrame, roles: Collection[str]) -> pd.DataFrame:
     """A table of SFR by role, and of baselines, in long form, for the bar figures: model, source,
-    corpus, sfr, half_width.
+    corpus (here by its heading, the paper's by its role), sfr, half_width.
     """
-    named = called_here(runs)
+    called = {
+        (run.label, "here", corpus.role): heading(run, name)
+        for run in runs
+        for name, corpus in sae_corpora(run).items()
+    }
     parts = []
     for role in (column for column in table.columns if column in (*roles, *BASELINES)):
         half = table.get(f"{role}{HALF}", np.nan)
-        part = table[["model", "source"]].assign(
-            corpus=named.get(role, ROLE_NAMES.get(role, role)), sfr=table[role], half_width=half
-        )
+        of_paper = ROLE_NAMES.get(role, role)
+        where = zip(table.model, table.source, strict=True)
+        names = [called.get((model, source, role), of_paper) for model, source in where]
+        part = table[["model", "source"]].assign(corpus=names, sfr=table[role], half_width=half)
         parts.append(part)
     return pd.concat(parts, ignore_index=True).dropna(subset="sfr")

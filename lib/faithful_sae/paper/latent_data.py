@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from faithful_sae.metrics.uncertainty import mean_over_seeds
 from faithful_sae.paper.estimates import sfr_estimates, values_by
+from faithful_sae.paper.names import named
 from faithful_sae.runs.schema import Run
 
 BINS = 40
@@ -38,11 +39,12 @@ def cosines(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
     bins = np.linspace(min(0.0, latents.decoder_cosine.min()), 1, BINS + 1)
     found = sfr_estimates(run)
     table = cosine_histogram(latents, bins)
-    return table.assign(
+    table = table.assign(
         sfr=table.corpus.map(lambda name: found[name].value),
         half_width=table.corpus.map(lambda name: found[name].half_width()),
         threshold=run.sfr.threshold,
     )
+    return named(run, table)
 
 
 def sfr_curve(run: Run, curve: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +58,7 @@ def sfr_curve(run: Run, curve: pd.DataFrame) -> pd.DataFrame:
         found = mean_over_seeds(values)
         row = {"corpus": corpus, "threshold": threshold, "sfr": found.value}
         rows.append(row | {"half_width": found.half_width(), "chosen": run.sfr.threshold})
-    return pd.DataFrame(rows)
+    return named(run, pd.DataFrame(rows))
 
 
 def firing(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +75,7 @@ def firing(run: Run, latents: pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values(
         ["corpus", "rank"], key=lambda c: c.map(order) if c.name == "corpus" else c
     )
-    return table.reset_index(drop=True).assign(tau=run.ffr.frequency)
+    return named(run, table).reset_index(drop=True).assign(tau=run.ffr.frequency)
 
 
 def cosine_histogram(latents: pd.DataFrame, bins: ArrayLike) -> pd.DataFrame:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom, norm
 
-from faithful_sae.paper.tables import ROLE_NAMES, TASKS
+from faithful_sae.paper.names import ROLE_NAMES
+from faithful_sae.paper.tables import TASKS
 from faithful_sae.paper.verdicts import holm
 from faithful_sae.runs.catalogue import exhibits, paper_models
 

@@ -27,6 +27,7 @@ from faithful_sae.paper.estimates import (
     rank_correlation,
     sfr_estimates,
 )
+from faithful_sae.paper.names import ROLE_NAMES, heading
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.catalogue import HALF, exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
@@ -35,21 +36,6 @@ from faithful_sae.runs.schema import BASELINES, ROLES, Corpus, Run
 WEB = ("pile", "faithful", "fineweb")
 TASKS = ("sst2", "cola", "yelp")  # of Table 6
 INSTRUCTION = ("faithful", "alpaca", "open-instruct", "flan")
-ROLE_NAMES = {
-    "faithful": "Faithful",
-    "faithful-other": "Faithful, other model's",
-    "pile": "Pile",
-    "fineweb": "FineWeb",
-    "openwebtext": "OpenWebText",
-    "tinystories": "TinyStories",
-    "alpaca": "Alpaca",
-    "open-instruct": "Open-Instruct",
-    "flan": "FLAN",
-    "sst2": "SST-2",
-    "cola": "CoLA",
-    "yelp": "Yelp",
-    "agnews": "AG News",
-}
 SCORES = ("accuracy", "f1", "auc")
 PAPERS_SEEDS = (42, 49)  # Table 5
 PAPERS_PAIR = ", seeds {} and {}".format(*PAPERS_SEEDS)
@@ -64,18 +50,6 @@ def gather(runs: list[Run], name: str) -> pd.DataFrame | None:
         read_rows(run, name).assign(run=run.name, model=run.label) for run in measured(runs, name)
     ]
     return pd.concat(parts, ignore_index=True) if parts else None
-
-
-def heading(run: Run, corpus: str) -> str:
-    """How a corpus is called in tables and figures: the role it plays, with its own name where that
-    says more; and a baseline.
-    """
-    if corpus in BASELINES:
-        return corpus
-    role = run.corpora[corpus].role
-    if role is None:
-        return corpus
-    return ROLE_NAMES[role] if role.startswith("faithful") else f"{corpus} ({ROLE_NAMES[role]})"
 
 
 def called_here(runs: list[Run]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from faithful_sae.files import ROOT
 EXHIBITS_FILE = ROOT / "params" / "exhibits.yaml"
 # what a column of halves of 95 % intervals is called, after its numbers' own
 HALF = " ±"
-SUFFIXES = {"table": ("csv", "md", "tex"), "figure": ("csv", "pdf", "png")}
+SUFFIXES = {"table": ("csv", "md", "tex"), "figure": ("csv", "md", "pdf", "png")}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from faithful_sae.files import read_json
-from faithful_sae.paper.tables import gather, heading, text_of
+from faithful_sae.paper.names import heading
+from faithful_sae.paper.tables import gather, text_of
 from faithful_sae.runs.catalogue import exhibits, paper_models
 from faithful_sae.runs.keys import SHOWN, settings
 from faithful_sae.runs.params import LISTED

@@ -4,7 +4,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from faithful_sae.paper.plots.style import WIDTH, corpus_colours, grid, groups, legend_below, styled
+from faithful_sae.paper.plots.style import (
+    LEVEL,
+    WIDTH,
+    corpus_looks,
+    grid,
+    groups,
+    legend_below,
+    styled,
+)
 
 
 @styled
@@ -12,29 +20,25 @@ def sharing(data: DataFrame) -> Figure:
     """Detection against the number of other seeds that share a latent (Paulo and Belrose 2025,
     Figure 3): median and quartiles over latents of all seeds, and below how many latents there are.
     """
-    colours = corpus_colours(data.corpus)
+    looks = corpus_looks(data.corpus)
     figure, (ax, below) = grid(2, 1, 1.5, WIDTH * 0.7, sharex=True, height_ratios=(2, 1))
     for i, ((corpus,), part) in enumerate(groups(data, "corpus")):
-        places = part.seeds_sharing + 0.3 * (i / max(len(colours) - 1, 1) - 0.5)
+        places = part.seeds_sharing + 0.3 * (i / max(len(looks) - 1, 1) - 0.5)
         spread = np.abs(part[["lower", "upper"]].to_numpy().T - part["median"].to_numpy())
         ax.errorbar(
             places,
             part["median"],
             yerr=spread,
-            fmt="o",
-            markersize=3,
-            elinewidth=0.9,
-            capsize=1.5,
-            color=colours[corpus],
             label=corpus,
+            **looks[corpus].points(),
         )
-        below.bar(places, part.latents, width=0.28, color=colours[corpus])
-    ax.axhline(0.5, color="0.7", linewidth=0.6, linestyle="--")
-    ax.set(ylabel="detection")
+        below.bar(places, part.latents, width=0.28, color=looks[corpus].colour)
+    ax.axhline(0.5, label="chance", **LEVEL)
+    ax.set(ylabel="detection\nhigher is better")
     below.set(ylabel="latents", xlabel="other seeds in which the latent is found")
     if len(data):
         below.set_xticks(range(int(data.seeds_sharing.max()) + 1))
-        legend_below(figure, ax, len(colours))
+        legend_below(figure, ax, 3, title="medians, and quartiles over latents")
     return figure
 
 
@@ -61,8 +65,8 @@ def pairs(data: DataFrame) -> Figure:
             linewidths=0,
             rasterized=True,
         )
-        ax.axline((0.5, 0.5), slope=1, color="0.7", linewidth=0.6)
-        ax.set(title=corpus, xlabel="detection, first seed", aspect="equal")
+        ax.axline((0.5, 0.5), slope=1, **LEVEL)
+        ax.set(title=corpus, xlabel="detection, first seed; dashed: both alike", aspect="equal")
     if points is not None:
         axes[0].set_ylabel("detection, second seed")
         figure.colorbar(points, ax=list(axes), label="alignment (cosine)", shrink=0.8)

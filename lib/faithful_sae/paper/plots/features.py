@@ -1,12 +1,24 @@
 """The figures of notebook 09: one function each, which draws the DataFrame of its csv."""
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from faithful_sae.paper.plots.style import COLOURS, WIDTH, grid, groups, styled
+from faithful_sae.paper.plots.style import (
+    INK,
+    OLIVE,
+    VIOLET,
+    WIDTH,
+    grid,
+    groups,
+    legend_below,
+    styled,
+)
 
-OF_GROUP = {"shared": COLOURS[2], "orphan": COLOURS[0], "not fake": COLOURS[2], "fake": COLOURS[5]}
+OF_GROUP = {"shared": INK, "orphan": VIOLET, "not fake": INK, "fake": OLIVE}
+STYLES = ("-", "--", ":", "-.")
 
 
 @styled
@@ -25,9 +37,9 @@ def histograms(data: DataFrame) -> Figure:
             color=OF_GROUP[group],
             linewidth=0,
         )
-        ax.set(xscale="log", title=f"{group} {latent}")
-    figure.supxlabel("activation", fontsize=7)
-    figure.supylabel("tokens", fontsize=7)
+        ax.set(xscale="log", title=f"{group}: latent {latent}")
+    figure.supxlabel("activation (log)", fontsize=7.5)
+    figure.supylabel("tokens; each latent has its own scale", fontsize=7.5)
     return figure
 
 
@@ -36,52 +48,43 @@ def agreement(data: DataFrame) -> Figure:
     """Share of each latent's MutInfo tokens that VocabProj lists too, cumulated over latents;
     dashed: with another latent's VocabProj.
     """
-    figure, (ax,) = grid(1, 1, 2.3, WIDTH * 0.6)
-    for (group,), part in groups(data, "group"):
-        for column, style, width, label in (
-            ("agreement", "-", 1.1, f"{group} ({len(part)})"),
-            ("by_chance", "--", 0.8, None),
-        ):
-            ax.step(
-                np.sort(part[column].to_numpy()),
-                np.arange(1, len(part) + 1) / len(part),
-                style,
-                where="post",
-                color=OF_GROUP[group],
-                linewidth=width,
-                label=label,
-            )
-    ax.set(
-        xlabel="share of MutInfo tokens among those of VocabProj",
-        ylabel="share of latents",
-        ylim=(0, 1.02),
-        xlim=(-0.02, 1),
-    )
-    ax.legend(loc="lower right")
+    parts = list(groups(data, "group"))
+    figure, axes = grid(len(parts), len(parts), 2.2, sharex=True, sharey=True)
+    lines = {"agreement": ("its own VocabProj", "-"), "by_chance": ("another latent's", "--")}
+    for ax, ((group,), part) in zip(axes, parts, strict=True):
+        for column, (label, style) in lines.items():
+            values = np.sort(part[column].to_numpy())
+            share = np.arange(1, len(part) + 1) / len(part)
+            # the steps begin at the left edge, and go on to the right one
+            x, y = np.array([-0.02, *values, 1.0]), np.array([0, *share, 1])
+            ax.step(x, y, style, where="post", color=OF_GROUP[group], label=label)
+        ax.set(title=f"{group}: {len(part)} latents", ylim=(0, 1.02), xlim=(-0.02, 1))
+    axes[0].set_ylabel("share of latents with at most so many\nlower: more agreement")
+    figure.supxlabel("share of MutInfo tokens among those of VocabProj", fontsize=7.5)
+    legend_below(figure, axes[0], 2)
     return figure
 
 
 @styled
 def steering(data: DataFrame) -> Figure:
-    """KL of the next-token distribution and probability of the VocabProj tokens against the dose,
-    one line per latent.
+    """KL of the next-token distribution and probability of the VocabProj tokens against the dose: a
+    column per group, a line per latent.
     """
-    figure, axes = grid(2, 2, 2.4)
-    for (group, _), part in groups(data, "group", "latent"):
-        for ax, values in zip(axes, (part.kl, part.probability), strict=True):
-            ax.plot(
-                part.dose,
-                values,
-                color=OF_GROUP[group],
-                marker=".",
-                markersize=3,
-                linewidth=0.8,
-                alpha=0.9,
-            )
-    axes[0].set_title("KL from the model as it is (nats per token)")
-    axes[1].set_title("probability of the tokens VocabProj lists")
-    for ax in axes:
-        ax.set(xlabel="added, in units of the latent's largest activation", ylim=(0, None))
-    lines = {name: axes[0].plot([], [], color=OF_GROUP[name])[0] for name in data.group.unique()}
-    axes[0].legend(lines.values(), lines.keys())
+    parts = list(groups(data, "group"))
+    measures = {
+        "kl": "KL from the model as it is\n(nats per token)",
+        "probability": "probability of the tokens\nVocabProj lists",
+    }
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    axes = figure.subplots(2, len(parts), squeeze=False, sharex=True, sharey="row")
+    for column, ((group,), part) in zip(axes.T, parts, strict=True):
+        for style, ((latent,), line) in zip(itertools.cycle(STYLES), groups(part, "latent")):
+            for ax, measure in zip(column, measures, strict=True):
+                look = {"color": OF_GROUP[group], "marker": ".", "label": f"latent {latent}"}
+                ax.plot(line.dose, line[measure], style, **look)
+        column[0].set_title(group)
+        column[0].legend()
+    for ax, label in zip(axes[:, 0], measures.values(), strict=True):
+        ax.set(ylabel=label, ylim=(0, None))
+    figure.supxlabel("added, in units of the latent's largest activation", fontsize=7.5)
     return figure

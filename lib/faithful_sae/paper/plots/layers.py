@@ -19,7 +19,7 @@ def distances(data: DataFrame) -> Figure:
         for i, j in ((i, j) for i in range(len(layers)) for j in range(len(layers))):
             value = matrix.iloc[i, j]
             colour = "white" if value > 0.3 else "0.1"
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6)
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
     for _, part in data.loc[data.group >= 0].groupby("group"):
         first, last = layers.index(part.layer_a.min()), layers.index(part.layer_a.max())
         size = last - first + 1

@@ -11,29 +11,30 @@ from faithful_sae.paper.plots.style import WIDTH, styled
 # in units of a canvas of 10 x 3.7; `|` breaks a line, an arrow goes from x, y to x2, y2
 DIAGRAM = """
 group, x,    y,    width, height, text,                              kind,  x2,   y2
-model, 0.1,  1.45, 1.5,   0.9,    language|model,                    box,   ,
-text,  2.6,  2.45, 1.75,  0.9,    faithful dataset|(its own samples), box,   ,
-text,  2.6,  0.45, 1.75,  0.9,    web and instruction|corpora,       box,   ,
-model, 5.2,  1.45, 1.45,  0.9,    activations|at layer L,            box,   ,
-sae,   7.35, 2.5,  1.0,   0.8,    TopK SAE|seed 42,                  box,   ,
-sae,   7.35, 0.5,  1.0,   0.8,    TopK SAE|seed 49,                  box,   ,
-metric,8.9,  2.9,  1.0,   0.5,    SFR,                               box,   ,
-metric,8.9,  2.1,  1.0,   0.5,    FFR,                               box,   ,
-metric,8.9,  1.2,  1.0,   0.5,    fidelity,                          box,   ,
-metric,8.9,  0.4,  1.0,   0.5,    probing,                           box,   ,
-,      1.65, 2.05, ,      ,       BOS,                               arrow, 2.55, 2.8
-,      4.42, 2.85, ,      ,       ,                                  arrow, 5.2,  2.25
-,      4.42, 0.95, ,      ,       ,                                  arrow, 5.2,  1.55
-,      1.68, 1.9,  ,      ,       ,                                  arrow, 5.12, 1.9
-,      6.72, 2.1,  ,      ,       ,                                  arrow, 7.3,  2.75
-,      6.72, 1.7,  ,      ,       ,                                  arrow, 7.3,  1.0
-,      8.42, 2.95, ,      ,       ,                                  arrow, 8.85, 3.15
-,      8.42, 2.8,  ,      ,       ,                                  arrow, 8.85, 2.4
-,      8.42, 1.0,  ,      ,       ,                                  arrow, 8.85, 1.4
-,      8.42, 0.85, ,      ,       ,                                  arrow, 8.85, 0.65
-,      8.42, 1.15, ,      ,       ,                                  arrow, 8.85, 2.95
+text,  0.1,  2.5,  2.0,   0.9,    faithful dataset|(its own samples), box,   ,
+text,  0.1,  0.3,  2.0,   0.9,    web and instruction|corpora,       box,   ,
+model, 2.9,  1.4,  1.3,   0.9,    language|model,                    box,   ,
+model, 4.75, 1.4,  1.2,   0.9,    activations|at layer L,            box,   ,
+frame, 6.5,  0.1,  1.4,   3.5,    SAEs of one corpus,                box,   ,
+sae,   6.65, 2.2,  1.1,   0.8,    TopK SAE|one seed,                 box,   ,
+sae,   6.65, 0.7,  1.1,   0.8,    TopK SAE|another seed,             box,   ,
+metric,8.75, 2.9,  1.2,   0.6,    SFR|of two seeds,                  box,   ,
+metric,8.75, 1.95, 1.2,   0.6,    FFR|of each SAE,                   box,   ,
+metric,8.75, 1.05, 1.2,   0.6,    fidelity|of each SAE,              box,   ,
+metric,8.75, 0.15, 1.2,   0.6,    probing|of each SAE,               box,   ,
+,      3.2,  2.35, ,      ,       samples after BOS,                 arrow, 2.15, 3.1
+,      2.15, 2.6,  ,      ,       ,                                  arrow, 2.85, 2.1
+,      2.15, 0.85, ,      ,       ,                                  arrow, 2.85, 1.6
+,      4.25, 1.85, ,      ,       ,                                  arrow, 4.7,  1.85
+,      6.0,  1.85, ,      ,       ,                                  arrow, 6.45, 1.85
+,      7.95, 3.2,  ,      ,       ,                                  arrow, 8.7,  3.2
+,      7.95, 1.95, ,      ,       ,                                  arrow, 8.7,  2.2
+,      7.95, 1.5,  ,      ,       ,                                  arrow, 8.7,  1.35
+,      7.95, 1.05, ,      ,       ,                                  arrow, 8.7,  0.5
 """
 FILL = {"model": "#DCE9F5", "text": "#FBE3D3", "sae": "#E3F1E5", "metric": "#F1F1F1"}
+# around boxes: its text stands at the top
+FILL["frame"] = "#FFFFFF"
 
 
 def method_boxes() -> DataFrame:
@@ -62,11 +63,11 @@ def method(data: DataFrame) -> Figure:
         )
         ax.text(
             box.x + box.width / 2,
-            box.y + box.height / 2,
+            box.y + box.height - 0.25 if box.group == "frame" else box.y + box.height / 2,
             box.text.replace("|", "\n"),
             ha="center",
             va="center",
-            fontsize=6.6,
+            fontsize=7,
         )
     for _, arrow in data.loc[data.kind == "arrow"].fillna({"text": ""}).iterrows():
         ax.annotate(
@@ -82,11 +83,11 @@ def method(data: DataFrame) -> Figure:
             },
         )
         ax.text(
-            (arrow.x + arrow.x2) / 2,
+            (arrow.x + arrow.x2) / 2 + 0.1,
             (arrow.y + arrow.y2) / 2 + 0.1,
             arrow.text.replace("|", "\n"),
-            ha="center",
-            fontsize=6,
+            ha="left",
+            fontsize=7,
             color="0.25",
             style="italic",
         )

@@ -10,8 +10,11 @@ from pandas import DataFrame
 from scipy.stats import gaussian_kde
 
 from faithful_sae.paper.plots.style import (
-    COLOURS,
     FORMULA,
+    INK,
+    LEVEL,
+    OLIVE,
+    VIOLET,
     WIDTH,
     grid,
     groups,
@@ -19,15 +22,13 @@ from faithful_sae.paper.plots.style import (
     styled,
 )
 
-AGREE = COLOURS[2]
-DISAGREE = COLOURS[1]
 AXES = {"d_sae": "latents", "k": "active latents, k", "tokens": "training tokens", "layer": "layer"}
-THRESHOLD = {"color": "0.4", "linewidth": 0.7, "linestyle": "--"}
 DEFINITIONS = {  # of sharing: label, colour, line style
-    "shared": ("encoder and decoder", COLOURS[2], "-"),
-    "shared_decoder": ("decoder alone (SFR)", COLOURS[3], "-"),
-    "shared_maximum": ("nearest instead of matched latents", COLOURS[0], "--"),
+    "shared": ("encoder and decoder", INK, "-"),
+    "shared_decoder": ("decoder alone (SFR)", VIOLET, "-."),
+    "shared_maximum": ("nearest instead of matched latents", OLIVE, "--"),
 }
+BAND = "95 % interval over seeds"
 
 
 def _joint():
@@ -61,11 +62,13 @@ def _contours(ax, x, y):
 
 
 def _by_agreement(data):
-    """(latents, their colour and label), by whether both matchings of two SAEs agree on them."""
+    """(latents, their colour, marker and label), by whether both matchings of two SAEs agree on
+    them.
+    """
     agree = data.agree.astype(bool)
     return [
-        (data.loc[agree], AGREE, "matchings agree"),
-        (data.loc[~agree], DISAGREE, "matchings disagree"),
+        (data.loc[agree], INK, "o", "matchings agree"),
+        (data.loc[~agree], VIOLET, "^", "matchings disagree"),
     ]
 
 
@@ -84,27 +87,30 @@ def matched_cosines(data: DataFrame) -> Figure:
         ylabel="cosine of matched encoder columns",
     )
     parts = _by_agreement(data)
-    for part, colour, label in parts:
+    for part, colour, marker, label in parts:
         mean = (part.decoder_cosine.mean() + part.encoder_cosine.mean()) / 2
         ax.scatter(
             part.decoder_cosine,
             part.encoder_cosine,
-            5,
+            7,
             color=colour,
-            alpha=0.6,
+            marker=marker,
+            alpha=0.5,
             linewidths=0,
             label=f"{label}: {len(part)} latents" + (f", mean {mean:.2f}" if len(part) else ""),
         )
     _contours(ax, data.decoder_cosine, data.encoder_cosine)
     bins = np.linspace(low, 1, 41).tolist()
-    stacked = {"stacked": True, "color": [AGREE, DISAGREE]}
+    stacked = {"stacked": True, "color": [colour for _, colour, *_ in parts]}
     top.hist([part.decoder_cosine for part, *_ in parts], bins, **stacked)
     right.hist(
         [part.encoder_cosine for part, *_ in parts], bins, orientation="horizontal", **stacked
     )
-    for line in (ax.axvline, ax.axhline):
-        line(limit, **THRESHOLD)
-    legend_below(figure, ax, 2, markerscale=2)
+    ax.axhline(limit, label=f"threshold {limit:g}", **LEVEL)
+    ax.axvline(limit, **LEVEL)
+    if ax.collections[len(parts) :]:
+        ax.plot([], [], color="0.25", linewidth=0.6, label="lines of equal density")
+    legend_below(figure, ax, 2, markerscale=1.5)
     return figure
 
 
@@ -136,11 +142,13 @@ def firing(data: DataFrame) -> Figure:
         top.hist([part.firing for part in parts], edges, **stacked)
     bins = np.linspace(low, 1, 41).tolist()
     right.hist([part.mean_cosine for part in parts], bins, orientation="horizontal", **stacked)
-    ax.axhline(data.threshold.iloc[0], **THRESHOLD)
+    limit = data.threshold.iloc[0]
+    ax.axhline(limit, **LEVEL)
+    ax.text(0, limit, f" threshold {limit:g}", va="bottom", transform=ax.get_yaxis_transform())
     silent = f"; {(~fires).sum()} never fired" if not fires.all() else ""
     ax.set(
         xscale="log" if fires.any() else "linear",
-        xlabel=f"share of training tokens the latent fires on{silent}",
+        xlabel=f"share of training tokens the latent fires on (log){silent}",
         ylim=(low - 0.03, 1.03),
         ylabel=f"cosine of matched decoder rows,\nmean over {others} seeds",
     )
@@ -166,22 +174,22 @@ def only_in_base(data: DataFrame) -> Figure:
         np.array([seen.only_in_base - seen.low, seen.high - seen.only_in_base]),
         fmt="o",
         markersize=3.5,
-        color="0.15",
+        color=INK,
         elinewidth=0.8,
         capsize=2,
         zorder=3,
         label=seen.label.iloc[0],
     )
     laws = groups(data.loc[data.series != "measured"], "series")
-    styles = zip(("--", "-", "-."), (COLOURS[0], COLOURS[2], COLOURS[3]), strict=True)
+    styles = zip(("--", "-", "-."), (VIOLET, INK, OLIVE), strict=True)
     for (_, part), (style, colour) in zip(laws, styles, strict=True):
         ax.plot(part.seeds, part.only_in_base, style, color=colour, label=part.label.iloc[0])
         ax.fill_between(part.seeds, part.low, part.high, color=colour, alpha=0.12, linewidth=0)
-    ax.axvline(seen.seeds.max(), **THRESHOLD)
+    ax.axvline(seen.seeds.max(), **LEVEL)
     ax.set(
         xscale="log",
-        xlabel="seeds (dashed: as many as there are)",
-        ylabel="latents only in the base (share)",
+        xlabel="seeds (log); right of the dashed line extrapolated",
+        ylabel="latents only in the base (share)\nlower: more shared",
         ylim=(0, 1),
     )
     ax.xaxis.set_minor_locator(NullLocator())
@@ -189,8 +197,9 @@ def only_in_base(data: DataFrame) -> Figure:
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     # what was measured first
     *of_laws, measured = zip(*ax.get_legend_handles_labels(), strict=True)
-    legend = ax.legend(*zip(measured, *of_laws, strict=True), loc="upper right")
-    for text in legend.get_texts():
+    note = ax.fill_between([], [], color="0.8"), f"bars and bands: {BAND}"
+    legend = ax.legend(*zip(measured, *of_laws, note, strict=True), loc="upper right")
+    for text in legend.get_texts()[:-1]:
         text.set_gid(FORMULA)
     return figure
 
@@ -207,13 +216,15 @@ def thresholds(data: DataFrame) -> Figure:
         ax.fill_between(
             part.threshold, part.share_low, part.share_high, color=colour, alpha=0.2, linewidth=0
         )
-    ax.axvline(data.chosen.iloc[0], **THRESHOLD)
+    chosen = data.chosen.iloc[0]
+    ax.axvline(chosen, label=f"threshold that is used: {chosen:g}", **LEVEL)
     ax.set(
         xlabel="threshold on the cosine",
         ylabel="share of latents shared",
         ylim=(0, 1.02),
         xlim=(0, 1),
     )
+    ax.fill_between([], [], color="0.8", label=f"band: {BAND}")
     legend_below(figure, ax, 3)
     return figure
 
@@ -223,15 +234,16 @@ def maximum_cosines(data: DataFrame) -> Figure:
     """Figure A3: matched against largest cosine of every latent; on the diagonal they are one."""
     figure, (ax,) = grid(1, 1, 3.2, WIDTH * 0.75)
     low = min(0.0, data.decoder_cosine.min(), data.max_cosine.min())
-    ax.plot([low, 1], [low, 1], color="0.6", linewidth=0.6)
-    for part, colour, label in _by_agreement(data):
+    ax.plot([low, 1], [low, 1], label="the match is the nearest", **LEVEL)
+    for part, colour, marker, label in _by_agreement(data):
         same = (part.match == part.maximum).mean()
         ax.scatter(
             part.decoder_cosine,
             part.max_cosine,
-            6,
+            8,
             color=colour,
-            alpha=0.6,
+            marker=marker,
+            alpha=0.5,
             linewidths=0,
             label=f"{label}: {same:.0%} matched with their nearest",
         )
@@ -242,7 +254,7 @@ def maximum_cosines(data: DataFrame) -> Figure:
         ylim=(low - 0.03, 1.03),
     )
     # no point can lie below the diagonal
-    ax.legend(loc="lower right", markerscale=2)
+    ax.legend(loc="lower right", markerscale=1.5)
     return figure
 
 
@@ -282,11 +294,12 @@ def _sweeps(data, series, ylabel):
         ax.set_xticks(values, [_short(value) for value in values])
         for tick, value in zip(ax.get_xticklabels(), values, strict=True):
             tick.set_fontweight("bold" if value == part.plain.iloc[0] else "normal")
-        ax.set_xlabel(AXES[sweep])
+        ax.set_xlabel(AXES[sweep] + ("" if sweep == "layer" else " (log)"))
     axes[0].set_ylabel(ylabel)
     axes[0].set_ylim(0, 1)
     if sweeps:
-        legend_below(figure, axes[0], len(series))
+        title = f"dots: pairs of seeds; bars: {BAND}; bold: as in the plain SAEs"
+        legend_below(figure, axes[0], len(series), title=title)
     return figure
 
 
@@ -319,8 +332,8 @@ def mean_cosines(data: DataFrame) -> Figure:
     return _sweeps(
         data,
         {
-            "mmcs": ("mean maximum cosine (MMCS)", COLOURS[0], "--"),
-            "matched_cosine": ("mean matched cosine", COLOURS[2], "-"),
+            "mmcs": ("mean maximum cosine (MMCS)", OLIVE, "--"),
+            "matched_cosine": ("mean matched cosine", INK, "-"),
         },
         "decoder cosine",
     )

@@ -3,19 +3,21 @@
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.typing import RcKeyType
 from pandas import DataFrame, Series
+from scipy.optimize import isotonic_regression
 
+from faithful_sae.paper.names import role_of
 from faithful_sae.runs.schema import BASELINES
 
 FONT = "DejaVu Sans"
@@ -23,34 +25,70 @@ FONT = "DejaVu Sans"
 FORMULA = "formula"
 WIDTH = 6.8  # inches, a page's text width
 DPI = 200  # of a png
+SMALLEST = 7  # points, of any text: figures are as wide on paper as they say
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 8,
     "axes.labelsize": 7.5,
-    "legend.fontsize": 6.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
+    "legend.fontsize": SMALLEST,
+    "legend.title_fontsize": SMALLEST,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
     "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "hatch.linewidth": 0.6,
     "font.family": FONT,
+    # on a dark page, too
+    "figure.facecolor": "white",
+    "savefig.transparent": False,
 }
-# Okabe and Ito's palette, colour-blind safe: the first two are warm, and faithful text stands out
-COLOURS = (
-    "#D55E00",
-    "#E69F00",
-    "#0072B2",
-    "#009E73",
-    "#56B4E9",
-    "#CC79A7",
-    "#8C6D31",
-    "#7F7F7F",
-    "#332288",
-)
-# of untrained baselines
-GREYS = ("0.8", "0.6")
+
+
+class Look(NamedTuple):
+    """How a corpus is drawn: the line and the marker tell it apart in grey."""
+
+    colour: str
+    line: Any = "-"
+    marker: str = "o"
+
+    def curve(self) -> dict[str, Any]:
+        """Keywords of Axes.plot, for a line."""
+        return {"color": self.colour, "linestyle": self.line}
+
+    def points(self) -> dict[str, Any]:
+        """Keywords of Axes.errorbar, for dots with whiskers."""
+        return {"color": self.colour, "fmt": self.marker, "elinewidth": 0.9, "capsize": 1.5}
+
+
+DASHED, DOTTED, MIXED = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
+# the one map of colours, by the role a corpus plays: Okabe and Ito's, colour-blind safe, and three
+# dark ones. Faithful text is warm, web text is blue
+LOOKS = {
+    "faithful": Look("#D55E00"),
+    "faithful-other": Look("#E69F00", DASHED, "D"),
+    "pile": Look("#0072B2", "-", "s"),
+    "fineweb": Look("#56B4E9", DASHED, "^"),
+    "openwebtext": Look("#332288", DOTTED, "P"),
+    "tinystories": Look("#8C6D31", MIXED, "X"),
+    "alpaca": Look("#009E73", "-", "v"),
+    "open-instruct": Look("#CC79A7", DASHED, "<"),
+    "flan": Look("#882255", MIXED, ">"),
+}
+# untrained baselines, in every figure
+GREYS = ("0.75", "0.5")
+OF_BASELINES = {
+    name: Look(grey, line, marker)
+    for name, grey, line, marker in zip(BASELINES, GREYS, ("-", DOTTED), "dh", strict=True)
+}
+# what is no corpus has no corpus's colour: one of these, or a grey
+INK, VIOLET, OLIVE = "0.1", "#7B3FA0", "#A0A030"
+# a limit or a chance level
+LEVEL: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (2, 1.5))}
 # one note says it, of all figures
 warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 P = ParamSpec("P")
@@ -133,16 +171,19 @@ def grid(
     return figure, axes[:n]
 
 
-def corpus_colours(names: Iterable[str]) -> dict[str, str]:
-    """{corpus: colour} in order of appearance: faithful text in the two warm ones, untrained
-    baselines in greys.
+def corpus_looks(names: Iterable[str]) -> dict[str, Look]:
+    """{corpus: its look} in order of appearance. A corpus that plays no role has the look of a role
+    that none of the others plays.
+
+    Args:
+        names: as paper.names calls them.
     """
-    warm = itertools.cycle(COLOURS[:2])
-    others = itertools.cycle(COLOURS[2:])
-    greys = dict(zip(BASELINES, GREYS, strict=True))
+    roles = {name: role_of(name) for name in dict.fromkeys(names)}
+    free = [look for role, look in LOOKS.items() if role not in roles.values()]
+    spare = itertools.cycle(free or LOOKS.values())
     return {
-        name: greys.get(name) or next(warm if str(name).lower().startswith("faithful") else others)
-        for name in dict.fromkeys(names)
+        name: OF_BASELINES.get(name) or (LOOKS[role] if role in LOOKS else next(spare))
+        for name, role in roles.items()
     }
 
 
@@ -157,10 +198,72 @@ def legend_below(figure: Figure, ax: Axes, ncols: int, **kwargs: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **kwargs)
 
 
-def colour_legend(figure: Figure, colours: dict[str, str], **kwargs: Any) -> None:
-    """A legend of patches of colour, below all axes."""
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), **kwargs)
+def marker_legend(figure: Figure, looks: dict[str, Look], title: str = "") -> None:
+    """A legend of markers with their lines, below all axes."""
+    handles = [
+        Line2D([], [], color=look.colour, linestyle="", marker=look.marker, label=name)
+        for name, look in looks.items()
+    ]
+    ncols = min(4, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, title=title)
+
+
+def label_ends(ax: Axes, ends: dict[str, float], looks: dict[str, Look], x: float) -> None:
+    """Names beside the right ends of curves, in the order of the curves and apart from each other,
+    each with a sample of its line.
+
+    Args:
+        ends: {name: height of its curve at x}; limits and scale of the axes are final.
+        x: where the curves end, in data.
+    """
+    figure = ax.figure
+    place = ax.transData + ax.transAxes.inverted()
+    wanted = {name: place.transform((x, y))[1] for name, y in ends.items()}
+    # of a line of text; axes are about three quarters of their row
+    rows = ax.get_gridspec().nrows if ax.get_gridspec() else 1
+    step = 1.25 * SMALLEST / 72 / (0.75 * figure.get_figheight() / rows)
+    heights = spread(list(wanted.values()), step)
+    for (name, start), height in zip(wanted.items(), heights, strict=True):
+        line = {"transform": ax.transAxes, "clip_on": False}
+        ax.plot((1.01, 1.04), (start, height), color="0.6", linewidth=0.5, **line)
+        ax.plot((1.04, 1.11), (height, height), **looks[name].curve(), **line)
+        at = {"va": "center", "fontsize": SMALLEST, "transform": ax.transAxes}
+        ax.text(1.13, height, name, **at)
+
+
+def spread(places: Sequence[float], step: float) -> list[float]:
+    """Places at least a step apart, in their order, and as near to the given ones as can be."""
+    order = np.argsort(places, kind="stable")
+    # least squares of places in order: each less its share of the steps below it
+    shifted = np.asarray(places, dtype=float)[order] - step * np.arange(len(order))
+    moved = isotonic_regression(shifted).x + step * np.arange(len(order)) if len(order) else shifted
+    found = np.empty(len(order))
+    found[order] = moved
+    return found.tolist()
+
+
+def highlighted(
+    data: DataFrame, x: str, y: str, band: tuple[str, str] | None, columns: int, height: float
+) -> tuple[Figure, np.ndarray]:
+    """A panel per corpus: its curve among those of all others, which are thin and grey.
+
+    Args:
+        band: columns of the lower and upper edge of what surrounds the curve.
+        height: of a row of panels, in inches.
+    """
+    looks = corpus_looks(data.corpus)
+    curves = {corpus: part for (corpus,), part in groups(data, "corpus")}
+    figure, axes = grid(len(looks), min(columns, len(looks)), height, sharex=True, sharey=True)
+    for ax, (corpus, look) in zip(axes, looks.items(), strict=True):
+        for part in curves.values():
+            ax.plot(part[x], part[y], color="0.85", linewidth=0.6, zorder=1)
+        part = curves[corpus]
+        ax.plot(part[x], part[y], color=look.colour, label=corpus)
+        if band:
+            edges = (part[edge] for edge in band)
+            ax.fill_between(part[x], *edges, color=look.colour, alpha=0.25, linewidth=0)
+        ax.set_title(corpus)
+    return figure, axes
 
 
 def falling_curve(ax: Axes, values: Series, **kwargs: Any) -> None:
