@@ -309,8 +309,8 @@ def test_bars_are_the_table_in_long_form(make_measured_run):
     table = tables.sfr_table(runs, "table2", tables.INSTRUCTION)
     long = figure_data.bars(runs, table, tables.INSTRUCTION)
     values = {(r.model, r.source, r.corpus): r.sfr for r in long.itertuples()}
-    assert values["Model a", "here", "FLAN (here my-flan)"] == 0.2
-    assert ("Model b", "here", "FLAN (here my-flan)") not in values
+    assert values["Model a", "here", "my-flan (FLAN)"] == 0.2
+    assert ("Model b", "here", "my-flan (FLAN)") not in values
     assert len(values) == len(long) == 3 + 8
     assert values["Pythia 1.4B", "paper", "Open-Instruct"] == 0.7134
     assert long.half_width.isna().all()  # of one pair, and of the paper
@@ -405,7 +405,7 @@ def test_a_profile_of_which_nothing_is_measured(make_run):
         ax.get_title()
         for ax in plots.bars(figure_data.bars(runs, SHOWN["table4"][1](runs), tables.WEB)).axes
     ]
-    assert sources == ["the paper"]
+    assert sources == ["the paper, one pair of seeds"]
 
 
 def test_rows_of_other_parameters_are_left_out(make_measured_run, make_run):

@@ -16,7 +16,7 @@ from faithful_sae.metrics.sfr import compare_seeds
 from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.plots import paper as plots
-from faithful_sae.paper.plots.style import GREYS, corpus_colours
+from faithful_sae.paper.plots.style import GREYS, corpus_looks
 from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import BASELINES, ParamsError
@@ -419,7 +419,7 @@ def test_the_matrix_of_fidelity_has_them_last_and_outside_its_colours(pair):
 
 
 def test_their_colours_are_grey():
-    colours = corpus_colours(["faithful", RANDOM, "pile", FROZEN])
-    assert (colours[RANDOM], colours[FROZEN]) == GREYS
-    without = corpus_colours(["faithful", "pile"])
-    assert without == {name: colours[name] for name in without}
+    looks = corpus_looks(["faithful", RANDOM, "pile", FROZEN])
+    assert (looks[RANDOM].colour, looks[FROZEN].colour) == GREYS
+    without = corpus_looks(["faithful", "pile"])
+    assert without == {name: looks[name] for name in without}

@@ -7,6 +7,7 @@ from pandas import DataFrame
 
 from faithful_sae.paper.plots.style import (
     INK,
+    SMALLEST,
     WIDTH,
     corpus_looks,
     grid,
@@ -95,21 +96,15 @@ def spectra(data: DataFrame) -> Figure:
     columns = min(5, len(variants))
     figure, axes = grid(len(variants), columns, 1.3, sharex=True, sharey=True)
     for ax, variant in zip(axes, variants, strict=True):
+        never = []
         for (corpus,), part in groups(data.loc[data.variant == variant], "corpus"):
             edges = np.append(part.low, part.high.iloc[-1])
-            never = part.never.iloc[0]
             look = looks[corpus]
             line = {"color": look.colour, "linestyle": look.line}
             ax.stairs(part.share, edges, label=corpus, linewidth=1, **line)
-            ax.text(
-                0.04,
-                0.95 - 0.17 * list(looks).index(corpus),
-                f"never: {100 * never:.0f} %",
-                transform=ax.transAxes,
-                va="top",
-                fontsize=7,
-                color=looks[corpus].colour,
-            )
+            never.append(f"{100 * part.never.iloc[0]:.0f} %")
+        said = "never: " + ", ".join(never)
+        ax.text(0.04, 0.98, said, transform=ax.transAxes, va="top", fontsize=SMALLEST)
         ax.set_title(variant)
     for ax in axes[::columns]:
         ax.set_ylabel("share of latents")
@@ -117,5 +112,5 @@ def spectra(data: DataFrame) -> Figure:
     axes[len(variants) - 1 - (len(variants) - 1) % columns + (columns - 1) // 2].set_xlabel(
         "log10 of the share of tokens on which a latent fires"
     )
-    legend_below(figure, axes[0], len(looks))
+    legend_below(figure, axes[0], len(looks), title="never: latents that never fire, in this order")
     return figure

@@ -59,8 +59,8 @@ def agreement(data: DataFrame) -> Figure:
             x, y = np.array([-0.02, *values, 1.0]), np.array([0, *share, 1])
             ax.step(x, y, style, where="post", color=OF_GROUP[group], label=label)
         ax.set(title=f"{group}: {len(part)} latents", ylim=(0, 1.02), xlim=(-0.02, 1))
-    axes[0].set_ylabel("share of latents with at most so many\nlower: more agreement")
-    figure.supxlabel("share of MutInfo tokens among those of VocabProj", fontsize=7.5)
+        ax.set_xlabel("share of MutInfo tokens\nthat VocabProj lists too")
+    axes[0].set_ylabel("share of latents, cumulated\nlower: more agreement")
     legend_below(figure, axes[0], 2)
     return figure
 

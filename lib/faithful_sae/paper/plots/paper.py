@@ -94,9 +94,9 @@ def training(data: DataFrame) -> Figure:
     """
     looks = corpus_looks(data.corpus)
     ends = data.groupby("corpus", sort=False).tail(1).set_index("corpus")
-    measures = {"dead": "dead latents at the end"}
+    measures = {"dead": "dead latents, last batch"}
     if data.l0.round(6).nunique() > 1:
-        measures |= {"l0": "L0 at the end (active latents per token)"}
+        measures |= {"l0": "L0, last batch"}
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ratios = (2.2, *(1 for _ in measures))
     ax, *others = figure.subplots(1, 1 + len(measures), width_ratios=ratios)
@@ -130,7 +130,7 @@ def training(data: DataFrame) -> Figure:
             place.errorbar(row[measure], y, xerr=span, **looks[str(corpus)].points())
         place.set_yticks(range(len(ends)), ends.index)
         place.set_ylim(len(ends) - 0.5, -0.5)
-        place.set(xlabel=f"{title}\nmean and range over seeds")
+        place.set(xlabel=f"{title}\n(mean, range)")
         place.set_xlim(0, max(ends[f"{measure} most"].max() * 1.1, 1))
     return figure
 
@@ -269,7 +269,8 @@ def firing(data: DataFrame) -> Figure:
     for ax in axes:
         ax.axhline(tau, **LEVEL)
         ax.set(xscale="log", yscale="log")
-    axes[0].text(1, tau, f" fake above {tau:g}", va="bottom", fontsize=7)
+    at = {"va": "bottom", "ha": "right", "transform": axes[0].get_yaxis_transform()}
+    axes[0].text(1, tau, f"fake above {tau:g}", **at)
     figure.supxlabel(
         "latents, most frequent first (log); grey: the other corpora; band: range over seeds",
         fontsize=7.5,
@@ -329,13 +330,13 @@ def _matrix(figure, ax, data, value, lower_is_better):
         )
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=25, ha="right")
     ax.set_yticks(range(table.shape[0]), table.index)
-    ax.set(xlabel="evaluated on", ylabel="trained on")
+    ax.set(xlabel="evaluated on; ±: 95 % interval", ylabel="trained on")
     ax.spines[:].set_visible(False)
     # baselines lie beyond it
     numbers = table.to_numpy()
     beyond = {(False, False): "neither", (True, False): "min", (False, True): "max"}
     ends = beyond.get((np.nanmin(numbers) < low, np.nanmax(numbers) > high), "both")
-    bar = figure.colorbar(image, ax=ax, shrink=0.9, extend=ends, label="± 95 % interval")
+    bar = figure.colorbar(image, ax=ax, shrink=0.9, extend=ends)
     bar.outline.set_visible(False)
 
 
@@ -363,7 +364,8 @@ def bars(data: DataFrame) -> Figure:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "handlelength": 1.2}
         ax.legend(handles.values(), handles.keys(), ncols=2 if source == "here" else 3, **below)
     axes[0].set_ylabel("shared feature ratio\nhigher: more shared")
-    axes[0].set_ylim(bottom=0)
+    # numbers stand above the bars
+    axes[0].set_ylim(0, 1.2 * (data.sfr + data.half_width.fillna(0)).max())
     return figure
 
 
@@ -434,33 +436,6 @@ def _probe_dots(ax, data, looks):
     ax.set_xticks(range(2), ["latents", "reconstr."])
 
 
-def _probe_bars(ax, data, metric, colours):
-    """One model's probes on one task."""
-    whisker = {"fmt": "none", "ecolor": "0.15", "elinewidth": 0.6}
-    width = 0.8 / len(colours)
-
-    def bar(x, width, row, colour):
-        ax.bar(x, row[metric], width, color=colour)
-        if not np.isnan(half := row[f"{metric}{HALF}"]):
-            ax.errorbar(x, row[metric], half, **whisker)
-
-    without = data.loc[data.representation == "baseline"].iloc[0]
-    bar(0, 0.5, without, "0.55")
-    baseline = without[metric]
-    for group, kind in enumerate(("sae", "reconstruction"), 1):
-        for j, name in enumerate(colours):
-            part = data.loc[(data.representation == kind) & (data.corpus == name)]
-            if len(part):
-                x = group + (j - (len(colours) - 1) / 2) * width
-                bar(x, 0.95 * width, part.iloc[0], colours[name])
-    ax.axhline(baseline, color="0.4", linewidth=0.5, linestyle=":")
-    values, half = data[metric], data[f"{metric}{HALF}"].fillna(0)
-    # bars are some height, and whiskers whole
-    low = min(values.min() - 0.12, (values - half).min() - 0.01)
-    ax.set_ylim(max(low, 0), min((values + half).max() + 0.01, 1.0))
-    ax.set_xticks(range(3), ["baseline", "SAE", "recon."])
-
-
 @styled
 def reanalysis(data: DataFrame) -> Figure:
     """Each printed comparison in the direction that the paper claims, with its 95 % interval under
@@ -480,7 +455,7 @@ def reanalysis(data: DataFrame) -> Figure:
             ax.plot(row.claimed, y, look.marker, color=look.colour, markerfacecolor=face)
         ax.set_yticks(range(len(part)), [_compared(row) for row in part.itertuples()])
         ax.axvline(0, color=INK, linewidth=0.6)
-        ax.set(title=f"{measure} ({unit})", xlabel="difference, as the paper claims →")
+        ax.set(title=f"{measure} ({unit})", xlabel="as the paper claims →")
     title = "for or against the claim under low noise (thick); filled: under high noise (thin) too"
     marker_legend(figure, readings, title)
     return figure
@@ -490,10 +465,3 @@ def _compared(row):
     """A comparison in few words: model, and what faithful text is compared with."""
     other = row.compared_with.replace("Faithful, other model's", "other model's")
     return f"{row.model}: {other.removeprefix('best other on ').partition(' (')[0]}"
-
-
-def _compared(row):
-    """A comparison in few words: model, and what faithful text is compared with."""
-    other = row.compared_with.replace("Faithful, other model's", "other model's")
-    section = f" ({row.section})" if row.measure == "SFR" else ""
-    return f"{row.model}: {other.removeprefix('best other on ').partition(' (')[0]}{section}"

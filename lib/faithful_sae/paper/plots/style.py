@@ -65,19 +65,19 @@ class Look(NamedTuple):
         return {"color": self.colour, "fmt": self.marker, "elinewidth": 0.9, "capsize": 1.5}
 
 
-DASHED, DOTTED, MIXED = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
+DOTTED = (0, (1, 1.2))
 # the one map of colours, by the role a corpus plays: Okabe and Ito's, colour-blind safe, and three
 # dark ones. Faithful text is warm, web text is blue
 LOOKS = {
     "faithful": Look("#D55E00"),
-    "faithful-other": Look("#E69F00", DASHED, "D"),
-    "pile": Look("#0072B2", "-", "s"),
-    "fineweb": Look("#56B4E9", DASHED, "^"),
-    "openwebtext": Look("#332288", DOTTED, "P"),
-    "tinystories": Look("#8C6D31", MIXED, "X"),
-    "alpaca": Look("#009E73", "-", "v"),
-    "open-instruct": Look("#CC79A7", DASHED, "<"),
-    "flan": Look("#882255", MIXED, ">"),
+    "faithful-other": Look("#E69F00", (0, (4, 1.5)), "D"),
+    "pile": Look("#0072B2", (0, (9, 1.5)), "s"),
+    "fineweb": Look("#56B4E9", DOTTED, "^"),
+    "openwebtext": Look("#332288", (0, (9, 1.5, 2, 1.5)), "P"),
+    "tinystories": Look("#8C6D31", (0, (4, 1.5, 4, 1.5, 1, 1.5)), "X"),
+    "alpaca": Look("#009E73", (0, (6, 1.2, 1, 1.2)), "v"),
+    "open-instruct": Look("#CC79A7", (0, (2, 1)), "<"),
+    "flan": Look("#882255", (0, (4, 1, 1, 1, 1, 1)), ">"),
 }
 # untrained baselines, in every figure
 GREYS = ("0.75", "0.5")
