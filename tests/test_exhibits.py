@@ -260,7 +260,8 @@ def test_a_label_is_shown_as_it_is_written(make_run, root):
         LABEL,
     )
     shown = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
-    assert [shown[name] for name in ("$x", "^y$ $z", LABEL)] == [False] * 3
+    title = f"{LABEL}; lower is better"
+    assert [shown[name] for name in ("$x", "^y$ $z", title)] == [False] * 3
     save_figure(run, "fidelity_ce", pd.DataFrame({"x": [1]}), lambda frame: figure)
     save_table(run, "fidelity", pd.DataFrame({"trained_on": ["x"], "kl": [1]}))
     folder = root / "figures" / "handmade"
