@@ -224,12 +224,12 @@ def test_a_guess_among_all_tokens_has_its_line():
         {"token": list("abcd"), "model": [0.7, 0.1, 0.1, 0.1], "dataset": [0.5, 0.5, 0, 0]}
     )
     for ax in paper.first_token(tokens).axes:
-        assert [line.get_ydata()[0] for line in ax.lines if "1/N" in str(line.get_label())] == [
-            0.25
-        ]
+        assert [
+            np.asarray(line.get_ydata())[0] for line in ax.lines if "1/N" in str(line.get_label())
+        ] == [0.25]
     log = pd.DataFrame({"tokens": [1, 2], "train_ce": [2.0, 1.0], "heldout_ce": [2.0, 1.5]})
     log = log.assign(model="Docs", vocab_size=8, ce_ngram=1.2, ngram_order=3)
-    heights = {line.get_ydata()[0] for line in paper.lm_training(log).axes[0].lines[2:]}
+    heights = {np.asarray(line.get_ydata())[0] for line in paper.lm_training(log).axes[0].lines[2:]}
     assert heights == {np.log(8), 1.2}
 
 
@@ -250,7 +250,9 @@ def test_each_steered_latent_is_named_in_the_panel_of_its_group():
     ).assign(kl=rows.dose, probability=rows.dose / 2)
     figure = features.steering(rows)
     legends = {
-        ax.get_title(): [text.get_text() for text in ax.get_legend().get_texts()]
+        ax.get_title(): [
+            text.get_text() for text in ax.findobj(Text) if "latent " in text.get_text()
+        ]
         for ax in figure.axes[:2]
     }
     assert legends == {"shared": ["latent 1", "latent 7"], "fake": ["latent 3"]}

@@ -120,7 +120,7 @@ def training(data: DataFrame) -> Figure:
     ax.yaxis.set_major_formatter("{x:.2g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0)
-    label_ends(ax, ends.fvu.to_dict(), looks, ax.get_xlim()[1])
+    label_ends(figure, ax, ends.fvu.to_dict(), looks, ax.get_xlim()[1])
     for place, (measure, title) in zip(others, measures.items(), strict=True):
         for y, (corpus, row) in enumerate(ends.iterrows()):
             span = [

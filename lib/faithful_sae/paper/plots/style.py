@@ -208,20 +208,21 @@ def marker_legend(figure: Figure, looks: dict[str, Look], title: str = "") -> No
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, title=title)
 
 
-def label_ends(ax: Axes, ends: dict[str, float], looks: dict[str, Look], x: float) -> None:
+def label_ends(
+    figure: Figure, ax: Axes, ends: dict[str, float], looks: dict[str, Look], x: float
+) -> None:
     """Names beside the right ends of curves, in the order of the curves and apart from each other,
     each with a sample of its line.
 
     Args:
+        ax: the axes of a figure with one row.
         ends: {name: height of its curve at x}; limits and scale of the axes are final.
         x: where the curves end, in data.
     """
-    figure = ax.figure
     place = ax.transData + ax.transAxes.inverted()
     wanted = {name: place.transform((x, y))[1] for name, y in ends.items()}
-    # of a line of text; axes are about three quarters of their row
-    rows = ax.get_gridspec().nrows if ax.get_gridspec() else 1
-    step = 1.25 * SMALLEST / 72 / (0.75 * figure.get_figheight() / rows)
+    # of a line of text; axes are about three quarters of the figure
+    step = 1.25 * SMALLEST / 72 / (0.75 * figure.get_figheight())
     heights = spread(list(wanted.values()), step)
     for (name, start), height in zip(wanted.items(), heights, strict=True):
         line = {"transform": ax.transAxes, "clip_on": False}
