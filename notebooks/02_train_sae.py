@@ -18,8 +18,8 @@
 #
 # One TopK SAE per corpus and seed (paper, sections 2.5 and 3.2, Table 5):
 #
-# $$ z = \mathrm{TopK}_k\big(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc}
-#    + b_\mathrm{enc})\big), \qquad
+# $$ z = \mathrm{TopK}_k\bigl(\mathrm{ReLU}((x - b_\mathrm{dec}) W_\mathrm{enc}
+#    + b_\mathrm{enc})\bigr), \qquad
 #    \hat x = z\, W_\mathrm{dec} + b_\mathrm{dec}, \qquad \lVert W_{\mathrm{dec},i} \rVert = 1 . $$
 #
 # $x$ is read at the hook in one block of the language model (`layer`). Without more it is the

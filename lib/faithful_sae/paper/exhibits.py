@@ -99,18 +99,24 @@ def unmeasured(runs: list[Run]) -> pd.DataFrame:
     """What 07's exhibits lack: model, notebook, why, and the command that makes it. Empty when all
     is there.
     """
-    found = []
-    for run in runs:
-        folder = run.file.parent
-        # as seen from where it lies: no path of this machine
-        built_in = folder == ROOT / "params" / run.profile
-        profile = f"PROFILE={run.profile}" if built_in else f"PARAMS={folder.name}"
-        for stage in model_stages(run):
-            why = _why_unmeasured(run, stage) if stage.paper else None
-            if why:
-                command = f"make paper {profile} MODELS={run.name}"
-                found.append((run.label, stage.name, why, command))
+    found = [
+        (run.label, stage.name, why, command(run, stage))
+        for run in runs
+        for stage in model_stages(run)
+        if stage.paper and (why := _why_unmeasured(run, stage))
+    ]
     return pd.DataFrame(found, columns=["model", "notebook", "why", "command"])
+
+
+def command(run: Run, stage: Stage) -> str:
+    """The command that makes a notebook's exhibits for a run, or for its profile."""
+    folder = run.file.parent
+    # as seen from where it lies: no path of this machine
+    built_in = folder == ROOT / "params" / run.profile
+    profile = f"PROFILE={run.profile}" if built_in else f"PARAMS={folder.name}"
+    model = "" if stage.profile else f" MODELS={run.name}"
+    study = f" STUDIES={next(iter(stage.sections))}" if stage.study else ""
+    return f"make paper {profile}{model}{study}"
 
 
 def _why_unmeasured(run, stage):
