@@ -30,7 +30,7 @@ DO       = $(PY) -P -m faithful_sae
 RUN      = --engine "$(ENGINE)" --cores "$(CORES)" $(if $(GPUS),--gpus "$(GPUS)") $(if $(MODELS),--models "$(MODELS)") \
 	$(if $(STUDIES),--studies "$(STUDIES)") $(if $(WORKERS),--workers "$(WORKERS)") $(if $(VERBOSE),--verbose)
 
-.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-kernels test-browser bench lab sync dry report clean \
+.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-kernels test-browser bench lab sync dry clean \
 	ready peers browser
 
 help:  ## list the targets
@@ -38,10 +38,10 @@ help:  ## list the targets
 	@echo; echo "Variables: PROFILE=smoke|laptop|smollm2|gpt2|paper, PARAMS=path/to/folder, MODELS=\"one other\", STUDIES=\"architectures layer_groups\", CORES=n, GPUS=n,"
 	@echo "           WORKERS=n, ENGINE=local|slurm, PROBE=0, VERBOSE=1"
 
-paper: ready  ## rebuild every table and figure of a profile (PROFILE=laptop, or PARAMS=folder)
+paper: ready  ## rebuild every table and figure of a profile, and site/<profile>/ to read them (PROFILE=laptop, or PARAMS=folder)
 	@$(DO) paper $(CHOSEN) $(RUN)
 
-tables: ready  ## the tables and figures of what a profile has so far; names what is missing (also while `make paper` runs)
+tables: ready  ## the tables, figures and site of what a profile has so far; names what is missing (also while `make paper` runs)
 	@$(DO) tables $(CHOSEN) $(RUN)
 
 stop: ready  ## end the run of a profile, its jobs on a cluster, and what a killed one has left running
@@ -53,7 +53,7 @@ check: ready  ## list all that would fail in a profile, and the memory, disk and
 publish: ready  ## write what would go to the Hub and list it (PROFILE=, PARAMS=); PUSH=1 NAMESPACE=owner uploads it, PUBLIC=1 openly
 	@$(DO) publish $(CHOSEN) $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(PUSH),--push) $(if $(PUBLIC),--public)
 
-explorer: ready  ## write the features of a profile as a page to open in a browser (after notebook 09)
+explorer: ready  ## write the features of a profile as a page to open in a browser, and the site with a link to it (after notebook 09)
 	@$(DO) explorer $(CHOSEN)
 
 lint: ready  ## formatting, common mistakes and types: ruff and pyright
@@ -97,9 +97,6 @@ sync: ready  ## make every .ipynb and .py say the same, and write figures/README
 
 dry: ready  ## show what `make paper` would do, and why
 	@$(DO) dry $(CHOSEN) $(RUN)
-
-report: ready  ## an HTML report of the last `make paper`: steps, times, results
-	@$(DO) report $(CHOSEN) $(RUN)
 
 clean: ready  ## delete what a profile computed (its figures stay)
 	@$(DO) clean $(CHOSEN)

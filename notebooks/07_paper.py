@@ -78,11 +78,12 @@ Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for ru
 # ## What is missing
 #
 # Each row is a notebook of a model whose results are not there, or were made with other parameters.
-# `command` makes them. An empty table means that nothing is missing.
+# `command` makes them.
 
 # %%
 missing = unmeasured(runs)
-Markdown(filename=save_table(runs, "missing", missing))
+note = "" if len(missing) else "Nothing is missing."
+Markdown(filename=save_table(runs, "missing", missing, note))
 
 # %% [markdown]
 # ## The method

@@ -82,10 +82,6 @@ def dry(args: argparse.Namespace) -> None:
     _workflow(args).dry()
 
 
-def report(args: argparse.Namespace) -> None:
-    _workflow(args).report()
-
-
 def _workflow(args: argparse.Namespace) -> Any:
     from faithful_sae.engine.workflow import workflow
 
@@ -137,6 +133,14 @@ def explorer(args: argparse.Namespace) -> None:
         write(args.profile)
     except FeatureError as error:
         sys.exit(f"\n  {error}\n")
+    # which links to it
+    site(args)
+
+
+def site(args: argparse.Namespace) -> None:
+    from faithful_sae.paper.site import write_site
+
+    print(f"written: {write_site(args.profile)}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -216,7 +220,6 @@ def parser() -> argparse.ArgumentParser:
         (paper, "make all tables and figures of a profile"),
         (tables, "make the tables and figures of what there is"),
         (dry, "show what there is to do, and why"),
-        (report, "write an HTML report of the last run"),
     ):
         command = add(run, says)
         command.add_argument("profile", help=PROFILE)
@@ -241,6 +244,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--public", action="store_true", help="into public repositories")
 
     command = add(explorer, "write the features of a profile as a page to open in a browser")
+    command.add_argument("profile", help=PROFILE)
+
+    command = add(site, "write the pages that show a profile's tables, figures and notebooks")
     command.add_argument("profile", help=PROFILE)
 
     command = add(evaluate, "measure an SAE of anybody's on a language model, by text alone")

@@ -38,6 +38,7 @@ STEPS = 3
 SHORT = 0.5  # as SECONDS, for what is quick, and for each size of SAE beyond the first
 PROBE_SHARE = 0.5  # of the free memory, that the model may take
 START = 10.0  # of a notebook, and of its figures
+SITE = 30.0  # all pages
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def job_seconds(
         studies: that are made, too.
     """
     training = writer("saes").name
-    found = {profile_stage().name: START}
+    found = {profile_stage().name: START, "site": SITE}
     for run in map(on_this_machine, runs):
         if run.device == "cuda" or weights(model_shape(run)) > PROBE_SHARE * free_memory(run):
             continue

@@ -1,4 +1,4 @@
-"""Starting Snakemake: `make paper`, `tables`, `dry` and `report`.
+"""Starting Snakemake: `make paper`, `tables` and `dry`.
 
 The process that `make` starts only waits for Snakemake's, so that something is left to say how it
 ended, whatever ends it.
@@ -84,6 +84,7 @@ class Workflow:
         code = self._run(self.command())
         if code == 0:
             print(f"done: tables and figures in {ROOT / 'figures' / self.folder.name}")
+            print(f"to read in a browser: {self._site()}")
             return
         file = ROOT / "artifacts" / self.folder.name / "jobs.json"
         begun = file.exists() and file.stat().st_mtime > start
@@ -99,20 +100,17 @@ class Workflow:
         if code := self._run(self._tables()):
             sys.exit(code)
         print(f"done: {ROOT / 'figures' / self.folder.name}/missing.md says what is not there yet")
+        print(f"to read in a browser: {self._site()}")
 
     def dry(self) -> None:
         """Show what there is to do, and why."""
         sys.exit(self._run(self.command("--dry-run", "--quiet", "rules")))
 
-    def report(self) -> None:
-        """Write an HTML report of the last run."""
-        page = ROOT / "artifacts" / f"report-{self.folder.name}.html"
-        if code := self._run(self.command("--report", str(page))):
-            sys.exit(code)
-        print(f"written: {page}")
+    def _site(self) -> Path:
+        return ROOT / "site" / self.folder.name / "index.html"
 
     def _tables(self) -> list[str]:
-        return self.command("--force", "07_paper", tables=True)
+        return self.command("--forcerun", "07_paper", tables=True)
 
     def _run(self, command: list[str]) -> int:
         """Snakemake's exit code; the process ends where it was interrupted or killed.

@@ -110,8 +110,9 @@ def write_site(profile: str | Path) -> Path:
 def score(verdicts: Collection[str]) -> str:
     """How many claims agree, disagree, and so on, as a sentence."""
     counts = {verdict: list(verdicts).count(verdict) for verdict in SAID}
-    parts = [f"{n} {SAID[verdict][n > 1]}" for verdict, n in counts.items() if n]
-    *first, last = parts or ["none is measured"]
+    if not verdicts:
+        return "None of the paper's claims has been judged yet."
+    *first, last = [f"{n} {SAID[verdict][n > 1]}" for verdict, n in counts.items() if n]
     listed = f"{', '.join(first)} and {last}" if first else last
     number = len(verdicts)
     return f"Of the paper's {number} claim{'s' if number != 1 else ''}, {listed}."
@@ -151,7 +152,7 @@ def _write(runs, site):
     page = environment.get_template("index.html.jinja").render(
         up="",
         note=profile_note(runs),
-        score="" if claims is None else score(claims.verdict.tolist()),
+        score=score([] if claims is None else claims.verdict.tolist()),
         claims=[] if claims is None else claims.to_dict("records"),
         sections=[section for section in sections if section.shown],
         ran=ran,
