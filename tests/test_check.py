@@ -297,6 +297,7 @@ def test_jobs_of_make_paper_have_the_times_of_their_stages(make_run, monkeypatch
     without = ("03_sfr", "04_ffr", "05_fidelity", "06_probing", "13_geometry", "02_train_sae")
     assert timing.job_seconds([run]) == {
         "07_paper": start,
+        "site": timing.SITE,
         "train_corpus · tiny · faithful": start + 4,
         "train_corpus · tiny · text": start + 4,
         "01_generate_faithful · tiny": start + 5,
@@ -304,7 +305,7 @@ def test_jobs_of_make_paper_have_the_times_of_their_stages(make_run, monkeypatch
         **{f"{name} · tiny": start for name in without},
     }
     monkeypatch.setattr(timing, "free_memory", lambda run: 0)
-    assert timing.job_seconds([run]) == {"07_paper": start}
+    assert timing.job_seconds([run]) == {"07_paper": start, "site": timing.SITE}
 
 
 def test_one_seed_is_noted(make_run):

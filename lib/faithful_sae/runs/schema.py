@@ -408,6 +408,10 @@ class Run(Section):
     def figures(self) -> Path:
         return ROOT / "figures" / self.profile
 
+    @property
+    def site(self) -> Path:
+        return ROOT / "site" / self.profile
+
     def resolve(self, path: str | Path) -> Path:
         """A path of the file, relative to the file's folder."""
         return (self.file.parent / Path(path).expanduser()).resolve()

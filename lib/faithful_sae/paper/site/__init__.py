@@ -100,11 +100,10 @@ def write_site(profile: str | Path) -> Path:
         ParamsError: as load_profile. DiskFullError, ReadOnlyError.
     """
     runs = load_profile(profile)
-    folder = ROOT / "site" / runs[0].profile
-    with atomic_path(folder) as tmp:
+    with atomic_path(runs[0].site) as tmp:
         (tmp / "figures").mkdir(parents=True)
         _write(runs, tmp)
-    return folder / "index.html"
+    return runs[0].site / "index.html"
 
 
 def score(verdicts: Collection[str]) -> str:
@@ -132,7 +131,7 @@ def _write(runs, site):
     environment.globals["profile"] = runs[0].profile
     executed = _executed(runs)
     pages = {notebook.address for notebook in executed}
-    sections = [_section(runs, site, pages, name) for name in stages()]
+    sections = [section for name in stages() if (section := _section(runs, site, pages, name))]
     pictures = {
         digest_of((site / address).read_bytes()): Picture(address, f"{title}, {part.model}")
         for section in sections
@@ -154,7 +153,7 @@ def _write(runs, site):
         note=profile_note(runs),
         score=score([] if claims is None else claims.verdict.tolist()),
         claims=[] if claims is None else claims.to_dict("records"),
-        sections=[section for section in sections if section.shown],
+        sections=sections,
         ran=ran,
         absent=_absent(runs),
         explorer=(site / "explorer").is_dir(),
@@ -186,19 +185,23 @@ def _style():
 
 
 def _section(runs, site, pages, name):
-    """A notebook's section: its exhibits that are there, in the order of the list."""
+    """A notebook's section: its exhibits that are there, in the order of the list; None without
+    any.
+    """
+    own = [exhibit for exhibit in exhibits().values() if exhibit.notebook == name]
+    there = {exhibit.id: _there(runs, exhibit) for exhibit in own}
+    if not any(there.values()):
+        return None
     notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
     heading, _, intro = notebook.cells[0].source.partition("\n")
     # which exhibits there are one sees
     intro = re.sub(r"\*\*Exhibits?\.\*\*.*?(\n\n|$)", "", intro, flags=re.S)
     told: set[int] = set()
     shown = []
-    for exhibit in exhibits().values():
-        if exhibit.notebook != name:
-            continue
-        parts = [_part(run, runs, exhibit, site) for run in _there(runs, exhibit)]
+    for exhibit in own:
         prose = _prose(notebook.cells, exhibit.id, told)
-        if parts:
+        if there[exhibit.id]:
+            parts = [_part(run, runs, exhibit, site) for run in there[exhibit.id]]
             text = tidy(prose, 3, lambda link: _leads(site, pages, "", link), exhibit.title)
             shown.append(Shown(exhibit, text, parts))
     text = tidy(markdown(intro), 2, lambda link: _leads(site, pages, "", link), name)
