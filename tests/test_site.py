@@ -19,7 +19,9 @@ from faithful_sae.files import ROOT
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.site import score, write_site
 from faithful_sae.paper.site.markup import markdown, tidy
+from faithful_sae.runs import schema
 from faithful_sae.runs.catalogue import exhibits
+from faithful_sae.runs.params import load_profile
 
 # verdict, effect, low, high
 JUDGED = [
@@ -75,10 +77,17 @@ def notebook(shown):
     return new_notebook(cells=[*cells, new_markdown_cell("## Same")])
 
 
-@pytest.fixture
-def made(make_run):
-    """A run, and its site's folder."""
-    run = make_run()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One of the smoke profile's runs, and the site's folder; results go to a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "ROOT", tmp_path_factory.mktemp("root"))
+        run = load_profile("smoke")[0]
+        make(run)
+        yield run, write_site("smoke").parent
+
+
+def make(run):
     table = pd.DataFrame({"model": ["Tiny", "GPT-2"], "source": ["here", "paper"], "n": [1, 0.5]})
     save_table([run], "table7", table, note="Counts are small.")
     save_table([run], "claims", CLAIMS)
@@ -98,10 +107,9 @@ def made(make_run):
     nbformat.write(notebook(shown), folder / "02_train_sae.ipynb")
     (run.artifacts.parent / "notebooks").mkdir()
     nbformat.write(notebook(shown), run.artifacts.parent / "notebooks" / "07_paper.ipynb")
-    return run, write_site(run.file.parent).parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pages(made):
     """{address: page}"""
     _, folder = made
@@ -160,7 +168,7 @@ def test_exhibits_that_are_not_there_are_named(pages):
     assert exhibits()["table1"].title in missing
     assert exhibits()["cosines"].title in missing
     assert exhibits()["table7"].title not in missing
-    assert "make paper PARAMS=handmade MODELS=tiny" in missing
+    assert f"make paper PROFILE=smoke MODELS={load_profile('smoke')[0].name}" in missing
 
 
 def test_claims_are_counted_and_listed(pages):
@@ -190,8 +198,9 @@ def test_the_paper_s_rows_are_marked(pages):
 
 
 def test_every_notebook_has_a_page(made, pages):
+    run, _ = made
     assert {*pages} - {"index.html"} == {
-        "notebooks/02_train_sae-tiny.html",
+        f"notebooks/02_train_sae-{run.name}.html",
         "notebooks/07_paper.html",
     }
     text = pages["notebooks/07_paper.html"].main
@@ -201,14 +210,14 @@ def test_every_notebook_has_a_page(made, pages):
 
 
 def test_a_picture_is_stored_once(made, pages):
-    _, folder = made
+    run, folder = made
     alone = [*(folder / "notebooks").glob("*.png")]
     assert len(alone) == 1, "the exhibit's own is in figures/"
     sources = [tag["src"] for tag in pages["notebooks/07_paper.html"]("img")]
-    assert sources == ["../figures/training_tiny.png", f"../notebooks/{alone[0].name}"] * 2
+    assert sources == [f"../figures/training_{run.name}.png", f"../notebooks/{alone[0].name}"] * 2
 
 
-def test_pages_can_be_read_by_all(pages):
+def test_pages_can_be_read_by_all(made, pages):
     """What a screen reader goes by: language, landmarks, headings, names of pictures and tables."""
     for name, page in pages.items():
         assert page.html["lang"] == "en", name
@@ -220,7 +229,9 @@ def test_pages_can_be_read_by_all(pages):
         assert all(tag["alt"] for tag in page("img")), name
         assert all(tag.get("scope") for tag in page("th")), name
         assert all(tag.parent["tabindex"] == "0" for tag in page("table")), name
-    assert pages["index.html"].find("img")["alt"] == f"{exhibits()['training'].title}, Tiny"
+    assert (
+        pages["index.html"].find("img")["alt"] == f"{exhibits()['training'].title}, {made[0].label}"
+    )
 
 
 def test_text_of_a_corpus_is_no_script(pages):
@@ -236,9 +247,9 @@ def test_a_site_without_any_result(make_run):
 
 
 def test_the_same_results_give_the_same_pages(made):
-    run, folder = made
+    _, folder = made
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    write_site(run.file.parent)
+    write_site("smoke")
     after = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert before == after
 
