@@ -242,8 +242,8 @@ def test_text_of_a_corpus_is_no_script(pages):
 
 def test_a_site_without_any_result(make_run):
     page = BeautifulSoup(write_site(make_run().file.parent).read_text("utf-8"), "html.parser")
-    assert "None of the paper's claims" in page.find(class_="score").get_text()
-    assert exhibits()["method"].title in page.find(id="missing").get_text()
+    assert "None of the paper's claims" in str(page.find(class_="score"))
+    assert exhibits()["method"].title in str(page.find(id="missing"))
 
 
 def test_the_same_results_give_the_same_pages(made):
