@@ -79,7 +79,7 @@ def notebook(shown):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """One of the smoke profile's runs, and the site's folder; results go to a folder of their own."""
+    """One of the smoke profile's runs, and the site's folder, away from the repository."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "ROOT", tmp_path_factory.mktemp("root"))
         run = load_profile("smoke")[0]
