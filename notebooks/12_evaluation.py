@@ -26,7 +26,8 @@
 #
 # **Exhibits.** `structure`, `sparse_probes`, `evaluation_positions`, `evaluation_tuned`,
 # `interpretability`, `interpretability_sharing`, `interpretability_pairs`,
-# `interpretability_selected`, `evaluation_features`, `evaluation_findings`.
+# `interpretability_selected`, `evaluation_features`, `evaluation_findings`,
+# `evaluation_summary`.
 
 # %%
 from IPython.display import Image, Markdown, display
@@ -191,6 +192,14 @@ Markdown(filename=save_table(run, "sparse_probes", shown.sparse_probes(run, rows
 
 # %%
 Markdown(filename=save_table(run, "evaluation_findings", shown.findings(run, rows)))
+
+# %% [markdown]
+# ## SAE by SAE
+#
+# One number of each evaluation, for every SAE. How far SAEs of one text differ is what chance does.
+
+# %%
+Markdown(filename=save_table(run, "evaluation_summary", shown.summary(run, rows)))
 
 # %% [markdown]
 # ## In SAEBench's form

@@ -177,6 +177,36 @@ def fine_tuned(run: Run, rows: Rows) -> pd.DataFrame:
     return _table(run, columns)
 
 
+def summary(run: Run, rows: Rows) -> pd.DataFrame:
+    """One row per SAE: a number of each evaluation. An SAE is one seed, so there are no intervals:
+    the other tables have them.
+    """
+    keys = ["corpus", "seed"]
+    probes = rows["sparse_probes"]
+    parts = {
+        "EV": (rows["structure"], "explained_variance"),
+        "CE difference": (rows["structure"], "ce_diff"),
+        "one-latent probe": (
+            probes.loc[(probes.form == "means") & (probes.k == 1)],
+            "accuracy",
+        ),
+        "detection": (rows["interpretation"].query("judge == @JUDGE"), SCORE),
+        "by output": (rows["descriptions"], "output"),
+        "absorbed": (rows["absorption"].query("passes"), "fraction"),
+        "unlearned": (rows["unlearning"], "unlearned"),
+    }
+    columns = {
+        name: pd.Series(table.dropna(subset=keys).groupby(keys)[column].mean())
+        for name, (table, column) in parts.items()
+    }
+    table = pd.DataFrame(columns).rename_axis(keys).reset_index()
+    table = table.loc[table.corpus.isin(rows["positions"].corpus)]
+    order = {name: place for place, name in enumerate(run.sae_names)}
+    table = table.sort_values("corpus", key=lambda c: c.map(order), kind="stable")
+    table.insert(0, "trained on", table.pop("corpus").map(lambda name: _called(run, name)))
+    return table.astype({"seed": int}).reset_index(drop=True)
+
+
 def _scored(rows: Rows, name: str = JUDGE) -> pd.DataFrame:
     """Latents that one judge has scored, with how many seeds share them and whether they are fake,
     of the SAEs that are compared.
