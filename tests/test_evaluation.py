@@ -13,6 +13,7 @@ import pytest
 from conftest import EVALUATION, TEXT
 from faithful_sae import TopKSAE
 from faithful_sae.__main__ import main as command_line
+from faithful_sae.engine.evaluate import ResultError, read_theirs
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judging import Explanation
 from faithful_sae.metrics.saebench import read_envelope
@@ -105,6 +106,7 @@ def interpretation(score, seeds=SEEDS, latents=40):
             "corpus": corpus,
             "seed": seed,
             "judge": "ngram",
+            "kind": "ngram",
             "latent": latent,
             "density": (latent // 2 + 1) / 100,
             "scored": True,
@@ -303,8 +305,14 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatc
     place = ["--model", str(model_folders["llama"]), "--layer", "1", "--output", str(output)]
     sizes = ["--rows", "8", "--tokens", "6000"]
     call = ["faithful_sae", "evaluate", str(tmp_path / "sae"), *place, *sizes, "--text", str(text)]
-    monkeypatch.setattr(sys, "argv", [*call, "--text-key", "said"])
+    theirs = tmp_path / "theirs.json"
+    metrics = {"sparsity": {"l0": 3.0}, "reconstruction_quality": {"mse": 0.5}}
+    theirs.write_text(json.dumps({"eval_type_id": "core", "eval_result_metrics": metrics}))
+    monkeypatch.setattr(sys, "argv", [*call, "--text-key", "said", "--beside", str(theirs)])
     command_line()
+    beside = pd.read_csv(output / "beside_theirs.csv").set_index("metric")
+    assert beside.difference["l0"] == pytest.approx(beside.ours["l0"] - 3)
+    assert "divides by the tokens of a batch" in beside.why["mse"]
     core = read_envelope(output / "saebench" / "this_SAE" / "core.json")
     l0 = pd.read_csv(output / "structure.csv").set_index("corpus").l0
     assert core.metrics["sparsity"]["l0"] == pytest.approx(l0["this SAE"])
@@ -316,3 +324,13 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatc
         command_line()
     assert str(ended.value).strip().startswith(f"{text}")
     assert len(str(ended.value).strip().splitlines()) == 1
+
+
+def test_only_results_of_the_same_definitions_stand_beside(tmp_path):
+    theirs = tmp_path / "theirs.json"
+    record = {"eval_type_id": "ravel", "eval_result_metrics": {}}
+    theirs.write_text(json.dumps(record))
+    with pytest.raises(ResultError, match="a result of ravel, and only those of core"):
+        read_theirs(theirs)
+    with pytest.raises(ResultError, match="not a readable JSON file"):
+        read_theirs(tmp_path / "none.json")

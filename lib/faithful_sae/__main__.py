@@ -144,7 +144,7 @@ def site(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from faithful_sae.engine.evaluate import evaluate
+    from faithful_sae.engine.evaluate import ResultError, evaluate
     from faithful_sae.features.index import FeatureError
     from faithful_sae.lm.architectures import ModelError
     from faithful_sae.sae.sae import SAEError
@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     try:
         evaluate(**{name: value for name, value in vars(args).items() if name != "run"})
-    except (SAEError, ModelError, HubError, CorpusError, FeatureError) as error:
+    except (SAEError, ModelError, HubError, CorpusError, FeatureError, ResultError) as error:
         sys.exit(f"\n  {error}\n")
 
 
@@ -260,6 +260,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--text-key", default="text", help="field of the text")
     command.add_argument("--revision", help="of the SAE's repository")
     command.add_argument("--model-revision", help="of the model's")
+    command.add_argument(
+        "--beside", type=Path, nargs="+", default=(), help="SAEBench's core results of this SAE"
+    )
     command.add_argument("--device", default="auto")
     command.add_argument("--dtype", default="auto")
     command.add_argument("--tokens", type=_positive, default=300_000, help="that explain latents")

@@ -4,6 +4,7 @@ It needs no parameter file. What it writes are the rows of notebook 12 that one 
 SAE and of a random dictionary, and SAEBench's result files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ SHOWN = {
     "descriptions": ("input_choice", "output"),
     "absorption": ("fraction", "full"),
 }
+
+
+class ResultError(ValueError):
+    """A result file of others cannot be set beside ours."""
 
 
 def find_sae(place: str, revision: str | None) -> Path:
@@ -85,6 +90,27 @@ def labelled_texts(probing: Any) -> dict[str, Any]:
     return tasks
 
 
+def read_theirs(path: Path) -> Any:
+    """A result of SAEBench whose definitions are ours, too.
+
+    Raises:
+        ResultError: no such file, or of another evaluation.
+    """
+    from faithful_sae.metrics.saebench import OURS, read_envelope
+
+    try:
+        result = read_envelope(path)
+    except ValueError as error:
+        raise ResultError(str(error)) from None
+    if result.eval_type_id != "core":
+        others = [why for theirs, why in OURS.values() if theirs == result.eval_type_id]
+        raise ResultError(
+            f"{path}: a result of {result.eval_type_id or 'no evaluation that it names'}, and only "
+            f"those of core are set beside ours{': here ' if others else ''}{'; '.join(others)}"
+        )
+    return result
+
+
 def evaluate(
     place: str,
     model: str,
@@ -97,6 +123,7 @@ def evaluate(
     dtype: str = "auto",
     revision: str | None = None,
     model_revision: str | None = None,
+    beside: Sequence[Path] = (),
     **sizes: int,
 ) -> None:
     """Measure an SAE by the evaluations that one text, or labels, are enough for; print a table,
@@ -109,18 +136,23 @@ def evaluate(
         output: folder, made where it is missing.
         text: jsonl, csv, parquet or txt; None: documentation of installed packages.
         text_key: field of the text.
+        beside: result files of SAEBench of the same SAE: our numbers are printed beside theirs
+            where the definitions are the same, and why not where they differ.
         sizes: of stages.evaluating.Sizes.
 
     Raises:
         SAEError, ModelError, HubError, CorpusError, FeatureError: see there.
+        ResultError: a file of `beside` that is no result, or of an evaluation not done here.
     """
     from faithful_sae.lm.architectures import ADDED, hooked_module
     from faithful_sae.lm.model import load_model
+    from faithful_sae.metrics import saebench
     from faithful_sae.sae.published import load_fitting
     from faithful_sae.sae.sae import TopKSAE, load_sae
     from faithful_sae.stages import evaluating
     from faithful_sae.stages.s06_probing import Probing, Task
 
+    theirs = {path: read_theirs(path) for path in beside}
     folder = find_sae(place, revision)
     lm = load_model(model, layer, device, dtype, model_revision, hook=hook)
     # 32 tokens in rows of 128
@@ -156,6 +188,13 @@ def evaluate(
         for kind, record in found.items():
             write_json(output / "saebench" / name[0].replace(" ", "_") / f"{kind}.json", record)
     print(summary(tables))
+    for path, result in theirs.items():
+        ours = saebench.read_envelope(
+            output / "saebench" / "this_SAE" / f"{result.eval_type_id}.json"
+        )
+        table = saebench.beside(ours, result)
+        write_csv(output / f"beside_{path.stem}.csv", table)
+        print(f"\nbeside {path}:\n{table.round(4).to_string(index=False)}")
     print(f"\nall tables, and results in SAEBench's form: {output}")
 
 

@@ -266,7 +266,7 @@ def interpretation(
     for sae, found in codes.items():
         for name, judge in offline.items():
             table = interpret_all(judge, found, pieces, vocabulary, n=s.windows, **same)
-            tables.append(table.assign(judge=name, **which(sae)))
+            tables.append(table.assign(kind=table.judge, judge=name, **which(sae)))
         scored = tables[-1].loc[tables[-1].scored].sort_values(["density", "latent"])
         for name, judge, latents, windows in beside:
             some = spread(scored.latent.tolist(), latents)
@@ -275,7 +275,7 @@ def interpretation(
                 table = interpret_all(
                     judge, found, pieces, vocabulary, some, n=windows, threshold=0.5, **same
                 )
-                tables.append(table.assign(judge=name, **which(sae)))
+                tables.append(table.assign(kind=table.judge, judge=name, **which(sae)))
     return _named_first(pd.concat(tables, ignore_index=True))
 
 
@@ -383,8 +383,8 @@ def envelopes(
     sae: Any,
     config: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """{id: result of one SAE in SAEBench's form}, of the tables above that there are. The numbers
-    are means over latents, classes or tasks, for which there are rows as details.
+    """{name of a file: result of one SAE in SAEBench's form}, of the tables above that there are.
+    The numbers are means over latents, classes or tasks, for which there are rows as details.
 
     Args:
         tables: by name, as the functions above return them; `sparse_probes` and `ablated_probes`.
@@ -404,8 +404,8 @@ def envelopes(
     cfg = {"d_in": sae.d_model, "d_sae": sae.d_sae, "k": sae.k, **sae.metadata}
     found = {}
 
-    def add(kind: str, metrics: Mapping, details: Any = ()) -> None:
-        found[kind] = envelope(kind, metrics, cfg, config, details)
+    def add(kind: str, metrics: Mapping, details: Any = (), name: str | None = None) -> None:
+        found[name or kind] = envelope(kind, metrics, cfg, config, details)
 
     if "structure" in own:
         fields = own["structure"].to_dict("records")[0]
@@ -418,6 +418,8 @@ def envelopes(
         ("generalisation", "positions", ["start", "stop"]),
         ("sparse_probing_documentation", "sparse_probes", ["form", "k"]),
         ("tpp_closed_form", "ablated_probes", ["n"]),
+        ("scr_crossed", "crossed_probes", ["n"]),
+        ("ravel_cities", "ravel", None),
     ):
         if not len(own.get(table, ())):
             continue
@@ -430,7 +432,11 @@ def envelopes(
         add(kind, metrics, rows.to_dict("records"))
     if "interpretation" in own:
         for judge, part in own["interpretation"].groupby("judge", sort=False):
-            add(f"autointerp_{judge}", {"faithful_sae": _means(part)}, part.to_dict("records"))
+            kind = part.kind.iloc[0]
+            at = f"autointerp_{JUDGES.get(kind, kind)}"
+            records = part.to_dict("records")
+            # a run may name several of one kind
+            add(at, {"faithful_sae": _means(part)}, records, f"autointerp_{judge}")
     return found
 
 
@@ -442,6 +448,10 @@ DETAILS = {
     "decoder_nearest": "max_decoder_cosine_sim",
     "encoder_nearest": "max_encoder_cosine_sim",
 }
+
+
+# kinds of judges -> what ids call them
+JUDGES = {"local": "llm", "endpoint": "llm"}
 
 
 def _tuple(value):
