@@ -180,8 +180,8 @@ Markdown(filename=save_table(run, "interpretability_selected", shown.selected(ru
 # %%
 rows["absorption"] = evaluation.measure(run, lm, saes, "absorption")
 rows["unlearning"] = evaluation.measure(run, lm, saes, "unlearning")
-rows |= evaluation.probe_sparsely(run, lm, saes)
-Markdown(filename=save_table(run, "sparse_probes", shown.sparse_probes(run, rows)))
+rows["ravel"] = evaluation.measure(run, lm, saes, "ravel")
+Markdown(filename=save_table(run, "evaluation_features", shown.features(run, rows)))
 
 # %% [markdown]
 # ## Verdicts

@@ -2,7 +2,6 @@
 and HTML say the same whatever the text.
 """
 
-import html
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from faithful_sae.files import ROOT, read_csv
 from faithful_sae.paper.exhibits import table_texts
-from faithful_sae.paper.layout import MOST, as_html, latex, lay_out, markdown, row_names, tex
+from faithful_sae.paper.layout import MOST, latex, lay_out, markdown, row_names, tex
 from faithful_sae.runs.catalogue import HALF, Layout, exhibits
 from faithful_sae.runs.params import load_profile
 
@@ -183,19 +182,6 @@ def test_no_sign_is_taken_for_latex(sign, said):
     assert tex(f"a{sign}b") == f"a{said}b"
     (found,) = printed({f"a{sign}b": ["x"]}, [{"rows": [f"a{sign}b"], "columns": []}])
     assert latex(found, sign, "tab:x").count(tex(sign)) > 1 - (sign == "_"), "in a header"
-
-
-def test_html_says_what_its_headers_are_of_and_takes_no_text_for_its_own():
-    table = {"a<b": ["<i>&amp;", "y"], "x": [0.5, 0.25]}
-    best = [{"highest": ["x"], "within": []}, {"highest": ["x"], "within": ["z"]}]
-    view = {"rows": ["a<b"], "columns": ["x"], "best": best[1:]}
-    (found,) = printed(table | {"z": [1, 1]}, [view])
-    text = as_html(found, "A < B")
-    assert text.count('<th scope="col"') == 2
-    assert re.search(r'<td [^>]*class="[^"]*number best[^"]*" ?>0.500</td>', text)
-    shown = [html.unescape(cell).strip() for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", text)]
-    assert shown == ["a<b", "x", "<i>&amp;", "0.500", "y", "0.250"]
-    assert "A &lt; B" in text
 
 
 @pytest.mark.skipif(not COMPILERS, reason="neither pdflatex nor tectonic is installed")

@@ -94,15 +94,3 @@ def test_a_notebook_writes_the_exhibits_it_is_listed_for(file):
     source = "\n".join(cell.source for cell in code_cells(file))
     for exhibit in exhibits().values():
         assert (f'"{exhibit.id}"' in source) or exhibit.notebook != file.stem, exhibit.id
-
-
-def test_text_of_a_corpus_shows_as_text():
-    """A Styler writes cells as HTML: whatever notebook 09 shows of contexts has to be escaped."""
-    shown = [
-        cell.source
-        for file in FILES
-        for cell in code_cells(file)
-        if ".style" in cell.source and '"features"' in cell.source
-    ]
-    assert shown
-    assert all('escape="html"' in source for source in shown)

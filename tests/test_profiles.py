@@ -158,7 +158,7 @@ def test_a_model_for_its_text_alone(runs):
     assert run.probing is None
     assert [stage.name for stage in model_stages(run)] == ["01_generate_faithful"]
     made = [path for path in profile_outputs(list(runs.values())) if "pythia-6.9b" in path]
-    figure = {f"first_token_pythia-6.9b.{suffix}" for suffix in ("csv", "pdf", "png")}
+    figure = {f"first_token_pythia-6.9b.{suffix}" for suffix in ("csv", "md", "pdf", "png")}
     assert {path.rpartition("/")[2] for path in made} == {"dataset.csv", "first_token.csv"} | figure
     assert stage_inputs(run, stages()["01_generate_faithful"]) == []
 
@@ -271,8 +271,9 @@ def test_some_models_and_several_workers():
         "01_generate_faithful": 2,
         "train_corpus": 7,
         "07_paper": 1,
+        "site": 1,
         "all": 1,
-        "total": 23,
+        "total": 24,
         **dict.fromkeys(STAGES[1:], 1),
     }
     code, _, said = dry_run("models=gpt3")
@@ -287,8 +288,9 @@ def test_a_dry_run_needs_neither_network_nor_gpu():
         "01_generate_faithful": 8,
         "train_corpus": 31,
         "07_paper": 1,
+        "site": 1,
         "all": 1,
-        "total": 83,
+        "total": 84,
         **dict.fromkeys(STAGES[1:], 7),
     }
     assert not (ROOT / "artifacts" / "paper" / "hub.json").exists()

@@ -92,7 +92,8 @@ def make(run):
     save_table([run], "table7", table, note="Counts are small.")
     save_table([run], "claims", CLAIMS)
     save_table([run], "missing", pd.DataFrame(columns=["model", "why"]), note="Nothing is missing.")
-    save_table(run, "fidelity", pd.DataFrame({"text": [EVIL]}))
+    fidelity = {"evaluated_on": [EVIL], "trained_on": ["here"], "include_bos": [True]}
+    save_table(run, "fidelity", pd.DataFrame(fidelity | {"ce_diff": [0.5]}))
 
     def draw(data):
         figure = Figure(figsize=(2, 1))

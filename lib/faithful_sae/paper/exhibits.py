@@ -192,8 +192,7 @@ def table_texts(runs: Run | list[Run], exhibit_id: str) -> dict[str, str]:
 
 
 def printed_tables(runs: Run | list[Run], exhibit_id: str) -> list[Printed]:
-    """The tables that are printed of a csv that was saved: `layout.as_html` and its neighbours
-    write them.
+    """The tables that are printed of a csv that was saved; `layout` writes them.
 
     Args:
         runs, exhibit_id: as save_table.

@@ -6,7 +6,6 @@ their interval behind them, and the best of those that are compared is bold, as 
 look equal to it. What does not fit goes on in a further table, with the same names of rows.
 """
 
-import html
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
-from pandas.io.formats.style import Styler
 
 from faithful_sae.runs.catalogue import HALF, Best, Layout
 
@@ -44,7 +42,6 @@ TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 # beyond Latin-1: quotation marks, ellipsis, dashes
 MORE = "\u201c\u201d\u2018\u2019\u2026\u2013\u2014"
 TEX_NEEDS = r"% needs \usepackage[T1]{fontenc} and \usepackage{array,booktabs,longtable}"
-HTML_HEAD = re.compile(r"<th (?=[^>]*col_heading)")
 
 
 @dataclass(frozen=True)
@@ -298,22 +295,3 @@ def tex(text: str) -> str:
     )
     # two hyphens would be one dash
     return re.sub("-(?=-)", "-{}", "".join(signs))
-
-
-def as_html(printed: Printed, caption: str) -> str:
-    """A table in HTML: headers say that they are of columns, numbers have the class `number`, the
-    best ones `best`.
-    """
-    cells, best = printed.cells, printed.best
-    classes = pd.DataFrame("", index=cells.index, columns=cells.columns)
-    for name, right in zip(cells.columns, printed.right, strict=True):
-        classes[name] = "number" if right else ""
-    best_too = best.map({True: " best", False: ""}.get)
-    styler = Styler(cells.rename(columns=html.escape), uuid="table", cell_ids=False)
-    styler.hide(axis="index").format(escape="html")
-    styler.set_caption(html.escape(caption))
-    styler.set_td_classes((classes + best_too).rename(columns=html.escape))
-    # without pandas' own names, which are the same in every table
-    own = r"<style.*?</style>\s*|(?<=<table) id=\S+(?=>)"
-    text = re.sub(own, "", styler.to_html(), flags=re.DOTALL)
-    return HTML_HEAD.sub('<th scope="col" ', text)
