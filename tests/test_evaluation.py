@@ -55,6 +55,9 @@ def run(make_run):
         ("judges", {"a": {"encoder": "packaged", "url": "http://host/v1"}}, "needs `model`"),
         ("judges", {"a": {"model": "self", "key_variable": "KEY"}}, "it needs `url`"),
         ("judges", {"a": {"model": "./nowhere"}}, "no such folder"),
+        ("judges", {"a": {"model": "owner/name"}}, "the commit of a model of the Hub"),
+        ("judges", {"a": {"model": "m", "url": "https://me:pw@host/v1"}}, "no name, key or query"),
+        ("crossed", ["numpy", "nympy.x"], "'nympy.x', which is not installed"),
         ("judges", {"a": {"model": "self", "prices": [1.0]}}, "two numbers of 0 or more"),
     ],
 )
@@ -310,7 +313,7 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatc
     theirs.write_text(json.dumps({"eval_type_id": "core", "eval_result_metrics": metrics}))
     monkeypatch.setattr(sys, "argv", [*call, "--text-key", "said", "--beside", str(theirs)])
     command_line()
-    beside = pd.read_csv(output / "beside_theirs.csv").drop_duplicates("metric")
+    beside = pd.read_csv(output / "beside_1.csv").drop_duplicates("metric")
     beside = beside.set_index("metric")
     assert beside.difference["l0"] == pytest.approx(beside.ours["l0"] - 3)
     assert "divides by the tokens of a batch" in beside.why["mse"]

@@ -247,3 +247,28 @@ def test_what_is_committed_is_printed_from_its_csv():
         if text != (run.figures / f"{exhibit.stem(run.name)}.{suffix}").read_text(encoding="utf-8")
     ]
     assert not other, "not what params/exhibits.yaml says: make sync"
+
+
+def test_a_row_is_compared_as_a_whole_though_it_is_printed_in_parts():
+    names = [f"c{i}" for i in range(12)]
+    table = {"a": ["x"]} | {name: [float(i % 10)] for i, name in enumerate(names)}
+    found = printed(table, [{"rows": ["a"], "columns": ["*"], "best": [{"highest": ["*"]}]}])
+    assert [list(part.best.columns[part.best.iloc[0]]) for part in found] == [[], ["c9"]]
+
+
+def test_what_is_shown_and_not_compared_is_named():
+    table = {"a": ["x"], "b": [1.0], "c": [2.0], "random": [3.0]}
+    view = {"rows": ["a"], "columns": ["b", "c", "random"], "best": [{"highest": ["b", "c"]}]}
+    (found,) = printed(table, [view])
+    assert found.title == "Bold: highest of its row, without random."
+
+
+def test_the_number_of_seeds_is_no_ratio():
+    table = {"source": ["here"], "model": ["x"], "faithful": [0.5], "seeds": [8]}
+    shares, seeds = lay_out(pd.DataFrame(table), exhibits()["table2"].layout, {})
+    assert list(shares.cells.columns) == ["source", "model", "faithful"]
+    assert list(seeds.cells.seeds) == ["8"]
+
+
+def test_a_backslash_hides_nothing():
+    assert markdown(printed({"x": [r"\<b>"]}, [{"rows": ["x"], "columns": []}])[0]).count("<") == 0

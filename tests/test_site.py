@@ -70,6 +70,7 @@ def notebook(shown):
         new_output("display_data", {"image/png": png("red")}),
         new_output("display_data", {"text/html": '<a href="../explorer/index.html#/1">12</a>'}),
         new_output("stream", name="stdout", text=EVIL),
+        new_output("display_data", data={"text/html": f'<p onclick="hacked()">{EVIL}</p>'}),
     ]
     code, again = (new_code_cell("print(1)", outputs=outputs) for _ in range(2))
     text = "# 02 · Training\n\n$x_i < 1$ [a paper](https://example.org), [gone](../docs/x.md)"
@@ -238,6 +239,7 @@ def test_pages_can_be_read_by_all(made, pages):
 def test_text_of_a_corpus_is_no_script(pages):
     scripts = [script.get_text() for page in pages.values() for script in page("script")]
     assert not any("hacked" in script for script in scripts)
+    assert not any(tag.get("onclick") for page in pages.values() for tag in page(True))
     assert EVIL in pages["index.html"].find(id="fidelity").get_text()
 
 

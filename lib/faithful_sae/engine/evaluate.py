@@ -188,12 +188,12 @@ def evaluate(
         for kind, record in found.items():
             write_json(output / "saebench" / name[0].replace(" ", "_") / f"{kind}.json", record)
     print(summary(tables))
-    for path, result in theirs.items():
+    for number, (path, result) in enumerate(theirs.items(), 1):
         ours = saebench.read_envelope(
             output / "saebench" / "this_SAE" / f"{result.eval_type_id}.json"
         )
         table = saebench.beside(ours, result)
-        write_csv(output / f"beside_{path.stem}.csv", table)
+        write_csv(output / f"beside_{number}.csv", table)
         print(f"\nbeside {path}:\n{table.round(4).to_string(index=False)}")
     print(f"\nall tables, and results in SAEBench's form: {output}")
 

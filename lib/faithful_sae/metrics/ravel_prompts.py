@@ -68,6 +68,10 @@ CITIES = {
 }
 
 
+class TooFewError(ValueError):
+    """A model knows too few entities for pairs."""
+
+
 def entity_pairs(
     lm: "LanguageModel",
     facts: Mapping[str, Sequence[str]],
@@ -90,8 +94,8 @@ def entity_pairs(
         (pairs on the model's device, a readout per template, the entities that the model knows).
 
     Raises:
-        ValueError: fewer than four entities that it knows, two of which select and two measure; an
-            entity with another number of answers than there are templates.
+        TooFewError: fewer than four entities that it knows, two of which select and two measure.
+        ValueError: an entity with another number of answers than there are templates.
     """
     for entity, answers in facts.items():
         if len(answers) != len(templates):
@@ -115,7 +119,7 @@ def entity_pairs(
         truths.append(torch.from_numpy(truth))
     entities = right.nonzero().squeeze(-1)
     if len(entities) < 4:
-        raise ValueError(
+        raise TooFewError(
             f"the model knows {len(entities)} of {len(facts)} entities, and at least 4 are needed: "
             "take others, or a larger model"
         )

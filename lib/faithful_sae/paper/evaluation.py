@@ -136,18 +136,19 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def _compared(absorption):
+    """Classes that every SAE has latents for: others have no mean to compare."""
+    known = absorption.passes & absorption.fraction.notna()
+    return absorption.loc[known.groupby(absorption["name"]).transform("all")]
+
+
 def features(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per kind of SAE: descriptions by input and output, absorption, unlearning; RAVEL's
     disentanglement, of a model that knows cities.
     """
 
     def means(name: str, column: str) -> dict[str, Values]:
-        table = rows[name]
-        if name == "absorption":
-            # classes that every SAE has latents for: others have no mean to compare
-            known = table.passes & table.fraction.notna()
-            table = table.loc[known.groupby(table["name"]).transform("all")]
-        return _means(table, column)
+        return _means(_compared(rows["absorption"]) if name == "absorption" else rows[name], column)
 
     return _table(
         run,
@@ -192,7 +193,7 @@ def summary(run: Run, rows: Rows) -> pd.DataFrame:
         ),
         "detection": (rows["interpretation"].query("judge == @JUDGE"), SCORE),
         "by output": (rows["descriptions"], "output"),
-        "absorbed": (rows["absorption"].query("passes"), "fraction"),
+        "absorbed": (_compared(rows["absorption"]), "fraction"),
         "unlearned": (rows["unlearning"], "unlearned"),
     }
     columns = {

@@ -261,7 +261,7 @@ def save_figure(
     caption = _caption(exhibit, runs, note, _lacking(exhibit, runs))
     with atomic_path(folder / f"{stem}.md") as tmp:
         tmp.write_text(f"{caption}\n\n![{exhibit.title}]({stem}.png)\n", encoding="utf-8")
-    _provenance(exhibit, runs, stem)
+    _provenance(exhibit, runs, stem, note)
     return str(folder / f"{stem}.png")
 
 

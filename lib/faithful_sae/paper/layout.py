@@ -127,11 +127,16 @@ def _print(table, layout, view, rows, columns, titles, named):
     best = pd.DataFrame(False, index=table.index, columns=shown)
     said = [view.title]
     for one in view.best:
-        compared = _there(one.columns, table, named, view.suffix)
-        compared = [name for name in compared if name in columns]
+        # a row is compared as a whole, though its columns may stand in several tables
+        among = _there(one.columns, table, named, view.suffix)
+        compared = [name for name in among if name in columns]
         if compared:
-            best[compared] = _best(table, numbers, one, compared)
-            said.append(_sentence(one, [called[name] for name in compared]))
+            of_all = pd.DataFrame(
+                {name: _numbers(table, layout, name, table[name]) for name in among}
+            )
+            best[compared] = _best(table, of_all, one, among)[compared]
+            apart = [called[name] for name in columns if name not in among]
+            said.append(_sentence(one, [called[name] for name in compared], apart))
     starts = [False] * len(table)
     if view.group in rows:
         repeated = table[view.group].eq(table[view.group].shift())
@@ -172,7 +177,7 @@ def _number(value: float, form: int | str) -> str:
     if pd.isna(value):
         return ""
     if form == "plain":
-        return f"{value:g}"
+        return str(int(value)) if value == int(value) else f"{value:g}"
     if form == "p":
         return f"< {SMALLEST_P}" if value < SMALLEST_P else f"{value:.3f}"
     digits, unit = (form[:-2], " %") if isinstance(form, str) else (form, "")
@@ -213,11 +218,13 @@ def _best(table: pd.DataFrame, numbers: pd.DataFrame, best: Best, columns: list[
     return text.eq(top.groupby(group).transform("first")) & signed.notna() & several
 
 
-def _sentence(best, called):
+def _sentence(best, called, apart):
     which = "highest" if best.highest else "lowest"
     if not best.within:
         names = {name.partition(",")[0] for name in called}
-        return f"Bold: {which} {f'{names.pop()} ' if len(names) == 1 else ''}of its row."
+        what = f"{names.pop()} " if len(names) == 1 else ""
+        but = f", without {' and '.join(apart)}" if apart else ""
+        return f"Bold: {which} {what}of its row{but}."
     same = " and ".join(_title(name, {}) for name in best.within)
     return f"Bold: {which} {', '.join(called)} of one {same}."
 
@@ -235,7 +242,7 @@ def literal(text: str) -> str:
     written as an entity. a_b may stay.
     """
     return re.sub(
-        r"[<|*`~$]|&(?=#?\w+;)|\((?<=\]\()|(?<!\w)_|_(?!\w)",
+        r"[<|*`~$\\\n]|&(?=#?\w+;)|\((?<=\]\()|(?<!\w)_|_(?!\w)",
         lambda found: f"&#{ord(found[0])};",
         text,
     )

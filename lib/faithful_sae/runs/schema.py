@@ -231,8 +231,7 @@ class Source(Section):
         if place == "documentation":
             need(value in self.kinds, f"{at}.documentation", one_of(value, self.kinds))
             for package in self.packages:
-                there = importlib.util.find_spec(package)
-                need(there, f"{at}.packages", f"names {package!r}, which is not installed")
+                check_package(need, f"{at}.packages", package)
             right = bool(self.packages) != (value == "topics")
             need(right, f"{at}.packages", "must list installed packages (none for topics)")
         if place == "hub":
@@ -302,6 +301,13 @@ def check_name(need: Need, at: str, name: str) -> None:
         f"are folder names too: {name!r} may hold letters, digits, - _ . and begin with the former"
     )
     need(fit, at, why)
+
+
+def check_package(need: Need, at: str, package: str) -> None:
+    """Note a package that is not installed."""
+    # of a name with a dot the parent would be imported
+    there = package.isidentifier() and importlib.util.find_spec(package)
+    need(there, at, f"names {package!r}, which is not installed")
 
 
 def check_file(run: "Run", need: Need, at: str, path: str) -> None:

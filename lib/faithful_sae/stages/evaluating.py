@@ -182,7 +182,7 @@ def ravel(lm: Any, saes: SAEs, n_pairs: int, sizes: Sizes) -> pd.DataFrame:
     none where no pairs are asked for, or the model knows too few cities.
     """
     from faithful_sae.metrics.ravel import ravel
-    from faithful_sae.metrics.ravel_prompts import CITIES, TEMPLATES, entity_pairs
+    from faithful_sae.metrics.ravel_prompts import CITIES, TEMPLATES, TooFewError, entity_pairs
 
     columns = [*which(("", 0)), "entities", "disentanglement", "cause", "isolation"]
     if not n_pairs:
@@ -191,7 +191,7 @@ def ravel(lm: Any, saes: SAEs, n_pairs: int, sizes: Sizes) -> pd.DataFrame:
         pairs, readouts, known = entity_pairs(
             lm, CITIES, TEMPLATES, n_pairs, sizes.seed, sizes.batch_rows
         )
-    except ValueError as error:
+    except TooFewError as error:
         print(f"note: no RAVEL: {error}")
         return pd.DataFrame(columns=columns)
     found = []

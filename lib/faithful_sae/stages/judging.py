@@ -2,9 +2,10 @@
 section `evaluation.judges` names them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from faithful_sae.features.judging import Judge
 from faithful_sae.runs.schema import (
@@ -73,14 +74,31 @@ class Judging(Section):
         need(self.url is None or self.model, f"{at}.url", "needs `model`: what the server calls it")
         why = "is for a server: it needs `url`"
         need(self.key_variable is None or self.url, f"{at}.key_variable", why)
-        here = self.model and self.model != SELF and not self.url
-        for place, value in (("model", self.model if here else None), ("encoder", self.encoder)):
+        parts = urlsplit(self.url or "")
+        why = "must hold no name, key or query: it is written into results"
+        need(not (parts.username or parts.password or parts.query), f"{at}.url", why)
+        for place, value in (("model", self.local_model), ("encoder", self.encoder)):
+            folder = run.resolve(value or "")
             if value and value.startswith((".", "/", "~")):
-                folder = run.resolve(value)
                 need(folder.is_dir(), f"{at}.{place}", f"= {value!r}: no such folder ({folder})")
+            elif place == "model" and value and not folder.is_dir():
+                why = "is missing: the commit of a model of the Hub, which may change otherwise"
+                need(self.revision, f"{at}.revision", why)
         why = "must be two numbers of 0 or more: of a million tokens read, of a million written"
         two = self.prices is None or (len(self.prices) == 2 and min(self.prices) >= 0)
         need(two, f"{at}.prices", why)
+
+    @property
+    def local_model(self) -> str | None:
+        """A folder or an id of the Hub, of a model beside the run's own that runs here."""
+        return None if self.url or self.model == SELF else self.model
+
+    def files(self, run: Run) -> Iterable[Path]:
+        """What is read of the folders that it names."""
+        for value in (self.local_model, self.encoder):
+            folder = run.resolve(value or "")
+            if value and folder.is_dir():
+                yield from sorted(path for path in folder.iterdir() if path.is_file())
 
 
 class Beside(NamedTuple):

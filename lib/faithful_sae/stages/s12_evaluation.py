@@ -4,7 +4,6 @@ section 4) that need neither a download nor another language model.
 SAEs of two corpora, and the baselines beside them, are measured on text that is the same for all.
 """
 
-import importlib.util
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from faithful_sae.runs.schema import (
     Positive,
     Run,
     Section,
+    check_package,
     key,
     plain,
 )
@@ -38,6 +38,8 @@ from faithful_sae.stages.s06_probing import Task
 
 # bytes of an active latent of a token in codes.Codes, while they are sorted
 CODE = 24
+# bytes per parameter of a model that is trained
+TUNED = 16
 # whose two labels are crossed with two packages
 CROSSED = "parameter_or_return"
 ONE_OR_TWO = "must name one corpus or two, each once"
@@ -92,8 +94,7 @@ class Evaluation(Sizes):
         two = len({*self.crossed}) == len(self.crossed) in (0, 2)
         need(two, "evaluation.crossed", "must name two packages, or none")
         for package in self.crossed:
-            why = f"names {package!r}, which is not installed"
-            need(importlib.util.find_spec(package), "evaluation.crossed", why)
+            check_package(need, "evaluation.crossed", package)
         for name, judge in self.judges.items():
             judge.check_at(run, need, f"evaluation.judges.{name}")
         used = {*self.corpora, run.sae.baselines}
@@ -156,6 +157,7 @@ class Evaluations(Stage):
         return tuple(dict.fromkeys((e.text, e.forget, e.retain, *tuned)))
 
     def memory(self, run: Run, shape: Shape) -> Memory:
+        """Without models that judge, whose sizes nobody knows before they are read."""
         from faithful_sae.matching import matching_bytes
 
         e = run.evaluation
@@ -164,7 +166,9 @@ class Evaluations(Stage):
         logits = tokens * shape.vocab_size * LOGIT
         passes = forward_bytes(shape, tokens) + max(logits, 3 * 4 * tokens * run.sae.d_sae)
         probed = PROBES.memory(run, shape)
-        device = weights(shape) + saes_bytes(run, shape) + passes
+        # a copy in float32, its gradient and AdamW's two moments
+        tuned = TUNED * shape.parameters if e.tuned else 0
+        device = weights(shape) + saes_bytes(run, shape) + passes + tuned
         n = len(evaluated(run))
         codes = CODE * n * e.tokens * run.sae.k
         matching = matching_bytes(shape.d_model, run.sae.d_sae, len(run.sae.seeds))
@@ -172,7 +176,9 @@ class Evaluations(Stage):
         return Memory(max(device, probed.device), reading_bytes(run) + host)
 
     def files(self, run: Run) -> Iterable[Path]:
-        return PROBES.files(run)
+        yield from PROBES.files(run)
+        for judge in run.evaluation.judges.values():
+            yield from judge.files(run)
 
     def documentation(self, run: Run) -> Iterable[tuple]:
         yield from PROBES.documentation(run)

@@ -49,9 +49,11 @@ def agreement(data: DataFrame) -> Figure:
     dashed: with another latent's VocabProj.
     """
     parts = list(groups(data, "group"))
-    figure, axes = grid(len(parts), len(parts), 2.2, sharex=True, sharey=True)
+    n = max(len(parts), 1)
+    figure, axes = grid(n, n, 2.2, sharex=True, sharey=True)
     lines = {"agreement": ("its own VocabProj", "-"), "by_chance": ("another latent's", "--")}
-    for ax, ((group,), part) in zip(axes, parts, strict=True):
+    # of no latent there is one panel with nothing in it
+    for ax, ((group,), part) in zip(axes, parts, strict=False):
         for column, (label, style) in lines.items():
             values = np.sort(part[column].to_numpy())
             share = np.arange(1, len(part) + 1) / len(part)
@@ -76,8 +78,8 @@ def steering(data: DataFrame) -> Figure:
         "probability": "probability of the tokens\nVocabProj lists",
     }
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
-    axes = figure.subplots(2, len(parts), squeeze=False, sharex=True, sharey="row")
-    for column, ((group,), part) in zip(axes.T, parts, strict=True):
+    axes = figure.subplots(2, max(len(parts), 1), squeeze=False, sharex=True, sharey="row")
+    for column, ((group,), part) in zip(axes.T, parts, strict=False):
         for style, ((latent,), line) in zip(itertools.cycle(STYLES), groups(part, "latent")):
             for ax, measure in zip(column, measures, strict=True):
                 look = {"color": OF_GROUP[group], "marker": ".", "label": f"latent {latent}"}

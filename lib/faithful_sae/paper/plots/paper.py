@@ -263,7 +263,8 @@ def firing(data: DataFrame) -> Figure:
     """Firing frequency of latents on uniformly random tokens, the most frequent first: mean and
     range over seeds of each corpus among the others; above the dashed line a latent is fake.
     """
-    shown = data.loc[data.frequency > 0]
+    # on a logarithmic axis there is no 0
+    shown = data.assign(frequency=data.frequency.where(data.frequency > 0))
     figure, axes = highlighted(shown, "rank", "frequency", ("low", "high"), 4, 1.35)
     tau = data.tau.iloc[0]
     for ax in axes:

@@ -252,15 +252,11 @@ def _part(run, runs, exhibit, site):
         along.append(provenance.name)
     for name in along:
         shutil.copyfile(run.figures / name, figures / name)
-    note = ""
     if exhibit.kind == "table":
-        said, _, table = (run.figures / f"{stem}.md").read_text(encoding="utf-8").partition("\n\n")
-        # the page says of all what every table says by itself
-        common = profile_note([run] if model else runs)
-        note = unescape(said.partition(f"({exhibit.paper}). ")[2]).removeprefix(common)
+        _, _, table = (run.figures / f"{stem}.md").read_text(encoding="utf-8").partition("\n\n")
         title = f"{exhibit.title}, {model}" if model else exhibit.title
         rows = len(table.splitlines()) - 2
-        shown = tidy(markdown(table), 4, bool, title) if rows > 0 else Markup()
+        shown = tidy(markdown(table), 4, lambda _: False, title) if rows > 0 else Markup()
     else:
         picture = f"{stem}.png"
         shutil.copyfile(run.figures / picture, figures / picture)
@@ -272,7 +268,7 @@ def _part(run, runs, exhibit, site):
             '<a class="picture" href="{}"><img src="{}" alt="{}" width="{}" height="{}" '
             'loading="lazy"></a>'
         ).format(address, address, alt, width, height)
-    return Part(model, stem, shown, note.strip(), made, along)
+    return Part(model, stem, shown, made.get("note", ""), made, along)
 
 
 def _claims(run: Run) -> pd.DataFrame | None:

@@ -49,6 +49,11 @@ def tidy(html: str, level: int, leads: Callable[[str], bool], of: str) -> Markup
         of: what it belongs to, for the name of a table without a caption.
     """
     soup = BeautifulSoup(html, "html.parser")
+    # an output may hold text of a corpus: nothing in it is run
+    for tag in soup(("script", "iframe", "object", "embed")):
+        tag.decompose()
+    for tag in soup(True):
+        tag.attrs = {name: value for name, value in tag.attrs.items() if not name.startswith("on")}
     for heading in soup(HEADINGS):
         level = min(int(heading.name[1]), level + 1)
         heading.name = f"h{level}"
