@@ -102,7 +102,7 @@ def folder(tmp_path_factory):
     for place in (ARTIFACTS, FIGURES):
         remove(place)
     # the times of an earlier run, without which they would be measured beside the jobs
-    times = dict.fromkeys(["documentation", "train_corpus", *stages()], 10.0)
+    times = dict.fromkeys(["documentation", "train_corpus", "site", *stages()], 10.0)
     write_json(ARTIFACTS / "jobs.json", {"seconds": times, "failed": []})
     of_faithful = ARTIFACTS / "neox" / "saes" / "faithful"
     assert kill_when(folder, (ARTIFACTS / "neox" / "rows" / "sfr.csv").exists)

@@ -193,7 +193,7 @@ class FeatureIndex:
         explanations = {}
         for row in self._rows(self._explanations, latent):
             explanations.setdefault(row["method"], []).append([row["text"], row["value"]])
-        own = self._judged.get(latent, self.judged[:0])
+        own: Any = self._judged.get(latent, self.judged[:0])
         judged = [
             {name: _plain(row[name]) for name in JUDGED[1:]} for row in own.to_dict("records")
         ]

@@ -261,7 +261,7 @@ def interpretation(
     vocabulary = display_strings(lm.tokenizer)
     offline = {"tokens": TokensJudge(vocabulary), "ngram": NgramJudge(vocabulary)}
     s = sizes
-    same = {"budget": s.budget, "least": s.least, "seed": s.seed}
+    same: dict[str, Any] = {"budget": s.budget, "least": s.least, "seed": s.seed}
     tables = []
     for sae, found in codes.items():
         for name, judge in offline.items():

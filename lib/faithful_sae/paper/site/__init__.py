@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
-from html import unescape
 from pathlib import Path
 from typing import Any
 
