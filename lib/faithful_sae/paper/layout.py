@@ -1,5 +1,5 @@
 """The csv of a table -> the tables that are printed: at most eight columns each, as the exhibit's
-`layout` declares (params/exhibits.yaml), in Markdown, LaTeX and HTML.
+`layout` declares (params/exhibits.yaml), in Markdown and LaTeX.
 
 A csv has all columns and all digits. For readers, numbers are rounded, stand to the right with
 their interval behind them, and the best of those that are compared is bold, as are numbers that

@@ -178,7 +178,7 @@ def _asked(run, lm, j):
         return server
     if j.model == SELF:
         return LocalModel(lm)
-    folder: Path = run.resolve(j.model)
+    folder = run.resolve(j.model)
     place = folder if folder.is_dir() else j.model
     # its last layer counts: where it is hooked does not matter
     return LocalModel(load_model(place, 0, str(lm.device), "auto", j.revision))

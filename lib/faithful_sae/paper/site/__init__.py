@@ -200,7 +200,7 @@ def _section(runs, site, pages, name):
     for exhibit in own:
         prose = _prose(notebook.cells, exhibit.id, told)
         if there[exhibit.id]:
-            parts = [_part(run, runs, exhibit, site) for run in there[exhibit.id]]
+            parts = [_part(run, exhibit, site) for run in there[exhibit.id]]
             text = tidy(prose, 3, lambda link: _leads(site, pages, "", link), exhibit.title)
             shown.append(Shown(exhibit, text, parts))
     text = tidy(markdown(intro), 2, lambda link: _leads(site, pages, "", link), name)
@@ -237,7 +237,7 @@ def _there(runs, exhibit):
     return [run for run in _places(runs, exhibit) if _complete(run, exhibit)]
 
 
-def _part(run, runs, exhibit, site):
+def _part(run, exhibit, site):
     stem = exhibit.stem(run.name)
     model = run.label if exhibit.scope == "model" else ""
     figures = site / "figures"
@@ -251,9 +251,9 @@ def _part(run, runs, exhibit, site):
         along.append(provenance.name)
     for name in along:
         shutil.copyfile(run.figures / name, figures / name)
+    title = f"{exhibit.title}, {model}" if model else exhibit.title
     if exhibit.kind == "table":
         _, _, table = (run.figures / f"{stem}.md").read_text(encoding="utf-8").partition("\n\n")
-        title = f"{exhibit.title}, {model}" if model else exhibit.title
         rows = len(table.splitlines()) - 2
         shown = tidy(markdown(table), 4, lambda _: False, title) if rows > 0 else Markup()
     else:
@@ -262,11 +262,10 @@ def _part(run, runs, exhibit, site):
         with Image.open(figures / picture) as drawn:
             width, height = (side // 2 for side in drawn.size)
         address = f"figures/{picture}"
-        alt = f"{exhibit.title}, {model}" if model else exhibit.title
         shown = Markup(
             '<a class="picture" href="{}"><img src="{}" alt="{}" width="{}" height="{}" '
             'loading="lazy"></a>'
-        ).format(address, address, alt, width, height)
+        ).format(address, address, title, width, height)
     return Part(model, stem, shown, made.get("note", ""), made, along)
 
 
