@@ -22,7 +22,9 @@
 # language model and no download.
 #
 # SAEs of two corpora are compared, on text that is the same for all. Beside them stand SAEs that
-# never learned their directions: what they reach is the floor of a measure.
+# never learned their directions: what they reach is the floor of a measure. `PCA` and `identity`
+# are no SAEs at all: principal components of this text, as many as the SAEs have active latents,
+# and the activation itself, channel by channel. What they reach needs no dictionary.
 #
 # **Exhibits.** `structure`, `sparse_probes`, `evaluation_positions`, `evaluation_tuned`,
 # `interpretability`, `interpretability_sharing`, `interpretability_pairs`,
@@ -49,7 +51,8 @@ params = "params/smoke/neox.yaml"  # which language model, and everything done w
 # %%
 run = open_run(params)
 lm = open_model(run)
-saes = load_saes(run, lm)
+trained = load_saes(run, lm)
+saes = evaluation.compared(run, lm, trained)
 e = run.evaluation
 print(
     f"{len(evaluation.evaluated(run))} SAEs on {e.text}: {', '.join([*e.corpora, *run.baselines])}"
@@ -63,9 +66,9 @@ print(
 # nothing and 1 where it runs as well as it can; in a small model nearly everything is near 1, so
 # look at the nats as well. `nearest row` is the mean largest cosine of a latent to another one.
 #
-# The identity reconstructs everything and has as many latents active as there are dimensions. `PCA`
-# has as many components as the SAEs have active latents, and they are those of this text, which the
-# SAEs have not seen. All tokens but BOS count, massive ones too.
+# The identity reconstructs everything and has as many latents active as there are dimensions. The
+# components of `PCA` are those of this text, which the SAEs have not seen. All tokens but BOS
+# count, massive ones too.
 
 # %%
 rows = evaluation.measure_structure(run, lm, saes)
@@ -126,7 +129,8 @@ if e.tuned:
 # Two columns say what a score is worth: with the explanation of another latent that fires as often
 # (`permuted`), and with the best single token. `evaluation.judges` adds language models and
 # sentence encoders, which judge some latents of each SAE; what language models said is kept, and
-# never asked for twice.
+# never asked for twice. The identity is not here: of its latents one of each two opposites fires at
+# every token, so that there is no text where they are silent.
 
 # %%
 rows["interpretation"], rows["descriptions"] = evaluation.interpret(run, lm, saes)
@@ -139,7 +143,7 @@ Markdown(filename=save_table(run, "interpretability", shown.scores(run, rows)))
 # which a seed has alone score high, too. Dots are medians and whiskers quartiles over latents.
 
 # %%
-rows["latent_groups"], rows["latent_pairs"] = evaluation.group_latents(run, saes)
+rows["latent_groups"], rows["latent_pairs"] = evaluation.group_latents(run, trained)
 figure = save_figure(run, "interpretability_sharing", shown.sharing(run, rows), plots.sharing)
 Image(figure, retina=True)
 

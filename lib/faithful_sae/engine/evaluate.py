@@ -1,7 +1,7 @@
 """Evaluating one SAE of anybody's on a language model: `python -m faithful_sae evaluate`.
 
 It needs no parameter file. What it writes are the rows of notebook 12 that one text gives, of this
-SAE and of a random dictionary, and SAEBench's result files.
+SAE, of a random dictionary, principal components and the identity, and SAEBench's result files.
 """
 
 from collections.abc import Sequence
@@ -168,13 +168,14 @@ def evaluate(
     rows, heldout = token_rows(lm, text, text_key, s.tokens, s.rows)
     floor = TopKSAE(lm.d_model, sae.d_sae, min(sae.k or FLOOR_K, sae.d_sae), 0, lm.device)
     saes = {("this SAE", 0): sae, ("random dictionary", 0): floor}
+    saes |= evaluating.known_saes(lm, rows[: len(heldout)], sae.k or FLOOR_K, s)
     tasks = {task: Task(documentation=task, packages=DOCUMENTATION) for task in TASKS}
     length = min(96, lm.context)
     probing = Probing(tasks=tasks, max_train=2000, max_test=1000, max_tokens=length, batch_rows=32)
-    core = evaluating.structure(lm, saes, rows, heldout, sae.k or FLOOR_K, s)
+    core = evaluating.structure(lm, saes, heldout, s)
     tables = {"structure": core[0], "structure_latents": core[1]}
     tables["positions"] = evaluating.positions(lm, saes, heldout, s)
-    codes, pieces = evaluating.explained(lm, saes, rows, s)
+    codes, pieces = evaluating.explained(lm, evaluating.explainable(saes), rows, s)
     tables["interpretation"] = evaluating.interpretation(lm, codes, pieces, s)
     tables["descriptions"] = evaluating.descriptions(lm, saes, codes, pieces, heldout, s)
     tables["absorption"] = evaluating.absorption(lm, saes, rows, s)
@@ -213,4 +214,4 @@ def summary(tables: Any) -> str:
         called = f"sparse_probes: accuracy, {form} {k}"
         lines[called] = part.groupby("corpus", sort=False).accuracy.mean()
     table = pd.DataFrame(lines).T.astype(float).round(3)
-    return table[[*dict.fromkeys(tables["interpretation"].corpus), "PCA", "identity"]].to_string()
+    return table[[*dict.fromkeys(tables["structure"].corpus)]].to_string()

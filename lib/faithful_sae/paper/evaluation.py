@@ -18,6 +18,7 @@ from faithful_sae.paper.names import heading, named
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
+from faithful_sae.stages.evaluating import KNOWN
 from faithful_sae.stages.judging import OFFLINE
 
 Rows = dict[str, pd.DataFrame]
@@ -121,10 +122,12 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
     score all that fire often enough, and others some of these.
     """
     tables = []
-    latents = rows["interpretation"].latent.max() + 1
+    # a row per latent, of offline judges
+    last = rows["interpretation"].groupby("corpus").latent.max()
     for name, part in rows["interpretation"].groupby("judge", sort=False):
         per_sae = part.groupby(["corpus", "seed"], sort=False)
         means = pd.DataFrame(per_sae[[*SCORES]].mean()).reset_index()
+        latents = means.corpus.map(last).to_numpy() + 1
         means["scored"] = per_sae.scored.sum().to_numpy() / latents
         columns = {
             shown: values_by(means, ["corpus"], column)
@@ -137,8 +140,10 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
 
 
 def _compared(absorption):
-    """Classes that every SAE has latents for: others have no mean to compare."""
-    known = absorption.passes & absorption.fraction.notna()
+    """Classes that every SAE has latents for: others have no mean to compare. Principal components
+    have them for few.
+    """
+    known = absorption.passes & (absorption.fraction.notna() | absorption.corpus.isin(KNOWN))
     return absorption.loc[known.groupby(absorption["name"]).transform("all")]
 
 
@@ -281,7 +286,7 @@ def positions(run: Run, rows: Rows) -> pd.DataFrame:
         start, stop = part_of_rows
         found = {column: values_by(part, ["corpus"], column) for column in columns}
         for corpus in dict.fromkeys(part.corpus):
-            record: Record = {"trained on": heading(run, corpus), "positions": f"{start}-{stop}"}
+            record: Record = {"trained on": _called(run, corpus), "positions": f"{start}-{stop}"}
             for column, name in columns.items():
                 record |= cell(name, mean_over_seeds(found[column][corpus]))
             records.append(record)

@@ -24,6 +24,9 @@ CONTEXT = 32
 # in so many turns rows go to the sides that explain and test: the more, the more alike the two are,
 # but where the side changes, rows are lost
 TURNS = (16, 8, 4)
+# SAEs that are known beforehand (sae/reference.py): what a measure gives for them is its floor or
+# its ceiling
+KNOWN = (PCA, IDENTITY) = ("PCA", "identity")
 
 
 class Sizes(Section):
@@ -47,35 +50,42 @@ def which(name: tuple[str, int]) -> dict[str, Any]:
     return dict(zip(("corpus", "seed"), name, strict=True))
 
 
+def known_saes(
+    lm: Any, rows: np.ndarray, components: int, sizes: Sizes
+) -> dict[tuple[str, int], Any]:
+    """The SAEs of KNOWN, which stand beside those that were trained: some principal components of
+    the activations of some rows, or as many as these have, and the SAE that reconstructs
+    everything.
+    """
+    import torch
+
+    from faithful_sae.sae.activations import rows_in_batches
+    from faithful_sae.sae.reference import identity_sae, pca_sae
+
+    parts = rows_in_batches(rows, sizes.batch_rows)
+    x = torch.cat([lm.activations(ids)[ids != lm.bos_id].float() for ids in parts])
+    pca = pca_sae(x, min(components, lm.d_model, len(x) - 1))
+    return {(PCA, 0): pca, (IDENTITY, 0): identity_sae(lm.d_model, lm.device)}
+
+
+def explainable(saes: SAEs) -> SAEs:
+    """Without the identity, of whose latents one of each two opposites fires at every token: there
+    is no text where they are silent.
+    """
+    return {name: sae for name, sae in saes.items() if name[0] != IDENTITY}
+
+
 def structure(
-    lm: Any,
-    saes: SAEs,
-    rows: np.ndarray,
-    heldout: np.ndarray,
-    components: int,
-    sizes: Sizes,
-    max_norm: float | None = None,
+    lm: Any, saes: SAEs, heldout: np.ndarray, sizes: Sizes, max_norm: float | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What weights and held-out rows say: (a row per SAE, a row per SAE and latent). Beside them
-    stand the SAE that reconstructs everything, and some principal components of other rows of the
-    same text.
+    """What weights and held-out rows say: (a row per SAE, a row per SAE and latent).
 
     Args:
         max_norm: as structural.
     """
-    import torch
-
     from faithful_sae.metrics.structural import structural
-    from faithful_sae.sae.activations import rows_in_batches
-    from faithful_sae.sae.reference import identity_sae, pca_sae
 
-    parts = rows_in_batches(rows[: len(heldout)], sizes.batch_rows)
-    x = torch.cat([lm.activations(ids)[ids != lm.bos_id].float() for ids in parts])
-    k = min(components, lm.d_model, len(x) - 1)
-    known = {("identity", 0): identity_sae(lm.d_model, lm.device), ("PCA", 0): pca_sae(x, k)}
-    records, latents = structural(
-        {**saes, **known}, lm, heldout, batch_rows=sizes.batch_rows, max_norm=max_norm
-    )
+    records, latents = structural(saes, lm, heldout, batch_rows=sizes.batch_rows, max_norm=max_norm)
     table = pd.DataFrame(which(name) | vars(record) for name, record in records.items())
     of_latents = [latents[name].assign(**which(name)) for name in saes]
     return table, _named_first(pd.concat(of_latents, ignore_index=True))
@@ -99,7 +109,10 @@ def probes(
     for task, parts in tasks.items():
         train, test = _pooled(lm, saes, task, parts, probing)
         labels = [np.asarray(given) for _, given in parts]
-        found = sparse_probe_all(train, labels[0], test, labels[1], seed=seed, **options)
+        # as representations, channels of x and its components are always there
+        learned = [at for at in train if isinstance(at, str) or at[0][0] not in KNOWN]
+        of_train, of_test = ({at: part[at] for at in learned} for part in (train, test))
+        found = sparse_probe_all(of_train, labels[0], of_test, labels[1], seed=seed, **options)
         sparse.append(mean_over_labels(found).assign(task=task))
         names = np.unique(labels[0])
         # one of two labels is the other one denied

@@ -169,7 +169,7 @@ class Evaluations(Stage):
         # a copy in float32, its gradient and AdamW's two moments
         tuned = TUNED * shape.parameters if e.tuned else 0
         device = weights(shape) + saes_bytes(run, shape) + passes + tuned
-        n = len(evaluated(run))
+        n = len(evaluated(run)) + len(evaluating.KNOWN)
         codes = CODE * n * e.tokens * run.sae.k
         matching = matching_bytes(shape.d_model, run.sae.d_sae, len(run.sae.seeds))
         host = max(codes, n * probed.host // count_saes(run, run.probing.seeds), matching)
@@ -193,7 +193,7 @@ class Evaluations(Stage):
         """Of the tokens that explain latents. Judges take longer, and nobody knows beforehand how
         many latents fire often enough.
         """
-        n = len(evaluated(run))
+        n = len(evaluated(run)) + len(evaluating.KNOWN)
         return run.evaluation.tokens * (rates.read_token() + n * rates.encode_token())
 
 
@@ -205,6 +205,18 @@ def evaluated(run: Run) -> list[tuple[str, int]]:
     seeds = e.seeds or run.sae.seeds
     named = itertools.product(e.corpora, seeds)
     return [*named, *itertools.product(run.baselines, seeds[:2])]
+
+
+def compared(run: Run, lm: Any, saes: SAEs) -> SAEs:
+    """The SAEs of `evaluated`, and beside them those that are known beforehand, with as many
+    principal components of evaluation.text as an SAE has active latents.
+
+    Args:
+        saes: all of the run's.
+    """
+    rows, heldout = token_rows(run, lm)
+    known = evaluating.known_saes(lm, rows[: len(heldout)], run.sae.k, run.evaluation)
+    return {name: saes[name] for name in evaluated(run)} | known
 
 
 def token_rows(run: Run, lm: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -228,44 +240,34 @@ def measure(
     saes: SAEs,
     name: Literal["positions", "absorption", "unlearning", "fine_tuned", "ravel"],
 ) -> pd.DataFrame:
-    """One of the evaluations, whose rows are written and returned.
-
-    Args:
-        saes: all of the run's, of which those of `evaluated` are measured.
-    """
+    """One of the evaluations of the SAEs of `compared`, whose rows are written and returned."""
     from faithful_sae.stages.corpus import corpus
 
     e = run.evaluation
-    chosen = {key: saes[key] for key in evaluated(run)}
     rows, heldout = token_rows(run, lm)
     if name == "unlearning":
         forget, retain = (corpus(run, at, lm).heldout[: e.rows] for at in (e.forget, e.retain))
-        table = evaluating.unlearning(lm, chosen, forget, retain, e)
+        table = evaluating.unlearning(lm, saes, forget, retain, e)
     elif name == "absorption":
-        table = evaluating.absorption(lm, chosen, rows, e)
+        table = evaluating.absorption(lm, saes, rows, e)
     elif name == "ravel":
-        table = evaluating.ravel(lm, chosen, e.cities, e)
+        table = evaluating.ravel(lm, saes, e.cities, e)
     elif name == "fine_tuned":
         table = pd.DataFrame(columns=["corpus", "seed", "model"])
         if e.tuned:
             text = corpus(run, e.tuned.text, lm)
             further, heldout = text.train, text.heldout[: e.rows]
-            table = evaluating.fine_tuned(
-                lm, chosen, further, heldout, e.tuned, e, run.sae.max_norm
-            )
+            table = evaluating.fine_tuned(lm, saes, further, heldout, e.tuned, e, run.sae.max_norm)
     else:
-        table = evaluating.positions(lm, chosen, heldout, e, run.sae.max_norm)
+        table = evaluating.positions(lm, saes, heldout, e, run.sae.max_norm)
     write_rows(run, name, table)
     return table
 
 
 def measure_structure(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     """SAEBench's core; writes and returns the rows `structure` and `structure_latents`."""
-    chosen = {key: saes[key] for key in evaluated(run)}
-    rows, heldout = token_rows(run, lm)
-    tables = evaluating.structure(
-        lm, chosen, rows, heldout, run.sae.k, run.evaluation, run.sae.max_norm
-    )
+    _, heldout = token_rows(run, lm)
+    tables = evaluating.structure(lm, saes, heldout, run.evaluation, run.sae.max_norm)
     names = ("structure", "structure_latents")
     found: dict[str, pd.DataFrame] = dict(zip(names, tables, strict=True))
     for name, table in found.items():
@@ -280,9 +282,8 @@ def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     from faithful_sae.stages.text import labelled, labelled_texts
 
     e = run.evaluation
-    chosen = {key: saes[key] for key in evaluated(run)}
     tasks = {name: labelled(run, name) for name in run.tasks}
-    sparse, ablated = evaluating.probes(lm, chosen, tasks, run.probing, e.seed)
+    sparse, ablated = evaluating.probes(lm, saes, tasks, run.probing, e.seed)
     crossed = {
         package: labelled_texts(run, Task(documentation=CROSSED, packages=(package,)))
         for package in e.crossed
@@ -290,7 +291,7 @@ def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     found = {
         "sparse_probes": sparse,
         "ablated_probes": ablated,
-        "crossed_probes": evaluating.crossed_probes(lm, chosen, crossed, run.probing, e.seed),
+        "crossed_probes": evaluating.crossed_probes(lm, saes, crossed, run.probing, e.seed),
     }
     for name, table in found.items():
         write_rows(run, name, table)
@@ -298,18 +299,18 @@ def probe_sparsely(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
 
 
 def interpret(run: Run, lm: Any, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Explain the latents of `evaluated` and test the explanations; writes and returns the rows
-    `interpretation` and `descriptions`.
+    """Explain the latents of the SAEs of `compared` and test the explanations; writes and returns
+    the rows `interpretation` and `descriptions`.
     """
     e = run.evaluation
-    chosen = {key: saes[key] for key in evaluated(run)}
+    saes = evaluating.explainable(saes)
     rows, heldout = token_rows(run, lm)
     # before the pass, since a judge may not be there
-    beside = judges_beside(run, lm, len(chosen))
-    codes, pieces = evaluating.explained(lm, chosen, rows, e)
+    beside = judges_beside(run, lm, len(saes))
+    codes, pieces = evaluating.explained(lm, saes, rows, e)
     scored = evaluating.interpretation(lm, codes, pieces, e, beside)
     tell(beside)
-    described = evaluating.descriptions(lm, chosen, codes, pieces, heldout, e)
+    described = evaluating.descriptions(lm, saes, codes, pieces, heldout, e)
     write_rows(run, "interpretation", scored)
     write_rows(run, "descriptions", described)
     return scored, described
@@ -359,16 +360,16 @@ def group_latents(run: Run, saes: SAEs) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def write_results(run: Run, saes: SAEs, rows: Mapping[str, pd.DataFrame]) -> Path:
-    """Write what was measured of each SAE in SAEBench's form, a file per evaluation, into a folder
-    of the run, which is returned.
+    """Write what was measured of each SAE of `compared` in SAEBench's form, a file per evaluation,
+    into a folder of the run, which is returned.
     """
     e = run.evaluation
     config = {"model": run.model_name, "layer": run.layer, "hook": run.hook, "text": e.text}
     config |= plain(e)
     folder = run.artifacts / "saebench"
     with atomic_path(folder) as temporary:
-        for name in evaluated(run):
-            found = evaluating.envelopes(rows, name, saes[name], config)
+        for name, sae in saes.items():
+            found = evaluating.envelopes(rows, name, sae, config)
             for kind, record in found.items():
                 write_json(temporary / f"{name[0]}_seed{name[1]}" / f"{kind}.json", record)
     return folder
