@@ -321,6 +321,15 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatc
     l0 = pd.read_csv(output / "structure.csv").set_index("corpus").l0
     assert core.metrics["sparsity"]["l0"] == pytest.approx(l0["this SAE"])
     assert l0["identity"] == pytest.approx(16)
+    tables = {path.stem: pd.read_csv(path) for path in output.glob("*.csv")}
+    whole = tables["positions"].query("corpus == 'identity'")
+    assert whole.ce_diff.abs().max() < 1e-5
+    assert whole.explained_variance.min() == pytest.approx(1)
+    beside = ["this SAE", "random dictionary", "PCA", "identity"]
+    for name in ("structure", "positions", "ablated_probes", "crossed_probes", "unlearning"):
+        assert [*dict.fromkeys(tables[name].corpus)] == beside, name
+    # all its latents fire on what is to be kept
+    assert tables["unlearning"].set_index("corpus").latents["identity"] == 0
     assert core.sae_cfg_dict["d_sae"] == load_sae(tmp_path / "sae").d_sae
     # a wrong field ends in one line, before anything is computed
     monkeypatch.setattr(sys, "argv", call)

@@ -1,7 +1,7 @@
 """Evaluating one SAE of anybody's on a language model: `python -m faithful_sae evaluate`.
 
-It needs no parameter file. What it writes are the rows of notebook 12 that one text gives, of this
-SAE, of a random dictionary, principal components and the identity, and SAEBench's result files.
+It needs no parameter file. What it writes are the rows of notebook 12, of this SAE and, beside it,
+of a random dictionary, principal components and the identity; and SAEBench's result files.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,22 @@ from faithful_sae.files import write_csv, write_json
 # where no text is given: of packages that are installed with this one
 DOCUMENTATION = ("numpy", "scipy", "sklearn", "pandas")
 CHARACTERS_PER_TOKEN = 8  # more than any tokenizer here has of English
+LEAST = 100_000  # characters of documentation: a single document may have some thousands
 ROW = 128  # tokens, where the language model has so many
 FLOOR_K = 32  # of the random dictionary beside an SAE that has a threshold
 TASKS = ("library", "parameter_or_return")
+# SCR crosses which package a description is of with whether it is of a parameter
+CROSSED, PACKAGES = "parameter_or_return", ("scipy", "sklearn")
+CITIES = 60  # pairs, for RAVEL
+FORGET = "source"  # the kind of documentation that is to be forgotten, while the text is kept
 # what the printed table shows, by the table it is a mean of
 SHOWN = {
     "structure": ("explained_variance", "ce_diff", "ce_score", "kl", "l0", "frac_alive"),
     "interpretation": ("scored", "detection_random", "detection_hard", "fuzz_random"),
     "descriptions": ("input_choice", "output"),
     "absorption": ("fraction", "full"),
+    "unlearning": ("unlearned", "retain_cost"),
+    "ravel": ("disentanglement",),
 }
 
 
@@ -57,17 +64,14 @@ def token_rows(lm: Any, text: Path | None, key: str, tokens: int, heldout: int) 
     Raises:
         CorpusError: an unreadable file, or one that does not fill enough rows.
     """
-    from faithful_sae.text.documentation import extract
-    from faithful_sae.text.packing import pack, tokenize
     from faithful_sae.text.read import CorpusError, read_records
 
     length = min(ROW, lm.context)
     wanted = tokens + heldout * length
     if text is None:
-        texts = iter(extract("docstrings", DOCUMENTATION, CHARACTERS_PER_TOKEN * wanted))
+        rows = documentation_rows(lm, "docstrings", wanted)
     else:
-        texts = (record[0] for record in read_records(text, [key]))
-    rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, length, wanted)
+        rows = _packed(lm, (record[0] for record in read_records(text, [key])), wanted)
     if len(rows) < 2 * heldout:
         raise CorpusError(
             f"{text or 'documentation'}: fills {len(rows)} rows of {length} tokens, fewer than "
@@ -76,18 +80,27 @@ def token_rows(lm: Any, text: Path | None, key: str, tokens: int, heldout: int) 
     return rows[:-heldout], rows[-heldout:]
 
 
-def labelled_texts(probing: Any) -> dict[str, Any]:
-    """{task: ((texts, labels) to train probes on, to test them on)} of documentation."""
+def documentation_rows(lm: Any, kind: str, tokens: int) -> Any:
+    """Rows of documentation, or of the source, of installed packages."""
+    from faithful_sae.text.documentation import extract
+
+    characters = max(LEAST, CHARACTERS_PER_TOKEN * tokens)
+    return _packed(lm, extract(kind, DOCUMENTATION, characters), tokens)
+
+
+def _packed(lm, texts, tokens):
+    from faithful_sae.text.packing import pack, tokenize
+
+    return pack(tokenize(iter(texts), lm.tokenizer), lm.bos_id, min(ROW, lm.context), tokens)
+
+
+def labelled_texts(probing: Any, task: str, packages: Sequence[str] = DOCUMENTATION) -> Any:
+    """((texts, labels) to train probes on, to test them on) of documentation."""
     from faithful_sae.text.documentation import labelled
 
-    tasks = {}
-    for task in TASKS:
-        examples = labelled(task, DOCUMENTATION, probing.max_train + probing.max_test, probing.seed)
-        share = probing.max_train / (probing.max_train + probing.max_test)
-        cut = round(share * len(examples))
-        parts = (examples[:cut], examples[cut:])
-        tasks[task] = tuple(tuple(zip(*part, strict=True)) for part in parts)
-    return tasks
+    examples = labelled(task, packages, probing.max_train + probing.max_test, probing.seed)
+    cut = round(len(examples) * probing.max_train / (probing.max_train + probing.max_test))
+    return tuple(tuple(zip(*part, strict=True)) for part in (examples[:cut], examples[cut:]))
 
 
 def read_theirs(path: Path) -> Any:
@@ -126,8 +139,8 @@ def evaluate(
     beside: Sequence[Path] = (),
     **sizes: int,
 ) -> None:
-    """Measure an SAE by the evaluations that one text, or labels, are enough for; print a table,
-    and write csv files and SAEBench's result files into a folder.
+    """Measure an SAE by all evaluations of notebook 12 but the one that trains the language model;
+    print a table, and write csv files and SAEBench's result files into a folder.
 
     Args:
         place: of the SAE, as find_sae.
@@ -179,8 +192,14 @@ def evaluate(
     tables["interpretation"] = evaluating.interpretation(lm, codes, pieces, s)
     tables["descriptions"] = evaluating.descriptions(lm, saes, codes, pieces, heldout, s)
     tables["absorption"] = evaluating.absorption(lm, saes, rows, s)
-    probed = evaluating.probes(lm, saes, labelled_texts(probing), probing, s.seed)
+    labelled = {task: labelled_texts(probing, task) for task in TASKS}
+    probed = evaluating.probes(lm, saes, labelled, probing, s.seed)
     tables |= {"sparse_probes": probed[0], "ablated_probes": probed[1]}
+    crossed = {package: labelled_texts(probing, CROSSED, (package,)) for package in PACKAGES}
+    tables["crossed_probes"] = evaluating.crossed_probes(lm, saes, crossed, probing, s.seed)
+    to_forget = documentation_rows(lm, FORGET, heldout.size)
+    tables["unlearning"] = evaluating.unlearning(lm, saes, to_forget, heldout, s)
+    tables["ravel"] = evaluating.ravel(lm, saes, CITIES, s)
     for name, table in tables.items():
         write_csv(output / f"{name}.csv", table)
     config = {"model": model, "layer": layer, "hook": hook, "text": str(text or "documentation")}
