@@ -43,7 +43,7 @@
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
-from faithful_sae.paper import figure_data, tables
+from faithful_sae.paper import evaluation, figure_data, tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import profile_note, save_figure, save_table, unmade, unmeasured
 from faithful_sae.paper.links import feature_links
@@ -345,6 +345,17 @@ for reading in ("reading_low", "reading_high"):
 
 # %%
 Markdown(filename=save_table(runs, "paper_patterns", patterns()))
+
+# %% [markdown]
+# ## SAE by SAE: what the features are worth
+#
+# The paper leaves this open (section 7), and notebook 12 measures it. Here is one number of each of
+# its evaluations, for every SAE: how far those of one text differ is what chance does. `PCA` and
+# `identity` need no training, and SAEs with frozen or random directions have learned none. Where
+# they do as well, a number says little.
+
+# %%
+Markdown(filename=save_table(runs, "evaluation_summary", evaluation.summary(trained)))
 
 # %% [markdown]
 # ## Features to look at

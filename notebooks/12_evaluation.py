@@ -28,8 +28,8 @@
 #
 # **Exhibits.** `structure`, `sparse_probes`, `evaluation_positions`, `evaluation_tuned`,
 # `interpretability`, `interpretability_sharing`, `interpretability_pairs`,
-# `interpretability_selected`, `evaluation_features`, `evaluation_findings`,
-# `evaluation_summary`.
+# `interpretability_selected`, `evaluation_features`, `evaluation_findings`. Notebook 07 has a row
+# for each SAE.
 
 # %%
 from IPython.display import Image, Markdown, display
@@ -196,14 +196,6 @@ Markdown(filename=save_table(run, "evaluation_features", shown.features(run, row
 
 # %%
 Markdown(filename=save_table(run, "evaluation_findings", shown.findings(run, rows)))
-
-# %% [markdown]
-# ## SAE by SAE
-#
-# One number of each evaluation, for every SAE. How far SAEs of one text differ is what chance does.
-
-# %%
-Markdown(filename=save_table(run, "evaluation_summary", shown.summary(run, rows)))
 
 # %% [markdown]
 # ## In SAEBench's form

@@ -65,11 +65,12 @@ def run_outputs(
 
 def paper_inputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and
-    figures are made of, and the indexes of features that it links to.
+    figures are made of, the indexes of features that it links to, and what the features are worth.
     """
-    indexed = [run for run in some or runs if run.sae and run.features]
-    links = [str(rows_file(run, "features")) for run in indexed]
-    return run_outputs(runs, lambda stage: stage.paper, some) + links
+    trained = [run for run in some or runs if run.sae]
+    links = [str(rows_file(run, "features")) for run in trained if run.features]
+    worth = [str(rows_file(run, "positions")) for run in trained if run.evaluation]
+    return run_outputs(runs, lambda stage: stage.paper, some) + links + worth
 
 
 def profile_outputs(

@@ -17,6 +17,7 @@ from faithful_sae.paper.estimates import values_by
 from faithful_sae.paper.names import heading, named
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.evaluating import KNOWN
 from faithful_sae.stages.judging import OFFLINE
@@ -37,6 +38,15 @@ SCORES = {
 ABLATED = 10  # latents, of TPP and SCR
 # by position and by model
 MEASURED = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
+# rows that the summary is made of
+SUMMARISED = (
+    "structure",
+    "sparse_probes",
+    "interpretation",
+    "descriptions",
+    "absorption",
+    "unlearning",
+)
 SAID = 60  # characters of an explanation in a table
 # balanced accuracies that differ by less are the same
 SAME = 0.01
@@ -183,19 +193,23 @@ def fine_tuned(run: Run, rows: Rows) -> pd.DataFrame:
     return _table(run, columns)
 
 
-def summary(run: Run, rows: Rows) -> pd.DataFrame:
-    """One row per SAE: a number of each evaluation. An SAE is one seed, so there are no intervals:
-    the other tables have them.
+def summary(runs: list[Run]) -> pd.DataFrame:
+    """One row per language model and SAE that notebook 12 measured: a number of each evaluation. An
+    SAE is one seed, so there are no intervals: the tables of notebook 12 have them. What is known
+    beforehand has no seed.
     """
+    tables = [_summary_of(run) for run in measured(runs, "positions")]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _summary_of(run):
     keys = ["corpus", "seed"]
+    rows = {name: read_rows(run, name) for name in SUMMARISED}
     probes = rows["sparse_probes"]
     parts = {
         "EV": (rows["structure"], "explained_variance"),
         "CE difference": (rows["structure"], "ce_diff"),
-        "one-latent probe": (
-            probes.loc[(probes.form == "means") & (probes.k == 1)],
-            "accuracy",
-        ),
+        "one-latent probe": (probes.loc[(probes.form == "means") & (probes.k == 1)], "accuracy"),
         "detection": (rows["interpretation"].query("judge == @JUDGE"), SCORE),
         "by output": (rows["descriptions"], "output"),
         "absorbed": (_compared(rows["absorption"]), "fraction"),
@@ -206,11 +220,12 @@ def summary(run: Run, rows: Rows) -> pd.DataFrame:
         for name, (table, column) in parts.items()
     }
     table = pd.DataFrame(columns).rename_axis(keys).reset_index()
-    table = table.loc[table.corpus.isin(rows["positions"].corpus)]
     order = {name: place for place, name in enumerate(run.sae_names)}
     table = table.sort_values("corpus", key=lambda c: c.map(order), kind="stable")
-    table.insert(0, "trained on", table.pop("corpus").map(lambda name: _called(run, name)))
-    return table.astype({"seed": int}).reset_index(drop=True)
+    seeds = table.pop("seed").astype("Int64").mask(table.corpus.isin(KNOWN))
+    corpus = table.pop("corpus").map(lambda name: _called(run, name))
+    first = {"model": run.label, "trained on": corpus, "seed": seeds}
+    return pd.DataFrame(first).join(table)
 
 
 def _scored(rows: Rows, name: str = JUDGE) -> pd.DataFrame:

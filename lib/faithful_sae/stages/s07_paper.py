@@ -13,6 +13,7 @@ class Paper(Stage):
         "ffr",
         "fidelity",
         "probing",
+        "evaluation",
         "corpora",
         *HOOK,
         "sequence_length",
