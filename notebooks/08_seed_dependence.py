@@ -50,7 +50,7 @@ from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
 from faithful_sae.runs.rows import open_run
-from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
+from faithful_sae.stages.s08_seed_dependence import explained, study_seeds, train_seeds
 
 # %% tags=["parameters"]
 params = "params/smoke/neox.yaml"  # which language model, and everything done with it
@@ -238,10 +238,11 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # one-sided 95 % bound; it *disagrees* if that is below 0; otherwise it is *undecided*. That two
 # shares are *the same* agrees if their 90 % interval lies in a margin, which stands in the
 # statement. `effect` is the difference that is weakest for the statement, with its 95 %
-# interval. `p (Holm)` is corrected for all statements of the table.
+# interval. `p (Holm)` is corrected for all statements of the table. How well a latent is explained
+# is what notebook 12 measures.
 
 # %%
-verdicts = findings(run, rows)
+verdicts = findings(run, rows | explained(run))
 Markdown(filename=save_table(run, "seed_findings", verdicts))
 
 # %% [markdown]

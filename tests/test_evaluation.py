@@ -18,6 +18,7 @@ from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judging import Explanation
 from faithful_sae.metrics.saebench import read_envelope
 from faithful_sae.paper import evaluation as shown
+from faithful_sae.paper.verdicts import judge, table_of
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import load_sae
@@ -141,10 +142,13 @@ def groups(latents=40):
 def verdicts(run, score, table=None, latents=40):
     rows = {"interpretation": interpretation(score, latents=latents)}
     rows["latent_groups"] = groups(latents) if table is None else table
-    found = shown.findings(run, rows)
-    return {
-        str(question).split(" ")[0]: row for question, row in found.set_index("question").iterrows()
-    }
+    own = shown.findings(run, rows).rename(columns={"question": "statement"})
+    theirs = [
+        {"statement": said} | judge(cases, margin=margin)
+        for said, cases, margin in shown.of_sharing(run, rows)
+    ]
+    found = pd.concat([own, table_of(theirs)]).set_index("statement")
+    return {str(said).split(" ")[0]: row for said, row in found.iterrows()}
 
 
 def test_planted_differences_get_their_verdicts(run):

@@ -111,6 +111,13 @@ def test_rows_that_have_nothing_to_show_are_left_out():
     assert [part.cells.model.tolist() for part in printed(table, views)] == [["a"], ["b"]]
 
 
+def test_a_table_behind_the_first_that_has_nothing_to_show_is_left_out():
+    table = {"model": ["m"], "a": [1.0], "b": [None]}
+    views = [{"rows": ["model"], "columns": [name]} for name in ("a", "b")]
+    (found,) = printed(table, views)
+    assert [*found.cells] == ["model", "a"]
+
+
 def test_the_best_of_a_row_is_bold_in_its_direction():
     table = {"a": [0.5, 0.2], "b": [0.4, 0.3], "c": [None, 0.1]}
     assert bold(table, {"highest": ["*"]}) == {

@@ -51,7 +51,7 @@ def own(tmp_path):
 
 def test_clean_deletes_what_is_the_folder_s_alone(own, tmp_path):
     folder, results = own
-    results.mkdir()
+    results.mkdir(parents=True)
     (results / "profile.txt").write_text(from_root(folder))
     other = tmp_path / folder.name
     shutil.copytree(folder, other)

@@ -1,6 +1,6 @@
-"""Rows of notebook 12 -> its tables, the data of its figures, and verdicts on what it asks: whether
-shared latents are easier to explain than others (Paulo and Belrose 2025), and whether those of the
-model's own text are.
+"""Rows of notebook 12 -> its tables, the data of its figures, and verdicts: whether shared latents
+are easier to explain than others (Paulo and Belrose 2025), and whether those of the model's own
+text are.
 """
 
 import math
@@ -309,39 +309,55 @@ def positions(run: Run, rows: Rows) -> pd.DataFrame:
 
 
 def findings(run: Run, rows: Rows) -> pd.DataFrame:
-    """One row per question, with its verdict (paper.verdicts). Scores are of detection against
-    random windows, by each offline judge. Groups are compared among latents that fire about as
-    often; of a corpus whose latents have both kinds in no tenth by density, nothing can be said.
+    """One row per question that the paper leaves open, with its verdict (paper.verdicts). Scores
+    are of detection against random windows, by each offline judge. Groups are compared among
+    latents that fire about as often; of a corpus whose latents have both kinds in no tenth by
+    density, nothing can be said.
 
     Seeds are left out one at a time, as SAEs that are scored and as ones that share a latent.
     """
     corpora = run.evaluation.corpora
-    within = {
-        "Shared latents are easier to explain (Paulo and Belrose 2025, section 4.2)": (
-            "shared above orphans",
-            _shared,
-            SAME,
-        ),
-        f"Yet many orphans are: over {MANY:.0%} of them score above half of the shared that fire "
-        "as often": (f"share of orphans, above {MANY:.0%}", _orphans, 0.0),
-        "Fake latents are harder to explain": ("fake below the rest", _fake, SAME),
-    }
-    # others judge too few latents for groups of them
-    scored = {name: _scored(rows, name) for name in OFFLINE}
-    table = []
-    for question, (what, difference, margin) in within.items():
-        cases = [
-            _case(f"{heading(run, at)}, {name}", part.loc[part.corpus == at], what, difference)
-            for name, part in scored.items()
-            for at in corpora
-        ]
-        table.append({"question": question} | judge(cases, margin=margin))
+    fake = _within(run, rows, "fake below the rest", _fake)
+    table = [{"question": "Fake latents are harder to explain"} | judge(fake, margin=SAME)]
     if len(corpora) > 1:
         own, other = corpora
-        cases = [_case(name, part, "own above", _own(own)) for name, part in scored.items()]
+        cases = [_case(at, part, "own above", _own(own)) for at, part in _by_judge(rows)]
         question = f"Latents of its own text are easier to explain than {heading(run, other)}'s"
         table.append({"question": question} | judge(cases, margin=SAME))
     return table_of(table)
+
+
+def of_sharing(run: Run, rows: Rows) -> list[tuple[str, list[Case], float]]:
+    """What Paulo and Belrose (2025, section 4.2) say of latents that seeds share and of others, as
+    (statement, its cases, margin within which a difference is none). Cases are as in `findings`.
+    """
+    many = f"over {MANY:.0%} of them score above half of the shared that fire as often"
+    return [
+        (
+            "Shared latents are more interpretable than others that fire as often",
+            _within(run, rows, "shared above orphans", _shared),
+            SAME,
+        ),
+        (
+            f"Yet many unshared latents are interpretable, too: {many}",
+            _within(run, rows, f"share of orphans, above {MANY:.0%}", _orphans),
+            0.0,
+        ),
+    ]
+
+
+def _by_judge(rows):
+    """Others judge too few latents for groups of them."""
+    return [(name, _scored(rows, name)) for name in OFFLINE]
+
+
+def _within(run, rows, what, difference):
+    """A case for each offline judge and corpus."""
+    return [
+        _case(f"{heading(run, at)}, {name}", part.loc[part.corpus == at], what, difference)
+        for name, part in _by_judge(rows)
+        for at in run.evaluation.corpora
+    ]
 
 
 def _case(name: str, scored: pd.DataFrame, what: str, difference: Measure) -> Case:

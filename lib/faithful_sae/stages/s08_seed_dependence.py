@@ -15,7 +15,7 @@ import pandas as pd
 from faithful_sae.files import file_hash
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
-from faithful_sae.runs.rows import read_rows, write_rows
+from faithful_sae.runs.rows import measured, read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
@@ -91,6 +91,10 @@ class SeedDependence(Section):
 STUDIED = (*TRAINED, "-sae.seeds", "-sae.d_sae", "-sae.k", "-sae.tokens")
 
 
+# rows of notebook 12
+EXPLAINED = ("interpretation", "latent_groups")
+
+
 class SeedStudy(Stage):
     sections = {"seed_dependence": SeedDependence}
     optional = ("seed_dependence",)
@@ -107,7 +111,8 @@ class SeedStudy(Stage):
         "seed_estimates",
         "seed_threshold",
     )
-    reads = ("saes",)
+    # what their findings on interpretability are judged by, where there is an evaluation
+    reads = ("saes", *EXPLAINED)
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
@@ -352,6 +357,12 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     for name, table in rows.items():
         write_rows(run, name, table)
     return rows
+
+
+def explained(run: Run) -> dict[str, pd.DataFrame]:
+    """Rows of notebook 12 that say how well latents are explained; none where it has not run."""
+    there = all(measured([run], name) for name in EXPLAINED)
+    return {name: read_rows(run, name) for name in EXPLAINED} if there else {}
 
 
 def _swept(saes: dict[tuple, Any], plain: tuple, n_seeds: int) -> Iterator[tuple]:
