@@ -67,12 +67,21 @@ def axes(width=V + 1):
     return sae
 
 
-def cross_entropy(lm, rows, x):
-    """Of all predictions but those made from BOS, from activations given."""
+def begun(rows):
+    """Where predictions are made in documents that begin in these rows, one token after another."""
+    where, inside = np.zeros(rows.shape, bool), False
+    for row, t in np.ndindex(rows.shape):
+        inside |= t > 0 and rows[row, t] == BOS
+        where[row, t] = inside and rows[row, t] != BOS
+    return where[:, :-1]
+
+
+def cross_entropy(lm, rows, x, where=None):
+    """Of all predictions but those made from BOS, or of those `where`, from activations given."""
     ids = torch.from_numpy(rows)
     log_p = (x @ lm.W).double().log_softmax(-1)[:, :-1]
-    nats = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
-    return nats[ids[:, :-1] != BOS].mean().item()
+    nats = -log_p.gather(-1, ids[:, 1:, None])[..., 0].numpy()
+    return nats[rows[:, :-1] != BOS if where is None else where].mean()
 
 
 def without(lm, rows, latents):
@@ -87,8 +96,9 @@ def test_a_planted_package_latent_reaches_the_ablation_value():
         axes(), lm, forget, retain, densities=(0.01,), sizes=(1,), multiples=(0.0,)
     )
     test = forget[30:]
-    before = cross_entropy(lm, test, without(lm, test, []))
-    after = cross_entropy(lm, test, without(lm, test, [PACKAGE]))
+    before, after = (
+        cross_entropy(lm, test, without(lm, test, gone), begun(test)) for gone in ([], [PACKAGE])
+    )
     assert found.latents == (PACKAGE,)
     assert found.ce == pytest.approx(before, rel=1e-6)
     assert found.unlearned == pytest.approx(
@@ -105,7 +115,7 @@ def test_unigram_is_the_frequencies_of_the_rows_that_choose():
     found, _ = unlearning(axes(), Pairs(), forget, retain, multiples=(0.0,))
     known = np.concatenate([forget[:100], retain[:100]])[:, 1:]
     log_p = np.log(np.bincount(known.ravel(), minlength=V) / known.size)
-    scored = forget[100:, 1:][forget[100:, :-1] != BOS]
+    scored = forget[100:, 1:][begun(forget[100:])]
     assert found.ce_unigram == pytest.approx(-log_p[scored].mean(), rel=1e-3)
 
 
@@ -114,7 +124,8 @@ def test_all_tokens_without_their_latents_are_a_coin_of_so_many_sides():
     lm, forget, retain = Pairs(), text(FORGET), text(RETAIN)
     found, table = unlearning(axes(), lm, forget, retain, multiples=(0.0,))
     assert sorted(found.latents) == [*FORGET, PACKAGE]
-    before = cross_entropy(lm, forget[30:], without(lm, forget[30:], []))
+    test = forget[30:]
+    before = cross_entropy(lm, test, without(lm, test, []), begun(test))
     expected = (math.log(V) - before) / (found.ce_unigram - before)
     assert found.unlearned == pytest.approx(expected, rel=1e-5)
     # both densities have the same candidates, which are measured once
@@ -156,6 +167,28 @@ def test_latents_that_are_silent_on_the_rows_that_measure_unlearn_nothing():
     assert set(found.latents) == {*FORGET[:7]}
     assert found.chosen > 0.2
     assert found.unlearned == 0
+
+
+def test_a_document_that_chose_does_not_measure():
+    """One lies on the border and fills most of the second half: whatever stands there, nothing that
+    is measured changes.
+    """
+    measured = []
+    for seed in (5, 6):
+        kinds = []
+        for kind in (FORGET, RETAIN):
+            rows = text(kind)
+            rows[28:50] = text(kind, 22, seed)
+            rows[28:50, 9] = kind[0]
+            rows[50, :9] = [BOS, *text(kind, 1, seed)[0, 1:9]]
+            rows[50, 9] = BOS
+            # what chooses is the same
+            rows[28:30] = text(kind)[28:30]
+            kinds.append(rows)
+        # clamped are latents that the border document has, too
+        measured.append(unlearning(axes(), Pairs(), *kinds, densities=(2.0,), sizes=(4,))[0])
+    assert measured[0] == measured[1]
+    assert measured[0].unlearned > 0.05
 
 
 def test_random_latents_on_text_of_one_kind_stay_below_what_the_constraint_allows():
@@ -224,6 +257,8 @@ def test_a_clamp_of_silent_latents_changes_no_bit():
 
 def test_a_language_model_is_measured_as_by_fidelity_and_steering(lm, rows):
     sae = TopKSAE(lm.d_model, 24, 4, 1)
+    # the second half begins with a document of its own
+    rows[5, 1] = BOS
     found, table = unlearning(
         sae, lm, rows, rows[::-1].copy(), densities=(2.0,), sizes=(1,), multiples=(0.0,)
     )
@@ -256,9 +291,13 @@ def test_what_cannot_be_measured_is_refused():
         unlearning(axes(), lm, rows, rows[:1])
     with pytest.raises(ValueError, match="pack both alike"):
         unlearning(axes(), lm, rows, rows[:, 1:])
-    with pytest.raises(ValueError, match="rows to forget hold no token behind"):
+    with pytest.raises(ValueError, match="first half of the 60 rows to forget has nothing to"):
         unlearning(axes(), lm, np.zeros_like(rows), rows)
+    endless = np.where(rows == BOS, FORGET[0], rows)
+    endless[:, 0] = BOS
+    with pytest.raises(ValueError, match="second half of the 60 rows to retain has nothing to"):
+        unlearning(axes(), lm, rows, endless)
     with pytest.raises(ValueError, match=r"token ids must be in 0\.\.30"):
-        unlearning(axes(), lm, rows + 1, rows)
+        unlearning(axes(), lm, np.where(rows == BOS, BOS, rows + 1), rows)
     with pytest.raises(ValueError, match="width 5"):
         unlearning(axes(5), lm, rows, rows)

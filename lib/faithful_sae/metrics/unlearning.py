@@ -17,16 +17,18 @@ the text to forget are clamped: where one fires, its z becomes -c times the larg
 What the SAE does not reconstruct stays in x, and so does x at BOS, whose predictions do not count.
 
 A setting is (t, n, c). The best of many on the same rows would be too good: the first half of the
-rows ranks the latents and chooses a setting, and the second half, which has other documents but for
-one on the border, says what U is. To do nothing is a setting, too. A clamped model may cost the
-second half more than 1% of the text to retain; `retain_cost` says what it does.
+rows ranks the latents and chooses a setting, and the second half says what U is, by predictions in
+documents that begin there: a document on the border may fill most of it. (Of a sampled document
+that was cut off, `pack` may have less than a row left for the second half.) To do nothing is a
+setting, too. A clamped model may cost the second half more than 1% of the text to retain;
+`retain_cost` says what it does.
 
 B rows, T positions, D model, F latents, K active ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -112,8 +114,8 @@ def unlearning(
         multiple are one, under the first density and size that has them.
 
     Raises:
-        ValueError: fewer than two rows of a kind; rows of another length; no token behind one that
-            is not BOS; ids that the model has not; an SAE of another width than the model.
+        ValueError: fewer than two rows of a kind; rows of another length; nothing to predict in
+            half of them; ids that the model has not; an SAE of another width than the model.
     """
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -128,17 +130,13 @@ def unlearning(
     for name, rows in (("forget", forget), ("retain", retain)):
         if len(rows) < 2:
             raise ValueError(f"{len(rows)} rows to {name}: one half chooses, the other measures")
-        for half in _halves(rows):
-            if not _scored(half, lm.bos_id).any():
-                raise ValueError(
-                    f"half of the rows to {name} hold no token behind one that is not BOS: there "
-                    "is nothing to predict"
-                )
-    (forget_choose, forget_test), (retain_choose, retain_test) = _halves(forget), _halves(retain)
-    known = np.concatenate([forget_choose, retain_choose])
+    (forget_choose, forget_test), (retain_choose, retain_test) = (
+        _halves(rows, lm.bos_id, name) for name, rows in (("forget", forget), ("retain", retain))
+    )
+    known = np.concatenate([forget_choose.ids, retain_choose.ids])
     unigram, unigram_test = (_unigram(known, half, lm) for half in (forget_choose, forget_test))
-    frequency, largest = _firing(sae, lm, forget_choose, batch_rows)
-    elsewhere, _ = _firing(sae, lm, retain_choose, batch_rows)
+    frequency, largest = _firing(sae, lm, forget_choose.ids, batch_rows)
+    elsewhere, _ = _firing(sae, lm, retain_choose.ids, batch_rows)
     settings = _settings(frequency, elsewhere, densities, sizes, multiples)
     edits = [_targets(sae, largest, *setting[2:]) for setting in settings]
     before, *after = _cross_entropies(sae, lm, forget_choose, edits, batch_rows)
@@ -177,14 +175,30 @@ def _share(after, before, unigram):
     return (after - before) / (unigram - before) if unigram > before else np.nan
 
 
-def _halves(rows):
-    """(the rows that choose, those that measure)."""
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+class _Half(NamedTuple):
+    """Rows int [R, T], and which predictions count, bool [R, T - 1]."""
+
+    ids: np.ndarray
+    scored: np.ndarray
 
 
-def _scored(rows, bos_id):
-    """Which predictions count, bool [R, T - 1]: all that are not made from BOS."""
-    return rows[:, :-1] != bos_id
+def _halves(rows, bos_id, name):
+    """(the half that chooses, the half that measures). What is predicted from BOS does not count,
+    nor what of the second half may be of a document that begins in the first: all before a BOS
+    that does not begin a row.
+    """
+    choose, test = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    begins = test == bos_id
+    begins[:, 0] = False
+    own = begins.ravel().cumsum().reshape(begins.shape) > 0
+    halves = _Half(choose, choose[:, :-1] != bos_id), _Half(test, (own & (test != bos_id))[:, :-1])
+    for which, half in zip(("first", "second"), halves, strict=True):
+        if not half.scored.any():
+            raise ValueError(
+                f"the {which} half of the {len(rows)} rows to {name} has nothing to predict in "
+                "documents that begin there: give more rows, or rows with shorter documents"
+            )
+    return halves
 
 
 def _firing(sae, lm, rows, batch_rows):
@@ -223,12 +237,11 @@ def _targets(sae, largest, latents, multiple):
 
 
 @torch.no_grad()
-def _cross_entropies(sae, lm, rows, edits, batch_rows):
+def _cross_entropies(sae, lm, half, edits, batch_rows):
     """Mean nats of the predictions that count: as the model is, and with each edit."""
     sums = np.zeros(1 + len(edits))
-    count = 0
-    for ids in rows_in_batches(rows, batch_rows):
-        scored = _scored(ids, lm.bos_id).to(lm.device)
+    counted = torch.from_numpy(half.scored).to(lm.device).split(batch_rows)
+    for ids, scored in zip(rows_in_batches(half.ids, batch_rows), counted, strict=True):
         logits, x = lm.logits(ids)
         values, indices = sae.encode_topk(x)
         kept = ids.to(lm.device)[..., None] == lm.bos_id
@@ -237,8 +250,7 @@ def _cross_entropies(sae, lm, rows, edits, batch_rows):
         for number, targets in enumerate(edits, 1):
             edited = torch.where(kept, x, clamped(sae, x, targets, values, indices))
             sums[number] += _nats(lm.spliced_logits(ids, edited), ids, scored)
-        count += int(scored.sum())
-    return (sums / count).tolist()
+    return (sums / half.scored.sum()).tolist()
 
 
 def _nats(logits, ids, scored):
@@ -250,7 +262,7 @@ def _nats(logits, ids, scored):
     )
 
 
-def _unigram(known, rows, lm):
+def _unigram(known, half, lm):
     """Mean nats of the frequencies of tokens in rows that are known."""
-    (p,) = probabilities(known, rows, lm.shape.vocab_size, 1)
-    return float(-np.log(p[_scored(rows, lm.bos_id)]).mean())
+    (p,) = probabilities(known, half.ids, lm.shape.vocab_size, 1)
+    return float(-np.log(p[half.scored]).mean())
