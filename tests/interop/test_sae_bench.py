@@ -347,6 +347,18 @@ def test_the_full_probe_of_theirs_looks_at_the_test_labels():
 
 
 @torch.no_grad()
+def theirs_of_texts(both, rows):
+    """(means of x, means of the latents) over the tokens of each row, as their evaluation has."""
+    padded = torch.full((len(rows), LENGTH), both.lm.tokenizer.eos_token_id)
+    for place, row in zip(padded, rows, strict=True):
+        place[0], place[1 : 1 + len(row)] = BOS, row
+    hook = both.peer.cfg.metadata.hook_name
+    x = activation_collection.get_llm_activations(padded, both.model, 8, LAYER, hook, True)
+    mean = activation_collection.create_meaned_model_activations({"x": x})["x"]
+    return mean, activation_collection.get_sae_meaned_activations({"x": x}, both.peer, 8)["x"]
+
+
+@torch.no_grad()
 def test_pooled_texts(both):
     """Means over the tokens that are not BOS, of texts of several lengths."""
     lengths = torch.randint(3, LENGTH, (20,), generator=torch.Generator().manual_seed(5))
@@ -354,12 +366,35 @@ def test_pooled_texts(both):
     rows = [row[row != BOS] for row in rows]
     texts = [" ".join(f"w{i}" for i in row.tolist()) for row in rows]
     found = pooled_representations({"sae": both.sae}, both.lm, texts, LENGTH, include_bos=False)
-    padded = torch.full((len(rows), LENGTH), both.lm.tokenizer.eos_token_id)
-    for place, row in zip(padded, rows, strict=True):
-        place[0], place[1 : 1 + len(row)] = BOS, row
-    hook = both.peer.cfg.metadata.hook_name
-    x = activation_collection.get_llm_activations(padded, both.model, 8, LAYER, hook, True)
-    mean = activation_collection.create_meaned_model_activations({"x": x})["x"]
-    z = activation_collection.get_sae_meaned_activations({"x": x}, both.peer, 8)["x"]
+    mean, z = theirs_of_texts(both, rows)
     np.testing.assert_allclose(found["baseline"], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["sae", "sae"], z, rtol=1e-4, atol=1e-5)
+
+
+def test_sparse_probing_from_texts_to_accuracy(both):
+    """Of two labels with equally many texts each, on latents and on channels of x."""
+    generator = torch.Generator().manual_seed(6)
+    ours, acts = [], []
+    for n in (80, 60):
+        labels = torch.arange(n) % 2
+        rows = torch.randint(2, 64, (n, 9), generator=generator)
+        # a third of the tokens say the label, most of the time
+        told = torch.rand((n, 3), generator=generator) < 0.6
+        rows[:, ::3] = torch.where(told, 10 + 5 * labels[:, None], rows[:, ::3])
+        texts = [" ".join(f"w{i}" for i in row.tolist()) for row in rows]
+        pooled = pooled_representations({"sae": both.sae}, both.lm, texts, LENGTH, False)
+        ours.append((pooled, labels.numpy()))
+        acts.append([(means, labels) for means in theirs_of_texts(both, rows)])
+    train = probe_training.train_probe_on_activations.__wrapped__
+    (fitted, y), (tested, v) = ours
+    for number, at in enumerate(("baseline", ("sae", "sae"))):
+        records = sparse_probe(fitted[at], y, tested[at], v, ks=KS)
+        found = {r["k"]: r["accuracy"] for r in records if r["form"] == "means"}
+        parts = [
+            {str(i): means[labels == i] for i in range(2)}
+            for means, labels in (part[number] for part in acts)
+        ]
+        for k in KS:
+            _, accuracies = train(*parts, select_top_k=k)
+            assert accuracies["1"] == pytest.approx(found[k], abs=1e-4)
+        assert 0.5 < found[5] < 1

@@ -207,7 +207,8 @@ def test_gemma_scope_as_they_load_it(tmp_path, monkeypatch):
     config, state, _ = pretrained_sae_loaders.gemma_2_sae_huggingface_loader(
         "google/gemma-scope-2b-pt-res", place, cfg_overrides={"d_in": D, "d_sae": F}
     )
-    theirs = SAE.from_dict(config)
+    # the loader leaves normalize_activations open, and from_pretrained closes it like this
+    theirs = SAE.from_dict(pretrained_sae_loaders.handle_config_defaulting(config))
     theirs.load_state_dict(state)
     ours = load_sae(folder)
     assert_same(ours, theirs)
