@@ -25,6 +25,7 @@ from faithful_sae.sae.sae import load_sae
 from faithful_sae.stages import evaluating
 from faithful_sae.stages.judging import Beside, Judging, judges_beside
 from faithful_sae.stages.s12_evaluation import evaluated, group_latents
+from faithful_sae.text.near_copies import near_copies
 
 SEEDS = (42, 49, 1, 2)
 
@@ -271,25 +272,51 @@ def test_a_judge_beside_scores_some_latents_by_its_own_number_of_windows(lm, row
     assert max(judge.asked) <= 3
 
 
+PROBING = SimpleNamespace(
+    inverse_regularisation=1.0, max_iter=1000, max_tokens=8, include_bos=False, batch_rows=16
+)
+
+
+def described(package, n, seed):
+    """(texts, labels) of a package: its word, that of the label, and others."""
+    rng = np.random.default_rng([seed, package])
+    labels = rng.integers(2, size=n)
+    words = np.column_stack([2 + 20 * package + 10 * labels, rng.integers(45, 60, (n, 5))])
+    return [" ".join(f"w{i}" for i in text) for text in words], [str(label) for label in labels]
+
+
 def test_a_property_is_a_package_or_a_label(lm):
     """Texts of two packages, whose labels are the words that they hold."""
-    rng = np.random.default_rng(0)
-
-    def texts(package, n):
-        labels = rng.integers(2, size=n)
-        words = [f"w{2 + 20 * package + 10 * label} w{rng.integers(45, 60)}" for label in labels]
-        return words, [str(label) for label in labels]
-
-    given = {name: (texts(i, 80), texts(i, 60)) for i, name in enumerate(("one", "other"))}
-    probing = SimpleNamespace(
-        inverse_regularisation=1.0, max_iter=1000, max_tokens=8, include_bos=False, batch_rows=16
-    )
+    given = {
+        name: (described(i, 80, 0), described(i, 60, 1)) for i, name in enumerate(("one", "other"))
+    }
     saes = {("text", 42): TopKSAE(lm.d_model, 24, 4, 0)}
-    found = evaluating.crossed_probes(lm, saes, given, probing, 0)
+    found = evaluating.crossed_probes(lm, saes, given, PROBING, 0)
     # either property can be read alone, and the confused probe cannot tell them apart
     assert (found.oracle > found.base + 0.1).all()
     alone = {"one": given["one"]}
-    assert evaluating.crossed_probes(lm, saes, alone, probing, 0).empty
+    assert evaluating.crossed_probes(lm, saes, alone, PROBING, 0).empty
+
+
+def test_no_test_text_is_a_copy_of_what_another_package_trains_on(lm, monkeypatch):
+    """Packages copy from each other: a quarter of what one is tested on is the other's."""
+    one, other = ([described(i, 60, seed) for seed in (0, 1)] for i in (0, 1))
+    other[1] = tuple(
+        [*tested, *trained[:20]] for tested, trained in zip(other[1], one[0], strict=True)
+    )
+    pooled, read = [], evaluating._pooled
+
+    def spy(lm, saes, task, parts, probing):
+        pooled.extend(texts for texts, _ in parts)
+        return read(lm, saes, task, parts, probing)
+
+    monkeypatch.setattr(evaluating, "_pooled", spy)
+    saes = {("text", 42): TopKSAE(lm.d_model, 24, 4, 0)}
+    evaluating.crossed_probes(lm, saes, {"one": one, "other": other}, PROBING, 0)
+    trained, tested = pooled
+    assert near_copies(one[0][0], other[1][0]) == 0.25
+    assert near_copies(trained, tested) == 0
+    assert len(trained) == len(tested) == 120
 
 
 def test_a_server_without_a_key_is_noticed_before_any_pass(run, lm, monkeypatch):

@@ -139,24 +139,26 @@ def crossed_probes(
 ) -> pd.DataFrame:
     """Whether a probe that two properties confused is freed of one of them (SCR): a row per SAE and
     number of ablated latents. The properties of a text are which of two packages it is from, and
-    its label.
+    its label. Packages copy from each other, so near-copies of a text before are left out.
 
     Args:
         texts: {package: ((texts, labels) to train on, to test on)}; none of fewer than two.
         probing: as of `probes`.
     """
     from faithful_sae.metrics.ablated_probes import SCR, Texts, scr
+    from faithful_sae.text.near_copies import Distinct
 
     columns = [*which(("", 0)), *(field.name for field in dataclasses.fields(SCR))]
     if len(texts) < 2:
         return pd.DataFrame(columns=columns)
     last = max(label for _, labels in next(iter(texts.values())) for label in labels)
-    parts = []
+    parts, distinct = [], Distinct()
     for of_packages in zip(*texts.values(), strict=True):
         crossed = [
             (text, (bool(package), label == last))
             for package, (said, labels) in enumerate(of_packages)
             for text, label in zip(said, labels, strict=True)
+            if distinct.take(text)
         ]
         parts.append(tuple(zip(*crossed, strict=True)))
     pooled = _pooled(lm, saes, "crossed", parts, probing)
