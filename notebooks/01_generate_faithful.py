@@ -28,6 +28,15 @@
 # **Exhibits.** `first_token` (Appendix C), one row of Table 1, and for an embedded model
 # `lm_training`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("01_generate_faithful", params)
+
 # %%
 import pandas as pd
 import torch
@@ -40,15 +49,11 @@ from faithful_sae.metrics.coverage import (
 )
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots.paper import first_token, lm_training
-from faithful_sae.runs.rows import open_run, read_rows, write_rows
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.stages.corpus import make_faithful, read_shards, start_of
 from faithful_sae.stages.model import open_model, pretraining_counts, train_embedded_model
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 run
 
 # %% [markdown]

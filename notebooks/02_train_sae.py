@@ -38,6 +38,15 @@
 # **Exhibit.** `training`: how the unexplained variance falls, how many latents are active, how many
 # have died. `activation_norms`, where massive activations are left out (`max_norm` under `sae:`).
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("02_train_sae", params)
+
 # %%
 import torch
 from IPython.display import Image, display
@@ -46,7 +55,6 @@ from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.names import named
 from faithful_sae.paper.plots.paper import activation_norms, training
-from faithful_sae.runs.rows import open_run
 from faithful_sae.sae.activations import token_activations
 from faithful_sae.sae.formats.hooks import in_words
 from faithful_sae.stages import training as trained
@@ -54,11 +62,7 @@ from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 run.sae
 

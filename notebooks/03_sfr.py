@@ -29,6 +29,15 @@
 # **Exhibits.** `cosines`, `sfr_curve`. The tables themselves are drawn in 07, over all language
 # models.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("03_sfr", params)
+
 # %%
 import pandas as pd
 import torch
@@ -39,16 +48,11 @@ from faithful_sae.paper import latent_data
 from faithful_sae.paper.estimates import sfr_estimates
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots import paper as plots
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s03_sfr import seed_comparison
 from faithful_sae.stages.saes import load_saes
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm)
 print(f"{len(saes)} SAEs, threshold {run.sfr.threshold}")

@@ -30,6 +30,15 @@
 #
 # **Exhibit.** `firing`. Table 7 itself is drawn in 07.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("04_ffr", params)
+
 # %%
 import torch
 from IPython.display import Image
@@ -38,16 +47,11 @@ from faithful_sae.metrics.ffr import random_batches
 from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.plots import paper as plots
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s04_ffr import fake_features
 from faithful_sae.stages.saes import load_saes
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm)
 run.ffr

@@ -40,6 +40,15 @@
 #
 # **Exhibits.** `fidelity_ce`, `fidelity_l2`, `fidelity_ev`, `fidelity`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("05_fidelity", params)
+
 # %%
 import torch
 from IPython.display import Image
@@ -47,17 +56,12 @@ from IPython.display import Image
 from faithful_sae.paper import figure_data, tables
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.paper import matrix
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s05_fidelity import corpus_cross_entropy, fidelity_matrix
 from faithful_sae.stages.saes import load_saes
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm, seeds=run.fidelity.seeds)
 run.fidelity

@@ -33,24 +33,29 @@
 #
 # **Exhibits.** Table 6 and Figure 6 are drawn in 07, over all language models.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("06_probing", params)
+
 # %%
 import numpy as np
 import pandas as pd
 import torch
 
 from faithful_sae.metrics.probing import pooled_representations
-from faithful_sae.runs.rows import open_run, read_rows
+from faithful_sae.runs.rows import read_rows
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s06_probing import probe_tasks
 from faithful_sae.stages.saes import load_saes
 from faithful_sae.stages.text import labelled
 from faithful_sae.text.read import class_counts
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm, seeds=run.probing.seeds)
 {name: task.documentation or task.train or task.hub for name, task in run.probing.tasks.items()}

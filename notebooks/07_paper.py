@@ -39,6 +39,22 @@
 # random while the rest is trained. A measure on which they do as well as trained SAEs does not tell
 # what these have learnt. No claim is about them.
 
+# %% [markdown]
+# ## The profile
+#
+# A profile is a folder of parameter files, one per language model. The default is the small `smoke`
+# profile. Set `profile = "laptop"` to see the numbers of the front page, once `make paper` has made
+# them.
+
+# %% tags=["parameters"]
+profile = "smoke"  # or laptop, or a folder of parameter files
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start_profile
+
+runs = start_profile(profile)
+
 # %%
 import pandas as pd
 from IPython.display import Image, Markdown, display
@@ -51,26 +67,14 @@ from faithful_sae.paper.plots import paper as plots
 from faithful_sae.paper.plots.method import method, method_boxes
 from faithful_sae.paper.reanalysis import comparisons, patterns
 from faithful_sae.runs.catalogue import exhibits
-from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import model_stages, profile_stage
 from faithful_sae.runs.rows import measured
-
-# %% [markdown]
-# ## The profile
-#
-# A profile is a folder of parameter files, one per language model. The default is the small `smoke`
-# profile. Set `profile = "laptop"` to see the numbers of the front page, once `make paper` has made
-# them.
-
-# %% tags=["parameters"]
-profile = "smoke"  # a folder of parameter files, or the name of one in params/
 
 # %% [markdown]
 # The sentence below stands on every table and figure. It says which models were measured, so that
 # no number here is taken for one of the paper's.
 
 # %%
-runs = load_profile(profile)
 trained = [run for run in runs if run.sae]  # a model may be there for its text alone
 Markdown(f"**{profile_note(runs)}** Language models: {', '.join(run.label for run in runs)}.")
 

@@ -41,6 +41,15 @@
 # - They compare several architectures, here all SAEs are TopK.
 # - The learning rate is the same for all SAEs here, whatever else is changed.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("08_seed_dependence", params)
+
 # %%
 from IPython.display import Image, Markdown
 
@@ -49,14 +58,9 @@ from faithful_sae.metrics.sfr import match_seeds
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.s08_seed_dependence import explained, study_seeds, train_seeds
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 study, seeds, threshold = run.seed_dependence, run.sae.seeds, run.sfr.threshold
 print(
     f"{len(seeds)} seeds on {study.corpus}, threshold {threshold}; swept with "

@@ -26,6 +26,15 @@
 #
 # **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("09_explore_features", params)
+
 # %%
 from IPython.display import Image, Markdown
 
@@ -34,16 +43,11 @@ from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import features as feature_plots
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages import s09_explore_features as explore
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 saes = load_saes(run, lm)
 run.features

@@ -30,13 +30,21 @@
 # **Exhibits.** `architectures`, `architecture_sharing`, `architecture_curves`,
 # `architecture_firing`, `architecture_findings`, `planted_ladder`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("10_architectures", params)
+
 # %%
 from IPython.display import Image, Markdown
 
 from faithful_sae.paper import architectures as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import architectures as plots
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s10_architectures import (
     measure_variants,
@@ -50,11 +58,7 @@ from faithful_sae.stages.s10_architectures import (
 # The section `architectures` of the parameter file names the variants and the two corpora. Size,
 # learning rate and batches are those of `sae`, the same for all.
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 study = run.architectures
 print(f"{len(study.variants)} variants on {' and '.join(study.corpora)}, at L0 = {run.sae.k}")
 print(f"{len(study.seeds or run.sae.seeds)} seeds, {study.tokens:,} tokens each")

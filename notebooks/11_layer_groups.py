@@ -31,6 +31,15 @@
 #
 # **Exhibits.** `layer_distances`, `layer_groups`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("11_layer_groups", params)
+
 # %%
 from IPython.display import Image, Markdown
 
@@ -38,7 +47,6 @@ from faithful_sae.metrics.layers import amad
 from faithful_sae.paper import layers as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots.layers import distances
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s11_layer_groups import (
     called,
@@ -51,11 +59,7 @@ from faithful_sae.stages.s11_layer_groups import (
 # The section `layer_groups` of the parameter file names the corpus, the layers and the limit. Size,
 # learning rate and batches are those of `sae`.
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 study = run.layer_groups
 print(f"{run.model_name} on {study.corpus}: groups within {study.within}")
 

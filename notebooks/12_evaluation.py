@@ -31,13 +31,21 @@
 # `interpretability_selected`, `evaluation_features`, `evaluation_findings`. Notebook 07 has a row
 # for each SAE.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("12_evaluation", params)
+
 # %%
 from IPython.display import Image, Markdown, display
 
 from faithful_sae.paper import evaluation as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import evaluation as plots
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages import s12_evaluation as evaluation
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.saes import load_saes
@@ -45,11 +53,7 @@ from faithful_sae.stages.saes import load_saes
 # %% [markdown]
 # The section `evaluation` of the parameter file names the corpora, the text, and how much of it.
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 lm = open_model(run)
 trained = load_saes(run, lm)
 saes = evaluation.compared(run, lm, trained)

@@ -27,6 +27,15 @@
 #
 # **Exhibit.** `geometry`.
 
+# %% tags=["parameters"]
+params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
+
+# %%
+# not found? `make ready` in the repository, then choose .venv as the kernel
+from faithful_sae.runs.start import start
+
+run = start("13_geometry", params)
+
 # %%
 from IPython.display import Image
 
@@ -34,18 +43,13 @@ from faithful_sae.paper import latent_data
 from faithful_sae.paper.exhibits import save_figure
 from faithful_sae.paper.names import named
 from faithful_sae.paper.plots.geometry import nearest_cosines
-from faithful_sae.runs.rows import open_run
 from faithful_sae.stages.s13_geometry import decoder_geometry
 from faithful_sae.stages.saes import load_saes
 
 # %% [markdown]
 # The parameter file names the language model; its SAEs are those that notebook 02 made.
 
-# %% tags=["parameters"]
-params = "params/smoke/neox.yaml"  # which language model, and everything done with it
-
 # %%
-run = open_run(params)
 saes = load_saes(run, corpora=run.sae.train_on)
 print(f"{len(saes)} SAEs of {run.sae.d_sae} latents; duplicates from {run.geometry.duplicate} on")
 

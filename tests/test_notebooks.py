@@ -69,7 +69,7 @@ def test_parameters_are_literals(file):
     if stages()[file.stem].profile:
         assert names == {"profile": "smoke"}
     else:
-        assert names == {"params": "params/smoke/neox.yaml"}
+        assert names == {"params": "smoke/neox"}
 
 
 @EACH

@@ -16,12 +16,7 @@ import papermill
 
 from faithful_sae.engine.progress import Progress, title
 from faithful_sae.files import ROOT, from_root, locked, writing
-
-# errors of the library whose message says all: what failed, and what to do
-SAID = {
-    *("DiskFullError", "ReadOnlyError", "MissingInputError", "ParamsError", "SAEError"),
-    *("CorpusError", "FeatureError", "HubError", "ModelError"),
-}
+from faithful_sae.runs.start import SAID
 
 
 class _Handler(logging.Handler):

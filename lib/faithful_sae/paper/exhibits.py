@@ -34,7 +34,7 @@ from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
 from faithful_sae.runs.registry import before, model_stages, stages
-from faithful_sae.runs.rows import lacking, rows_file
+from faithful_sae.runs.rows import command, lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
 
@@ -106,17 +106,6 @@ def unmeasured(runs: list[Run]) -> pd.DataFrame:
         if stage.paper and (why := _why_unmeasured(run, stage))
     ]
     return pd.DataFrame(found, columns=["model", "notebook", "why", "command"])
-
-
-def command(run: Run, stage: Stage) -> str:
-    """The command that makes a notebook's exhibits for a run, or for its profile."""
-    folder = run.file.parent
-    # as seen from where it lies: no path of this machine
-    built_in = folder == ROOT / "params" / run.profile
-    profile = f"PROFILE={run.profile}" if built_in else f"PARAMS={folder.name}"
-    model = "" if stage.profile else f" MODELS={run.name}"
-    study = f" STUDIES={next(iter(stage.sections))}" if stage.study else ""
-    return f"make paper {profile}{model}{study}"
 
 
 def _why_unmeasured(run, stage):

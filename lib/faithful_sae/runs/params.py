@@ -47,17 +47,20 @@ def load_params(path: str | Path) -> Run:
     """Read and check one model's YAML.
 
     Args:
-        path: the file; a relative one is looked for in the working directory, then in the
-            repository.
+        path: the file, which is looked for in the working directory, then in the repository;
+            `profile/model` for a file in params/; or the name of a profile there, for its first.
 
     Raises:
         ParamsError: unreadable file; unknown, missing, ill-typed or contradictory keys; missing
             corpus, task or model folder. A line for each.
     """
     path = Path(path)
-    file = next((p.resolve() for p in (path, ROOT / path) if p.is_file()), None)
+    built_in = ROOT / "params"
+    named = [built_in / f"{path}.yaml", *(_files(built_in / path) if path.name else [])]
+    file = next((p.resolve() for p in (path, ROOT / path, *named) if p.is_file()), None)
     if file is None:
-        raise ParamsError(f"{path}: no such parameter file")
+        known = ", ".join(f"{p.parent.name}/{p.stem}" for p in _files(built_in, "*/*.yaml"))
+        raise ParamsError(f"{path}: no such parameter file, and none of {known}")
     values = _merged(file)
     if isinstance(values, dict):
         if isinstance(values.get("corpora"), dict):  # null: one of the defaults that this has not
@@ -130,8 +133,7 @@ def read_profile(name: str | Path) -> tuple[list[Run], list[str]]:
         ParamsError: as profile_folder; no YAML in it.
     """
     folder = profile_folder(name)
-    # hidden ones are what editors and macOS keep beside a file
-    files = [f for f in sorted(folder.glob("*.yaml")) if f.name != DEFAULTS and f.name[0] != "."]
+    files = _files(folder)
     if not files:
         raise ParamsError(
             f"{folder}: no .yaml file in this profile: add one per language model (see "
@@ -154,6 +156,12 @@ def read_profile(name: str | Path) -> tuple[list[Run], list[str]]:
             "tables tell models apart by it"
         )
     return runs, problems
+
+
+def _files(folder: Path, pattern: str = "*.yaml") -> list[Path]:
+    # hidden ones are what editors and macOS keep beside a file
+    found = sorted(folder.glob(pattern))
+    return [file for file in found if file.name != DEFAULTS and file.name[0] != "."]
 
 
 def _merged(file: Path, seen: tuple[Path, ...] = ()) -> Any:

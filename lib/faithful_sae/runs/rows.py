@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from faithful_sae.files import (
+    ROOT,
     MissingInputError,
     read_csv,
     read_json,
@@ -16,6 +17,7 @@ from faithful_sae.runs.keys import made_with
 from faithful_sae.runs.params import load_params
 from faithful_sae.runs.registry import writer
 from faithful_sae.runs.schema import Run
+from faithful_sae.runs.stage import Stage
 
 
 def open_run(path: str | Path) -> Run:
@@ -60,6 +62,17 @@ def read_rows(run: Run, name: str) -> pd.DataFrame:
 def run_first(run: Run, rows: str) -> str:
     """What to do where the result of the notebook that writes some rows is missing."""
     return f"run notebooks/{writer(rows).name} for {run.profile}/{run.name} first"
+
+
+def command(run: Run, stage: Stage) -> str:
+    """The command that makes what a notebook makes for a run, or for its profile."""
+    folder = run.file.parent
+    # as seen from where it lies: no path of this machine
+    built_in = folder == ROOT / "params" / run.profile
+    profile = f"PROFILE={run.profile}" if built_in else f"PARAMS={folder.name}"
+    model = "" if stage.profile else f" MODELS={run.name}"
+    study = f" STUDIES={next(iter(stage.sections))}" if stage.study else ""
+    return f"make paper {profile}{model}{study}"
 
 
 def measured(runs: list[Run], name: str) -> list[Run]:
