@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:

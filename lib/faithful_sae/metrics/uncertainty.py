@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
 
 # the seeds that a number depends on -> the number
 Values = Mapping[tuple[int, ...], float]
@@ -65,7 +65,7 @@ class Estimate:
         """Half of the two-sided interval; NaN where the error is not known."""
         if math.isnan(self.error):
             return math.nan
-        return float(student.ppf((1 + level) / 2, self.seeds - 1)) * self.error
+        return float(scipy.stats.t.ppf((1 + level) / 2, self.seeds - 1)) * self.error
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Two-sided."""
@@ -80,7 +80,7 @@ class Estimate:
         """One-sided p of the hypothesis that the number is 0 or less; 1 where nothing tells."""
         if self.silent:
             return 1.0
-        return float(student.sf(self.value / self.error, self.seeds - 1))
+        return float(scipy.stats.t.sf(self.value / self.error, self.seeds - 1))
 
     def minus(self, number: float) -> "Estimate":
         """The same, less a number that has no error."""
@@ -109,7 +109,7 @@ class Estimate:
 def _told_apart() -> tuple[np.ndarray, np.ndarray]:
     """(numbers of seeds, how many standard errors a difference must be for each of them)."""
     seeds = np.arange(2, MOST_SEEDS + 1)
-    return seeds, student.ppf(LEVEL, seeds - 1) + student.ppf(POWER, seeds - 1)
+    return seeds, scipy.stats.t.ppf(LEVEL, seeds - 1) + scipy.stats.t.ppf(POWER, seeds - 1)
 
 
 def mean_over_seeds(values: Values, others: Values | None = None) -> Estimate:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, norm
+import scipy
 
 from faithful_sae.paper.names import ROLE_NAMES
 from faithful_sae.paper.tables import TASKS
@@ -64,7 +64,7 @@ def comparisons() -> pd.DataFrame:
     for noise in NOISES:
         z = rows.claimed / rows[f"se_{noise}"]
         rows[f"z_{noise}"] = z
-        p = pd.Series(2 * norm.sf(z.abs()), rows.index)
+        p = pd.Series(2 * scipy.stats.norm.sf(z.abs()), rows.index)
         rows[f"p_{noise}"] = p.groupby(rows.measure).transform(holm)
         decided = np.where(z > 0, "for", "against")
         rows[f"reading_{noise}"] = np.where(rows[f"p_{noise}"] < LEVEL, decided, "open")
@@ -171,7 +171,7 @@ def _count(pattern, found, share):
         "printed": sum(found),
         "of": n,
         "by_chance": n * share,
-        "p": binom.sf(sum(found) - 1, n, share),
+        "p": scipy.stats.binom.sf(sum(found) - 1, n, share),
     }
 
 
@@ -187,7 +187,7 @@ def _pooled_fakes():
             "pattern": f"fake latents of all models, faithful text over {ROLE_NAMES[role]}",
             "printed": own / other,
             "by_chance": 1,
-            "p": 2 * norm.sf(z),
+            "p": 2 * scipy.stats.norm.sf(z),
         }
 
 
