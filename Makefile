@@ -85,9 +85,9 @@ bench: peers  ## measure matching, training step and trained SAEs against what e
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/variants.py
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/quality.py
 
-lab: ready  ## open the notebooks in JupyterLab
+lab: ready  ## open the repository in JupyterLab, at its notebooks
 	@cd "$(ROOT)" && JUPYTER_PATH="$(VENV)/share/jupyter" JUPYTER_CONFIG_PATH="$(ROOT)/workflow/jupyter" \
-		$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+		$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks
 
 sync: ready  ## make every .ipynb and .py say the same, and write figures/README.md and docs/parameters.md
 	@cd "$(ROOT)" && $(PY) -m jupytext --sync notebooks/*.py

@@ -16,6 +16,7 @@ from faithful_sae.files import ROOT
 CONFIG = ROOT / "workflow" / "jupyter"
 NAME = "03_sfr.ipynb"
 PAIR = [ROOT / "notebooks" / NAME, ROOT / "notebooks" / "03_sfr.py"]
+PLACE = f"notebooks/{NAME}"  # as seen from where `make lab` opens
 OUTPUT = {"output_type": "stream", "name": "stdout", "text": "16 SAEs"}
 
 
@@ -35,7 +36,7 @@ def ask(tmp_path):
     """ask(method, name, body): Jupyter's contents API on notebooks/."""
     port = 8000 + os.getpid() % 20_000
     command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"]
-    command += [f"--ServerApp.root_dir={ROOT / 'notebooks'}", f"--port={port}"]
+    command += [f"--ServerApp.root_dir={ROOT}", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=secret"]
     own = {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
     environment = os.environ | own | {"JUPYTER_CONFIG_PATH": str(CONFIG)}
@@ -83,12 +84,12 @@ def test_make_lab_sets_the_configuration():
 
 def test_what_was_run_is_saved_as_it_is_committed(ask):
     before = [file.read_bytes() for file in PAIR]
-    notebook = run(ask("GET", NAME)["content"])
-    ask("PUT", NAME, {"type": "notebook", "format": "json", "content": notebook})
+    notebook = run(ask("GET", PLACE)["content"])
+    ask("PUT", PLACE, {"type": "notebook", "format": "json", "content": notebook})
     assert [file.read_bytes() for file in PAIR] == before
 
     notebook["cells"][-1]["source"] += "\n# mine"
-    ask("PUT", NAME, {"type": "notebook", "format": "json", "content": notebook})
+    ask("PUT", PLACE, {"type": "notebook", "format": "json", "content": notebook})
     assert all(b"# mine" in file.read_bytes() for file in PAIR)
     assert b"16 SAEs" not in PAIR[0].read_bytes()
 
