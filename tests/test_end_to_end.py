@@ -20,6 +20,7 @@ import pytest
 
 from faithful_sae.files import ROOT, remove, write_json
 from faithful_sae.runs.registry import stages
+from test_executed import structure
 
 NAME = "e2e_killed"
 LEFT_OUT = {
@@ -147,6 +148,19 @@ def test_every_exhibit_is_there_and_says_its_profile(folder):
             if path.suffix in (".md", ".tex"):
                 assert folder.name in path.read_text().replace("\\_", "_"), file
         assert (FIGURES / f"{exhibit.stem('neox')}.provenance.json").exists()
+
+
+def test_executed_notebooks_stand_beside_the_figures(folder):
+    """As those that are committed: a cell shows as many things of a kind as there."""
+    written = sorted((FIGURES / "notebooks").glob("*.ipynb"))
+    studies = {stage.name for stage in stages().values() if stage.study}
+    assert {path.stem for path in written} == {*stages()} - studies - {*LEFT_OUT.values()}
+    for path in written:
+        committed = ROOT / "figures" / "laptop" / "notebooks" / path.name
+        if committed.exists():
+            there, here = structure(committed), structure(path)
+            # a profile's one notebook shows its models one after the other
+            assert path.stem == "07_paper" or here == there, path.name
 
 
 def test_a_second_run_does_nothing(folder):

@@ -138,8 +138,10 @@ def explorer(args: argparse.Namespace) -> None:
 
 
 def site(args: argparse.Namespace) -> None:
+    from faithful_sae.paper.executed import write_executed
     from faithful_sae.paper.site import write_site
 
+    write_executed(args.profile)
     print(f"written: {write_site(args.profile)}")
 
 
@@ -246,7 +248,10 @@ def parser() -> argparse.ArgumentParser:
     command = add(explorer, "write the features of a profile as a page to open in a browser")
     command.add_argument("profile", help=PROFILE)
 
-    command = add(site, "write the pages that show a profile's tables, figures and notebooks")
+    command = add(
+        site,
+        "write a profile's executed notebooks beside its figures, and the pages that show both",
+    )
     command.add_argument("profile", help=PROFILE)
 
     command = add(evaluate, "measure an SAE of anybody's on a language model, by text alone")

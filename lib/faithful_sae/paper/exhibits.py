@@ -324,6 +324,9 @@ def figures_readme(profile: str = "laptop") -> str:
         links = " ".join(f"[{name}]({profile}/{exhibit.stem(name)}.md)" for name in names)
         links = links or f"only with `{exhibit.needs}`"
         notebook = f"[{exhibit.notebook}](../notebooks/{exhibit.notebook}.ipynb)"
+        executed = f"{profile}/notebooks/{exhibit.notebook}.ipynb"
+        if (ROOT / "figures" / executed).exists():
+            notebook += f" ([executed]({executed}))"
         rows.append(f"| {exhibit.title} | {exhibit.paper} | {notebook} | {links} |")
     return README.format(profile=profile, rows="\n".join(rows))
 

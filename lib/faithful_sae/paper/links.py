@@ -52,7 +52,8 @@ def feature_links(runs: Sequence[Run]) -> Styler:
     caption = " ".join(
         notes if rows else ["No index of features yet: notebook 09 makes it.", *notes[1:]]
     )
-    return table.style.hide(axis="index").set_caption(escape(caption))
+    # else it is a random one
+    return table.style.hide(axis="index").set_caption(escape(caption)).set_uuid("features")
 
 
 def _row(index: FeatureIndex) -> list[str]:

@@ -1,0 +1,144 @@
+"""Executed notebooks to read on the web: figures/<profile>/notebooks/, of the profile's first
+language model.
+
+The notebooks that one edits have no outputs, so that they change with their sources alone and say
+the same as the .py beside them. These change with the numbers, as figures do. Of what a run prints
+they leave out all that would differ in the next one: progress, times, addresses, places.
+"""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+from PIL import Image
+
+from faithful_sae.files import ROOT, atomic_path
+from faithful_sae.runs.params import load_profile
+from faithful_sae.runs.registry import stages
+
+# of a picture, whose lines and areas have few
+COLOURS = 256
+LIVE = "application/vnd.jupyter.widget-view+json"
+PLAIN = "text/plain"
+
+
+def write_executed(profile: str | Path) -> list[Path]:
+    """Write the executed notebooks of what a profile has so far; their paths.
+
+    One that was run before its cells were changed is left out, and a line says so.
+
+    Args:
+        profile: a folder of parameter files, or the name of one in params/.
+
+    Raises:
+        ParamsError: as load_profile. DiskFullError, ReadOnlyError.
+    """
+    run = load_profile(profile)[0]
+    written = []
+    for name, stage in stages().items():
+        folder = run.artifacts.parent if stage.profile else run.artifacts
+        executed = folder / "notebooks" / f"{name}.ipynb"
+        if not executed.exists():
+            continue
+        source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        try:
+            notebook = cleaned(nbformat.read(executed, as_version=4), source)
+        except ValueError as error:
+            print(f"note: {executed}: {error}")
+            continue
+        written.append(run.figures / "notebooks" / executed.name)
+        with atomic_path(written[-1]) as tmp:
+            nbformat.write(notebook, tmp)
+    return written
+
+
+def cleaned(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
+    """An executed notebook with the cells of its source, the values of parameters it was run with,
+    and those outputs that another run would repeat.
+
+    Args:
+        executed: as papermill leaves it.
+        source: as it is committed; neither is changed.
+
+    Raises:
+        ValueError: its cells are not those of the source.
+    """
+    ran = [cell for cell in executed.cells if "injected-parameters" not in _tags(cell)]
+    if [cell.source for cell in ran] != [cell.source for cell in source.cells]:
+        raise ValueError("it was run before its cells were changed: `make paper` runs it again")
+    given = executed.metadata.get("papermill", {}).get("parameters", {})
+    cells = []
+    count = 0
+    for cell, done in zip(source.cells, ran, strict=True):
+        kept = NotebookNode(id=cell.id, cell_type=cell.cell_type, metadata={}, source=cell.source)
+        if "parameters" in _tags(cell):
+            kept.metadata = {"tags": ["parameters"]}
+            kept.source = _with_values(cell.source, given)
+        if cell.cell_type == "code":
+            count += 1
+            kept.execution_count = count
+            kept.outputs = _repeated(done.outputs, count)
+        cells.append(kept)
+    # not that it is one of a pair: JupyterLab would write the other one beside it
+    metadata = {"kernelspec": source.metadata.kernelspec, "language_info": {"name": "python"}}
+    return NotebookNode(nbformat=4, nbformat_minor=5, metadata=metadata, cells=cells)
+
+
+def _tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _with_values(source: str, given: dict[str, str]) -> str:
+    """The cell of parameters with other values, each a text."""
+    for name, value in given.items():
+        literal = re.search(rf'^{name} = ("[^"]*")', source)
+        source = source.replace(literal[1], json.dumps(value), 1) if literal else source
+    return source
+
+
+def _repeated(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
+    """What another run of a cell would show again: what it printed, in one piece, then the rest."""
+    printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+    kept = [new_output("stream", text=_here(printed))] if printed else []
+    for output in outputs:
+        data = _shown(output.get("data", {}))
+        if not data:
+            continue
+        about = {kind: about for kind, about in output.metadata.items() if kind in data}
+        shown = new_output(output.output_type, data=data, metadata=about)
+        if output.output_type == "execute_result":
+            shown.execution_count = count
+        kept.append(shown)
+    return kept
+
+
+def _shown(data: dict[str, str]) -> dict[str, str]:
+    """The richest forms of an output. Plain text is there beside them for terminals, with addresses
+    in it; and a live bar has nothing but that.
+    """
+    rich = {kind: said for kind, said in data.items() if kind not in (PLAIN, LIVE)}
+    if not rich and LIVE not in data:
+        rich = {PLAIN: data[PLAIN]} if PLAIN in data else {}
+    return {
+        kind: _small(said) if kind == "image/png" else _here(said) for kind, said in rich.items()
+    }
+
+
+def _small(encoded: str) -> str:
+    """A picture in as few bytes as its colours need; its size on a screen stands beside it."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    written = io.BytesIO()
+    picture.quantize(COLOURS).save(written, "PNG", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def _here(text: str) -> str:
+    """A text without the places of this machine."""
+    for place, said in ((f"{ROOT}/", ""), (str(ROOT), "."), (str(Path.home()), "~")):
+        text = text.replace(place, said)
+    return text
