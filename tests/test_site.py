@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from faithful_sae.files import ROOT
+from faithful_sae.files import PACKAGE, ROOT
+from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.site import score, write_site
 from faithful_sae.paper.site.markup import markdown, tidy
@@ -113,12 +114,20 @@ def make(run):
 
 @pytest.fixture(scope="module")
 def pages(made):
-    """{address: page}"""
+    """{address: page}, without those of the reference"""
     _, folder = made
     return {
         page.relative_to(folder).as_posix(): BeautifulSoup(page.read_text("utf-8"), "html.parser")
         for page in folder.rglob("*.html")
+        if folder / "api" not in page.parents
     }
+
+
+@pytest.fixture(scope="module")
+def reference(made):
+    """{file: text of a page}"""
+    _, folder = made
+    return {page: page.read_text("utf-8") for page in (folder / "api").rglob("*.html")}
 
 
 def addresses(page):
@@ -241,6 +250,40 @@ def test_text_of_a_corpus_is_no_script(pages):
     assert not any("hacked" in script for script in scripts)
     assert not any(tag.get("onclick") for page in pages.values() for tag in page(True))
     assert EVIL in pages["index.html"].find(id="fidelity").get_text()
+
+
+def test_every_module_below_the_runs_has_a_page_of_the_reference(made, reference):
+    _, folder = made
+    rooms = ("kernels", "matching", "text", "lm", "sae", "metrics", "features")
+    modules = [file for room in rooms for file in (PACKAGE / room).rglob("*.py")]
+    names = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in modules}
+    names = {name.removesuffix(".__init__") for name in names}
+    found = {".".join(page.relative_to(folder / "api").with_suffix("").parts) for page in reference}
+    assert found == names | {"faithful_sae"}
+
+
+def test_links_of_the_reference_lead_to_files_and_parts_of_pages(reference):
+    ids = {page: {*re.findall(r' id="([^"]+)"', text)} for page, text in reference.items()}
+    for page, text in reference.items():
+        assert not re.search(r' src="[^"]*//', text), page
+        for address in re.findall(r' (?:href|src)="([^"]+)"', text):
+            path, _, part = unquote(address).partition("#")
+            if "://" not in path:
+                target = (page.parent / path).resolve() if path else page
+                assert target.is_file(), (page, address)
+                assert not part or part in ids[target], (page, address)
+
+
+def test_the_reference_says_what_docstrings_say(made, reference):
+    _, folder = made
+    said = BeautifulSoup(reference[folder / "api" / "faithful_sae.html"], "html.parser")
+    sentence = shared_feature_ratio.__doc__.split("\n")[0]
+    assert sentence in said.find(id="shared_feature_ratio").get_text(" ", strip=True)
+
+
+def test_the_reference_names_no_place_of_this_machine(reference):
+    assert not [page for page, text in reference.items() if str(ROOT) in text]
+    assert not [page for page, text in reference.items() if re.search(" at 0x[0-9a-f]+", text)]
 
 
 def test_a_site_without_any_result(make_run):

@@ -4,10 +4,11 @@
     figures/     of figures/<profile>/ what the page shows and links to
     notebooks/   the executed notebooks
     explorer/    features, where `make explorer` has written them
+    api/         the library's reference, by its docstrings
     site.css
 
 It needs no network: formulas are MathML, and nothing is loaded from elsewhere. Templates are
-Jinja's, notebooks are rendered by nbconvert.
+Jinja's, notebooks are rendered by nbconvert, docstrings by pdoc.
 """
 
 import re
@@ -29,6 +30,7 @@ from faithful_sae.files import ROOT, atomic_path, read_csv, read_json
 from faithful_sae.paper.exhibits import command, notebook_exhibits, profile_note
 from faithful_sae.paper.site.markup import markdown, tidy
 from faithful_sae.paper.site.notebooks import Executed, Picture, body, digest_of
+from faithful_sae.paper.site.reference import FIRST, write_reference
 from faithful_sae.paper.verdicts import (
     AGREES,
     DISAGREES,
@@ -143,7 +145,10 @@ def _write(runs, site):
     for notebook in executed:
         title, seconds = _notebook_page(environment, notebook, site, pages, pictures)
         ran.append({"title": title, "notebook": notebook, "seconds": seconds})
-    (site / "site.css").write_text(_style(), encoding="utf-8")
+    own_style = (HERE / "site.css").read_text(encoding="utf-8")
+    (site / "site.css").write_text(own_style + _of_code(".highlight"), encoding="utf-8")
+    (site / "api").mkdir()
+    write_reference(site / "api", _of_code(".pdoc-code"))
     # the paper's own come first
     sections.sort(key=lambda section: section.name != profile_stage().name)
     claims = _claims(runs[0])
@@ -156,6 +161,7 @@ def _write(runs, site):
         ran=ran,
         absent=_absent(runs),
         explorer=(site / "explorer").is_dir(),
+        reference=f"api/{FIRST}",
         own=_own_exhibits(sections),
         cite=yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8")),
     )
@@ -172,10 +178,11 @@ def _own_exhibits(sections):
     }
 
 
-def _style():
-    style = (HERE / "site.css").read_text(encoding="utf-8")
+def _of_code(selector: str) -> str:
+    """Rules of CSS that colour code."""
+    style = ""
     for scheme, name in CODE.items():
-        rules = HtmlFormatter(style=name).get_style_defs(".highlight")
+        rules = HtmlFormatter(style=name).get_style_defs(selector)
         style += f"@media screen and (prefers-color-scheme: {scheme}) {{\n{rules}\n}}\n"
     return style
 
