@@ -357,10 +357,10 @@ def test_any_sae_on_any_model_by_one_command(tmp_path, model_folders, monkeypatc
     assert whole.ce_diff.abs().max() < 1e-5
     assert whole.explained_variance.min() == pytest.approx(1)
     beside = ["this SAE", "random dictionary", "PCA", "identity"]
-    for name in ("structure", "positions", "ablated_probes", "crossed_probes", "unlearning"):
+    for name in ("structure", "positions", "ablated_probes", "crossed_probes"):
         assert [*dict.fromkeys(tables[name].corpus)] == beside, name
-    # all its latents fire on what is to be kept
-    assert tables["unlearning"].set_index("corpus").latents["identity"] == 0
+    # the source of a function is longer than these few rows
+    assert tables["unlearning"].empty
     assert core.sae_cfg_dict["d_sae"] == load_sae(tmp_path / "sae").d_sae
     # a wrong field ends in one line, before anything is computed
     monkeypatch.setattr(sys, "argv", call)

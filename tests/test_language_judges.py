@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from faithful_sae.features.index import FeatureError
+from faithful_sae.features.judges import TokensJudge
 from faithful_sae.features.judging import Explanation, Windows
 from faithful_sae.features.language_judges import prompts
 from faithful_sae.features.language_judges.answers import Answer, Answers
@@ -305,6 +306,19 @@ def test_what_it_costs_is_said_before_the_first_call(tmp_path, capsys):
         f"{cost:.2f} at the prices given; answers already on disk are free\n"
     )
     assert judge.estimate(SOME).cost == pytest.approx(cost)
+
+
+def test_a_model_that_is_told_words_explains_nothing(tmp_path, capsys):
+    stub = Stub()
+    judge = make_judge(tmp_path, stub, words=TokensJudge(VOCABULARY))
+    explanation = judge.explain(SOME, 10)
+    assert not stub.asked
+    assert "cat" in explanation.text.split()
+    judge.detect(explanation, SOME)
+    asked = stub.asked[0][-1]["content"]
+    assert asked.startswith(f"Description: {explanation.text}\n")
+    # 2 latents, 3 prompts for each question
+    assert "stub: about 12 calls" in capsys.readouterr().out
 
 
 def test_without_prices_there_is_no_cost(tmp_path):

@@ -9,7 +9,7 @@ A judge sees what the latent does in the windows it explains from alone, never i
 n windows of W tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +52,18 @@ class Explanation:
 
     text: str
     weights: Mapping[Any, float] = field(default_factory=dict)
+
+
+def named(explanation: Explanation, vocabulary: Sequence[str]) -> str:
+    """An explanation for another judge: the tokens that its weights are of, by id, or where they
+    are of something else its text.
+
+    Args:
+        vocabulary: the text of each token id (display_strings).
+    """
+    tokens = [token for token in explanation.weights if isinstance(token, int)]
+    names = [vocabulary[token].strip() for token in tokens]
+    return " ".join(filter(None, names)) if names else explanation.text
 
 
 class Judge(Protocol):

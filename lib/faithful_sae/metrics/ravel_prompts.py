@@ -104,17 +104,19 @@ def entity_pairs(
             )
     names = text_tokens([*facts], lm.tokenizer)
     at = torch.tensor([len(ids) for ids in names])
-    x = torch.empty(len(facts), lm.d_model)
+    x = torch.empty(0)
     right = torch.ones(len(facts), dtype=torch.bool)
-    prompts, choices, truths = [], [], []
+    prompts, streams, choices, truths = [], [], [], []
     for template, answers in zip(templates, zip(*facts.values(), strict=True), strict=True):
         (behind,) = text_tokens([template], lm.tokenizer)
         asked = [torch.tensor([lm.bos_id, *ids, *behind]) for ids in names]
         first = [ids[0] for ids in text_tokens([f" {answer}" for answer in answers], lm.tokenizer)]
         known, truth = np.unique(first, return_inverse=True)
-        said, x = _asked(lm, asked, at, known, batch_rows)
+        said, stream = _asked(lm, asked, known, batch_rows)
+        x = torch.stack([hidden[place] for hidden, place in zip(stream, at, strict=True)])
         right &= said == torch.from_numpy(truth)
         prompts.append(asked)
+        streams.append(stream)
         choices.append(known)
         truths.append(torch.from_numpy(truth))
     entities = right.nonzero().squeeze(-1)
@@ -126,8 +128,8 @@ def entity_pairs(
     base, source, n_train = _drawn(entities.numpy(), n_pairs, seed)
     answers = torch.stack(truths, 1)
     readouts = [
-        _readout(lm, [asked[e] for e in base], at[base], known)
-        for asked, known in zip(prompts, choices, strict=True)
+        _readout(lm, [asked[e] for e in base], [stream[e] for e in base], at[base], known)
+        for asked, stream, known in zip(prompts, streams, choices, strict=True)
     ]
     pairs = Pairs(
         x[base].to(lm.device),
@@ -140,8 +142,8 @@ def entity_pairs(
 
 
 @torch.no_grad()
-def _asked(lm, prompts, at, choices, batch_rows):
-    """(which choice the model makes [E], x float32 [E, D] of the entities' last tokens)."""
+def _asked(lm, prompts, choices, batch_rows):
+    """(which choice the model makes [E], the hooked tensor of each prompt, float32 [T, D])."""
     said, found = [], []
     for start in range(0, len(prompts), batch_rows):
         some = prompts[start : start + batch_rows]
@@ -149,8 +151,8 @@ def _asked(lm, prompts, at, choices, batch_rows):
         last = torch.tensor([len(ids) - 1 for ids in some])
         logits, x = lm.logits(pad_sequence(some, batch_first=True, padding_value=lm.bos_id))
         said.append(logits[every, last][:, choices].argmax(-1).cpu())
-        found.append(x[every, at[start : start + batch_rows]].cpu())
-    return torch.cat(said), torch.cat(found)
+        found += [row[: len(ids)].cpu() for row, ids in zip(x, some, strict=True)]
+    return torch.cat(said), found
 
 
 def _drawn(entities, n_pairs, seed):
@@ -169,21 +171,19 @@ def _drawn(entities, n_pairs, seed):
     return torch.from_numpy(np.concatenate(base)), torch.from_numpy(np.concatenate(source)), n_train
 
 
-def _readout(lm, prompts, at, choices) -> Readout:
-    """What the model says to the prompt of each pair, with x in its entity's place."""
+def _readout(lm, prompts, streams, at, choices) -> Readout:
+    """What the model says to the prompt of each pair, with x in its entity's place. What comes
+    before the hook is the same whatever x is, and is not computed again.
+    """
 
     def readout(x: Tensor, pairs: Tensor) -> Tensor:
         some = [prompts[i] for i in pairs.tolist()]
         ids = pad_sequence(some, batch_first=True, padding_value=lm.bos_id)
         every, place = torch.arange(len(some)), at[pairs.cpu()]
         last = torch.tensor([len(one) - 1 for one in some])
-
-        def splice(hidden: Tensor) -> Tensor:
-            changed = hidden.clone()
-            changed[every, place] = x.to(hidden)
-            return changed
-
-        with lm.at_layer(splice):
+        changed = pad_sequence([streams[i] for i in pairs.tolist()], batch_first=True)
+        changed[every, place] = x.to(changed)
+        with lm.at_layer(changed.to, skip=True):
             logits = lm.model(input_ids=ids.to(lm.model.device), use_cache=False).logits
         return logits[every, last][:, choices].float()
 

@@ -114,8 +114,9 @@ def unlearning(
         multiple are one, under the first density and size that has them.
 
     Raises:
-        ValueError: fewer than two rows of a kind; rows of another length; nothing to predict in
-            half of them; ids that the model has not; an SAE of another width than the model.
+        ValueError: fewer than two rows of a kind; rows of another length; ids that the model has
+            not; an SAE of another width than the model.
+        NothingToPredictError: nothing to predict in half of the rows.
     """
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -175,6 +176,10 @@ def _share(after, before, unigram):
     return (after - before) / (unigram - before) if unigram > before else np.nan
 
 
+class NothingToPredictError(ValueError):
+    """Half of the rows has nothing to predict in documents that begin there."""
+
+
 class _Half(NamedTuple):
     """Rows int [R, T], and which predictions count, bool [R, T - 1]."""
 
@@ -194,7 +199,7 @@ def _halves(rows, bos_id, name):
     halves = _Half(choose, choose[:, :-1] != bos_id), _Half(test, (own & (test != bos_id))[:, :-1])
     for which, half in zip(("first", "second"), halves, strict=True):
         if not half.scored.any():
-            raise ValueError(
+            raise NothingToPredictError(
                 f"the {which} half of the {len(rows)} rows to {name} has nothing to predict in "
                 "documents that begin there: give more rows, or rows with shorter documents"
             )

@@ -138,12 +138,14 @@ def scores(run: Run, rows: Rows) -> pd.DataFrame:
         per_sae = part.groupby(["corpus", "seed"], sort=False)
         means = pd.DataFrame(per_sae[[*SCORES]].mean()).reset_index()
         latents = means.corpus.map(last).to_numpy() + 1
-        means["scored"] = per_sae.scored.sum().to_numpy() / latents
+        # an explanation that failed has no score
+        means["scored"] = per_sae[SCORE].count().to_numpy() / latents
         columns = {
             shown: values_by(means, ["corpus"], column)
             for column, shown in {"scored": "scored", **SCORES}.items()
         }
-        table = _table(run, columns).assign(failed=int(part.failed.sum()))
+        failed = part.groupby("corpus", sort=False).failed.sum()
+        table = _table(run, columns).assign(failed=failed.to_numpy(int))
         table.insert(0, "judge", name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

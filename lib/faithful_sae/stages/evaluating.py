@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from faithful_sae.runs.schema import Count, Ints, Section, Seed, key
 from faithful_sae.runs.stage import SAEs
@@ -210,7 +211,7 @@ def ravel(lm: Any, saes: SAEs, n_pairs: int, sizes: Sizes) -> pd.DataFrame:
         print(f"note: no RAVEL: {error}")
         return pd.DataFrame(columns=columns)
     found = []
-    for name, sae in saes.items():
+    for name, sae in tqdm(saes.items(), desc="RAVEL", unit="SAE"):
         record = vars(ravel(sae, pairs, readouts, seed=sizes.seed))
         found.append(which(name) | {"entities": len(known)} | record)
     return pd.DataFrame(found).reindex(columns=columns)
@@ -307,7 +308,7 @@ def descriptions(
 
     judge = TokensJudge(display_strings(lm.tokenizer))
     tables = []
-    for name, found in codes.items():
+    for name, found in tqdm(codes.items(), desc="descriptions", unit="SAE"):
         said, maxima = {}, np.zeros(found.d_sae)
         for latent in range(found.d_sae):
             maxima[latent] = found.of(latent)[1].max(initial=0)
@@ -352,7 +353,7 @@ def absorption(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> pd.DataFr
     samples = class_samples(lm, rows, classes, sizes.class_tokens, sizes.batch_rows, sizes.seed)
     tables = [
         absorption_of_all(sae, samples, sizes.seed)[1].assign(**which(name))
-        for name, sae in saes.items()
+        for name, sae in tqdm(saes.items(), desc="absorption", unit="SAE")
     ]
     table = _named_first(pd.concat(tables, ignore_index=True))
     return table.assign(latents=table.latents.map(len))
@@ -361,14 +362,21 @@ def absorption(lm: Any, saes: SAEs, rows: np.ndarray, sizes: Sizes) -> pd.DataFr
 def unlearning(
     lm: Any, saes: SAEs, forget: np.ndarray, retain: np.ndarray, sizes: Sizes
 ) -> pd.DataFrame:
-    """What clamping latents makes the language model forget: a row per SAE."""
-    from faithful_sae.metrics.unlearning import unlearning
+    """What clamping latents makes the language model forget: a row per SAE; none where documents
+    are so long that rows have nothing to measure by.
+    """
+    from faithful_sae.metrics.unlearning import NothingToPredictError, Unlearning, unlearning
 
-    found = (
-        which(name) | vars(unlearning(sae, lm, forget, retain, batch_rows=sizes.batch_rows)[0])
-        for name, sae in saes.items()
-    )
-    return pd.DataFrame(record | {"latents": len(record["latents"])} for record in found)
+    columns = [*which(("", 0)), *(field.name for field in dataclasses.fields(Unlearning))]
+    found = []
+    for name, sae in tqdm(saes.items(), desc="unlearning", unit="SAE"):
+        try:
+            record = vars(unlearning(sae, lm, forget, retain, batch_rows=sizes.batch_rows)[0])
+        except NothingToPredictError as error:
+            print(f"note: no unlearning: {error}")
+            break
+        found.append(which(name) | record | {"latents": len(record["latents"])})
+    return pd.DataFrame(found, columns=columns)
 
 
 def positions(

@@ -52,6 +52,11 @@ class Judging(Section):
     )
     latents: Count = key("of each SAE that are judged, spread over how often they fire", 16)
     windows: Count = key("of each kind that explain a latent, and that test it", 10)
+    explains: bool = key(
+        "whether a language model explains latents itself; false: it is told the words of the "
+        "judge `tokens`, which small models need",
+        True,
+    )
     max_calls: int = key(
         "of a language model, for all SAEs; what is left out is counted", 1000, ge=0
     )
@@ -136,12 +141,13 @@ def judges_beside(run: Run, lm: Any, saes: int) -> list[Beside]:
 
     vocabulary = display_strings(lm.tokenizer)
     seed = run.evaluation.seed
+    words = TokensJudge(vocabulary)
     found = []
     for name, j in run.evaluation.judges.items():
         if j.encoder:
             folder = None if j.encoder == PACKAGED else run.resolve(j.encoder)
             encoder = SentenceEncoder(folder, str(lm.device))
-            judge: Judge = TextJudge(TokensJudge(vocabulary), encoder, vocabulary, seed)
+            judge: Judge = TextJudge(words, encoder, vocabulary, seed)
         else:
             judge = LanguageJudge(
                 _asked(run, lm, j),
@@ -153,6 +159,7 @@ def judges_beside(run: Run, lm: Any, saes: int) -> list[Beside]:
                 shown=j.shown,
                 prices=None if j.prices is None else (j.prices[0], j.prices[1]),
                 seed=seed,
+                words=None if j.explains else words,
             )
         found.append(Beside(name, judge, j.latents, j.windows))
     return found

