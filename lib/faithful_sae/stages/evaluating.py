@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from faithful_sae.runs.schema import Count, Ints, Section, Seed, key
 from faithful_sae.runs.stage import SAEs
