@@ -18,7 +18,8 @@ from faithful_sae.paper import executed
 from faithful_sae.paper.executed import cleaned, write_executed
 from faithful_sae.runs.params import load_profile
 
-COMMITTED = sorted((ROOT / "figures").glob("*/notebooks/*.ipynb"))
+FOLDERS = [ROOT / "figures" / profile / "notebooks" for profile in ("laptop", "smollm2")]
+COMMITTED = [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
 MOST = 1_000_000  # bytes
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LITERAL = re.compile(r'^(params|profile) = "[^"]*"')

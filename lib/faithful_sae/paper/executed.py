@@ -22,7 +22,7 @@ from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import stages
 
 # of a picture, whose lines and areas have few
-COLOURS = 256
+COLOURS = 128
 LIVE = "application/vnd.jupyter.widget-view+json"
 PLAIN = "text/plain"
 
@@ -133,7 +133,8 @@ def _small(encoded: str) -> str:
     """A picture in as few bytes as its colours need; its size on a screen stands beside it."""
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
     written = io.BytesIO()
-    picture.quantize(COLOURS).save(written, "PNG", optimize=True)
+    palette = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(written, "PNG", optimize=True)
     return base64.b64encode(written.getvalue()).decode()
 
 
