@@ -185,6 +185,28 @@ def test_scr_of_two_orthogonal_directions():
     assert both.score == -1
 
 
+@pytest.mark.parametrize("kind", ["topk", "threshold"])
+def test_shuffled_properties_are_at_chance(kind):
+    """An accuracy of n texts that are guessed has an error of 1 / 2 sqrt(n)."""
+    sae = random_sae(kind)
+    parts = []
+    for seed, n in ((0, 500), (1, 1000)):
+        tokens, has = world(n, seed)
+        # each text gets the properties of another one
+        parts.append(pooled(sae, tokens, np.random.default_rng(seed).permutation(has)))
+    train, test = parts
+    n_test = 2 * min(test.has.sum(0).min(), (~test.has).sum(0).min())
+    error = 0.5 / np.sqrt(n_test)
+    for found in tpp(sae, train, test, (1, 10, 500)):
+        assert found.accuracy == pytest.approx(0.5, abs=4 * error)
+        # an ablation changes answers that were guessed to others
+        assert found.score == pytest.approx(0, abs=4 * error)
+    two = [Texts(part.x, part.z, part.has[:, :2]) for part in parts]
+    for found in scr(sae, *two, (1, 10)):
+        assert found.oracle == pytest.approx(0.5, abs=4 * error)
+        assert found.ablated == pytest.approx(found.base, abs=4 * error)
+
+
 def test_where_there_is_nothing_to_gain_scr_is_0():
     """The first property is nowhere in x: its oracle is no better than the confused probe."""
     sae, train = two_directions(400, 0, 1)

@@ -7,6 +7,7 @@ import torch
 from faithful_sae import TopKSAE
 from faithful_sae.metrics import absorption as module
 from faithful_sae.metrics.absorption import (
+    Absorption,
     absorbed,
     absorption,
     absorption_of_all,
@@ -212,6 +213,14 @@ def test_too_few_tokens_are_refused():
         absorption(perfect(), x, holds)
     with pytest.raises(ValueError, match="49 activations and 50 labels"):
         absorption(perfect(), x[1:], holds)
+
+
+@pytest.mark.parametrize(
+    ("f1", "positives", "passes"), [(0.61, 20, True), (0.6, 20, False), (0.61, 19, False)]
+)
+def test_a_property_that_the_probe_hardly_reads_or_finds_does_not_pass(f1, positives, passes):
+    found = Absorption(0.5, 0.5, (1,), 0.9, f1, positives)
+    assert found.passes == passes
 
 
 def test_the_mean_is_over_properties_that_pass():

@@ -16,6 +16,7 @@ from faithful_sae.__main__ import main as command_line
 from faithful_sae.engine.evaluate import ResultError, read_theirs
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.judging import Explanation
+from faithful_sae.features.windows import cut
 from faithful_sae.metrics.saebench import read_envelope
 from faithful_sae.paper import evaluation as shown
 from faithful_sae.paper.verdicts import judge, table_of
@@ -26,6 +27,7 @@ from faithful_sae.stages import evaluating
 from faithful_sae.stages.judging import Beside, Judging, judges_beside
 from faithful_sae.stages.s12_evaluation import evaluated, group_latents
 from faithful_sae.text.near_copies import near_copies
+from faithful_sae.text.packing import Cut, pack
 
 SEEDS = (42, 49, 1, 2)
 
@@ -270,6 +272,43 @@ def test_a_judge_beside_scores_some_latents_by_its_own_number_of_windows(lm, row
     # right on all that fire, wrong on all that are silent
     assert beside.detection_random.tolist() == [0.5, 0.5]
     assert max(judge.asked) <= 3
+
+
+@pytest.mark.parametrize("cut_off", [0, 0.5])
+@pytest.mark.parametrize("turns", [2, *evaluating.TURNS])
+def test_no_held_out_document_explains_a_latent(turns, cut_off):
+    """Held-out rows stand behind the others, and a document may go on in them: documents of a
+    number each.
+    """
+    crossing = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        texts = (np.full(rng.integers(1, 60), i + 1) for i in range(600))
+        rows = pack((Cut(ids) if rng.random() < cut_off else ids for ids in texts), 0, 17, 10**6)
+        rows, heldout = rows[:-16], rows[-16:]
+        pieces = cut(rows, 0, 4, turns)
+        crossing += bool({*rows.ravel()} & {*heldout.ravel()} - {0})
+        assert not {*pieces.ids[~pieces.test].ravel()} & {*heldout.ravel()}
+    assert crossing > 5
+
+
+def test_the_seed_decides_what_is_drawn(lm, rows):
+    """Windows and marks, places and rivals: the same again, others with another seed."""
+    saes = {("text", 42): TopKSAE(lm.d_model, 24, 4, 0)}
+    many = np.concatenate([rows] * 20)
+
+    def measured(seed):
+        sizes = evaluating.Sizes(window=3, windows=6, least=2, described=8, seed=seed)
+        codes, pieces = evaluating.explained(lm, saes, many, sizes)
+        return [
+            evaluating.interpretation(lm, codes, pieces, sizes),
+            evaluating.descriptions(lm, saes, codes, pieces, rows, sizes),
+        ]
+
+    for one, again, other in zip(measured(0), measured(0), measured(1), strict=True):
+        assert len(one)
+        pd.testing.assert_frame_equal(one, again, check_exact=True)
+        assert not one.equals(other)
 
 
 PROBING = SimpleNamespace(

@@ -326,18 +326,19 @@ def world():
     return codes, cut(rows, 0, 8)
 
 
-def test_all_latents_and_their_baselines(world):
-    table = interpret_all(JUDGES["tokens"], *world, VOCABULARY, n=30)
+@pytest.mark.parametrize("kind", JUDGES)
+def test_all_latents_and_their_baselines(world, kind):
+    table = interpret_all(JUDGES[kind], *world, VOCABULARY, n=30)
     assert table.latent.tolist() == [*range(31)]
     assert table.scored.tolist() == [True] * 30 + [False]
-    assert (table.judge == "tokens").all()
+    assert (table.judge == kind).all()
     told = table[table.scored]
     for name in ("detection_random", "fuzz_random", "fuzz_wrong"):
         assert (told[name] == 1).all()
         assert (told[f"{name}_token"] == 1).all()
         # 30 latents of 60 windows: an error of 0.065 each
         assert told[f"{name}_permuted"].mean() == pytest.approx(0.5, abs=4 * 0.065 / 30**0.5)
-    assert told.token.tolist() == told.text.tolist()
+    assert (told.token.tolist() == told.text.tolist()) == (kind == "tokens")
     nothing = table[~table.scored].iloc[0]
     assert nothing[[*SCORES, "detection_random_permuted", "detection_random_token"]].isna().all()
     assert (nothing.n_active, nothing.text, nothing.failed) == (0, "", 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from scipy.special import log_softmax
 
 from conftest import BOS
 from faithful_sae import TopKSAE
@@ -71,6 +72,23 @@ def test_zero_is_the_ablation(lm, rows):
     assert got.l0 == got.l1 == got.frac_alive == 0
     assert np.isnan(got.over_1_percent_normalised)
     assert latents.consistent_activation_heuristic.isna().all()
+
+
+def test_kl_of_tokens_that_are_all_but_impossible(lm, rows):
+    """The logarithm of a softmax is infinite where that underflows, and KL infinite or NaN."""
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(300)
+    got, _ = one(zero_sae(D), lm, rows)
+    ids, where = torch.tensor(rows), measured(rows, False)[:, :-1]
+    logits, x = lm.logits(ids)
+    silenced = torch.where(ids[..., None] == BOS, x, 0.0)
+    p, q = logits[:, :-1], lm.spliced_logits(ids, silenced)[:, :-1]
+    naive = p.softmax(-1) * (p.softmax(-1).log() - q.softmax(-1).log())
+    assert not naive.isfinite().all()
+    log_p, log_q = (log_softmax(part.double().numpy(), -1) for part in (p, q))
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(-1)[where].mean()
+    assert got.kl_zero == pytest.approx(expected, rel=1e-5)
+    assert got.kl_score == 0
 
 
 def test_the_mean_explains_nothing(lm, rows):
