@@ -6,6 +6,7 @@ VENV    := $(ROOT)/.venv
 PY      := "$(VENV)/bin/python"
 PEER_PY := "$(ROOT)/.venv-peers/bin/python"
 BROWSER := $(ROOT)/.venv-browser
+LINTERS := $(ROOT)/.venv-linters
 PROFILE ?= laptop
 # a folder of parameter files of one's own, relative to where make is called
 PARAMS  ?=
@@ -30,8 +31,8 @@ DO       = $(PY) -P -m faithful_sae
 RUN      = --engine "$(ENGINE)" --cores "$(CORES)" $(if $(GPUS),--gpus "$(GPUS)") $(if $(MODELS),--models "$(MODELS)") \
 	$(if $(STUDIES),--studies "$(STUDIES)") $(if $(WORKERS),--workers "$(WORKERS)") $(if $(VERBOSE),--verbose)
 
-.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-kernels test-browser bench lab sync dry clean \
-	ready peers browser
+.PHONY: help paper tables explorer stop check publish lint test test-slurm test-interop test-kernels test-browser test-image bench lab sync \
+	dry clean ready peers browser linters
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:.*## /	/' | expand -t 14
@@ -76,8 +77,11 @@ test-slurm: ready  ## make the smoke profile on a Slurm started for it (packages
 test-kernels: ready  ## compile the Triton kernels for an A100 and an H100, which needs neither (about 3 minutes)
 	@cd "$(ROOT)" && $(PY) -m pytest tests/compile_for_gpus.py
 
-test-browser: browser  ## the explorer in a real browser: page and notebook (needs chromium)
+test-browser: browser  ## the site and the explorer in a real browser: pages and notebook (needs chromium)
 	@cd "$(ROOT)" && PYTHONPATH="$(BROWSER):$$PYTHONPATH" $(PY) -m pytest tests/browser
+
+test-image: linters  ## lint Dockerfile, devcontainer, Binder's and GitHub's files; build the image where Docker runs
+	@cd "$(ROOT)" && PATH="$(LINTERS)/bin:$$PATH" $(PY) -m pytest tests/test_containers.py
 
 bench: peers  ## measure matching, training step and trained SAEs against what else there is (about 45 minutes)
 	@cd "$(ROOT)" && $(PEER_PY) tests/benchmarks/matching.py
@@ -104,5 +108,5 @@ clean: ready  ## delete what a profile computed (its figures stay)
 ready:
 	@sh "$(ROOT)/workflow/environment.sh" .venv
 
-peers browser: ready
+peers browser linters: ready
 	@sh "$(ROOT)/workflow/environment.sh" .venv-$@

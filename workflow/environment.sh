@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up an environment of this folder, unless it is there and current: sh environment.sh .venv|.venv-peers|.venv-browser
+# Set up an environment of this folder, unless it is there and current: sh environment.sh .venv|.venv-peers|.venv-browser|.venv-linters
 # Its stamp says where it was made. A copied or moved one holds the path of that place, and would run the library there.
 set -e
 cd "$(dirname "$0")/.."
@@ -11,6 +11,7 @@ case "$venv" in
     .venv) sources="environment.yml lib/pyproject.toml" ;;
     .venv-peers) sources=".venv/.stamp tests/peers.txt" ;;
     .venv-browser) sources=".venv/.stamp tests/browser/requirements.txt" ;;
+    .venv-linters) sources="tests/linters.txt" ;;
 esac
 
 # what is installed is compiled at the end, on all cores
@@ -30,6 +31,8 @@ if [ "$made" != "$root" ]; then
         [ -z "$made" ] || python3 workflow/moved.py "$made/$venv" "$root/$venv"
         pip --no-deps -e ./lib
     fi
+    # one that another machine made, as a container finds it in a checkout, has no Python here
+    [ -x "$python" ] || [ "$venv" = .venv-browser ] || old=yes
     echo "$root" > "$stamp"
 fi
 [ $old = yes ] || exit 0
@@ -41,7 +44,11 @@ if [ "$venv" = .venv-browser ]; then
     python=.venv/bin/python
     pip --upgrade --target "$venv" -r tests/browser/requirements.txt
 else
-    [ -x "$python" ] || python3 -m venv "$venv"
+    [ -x "$python" ] || python3 -m venv --clear "$venv"
+fi
+if [ "$venv" = .venv-linters ]; then
+    pip -r tests/linters.txt
+elif [ "$venv" != .venv-browser ]; then
     # pip alone reads the one source of versions: the `pip:` list of environment.yml. Torch first and alone, so that whatever
     # depends on it takes that build.
     "$python" workflow/requirements.py environment.yml > "$venv/requirements.txt"
