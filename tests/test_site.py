@@ -69,7 +69,10 @@ def notebook(shown):
         new_output("execute_result", {"text/html": table._repr_html_(), "text/plain": "plain"}),
         new_output("display_data", {"image/png": shown}),
         new_output("display_data", {"image/png": png("red")}),
-        new_output("display_data", {"text/html": '<a href="../explorer/index.html#/1">12</a>'}),
+        new_output(
+            "display_data",
+            {"text/html": '<a href="../explorer/index.html#/neox/faithful/seed42/12">12</a>'},
+        ),
         new_output("stream", name="stdout", text=EVIL),
         new_output("display_data", data={"text/html": f'<p onclick="hacked()">{EVIL}</p>'}),
     ]

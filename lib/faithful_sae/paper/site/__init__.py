@@ -134,12 +134,12 @@ def _write(runs, site):
     pages = {notebook.address for notebook in executed}
     sections = [section for name in stages() if (section := _section(runs, site, pages, name))]
     pictures = {
-        digest_of((site / address).read_bytes()): Picture(address, f"{title}, {part.model}")
+        digest_of(drawn.read_bytes()): Picture(f"figures/{drawn.name}", f"{title}, {part.model}")
         for section in sections
         for shown in section.shown
         for part in shown.parts
-        if (address := f"figures/{part.stem}.png") and (title := shown.exhibit.title)
-        if (site / address).exists()
+        if (drawn := runs[0].figures / f"{part.stem}.png").exists()
+        and (title := shown.exhibit.title)
     }
     ran = []
     for notebook in executed:
@@ -265,9 +265,10 @@ def _part(run, exhibit, site):
         shown = tidy(markdown(table), 4, lambda _: False, title) if rows > 0 else Markup()
     else:
         picture = f"{stem}.png"
-        shutil.copyfile(run.figures / picture, figures / picture)
-        with Image.open(figures / picture) as drawn:
+        with Image.open(run.figures / picture) as drawn:
             width, height = (side // 2 for side in drawn.size)
+            # the colours of a drawing are few: a third of the bytes shows the same
+            drawn.convert("RGB").quantize(dither=Image.Dither.NONE).save(figures / picture)
         address = f"figures/{picture}"
         shown = Markup(
             '<a class="picture" href="{}"><img src="{}" alt="{}" width="{}" height="{}" '
