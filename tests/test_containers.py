@@ -35,7 +35,7 @@ def test_versions_stand_in_environment_yml_alone(file):
 
 
 def test_python_is_the_one_of_environment_yml():
-    pinned = re.search(r"- python=([\d.]+)", (ROOT / "environment.yml").read_text())[1]
+    (pinned,) = re.findall(r"- python=([\d.]+)", (ROOT / "environment.yml").read_text("utf-8"))
     assert f"FROM python:{pinned}-slim" in DOCKERFILE.read_text(encoding="utf-8")
     jobs = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
     used = [step["with"]["python-version"] for step in jobs["test"]["steps"] if "with" in step]
