@@ -183,8 +183,10 @@ def _readout(lm, prompts, streams, at, choices) -> Readout:
         last = torch.tensor([len(one) - 1 for one in some])
         changed = pad_sequence([streams[i] for i in pairs.tolist()], batch_first=True)
         changed[every, place] = x.to(changed)
+        ids, end = ids.to(lm.model.device), last[:, None].to(lm.model.device)
         with lm.at_layer(changed.to, skip=True):
-            logits = lm.model(input_ids=ids.to(lm.model.device), use_cache=False).logits
-        return logits[every, last][:, choices].float()
+            # the head is half of the work, and asked for the place where each prompt ends alone
+            logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=end).logits
+        return logits[:, 0, choices].float()
 
     return readout
