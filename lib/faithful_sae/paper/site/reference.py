@@ -41,16 +41,19 @@ def write_reference(folder: Path, style: str) -> None:
     # it would lead on to the first page alone
     (folder / "index.html").unlink()
     for page in folder.rglob("*.html"):
-        page.write_text(_without_dead_links(page.read_text("utf-8")), encoding="utf-8")
+        page.write_text(_mended(page.read_text("utf-8")), encoding="utf-8")
     rules = [pdoc.render.env.get_template(name).render() for name in STYLES]
     (folder / "api.css").write_text("\n".join([*rules, style]), encoding="utf-8")
 
 
-def _without_dead_links(page: str) -> str:
-    """A link to a part that is not shown, such as a private class, becomes its text."""
+def _mended(page: str) -> str:
+    """A link to a part that is not shown, such as a private class, becomes its text. A link without
+    text gets a name, which a screen reader says.
+    """
     parts = {*re.findall(r' id="([^"]+)"', page)}
     link = re.compile(r'<a href="#([^"]+)">(.*?)</a>')
-    return link.sub(lambda found: found[0] if found[1] in parts else found[2], page)
+    page = link.sub(lambda found: found[0] if found[1] in parts else found[2], page)
+    return re.sub(r'(<a class="headerlink" href="#([^"]+)")>', r'\1 aria-label="Link to \2">', page)
 
 
 def _import_all(packages: Iterable[str]) -> None:
