@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from faithful_sae.features.index import CONTEXTS, EXPLANATIONS, write_grouped, write_latents
+from faithful_sae.features.index import (
+    CONTEXTS,
+    EXPLANATIONS,
+    FORMAT,
+    RELATED,
+    write_grouped,
+    write_latents,
+)
 
 EVIL = [
     "<script>window.hacked=1</script>",
@@ -95,10 +102,17 @@ def write_index(
         EXPLANATIONS,
         (pa.Table.from_pylist(part, EXPLANATIONS) for part in explained),
     )
+    related = [[r for i in group for r in _related(i, d_sae, run)] for group in groups]
+    write_grouped(
+        folder / "related.parquet",
+        RELATED,
+        (pa.Table.from_pylist(part, RELATED) for part in related),
+    )
     (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY))
     (folder / "index.json").write_text(
         json.dumps(
             {
+                "format": FORMAT,
                 "label": f"Docs-{run}",
                 "run": run,
                 "profile": "synthetic",
@@ -141,6 +155,33 @@ def _contexts(rng, latent, peak, length, top, sampled):
             "position": position,
             "tokens": tokens.tolist(),
             "activations": activations.tolist(),
+            "row": 10 * latent + number,
+            "place": 100 + number,
+            "document": None if number else 3 * latent,
+            # the strongest context of every other latent has effects of ablation
+            "loss_change": None if number or latent % 2 else np.linspace(-1, 2, length).tolist(),
+        }
+
+
+def _related(latent, d_sae, run):
+    """Nearest: the next two; correlated: the one before; elsewhere: another corpus, not always
+    indexed.
+    """
+    found = [
+        ("decoder", "", 0, latent + 1, 0.8, None),
+        ("decoder", "", 1, latent + 2, 0.6, None),
+        ("correlated", "", 0, latent - 1, 0.5, 17),
+        ("decoder", f"{run}/a library/seed42", 0, latent + 3, 0.7, None),
+    ]
+    for relation, sae, rank, other, value, together in found:
+        yield {
+            "latent": latent,
+            "relation": relation,
+            "sae": sae,
+            "rank": rank,
+            "other": other % d_sae,
+            "value": value,
+            "together": together,
         }
 
 

@@ -14,17 +14,22 @@ import pandas as pd
 import pyarrow as pa
 
 from faithful_sae.features import explain
+from faithful_sae.features.ablation import loss_changes
+from faithful_sae.features.codes import sparse_codes
 from faithful_sae.features.collect import TOKEN_COUNTERS, Kept, collect, exact_counts
 from faithful_sae.features.index import (
     CONTEXTS,
     EXPLANATIONS,
+    FORMAT,
     META,
+    RELATED,
     FeatureError,
     FeatureIndex,
     sae_checksum,
     write_grouped,
     write_latents,
 )
+from faithful_sae.features.relations import related_table
 from faithful_sae.features.vocabulary import display_strings
 from faithful_sae.files import atomic_path, digest, is_current, remove_others, seal
 from faithful_sae.files.checkpoint import Checkpoint
@@ -37,6 +42,8 @@ METHODS = ("MaxAct", "PruningMaxAct", "VocabProj", "VocabProjNegative", "MutInfo
 LATENTS_PER_GROUP = 32
 # bytes of the histogram and of the numbers of one latent in a pass
 LATENT_COUNTS = 900
+# activations on which correlations rest, at most: 50 MB
+CORRELATED = 2**22
 
 
 def build_index(
@@ -55,6 +62,9 @@ def build_index(
     listed: int = 10,
     shown: int = 3,
     pruned: int = 1,
+    ablated: int = 2,
+    others: Mapping[str, TopKSAE] | None = None,
+    documents: np.ndarray | None = None,
     include_bos: bool = False,
     batch_rows: int = 32,
     key: str | None = None,
@@ -79,6 +89,11 @@ def build_index(
         shown: contexts of MaxAct.
         pruned: contexts that PruningMaxAct shortens: it runs the model again, at least one pass of
             two tokens for each (0: none).
+        ablated: contexts of each latent on which it is ablated, as far as that takes no more rows
+            than there are; where there are too few for one of each, it is done for some latents,
+            evenly over their numbers.
+        others: by name, SAEs of other corpora, in which the nearest decoder row is looked up.
+        documents: int [R, T] or None, the number of the document that each token is of.
         include_bos, batch_rows: as collect.
         key: of all the index depends on; by default of the arguments.
         record: called as record(seconds=...) when the index is made; what it returns goes into
@@ -125,6 +140,9 @@ def build_index(
                 listed,
                 shown,
                 pruned,
+                ablated,
+                {name: sae_checksum(other) for name, other in (others or {}).items()},
+                None if documents is None else hashlib.sha256(documents.tobytes()).hexdigest(),
                 include_bos,
                 batch_rows,
             ]
@@ -147,6 +165,13 @@ def build_index(
     )
     vocabulary = display_strings(lm.tokenizer)
     contexts = context_table(state, rows, kept)
+    contexts["document"] = pd.array([pd.NA] * len(contexts), "Int32")
+    if documents is not None:
+        contexts["document"] = np.asarray(documents)[contexts.row, contexts.place]
+    contexts["loss_change"] = loss_change_column(contexts, lm, sae, rows, ablated)
+    read = spread_rows(rows, CORRELATED // (sae.k or sae.d_sae))
+    title = f"correlations of {folder.name}"
+    codes = sparse_codes({0: sae}, lm, read, batch_rows, title)[0]
     explanations = pd.concat(
         [
             explain.max_act_table(contexts, vocabulary, shown),
@@ -163,6 +188,7 @@ def build_index(
         "k": sae.k,
         "seed": sae.metadata.get("seed"),
         **(about or {}),
+        "format": FORMAT,
         "d_sae": sae.d_sae,
         "tokens": tokens,
         "mut_info_lost": float((state["lost"] / np.maximum(state["fired"], 1)).max()),
@@ -179,6 +205,7 @@ def build_index(
         for name, schema, table in (
             ("contexts", CONTEXTS, contexts),
             ("explanations", EXPLANATIONS, explanations.iloc[order]),
+            ("related", RELATED, related_table(sae, codes, others)),
         ):
             write_grouped(tmp / f"{name}.parquet", schema, _groups(table, schema))
         for name, value in (("index", meta), ("vocabulary", vocabulary)):
@@ -282,8 +309,40 @@ def context_table(state: Mapping[str, np.ndarray], rows: np.ndarray, kept: Kept)
             # lists also where there are none
             "tokens": pd.Series(tokens, dtype=object),
             "activations": pd.Series(activations, dtype=object),
+            "row": places["row"][order],
+            "place": places["position"][order],
         }
     )
+
+
+def loss_change_column(
+    contexts: pd.DataFrame, lm: LanguageModel, sae: TopKSAE, rows: np.ndarray, n: int
+) -> pd.Series:
+    """loss_change of contexts.parquet, of the first n of each latent's strongest contexts or, where
+    these are more than there are rows, of fewer (build_index); None for the others.
+    """
+    alive = contexts.latent.unique()
+    each = min(n, len(rows) // max(len(alive), 1))
+    if not each:
+        # one for as many latents as there are rows
+        each = min(n, 1)
+        alive = alive[np.linspace(0, len(alive) - 1, len(rows)).astype(int)]
+    top = (contexts.kind == "top") & (contexts["rank"] < each) & contexts.latent.isin(alive)
+    chosen = contexts[top]
+    begin = (chosen.place - chosen.position).to_numpy()
+    end = begin + np.array([len(ids) for ids in chosen.tokens], int)
+    of_latent, row = chosen.latent.to_numpy(), chosen.row.to_numpy()
+    changes = loss_changes(lm, sae, rows[row], of_latent, end)
+    column = pd.Series(None, contexts.index, object)
+    windows = zip(changes, begin, end, strict=True)
+    column[top] = pd.Series([row[a:b] for row, a, b in windows], chosen.index, object)
+    return column
+
+
+def spread_rows(rows: np.ndarray, tokens: int) -> np.ndarray:
+    """As many of the rows as hold so many tokens, evenly from first to last; at least one."""
+    n = min(max(tokens // rows.shape[1], 1), len(rows))
+    return rows[np.linspace(0, len(rows) - 1, n).astype(int)]
 
 
 def _groups(table: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.Table]:

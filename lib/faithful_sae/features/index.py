@@ -5,16 +5,18 @@ needed to read.
     latents.parquet       one row per latent
     contexts.parquet      where it fires: the strongest contexts and a sample of all
     explanations.parquet  what the methods of explain.py say of it
+    related.parquet       latents near it (relations.py)
     vocabulary.json       a string for every token id
 
-Contexts and explanations are sorted by latent and written in groups of a few latents, so that a
-page reads one group of each.
+Contexts, explanations and related latents are sorted by latent and written in groups of a few
+latents, so that a page reads one group of each.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,10 @@ CONTEXTS = pa.schema(
         ("position", pa.int32()),
         ("tokens", pa.list_(pa.int32())),
         ("activations", pa.list_(pa.float32())),
+        ("row", pa.int32()),
+        ("place", pa.int32()),
+        ("document", pa.int32()),
+        ("loss_change", pa.list_(pa.float32())),
     ]
 )
 EXPLANATIONS = pa.schema(
@@ -67,6 +73,19 @@ EXPLANATIONS = pa.schema(
         ("value", pa.float32()),
     ]
 )
+RELATED = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("relation", pa.string()),
+        ("sae", pa.string()),
+        ("rank", pa.int32()),
+        ("other", pa.int32()),
+        ("value", pa.float32()),
+        ("together", pa.int32()),
+    ]
+)
+# of the files above: 2 came with related.parquet, and with places and loss changes of contexts
+FORMAT = 2
 META = (
     "label",
     "run",
@@ -126,8 +145,8 @@ class FeatureIndex:
         vocabulary: a string for each token id.
 
     Raises:
-        FeatureError: no index in the folder, or a damaged file, named; judged latents that it does
-            not have.
+        FeatureError: no index in the folder, one of another version, or a damaged file, named;
+            judged latents that it does not have.
     """
 
     def __init__(self, folder: str | Path, judged: pd.DataFrame | None = None):
@@ -137,6 +156,11 @@ class FeatureIndex:
         for name in META:
             if name not in present:
                 raise self._damaged("index.json", f"{name} is missing")
+        if self.meta.get("format") != FORMAT:
+            raise FeatureError(
+                f"{self.folder}: an index that another version of this library made: delete it, "
+                "and make paper (or build_index) makes it again"
+            )
         self.judged = pd.DataFrame(columns=[*JUDGED]) if judged is None else judged
         if not self.judged.latent.between(0, self.meta["d_sae"] - 1).all():
             raise FeatureError(
@@ -164,13 +188,21 @@ class FeatureIndex:
             {latent, frequency, mean, max, dead, random_frequency, fake, twin, twin_cosine, shared,
              histogram: [int],
              contexts: [{kind: "top" or "sample", rank, stratum, activation, position,
-                         tokens: [str], activations: [float]}],
+                         tokens: [str], activations: [float], row, place, document,
+                         loss_change: [float]}],
              explanations: {method: [[text, value], ...]},
+             related: {decoder: [[latent, cosine], ...],
+                       correlated: [[latent, correlation, tokens on which both fire], ...],
+                       elsewhere: [[sae, latent, cosine], ...]},
              judged: [{judge, scored, text, detection_random, detection_hard, fuzz_random,
                        fuzz_wrong}]}.
             A context's activation is that of tokens[position], the strongest of its row. stratum: 0
             for the power of two in which the latent's largest activation lies, 1 for that below,
-            and so on, and the last for all that is weaker; -1 for kind "top".
+            and so on, and the last for all that is weaker; -1 for kind "top". row: of the rows
+            indexed; place: of that token in it; document: its number in the corpus; loss_change:
+            of each token, in nats, where the latent is ablated (ablation.py). Both are None where
+            not known. related: the largest first (relations.py), and elsewhere the nearest
+            decoder row in each SAE of another corpus.
 
         Raises:
             FeatureError: no such latent; a damaged file.
@@ -186,18 +218,27 @@ class FeatureIndex:
         page = {name: _plain(value) for name, value in self.latents.iloc[latent].items()}
         if page["twin"] < 0:
             page["twin"] = None
-        contexts = [
-            row | {"tokens": [self.vocabulary[i] for i in row["tokens"]]}
-            for row in self._rows(self._contexts, latent)
-        ]
+        contexts = [self._with_text(row) for row in self._rows(self._contexts, latent)]
         explanations = {}
         for row in self._rows(self._explanations, latent):
             explanations.setdefault(row["method"], []).append([row["text"], row["value"]])
+        related = {"decoder": [], "correlated": [], "elsewhere": []}
+        for row in self._rows(self._related, latent):
+            if row["sae"]:
+                related["elsewhere"].append([row["sae"], row["other"], row["value"]])
+            else:
+                together = [] if row["together"] is None else [row["together"]]
+                related[row["relation"]].append([row["other"], row["value"], *together])
         own: Any = self._judged.get(latent, self.judged[:0])
         judged = [
             {name: _plain(row[name]) for name in JUDGED[1:]} for row in own.to_dict("records")
         ]
-        return page | {"contexts": contexts, "explanations": explanations, "judged": judged}
+        return page | {
+            "contexts": contexts,
+            "explanations": explanations,
+            "related": related,
+            "judged": judged,
+        }
 
     def find(
         self,
@@ -238,6 +279,17 @@ class FeatureIndex:
             [order, "latent"], ascending=[not descending, True], kind="stable"
         )
 
+    def contexts(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(latent, its contexts as on its page) of every latent that has some, in order; a few
+        latents in memory.
+        """
+        name, file, first, _ = self._contexts
+        for group in range(len(first)):
+            with self._blaming(name):
+                rows = file.read_row_group(group, use_threads=False).to_pylist()
+            for latent, own in itertools.groupby(rows, key=lambda row: row["latent"]):
+                yield latent, [self._with_text(row) for row in own]
+
     def explanations(self) -> pd.DataFrame:
         """All of explanations.parquet: latent, method, rank, text, value."""
         return self._whole("explanations.parquet", EXPLANATIONS)
@@ -262,6 +314,10 @@ class FeatureIndex:
         return self._grouped("explanations.parquet", EXPLANATIONS)
 
     @cached_property
+    def _related(self):
+        return self._grouped("related.parquet", RELATED)
+
+    @cached_property
     def _judged(self):
         """{latent: rows of judged}."""
         return dict(list(self.judged.groupby("latent", sort=False)))
@@ -272,6 +328,9 @@ class FeatureIndex:
         table = self.explanations()
         table = table[table.method.isin(TOKEN_METHODS)]
         return table.latent.groupby(table.text.str.strip().str.casefold()).unique().to_dict()
+
+    def _with_text(self, context):
+        return context | {"tokens": [self.vocabulary[i] for i in context["tokens"]]}
 
     def _grouped(self, name, schema):
         """(name, file, first latent of each group, last latent of each group)."""

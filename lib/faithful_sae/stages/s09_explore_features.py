@@ -14,6 +14,7 @@ from faithful_sae.runs.rows import lacking, read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
+from faithful_sae.text.packing import is_content
 
 # "not fake" where no other seed says whether they are shared
 GROUPS = ("shared", "orphan", "not fake", "fake")
@@ -128,6 +129,7 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
     from faithful_sae.features.build import build_index
     from faithful_sae.features.collect import Kept
     from faithful_sae.features.explain import token_agreement
+    from faithful_sae.features.explorer.data import set_key
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.model import model_key
 
@@ -140,6 +142,9 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
             f"note: {f.corpus}: {there:,} tokens, fewer than the {f.tokens:,} asked for: all are "
             "used"
         )
+    # of a generated corpus, documents that were cut off stand in rows of their own
+    generated = run.corpora[f.corpus].faithful is not None
+    documents = None if generated else document_numbers(rows, lm.bos_id)
     firing = read_rows(run, "firing")
     matched = pd.DataFrame()
     if len(run.sae.seeds) > 1:
@@ -153,12 +158,16 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         twin, cosine = (None, None) if other is None else twins(matched, seed, other)
         about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
         about |= {"label": run.label, "run": run.name, "profile": run.profile}
+        elsewhere = [name for name in run.sae.train_on if name != f.corpus]
         inputs = {
             "tokens": tokens.key,
             "rows": len(rows),
             "model": model_key(run),
             # and its configuration
             "sae": file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}"),
+            "elsewhere": {
+                name: file_hash(run.artifacts / "saes" / name / f"seed{seed}") for name in elsewhere
+            },
             "others": digest([a if a is None else a.tolist() for a in (random, twin, cosine)]),
             "about": digest(about),
         }
@@ -179,6 +188,8 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
             include_bos=run.sae.include_bos,
             listed=f.listed,
             pruned=f.pruned,
+            others={set_key(about | {"corpus": name}): saes[name, seed] for name in elsewhere},
+            documents=documents,
             batch_rows=f.batch_rows,
             key=made.key,
             record=partial(made.record, device=lm.device),
@@ -188,6 +199,15 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         tables.append(table.assign(agreement=table.latent.map(agreement)))
     write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
+
+
+def document_numbers(rows: np.ndarray, bos_id: int) -> np.ndarray:
+    """The document that each token of packed rows [R, T] is of, int32 [R, T], 1 for the first: each
+    BOS behind the first token of a row begins another.
+    """
+    begins = ~is_content(np.asarray(rows), bos_id)
+    begins[:, 0] = False
+    return 1 + begins.cumsum(dtype=np.int32).reshape(begins.shape)
 
 
 def judged(run: Run, corpus: str, seed: int) -> pd.DataFrame | None:

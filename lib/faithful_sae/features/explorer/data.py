@@ -26,7 +26,7 @@ METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")
 FLAGS = "fosdn"
 STATIC = Path(__file__).parent / "static"
 # the explorer itself, in this order; then its host's
-SCRIPTS = ("dom.js", "list.js", "feature.js", "reader.js", "app.js")
+SCRIPTS = ("dom.js", "find.js", "list.js", "feature.js", "reader.js", "app.js")
 
 
 def script(host: str) -> str:
@@ -61,7 +61,8 @@ def set_meta(index: FeatureIndex) -> dict[str, Any]:
     `twin_set` is the key of the set that `twin` is a latent of; `can_read`: whether text can be
     typed in; `judges`: those that explained its latents, in the order in which they were asked.
     """
-    shown = ("run", "label", "corpus", "seed", "other_seed", "layer", "k", "d_sae", "tokens")
+    shown = ("run", "label", "corpus", "seed", "other_seed")
+    shown += ("layer", "k", "d_sae", "tokens", "sae")
     # an index has a hook only where it is not the residual stream
     meta = {name: index.meta[name] for name in (*shown, "hook") if name in index.meta}
     flags = "".join(all_flags(index))

@@ -3,12 +3,15 @@
     index.html explorer.js explorer.css
     data/index.js                                every set there is
     data/<run>/<corpus>/seed<seed>/meta.js       what the set is
+    data/<run>/<corpus>/seed<seed>/labels.js     what somebody called its features
+    data/<run>/<corpus>/seed<seed>/words.js      the first word of each chunk of them (words.py)
+    data/<run>/<corpus>/seed<seed>/words/<n>.js  words, and the features whose contexts have them
     data/<run>/<corpus>/seed<seed>/rows/<n>.js   the list, ROWS features a file
     data/<run>/<corpus>/seed<seed>/pages/<n>.js  the features' pages, as many a file as make about
                                                  CHUNK bytes
 
 Data are scripts, explorerData(name, value), because a page opened from disk may load nothing else.
-It needs no network, and the same index gives the same bytes.
+It needs no network, and the same index and labels give the same bytes.
 """
 
 import json
@@ -20,7 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from faithful_sae.features.explorer import data
+from faithful_sae.features.explorer.words import Words
 from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.labels import read_labels
 from faithful_sae.files import atomic_path
 
 # bytes of pages read to show one
@@ -30,8 +35,8 @@ SAMPLE = 32
 
 
 def write_explorer(folder: str | Path, indices: Sequence[FeatureIndex]) -> None:
-    """Write the page for some indices, in their order. In memory: the list of one set, and one
-    page.
+    """Write the page for some indices, in their order. In memory: the list and the
+    words of one set, and one page.
 
     Raises:
         ValueError: no index, or two of one run, corpus and seed.
@@ -58,6 +63,11 @@ def _write_set(folder, index, key):
     )
     size = max(1, CHUNK // largest)
     _write(folder, f"{key}/meta", json_script(data.set_meta(index) | {"pages_per_chunk": size}))
+    _write(folder, f"{key}/labels", json_script(read_labels(index)))
+    words = Words(index)
+    _write(folder, f"{key}/words", json_script(words.starts))
+    for chunk in range(len(words.starts)):
+        _write(folder, f"{key}/words/{chunk}", json_script(words.chunk(chunk)))
     for chunk in range(-(-d_sae // data.ROWS)):
         _write(folder, f"{key}/rows/{chunk}", json_script(data.set_rows(index, chunk)))
     for start in tqdm(range(0, d_sae, size), key, unit_scale=size, unit=" features"):

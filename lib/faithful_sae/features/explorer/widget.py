@@ -11,7 +11,9 @@ import traitlets
 
 from faithful_sae.features.explorer import data
 from faithful_sae.features.explorer.fallback import feature_html, list_html
+from faithful_sae.features.explorer.words import words
 from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
+from faithful_sae.features.labels import read_labels, write_label
 from faithful_sae.features.text import features_of_text, text_ids
 
 # the explorer works without a model, and then need not wait for transformers
@@ -79,17 +81,18 @@ class Explorer(anywidget.AnyWidget):
         )
         self.on_msg(self._hear)
 
-    def answer(self, path: str, text: str | None = None) -> dict[str, Any]:
+    def answer(self, path: str, text: str | None = None) -> Any:
         """What the browser asks for.
 
         Args:
-            path: <run>/<corpus>/seed<seed>/ and then `meta`, `rows/<chunk>`, `page/<latent>` or
-                `text`.
-            text: that was typed in.
+            path: <run>/<corpus>/seed<seed>/ and then `meta`, `rows/<chunk>`, `page/<latent>`,
+                `words`, `words/<chunk>`, `labels`, `label/<latent>` or `text`.
+            text: that was typed in: a text to read, or the label of a latent to keep.
 
         Returns:
-            set_meta, set_rows or set_page of data.py; for text {tokens: [{token, features:
-            [[latent, activation], ...]}]}.
+            set_meta, set_rows or set_page of data.py; starts or a chunk of words.py; labels as
+            labels.py has them; for text {tokens: [{token, features: [[latent, activation],
+            ...]}]}.
 
         Raises:
             KeyError: no such set here.
@@ -113,6 +116,13 @@ class Explorer(anywidget.AnyWidget):
             return data.set_rows(index, int(which[0]))
         if what == "page":
             return data.set_page(index, int(which[0]))
+        if what == "words":
+            found = words(index)
+            return found.chunk(int(which[0])) if which else found.starts
+        if what == "labels":
+            return read_labels(index)
+        if what == "label":
+            return write_label(index, int(which[0]), text or "")
         raise ValueError(f"nothing is at {path}")
 
     def _read(self, index, text):

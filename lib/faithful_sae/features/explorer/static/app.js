@@ -1,19 +1,21 @@
 // The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
 // went({key, latent, query, how}) (told where one is; how: arrived, browsed or opened), address(key, latent, query) (where there are addresses),
-// keys (whose keys it hears; by default its own element's). Paths: <set>/meta, rows/<n>, page/<latent>, text.
+// keys (whose keys it hears; by default its own element's), embed(address) (the code that shows a feature in another page, where there is one).
+// Paths: <set>/meta, rows/<n>, page/<latent>, words, words/<n>, labels, label/<latent>, text.
 
 function mountExplorer(root, source) {
   let meta, latent = -1, version = 0, showing = 0;   // the last go and the last show: an answer to an earlier one comes too late
-  const ask = source.ask, keys = source.keys || root;
+  const ask = source.ask, keys = source.keys || root, named = new Map();   // labels, by set
+  let besideKey = null;   // of the set that is shown beside; null: the twin's
   const status = h("p", { class: "fx-status", role: "alert", hidden: true });
   const say = (message) => { status.textContent = message || ""; status.hidden = !message; };
   const list = featureList({ read: (path) => ask(`${meta.key}/${path}`), open: (which, focus, browsing) => show(which, focus, browsing ? "browsed" : "opened"), status: say,
-    address: (which) => source.address?.(meta.key, which, list.query()), changed: () => tell("browsed") });
+    address: (which) => source.address?.(meta.key, which, list.query()), changed: () => tell("browsed"), labels: () => named.get(meta.key) || {} });
   const detail = h("div", { class: "fx-detail", tabindex: -1 });
   const choices = h("div", { class: "fx-choices" });
   const facts = h("p", { class: "fx-facts" });
   const values = h("button", { type: "button", class: "fx-chip", "aria-pressed": "false", title: "show every activation as a number (v)", onclick: () => toggleValues() }, "values");
-  const reader = textReader({ read: (text) => ask(`${meta.key}/text`, text), words: list.words, open: list.select });
+  const reader = textReader({ read: (text) => (meta.can_read ? ask(`${meta.key}/text`, text) : readByWords((path) => ask(`${meta.key}/${path}`), text)), words: list.words, open: list.select });
   root.classList.add("fx");
   root.setAttribute("data-lm-suppress-shortcuts", "true");   // JupyterLab's one-letter commands stay out of it
   root.replaceChildren(
@@ -67,7 +69,7 @@ function mountExplorer(root, source) {
         facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`, meta.hook && `${meta.hook} output`,
           meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
         reader.clear();
-        reader.root.hidden = !meta.can_read;
+        if (!named.has(key)) ask(`${key}/labels`).then((found) => { named.set(key, found); nameIt(); list.draw(); }, () => {});
         await list.show(meta, query);
       } else if (query !== null && query !== list.query()) await list.show(meta, query);
       list.select(which, true);
@@ -86,24 +88,74 @@ function mountExplorer(root, source) {
       if (mine !== showing) return;
       const beside = h("div", { class: "fx-beside" });
       detail.replaceChildren(featureCard(page, set, {
-        heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)),
-        actions: [source.address && h("button", { type: "button", title: "copy the address of this feature", onclick: copyLink }, "copy link"),
-          h("button", { type: "button", title: "all that stands here, as a file", onclick: () => saveJson(page, set) }, "JSON")] }), beside);
+        heading: h("h2", { tabindex: -1 }, `Feature ${page.latent} `, h("small", {}, `seed ${set.seed}`)), label: labelOf(page.latent, set), to,
+        actions: [source.address && h("button", { type: "button", title: "copy the address of this feature", onclick: (event) => copy(event, here()) }, "copy link"),
+          source.embed && h("button", { type: "button", title: "copy the code that shows this feature in another page", onclick: (event) => copy(event, source.embed(here())) }, "embed"),
+          h("button", { type: "button", title: "all that stands here, as a file", onclick: () => saveJson(page, set, named.get(set.key)?.[page.latent]) }, "JSON")] }), beside);
       detail.scrollTop = 0;
       tell(how);
       reader.colour(which);
       if (focus) focusDetail();
-      beside.append(await twinCard(page, set));
+      await showBeside(beside, page, set);
     } catch (error) { if (mine === showing) { detail.replaceChildren(); say(error.message); } }
     finally { if (mine === showing) detail.removeAttribute("aria-busy"); }
   }
 
   const focusDetail = () => detail.querySelector("h2")?.focus();
 
-  async function copyLink(event) {
-    const address = new URL(source.address(meta.key, latent, ""), document.baseURI).href;
+  const here = () => new URL(source.address(meta.key, latent, ""), document.baseURI).href;
+
+  async function copy(event, text) {
     // a page over plain http may not write to the clipboard
-    try { await navigator.clipboard.writeText(address); event.target.textContent = "copied"; } catch { say(address); }
+    try { await navigator.clipboard.writeText(text); event.target.textContent = "copied"; } catch { say(text); }
+  }
+
+  // a link to a feature of a set, or a button where there are no addresses
+  function to(key, which, text, title) {
+    const follow = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;   // a tab of its own
+      event.preventDefault();
+      go(key, which).then(focusDetail);
+    };
+    const known = key === meta.key && { onpointerenter: (event) => list.words(which).then((words) => { event.target.title = words; }, () => {}) };
+    return source.address ? h("a", { href: source.address(key, which, ""), title, onclick: follow, ...known }, text)
+      : h("button", { type: "button", class: "fx-link", title, onclick: follow, ...known }, text);
+  }
+
+  function labelOf(which, set) {
+    const keep = async (event) => {
+      try {
+        named.set(set.key, await ask(`${set.key}/label/${which}`, event.target.value));
+        list.draw();
+      } catch (error) { say(error.message); }
+    };
+    return h("input", { class: "fx-label", "aria-label": "Your label", placeholder: "Your label", value: named.get(set.key)?.[which], "data-latent": which, onchange: keep });
+  }
+
+  // labels that came after the card
+  function nameIt() {
+    const input = detail.querySelector(".fx-label");
+    if (input && !input.value) input.value = named.get(meta.key)?.[input.dataset.latent] || "";
+  }
+
+  // beside it: the twin, or the nearest decoder row in a set of another corpus
+  async function showBeside(beside, page, set) {
+    const elsewhere = page.related.elsewhere.filter(([key]) => source.sets.some((s) => s.key === key));
+    const other = elsewhere.find(([key]) => key === besideKey);
+    const choose = (event) => { besideKey = event.target.value || null; beside.replaceChildren(); showBeside(beside, page, set); };
+    const name = (key) => source.sets.find((s) => s.key === key);
+    const choice = elsewhere.length > 0 && h("label", { class: "fx-choice" }, h("span", {}, "beside it"), h("select", { onchange: choose },
+      h("option", { value: "" }, "twin in the other seed"),
+      elsewhere.map(([key, , cosine]) => h("option", { value: key, selected: key === besideKey }, `nearest of ${name(key).corpus}, seed ${name(key).seed} (${number(cosine)})`))));
+    const card = other ? await otherCard(...other) : await twinCard(page, set);
+    beside.replaceChildren(...[choice, card].filter(Boolean));
+  }
+
+  async function otherCard(key, which, cosine) {
+    const [page, set] = await Promise.all([ask(`${key}/page/${which}`), ask(`${key}/meta`)]);
+    return featureCard(page, set, {
+      heading: h("h2", {}, `Feature ${which} `, h("small", {}, `Nearest of ${set.corpus}, seed ${set.seed}, cosine ${number(cosine)}`)),
+      actions: [h("button", { type: "button", class: "fx-follow", title: "make it the feature shown (t)", onclick: () => go(key, which).then(focusDetail) }, "open")] });
   }
 
   async function twinCard(page, set) {

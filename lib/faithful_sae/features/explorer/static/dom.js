@@ -24,6 +24,7 @@ function number(value) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
+const signed = (value) => `${value > 0 ? "+" : "\u2212"}${number(Math.abs(value))}`;
 const percent = (share) => (share == null ? "–" : `${number(share * 100)} %`);
 const count = (value) => value.toLocaleString("en-US");
 

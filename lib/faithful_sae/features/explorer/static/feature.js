@@ -7,15 +7,15 @@ const METHODS = {   // MaxAct is the list of strongest contexts
   VocabProjNegative: ["Output, negative", "tokens whose logits its decoder direction lowers most (VocabProjNegative)"],
 };
 
-// `to`: (latent, text) -> a link to another feature of the set
-function featureCard(page, meta, { heading, to, actions = [] }) {
+// `to`: (set, latent, text, title) -> a link to another feature; without it, what is near the feature is not shown
+function featureCard(page, meta, { heading, to, label, actions = [] }) {
   return h("article", { class: "fx-card", "aria-label": `Feature ${page.latent}, seed ${meta.seed}` },
     h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), actions),
-    numbers(page, meta), histogram(page, meta), judged(page), readings(page), contexts(page, meta));
+    label, numbers(page, meta), histogram(page, meta), judged(page), readings(page), to && related(page, meta, to), contexts(page, meta));
 }
 
-function saveJson(page, meta) {
-  const blob = new Blob([JSON.stringify({ set: meta.key, ...page }, null, 1)], { type: "application/json" }), url = URL.createObjectURL(blob);
+function saveJson(page, meta, label) {
+  const blob = new Blob([JSON.stringify({ set: meta.key, label, ...page }, null, 1)], { type: "application/json" }), url = URL.createObjectURL(blob);
   h("a", { href: url, download: `${meta.key.replaceAll("/", "-")}-${page.latent}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
@@ -67,10 +67,23 @@ function readings(page) {
       h("li", {}, h("span", { class: "fx-word" }, visible(text, true)), h("span", { class: "fx-value" }, number(value))))))));
 }
 
+function related(page, meta, to) {
+  const { decoder, correlated, elsewhere } = page.related;
+  const lines = [
+    ["Nearest decoder rows", "features that write alike: cosine of decoder rows", decoder.map(([latent, cosine]) => [meta.key, latent, String(latent), number(cosine)])],
+    ["Correlated", "features that fire alike: correlation of activations over tokens, and the tokens on which both fire", correlated.map(([latent, r, n]) => [meta.key, latent, String(latent), `${number(r)} (${count(n)})`])],
+    ["In other corpora", "the nearest decoder row in the SAE of each other corpus, by cosine", elsewhere.map(([key, latent, cosine]) => [key, latent, `${key.split("/")[1]} ${latent}`, number(cosine)])],
+  ].filter(([, , entries]) => entries.length);
+  return lines.length > 0 && h("div", { class: "fx-related" }, lines.map(([title, why, entries]) => h("section", {}, h("h3", { title: why }, title),
+    h("ul", {}, entries.map(([key, latent, text, value]) => h("li", {}, to(key, latent, text, why), h("span", { class: "fx-value" }, value)))))));
+}
+
 function contexts(page, meta) {
   const weaker = quantiles(page, meta);
   const group = (title, list) => list.length && [h("h3", {}, title), h("ol", { class: "fx-contexts" }, list.map((context) => contextLine(context, page.max, weaker(context.activation))))];
   return h("div", {},
+    page.contexts.some((context) => context.loss_change) && h("p", { class: "fx-note" }, h("span", { class: "fx-helped" }, "Solid"), " line: without the feature this token is less likely. ",
+      h("span", { class: "fx-hindered" }, "Dashed"), `: likelier. Where the loss changes by ${NOTABLE} nats or more (ablation, the SAE's error kept).`),
     group(["Strongest contexts ", h("small", {}, "MaxAct")], page.contexts.filter((context) => context.kind === "top")),
     group("Sampled contexts, from weak to strong", page.contexts.filter((context) => context.kind !== "top").sort((a, b) => a.activation - b.activation)),
     !page.contexts.length && h("p", { class: "fx-none" }, "It fires nowhere in this corpus."));
@@ -87,15 +100,20 @@ function contextLine(context, strongest, weaker) {
   return h("li", { class: "fx-context" },
     h("span", { class: "fx-peak", title: "activation at the strongest token; below, the share of its activations that are weaker (by the histogram's bins)" },
       number(context.activation), h("small", {}, `${Math.floor(100 * weaker)} %`)),
-    h("span", { class: "fx-tokens" }, tokenSpans(context.tokens, context.activations, strongest, peak)));
+    h("span", { class: "fx-tokens" }, tokenSpans(context.tokens, context.activations, strongest, peak, context.loss_change)),
+    h("small", { class: "fx-place" }, `row ${context.row}, token ${context.place}${context.document == null ? "" : `, document ${context.document}`}`));
 }
 
+const NOTABLE = 0.05;   // nats
+
 // colour, underline of the strongest and title say the same three times: none of them needs the other two
-function tokenSpans(tokens, activations, strongest, peak) {
+// `changes`: of each token's loss where the feature is ablated, if that was measured
+function tokenSpans(tokens, activations, strongest, peak, changes) {
   return tokens.map((token, i) => {
-    const value = activations[i];
-    if (!value) return visible(token);
+    const value = activations[i], change = changes?.[i] || 0, notable = Math.abs(change) >= NOTABLE;
+    const text = notable ? h("span", { class: change > 0 ? "fx-helped" : "fx-hindered", title: `loss without the feature: ${signed(change)} nats`, "data-change": signed(change) }, visible(token)) : visible(token);
+    if (!value) return text;
     return h("span", { class: value === peak ? "fx-on fx-strongest" : "fx-on", title: number(value), "data-value": number(value),
-      "--heat": Math.min(1, 0.15 + (0.85 * value) / (strongest || value)).toFixed(3) }, visible(token));
+      "--heat": Math.min(1, 0.15 + (0.85 * value) / (strongest || value)).toFixed(3) }, text);
   });
 }

@@ -7,13 +7,15 @@ const SORTS = {
   twin_cosine: "cosine to the twin", random_frequency: "frequency on random tokens",
 };
 
-// `address`: of a feature, while the list is as it is; `changed`: called when somebody searched, sorted or filtered
-function featureList({ read, open, status, address, changed }) {
-  let meta, chunks, order, selected = -1, version = 0;
+// `address`: of a feature, while the list is as it is; `changed`: called when somebody searched, sorted or filtered; `labels`: () -> {latent: label}
+function featureList({ read, open, status, address, changed, labels }) {
+  let meta, chunks, order, hits, selected = -1, version = 0;   // hits: of a search in contexts
   const chosen = new Set();
 
   const search = h("input", { type: "search", class: "fx-search", placeholder: "Search: text, number or \"exact token\"", "aria-label": "Search features by text, number or exact token in quotes",
     autocomplete: "off", spellcheck: "false", oninput: () => apply(120), onkeydown: searchKey });
+  const scope = h("select", { "aria-label": "Search in", title: "readings: what is said of a feature; contexts: whole words, all of them in contexts of it", onchange: () => apply() },
+    ["readings", "contexts"].map((value) => h("option", { value }, `in ${value}`)));
   const sort = h("select", { "aria-label": "Sort by", onchange: () => apply() });
   const turn = h("button", { type: "button", class: "fx-turn", onclick: () => { setDown(!down()); apply(); } });
   const setDown = (on) => { turn.dataset.down = on ? "1" : ""; turn.textContent = on ? "↓" : "↑"; turn.setAttribute("aria-label", on ? "highest first" : "lowest first"); turn.title = turn.getAttribute("aria-label"); };
@@ -30,7 +32,7 @@ function featureList({ read, open, status, address, changed }) {
   const space = h("div", { class: "fx-space", role: "presentation" });
   const box = h("div", { class: "fx-list", role: "listbox", tabindex: 0, "aria-label": "Features", onscroll: draw, onkeydown: key }, space);
   const root = h("section", { class: "fx-side", "aria-label": "List of features" },
-    search,
+    h("div", { class: "fx-find" }, search, scope),
     h("div", { class: "fx-chips", role: "group", "aria-label": "Show only" }, Object.values(chips)),
     h("div", { class: "fx-tools" },
       h("label", {}, h("span", {}, "sort"), sort), turn,
@@ -77,7 +79,7 @@ function featureList({ read, open, status, address, changed }) {
 
   // what was searched, sorted and filtered, as it stands in the address
   function query() {
-    const asked = { q: search.value.trim(), only: [...chosen].join(""), min: least.value, max: most.value };
+    const asked = { q: search.value.trim(), in: scope.value === "readings" ? "" : scope.value, only: [...chosen].join(""), min: least.value, max: most.value };
     if (worst.value || best.value) Object.assign(asked, { score: score.value, from: worst.value, to: best.value });
     if (sort.value !== "latent" || down()) asked.sort = (down() ? "-" : "") + sort.value;
     return new URLSearchParams(Object.entries(asked).filter(([, value]) => value)).toString();
@@ -87,6 +89,7 @@ function featureList({ read, open, status, address, changed }) {
     const asked = new URLSearchParams(text), by = asked.get("sort") || "latent";
     const pick = (select, value) => { select.value = value; if (select.selectedIndex < 0) select.selectedIndex = 0; };
     search.value = asked.get("q") || "";
+    pick(scope, asked.get("in") || "readings");
     for (const [input, name] of [[least, "min"], [most, "max"], [worst, "from"], [best, "to"]]) input.value = asked.get(name) || "";
     choose([...(asked.get("only") || "")].filter((flag) => flag in FLAGS));
     pick(sort, by.replace(/^-/, ""));
@@ -103,7 +106,10 @@ function featureList({ read, open, status, address, changed }) {
     reset.hidden = !narrowed;
     if (!narrowed && sort.value === "latent" && !down()) order = null;
     else {
-      try { if (!await loadAll(mine)) return; } catch (error) { status(error.message); return; }
+      try {
+        hits = words && scope.value === "contexts" ? await featuresOfContexts(read, words) : null;
+        if (!await loadAll(mine)) return;
+      } catch (error) { status(error.message); return; }
       order = matching(words);
     }
     box.scrollTop = Math.max(0, (placeOf(selected) - 2) * ROW);
@@ -134,7 +140,7 @@ function featureList({ read, open, status, address, changed }) {
       const r = row(latent), frequency = r.of("frequency"), value = scored ? r.of(score.value) : null;
       if (frequency < low || frequency > high || [...chosen].some((flag) => !r.flags.includes(flag))) continue;
       if (scored && (value == null || value < from || value > to)) continue;
-      if (words && latent !== asked && !(exact ? r.words.split("\n").includes(exact) : r.words.toLowerCase().includes(text))) continue;
+      if (words && latent !== asked && !(hits ? hits.has(latent) : labels()[latent]?.toLowerCase().includes(text) || (exact ? r.words.split("\n").includes(exact) : r.words.toLowerCase().includes(text)))) continue;
       kept.push([r.of(by), latent]);
     }
     // the feature whose number was typed comes first; what has no value (a feature without a twin) last, whichever way
@@ -158,7 +164,7 @@ function featureList({ read, open, status, address, changed }) {
       shown.push(h("a", { class: "fx-row", role: "option", id: `${box.id}-${latent}`, "aria-selected": latent === selected ? "true" : "false", href: address(latent), tabindex: -1,
         "aria-setsize": n, "aria-posinset": place + 1, "--place": place, onclick: pick },
         h("span", { class: "fx-latent" }, String(latent)),
-        h("span", { class: "fx-words" }, r ? summary(r) : "…"),
+        h("span", { class: "fx-words" }, labels()[latent] && h("b", {}, `${labels()[latent]} · `), r ? summary(r) : "…"),
         h("span", { class: "fx-frequency", title: "share of tokens it fires on" }, r ? [percent(r.of("frequency")), scoreOf(r)] : ""),
         h("span", { class: "fx-flags" }, r ? badges(r.flags) : "")));
     }
@@ -204,7 +210,7 @@ function featureList({ read, open, status, address, changed }) {
   const inputs = [search, least, most, worst, best];
   let named = 0;
   return {
-    root, select, query, focusSearch: () => { search.focus(); search.select(); }, destroy: () => resized.disconnect(),
+    root, select, query, draw, focusSearch: () => { search.focus(); search.select(); }, destroy: () => resized.disconnect(),
     words: (latent) => load(chunkOf(latent)).then(() => summary(row(latent))),
     // of another set, or with another query; null: the same as before
     show(newMeta, text) {

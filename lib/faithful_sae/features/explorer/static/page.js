@@ -18,7 +18,20 @@ function fetchData(name) {
   return awaited.get(name);
 }
 
-async function ask(path) {
+// labels are kept by the browser, beside those that came with the page: of this SAE, so that another's are not taken for its
+async function labels(key, latent, label) {
+  const { sae } = await fetchData(`${key}/meta`), name = `faithful-sae labels ${key} ${sae}`;
+  const own = JSON.parse(localStorage.getItem(name) || "{}");
+  if (latent !== undefined) {
+    own[latent] = label.trim();   // an empty one too, as it may hide one that came with the page
+    localStorage.setItem(name, JSON.stringify(own));
+  }
+  return { ...await fetchData(`${key}/labels`), ...own };
+}
+
+async function ask(path, text) {
+  const labelled = path.match(/^(.*)\/label(s|\/\d+)$/);
+  if (labelled) return labels(labelled[1], labelled[2] === "s" ? undefined : labelled[2].slice(1), text);
   const parts = path.match(/^(.*)\/page\/(\d+)$/);
   if (!parts) return fetchData(path);
   const meta = await fetchData(`${parts[1]}/meta`), chunk = Math.floor(parts[2] / meta.pages_per_chunk);
@@ -33,7 +46,11 @@ function place() {
 
 fetchData("index").then((sets) => {
   const address = (key, latent, query) => `#/${[...key.split("/"), latent].map(encodeURIComponent).join("/")}${query && `?${query}`}`;
-  const explorer = mountExplorer(document.getElementById("explorer"), { sets, ask, address, keys: document, went({ key, latent, query, how }) {
+  // index.html?embed#/... is a feature alone, for a frame in another page
+  const root = document.getElementById("explorer");
+  root.classList.toggle("fx-embedded", new URLSearchParams(location.search).has("embed"));
+  const embed = (link) => `<iframe src="${link.replace(/(\?[^#]*)?#/, "?embed#")}" title="a feature" width="100%" height="600"></iframe>`;
+  const explorer = mountExplorer(root, { sets, ask, address, embed, keys: document, went({ key, latent, query, how }) {
     const { label, corpus, seed } = sets.find((set) => set.key === key), here = address(key, latent, query);
     document.title = `Feature ${latent} · ${label}, ${corpus}, seed ${seed} · Feature explorer`;
     // what is opened is a step that goes back; browsing and typing are none
