@@ -8,7 +8,7 @@ FROM python:3.11-slim AS tools
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/*
-# an index with PyTorch's builds for CPUs, if you have one at hand: the image is then a third as large
+# an index with PyTorch's builds for CPUs, if you have one at hand: the image is then smaller by gigabytes
 ARG PIP_EXTRA_INDEX_URL=
 # Binder calls its user as it likes
 ARG NB_USER=reader
