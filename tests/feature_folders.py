@@ -3,6 +3,7 @@ corpus full of HTML and script.
 """
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,17 @@ def write_index(
         )
     )
     return folder
+
+
+def words_in(context):
+    """[(word, in small letters, and its largest activation)] of a context of a page: of its text,
+    letter by letter.
+    """
+    text = "".join(context["tokens"])
+    pairs = zip(context["tokens"], context["activations"], strict=True)
+    heat = [value for token, value in pairs for _ in token]
+    found = re.finditer(r"\w+", text)
+    return [(match[0].lower(), max(heat[slice(*match.span())])) for match in found]
 
 
 def _contexts(rng, latent, peak, length, top, sampled):

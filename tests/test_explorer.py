@@ -15,7 +15,9 @@ from faithful_sae.features.explorer import data
 from faithful_sae.features.explorer.fallback import feature_html, list_html
 from faithful_sae.features.explorer.page import json_script, write_explorer
 from faithful_sae.features.explorer.widget import Explorer
+from faithful_sae.features.explorer.words import Words, words_of
 from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
+from faithful_sae.features.labels import labels_file, read_labels, write_label
 from faithful_sae.features.text import features_of_text, text_ids
 from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import file_hash
@@ -25,7 +27,7 @@ from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.stages.s09_explore_features import judged
-from feature_folders import EVIL, write_index
+from feature_folders import EVIL, words_in, write_index
 
 KEYS = ("neox/faithful/seed42", "neox/faithful/seed49")
 
@@ -277,6 +279,7 @@ def test_the_first_view_is_small(tmp_path):
         "explorer.js",
         "explorer.css",
         f"data/{KEYS[0]}/meta.js",
+        f"data/{KEYS[0]}/labels.js",
         f"data/{KEYS[0]}/rows/0.js",
     ]
     pages = max(
@@ -287,6 +290,66 @@ def test_the_first_view_is_small(tmp_path):
         sum((tmp_path / "page" / name).stat().st_size for name in first) + 2 * pages + sets
         < 200_000
     )
+
+
+def test_words_of_a_context_fire_as_their_tokens_do():
+    tokens = ["Un", "til", " 12", "(", "x_y", "\n", " ", " caf\u00e9,"]
+    found = words_of(tokens, [0, 2, 0.5, 0, 0, 3, 0, 1])
+    assert found == [("until", 2), ("12", 0.5), ("(", 0), ("x_y", 0), ("caf\u00e9", 1), (",", 1)]
+
+
+def test_every_word_of_the_contexts_is_in_one_chunk(indices, written, monkeypatch):
+    monkeypatch.setattr("faithful_sae.features.explorer.words.CHUNK", 5000)
+    fires, has = {}, {}
+    for latent in range(150):
+        for context in indices[0].page(latent)["contexts"]:
+            for word, value in words_in(context):
+                has.setdefault(word, set()).add(latent)
+                if value > fires.get((word, latent), 0):
+                    fires[word, latent] = value
+    words = Words(indices[0])
+    chunks = [words.chunk(number) for number in range(len(words.starts))]
+    assert len(chunks) > 3
+    assert [chunk[0][0] for chunk in chunks] == words.starts
+    entries = [entry for chunk in chunks for entry in chunk]
+    order = [entry[0] for entry in entries]
+    assert order == sorted(set(order))
+    by_word = {word: (flat, rest) for word, flat, rest in entries}
+    for word in ("word7", "word149", "script"):
+        flat, rest = by_word[word]
+        assert set(flat[::2]) | set(rest) == has[word]
+        assert not set(flat[::2]) & set(rest)
+        assert flat[1::2] == sorted(flat[1::2], reverse=True)
+        expected = {latent: value for (w, latent), value in fires.items() if w == word}
+        assert dict(zip(flat[::2], flat[1::2], strict=True)) == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(IndexError, match="no chunk"):
+        words.chunk(len(chunks))
+    page = read_script(written / "data" / KEYS[0] / "words.js")[1]
+    assert page == sorted(page)
+
+
+def test_labels_are_kept_beside_the_index(tmp_path):
+    index = FeatureIndex(write_index(tmp_path, d_sae=20))
+    widget = Explorer(index)
+    assert widget.answer(f"{KEYS[0]}/labels") == {}
+    assert widget.answer(f"{KEYS[0]}/label/7", " months ") == {"7": "months"}
+    write_label(index, 12, "caf\u00e9")
+    assert read_labels(index) == {"7": "months", "12": "caf\u00e9"}
+    assert write_label(index, 7, " ") == {"12": "caf\u00e9"}
+    assert labels_file(index).parent == index.folder.parent
+    write_explorer(tmp_path / "page", [index])
+    assert read_script(tmp_path / "page/data" / KEYS[0] / "labels.js")[1] == {"12": "caf\u00e9"}
+    with pytest.raises(FeatureError, match="it has 0 to 19"):
+        write_label(index, 20, "none")
+    # of an SAE that was trained again
+    index.meta["sae"] = "1"
+    assert read_labels(index) == {}
+    write_label(index, 1, "new")
+    index.meta["sae"] = "0"
+    assert read_labels(index) == {"12": "caf\u00e9"}
+    labels_file(index).write_text("{")
+    with pytest.raises(FeatureError, match=r"seed42\.labels\.json: damaged"):
+        read_labels(index)
 
 
 def test_one_index_for_each_set(indices, tmp_path):
@@ -364,13 +427,15 @@ def messages(widget, monkeypatch):
 def test_the_widget_answers_messages(indices, monkeypatch):
     widget = Explorer(*indices)
     sent = messages(widget, monkeypatch)
-    for number, path in enumerate((f"{KEYS[0]}/rows/1", f"{KEYS[1]}/page/7", f"{KEYS[1]}/meta")):
+    asked = ("0/rows/1", "1/page/7", "1/meta", "0/words", "0/words/0")
+    for number, path in enumerate(KEYS[int(one[0])] + one[1:] for one in asked):
         widget._handle_custom_msg({"id": f"view-{number}", "path": path}, [])
-    assert [answer["id"] for answer in sent] == ["view-0", "view-1", "view-2"]
+    assert [answer["id"] for answer in sent] == [f"view-{n}" for n in range(5)]
     assert sent[0]["result"] == data.set_rows(indices[0], 1)
     assert sent[1]["result"] == data.set_page(indices[1], 7)
     assert sent[2]["result"]["twin_set"] == KEYS[0]
     assert not sent[2]["result"]["can_read"]
+    assert sent[4]["result"][0][0] == sent[3]["result"][0]
     json.dumps(sent, allow_nan=False)
 
 

@@ -17,7 +17,7 @@ from faithful_sae.features.explorer.data import set_page
 from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
 from faithful_sae.features.judging import SCORES
-from feature_folders import write_index
+from feature_folders import words_in, write_index
 
 D_SAE = 300
 
@@ -213,6 +213,123 @@ def test_scores_of_judges(browser, indices, tmp_path):
         page.locator(".fx-row").first.click()
         page.get_by_text("words of five").wait_for()
         page.get_by_text("guessing scores 0.5").wait_for()
+
+
+def test_text_is_looked_up_in_contexts(page, indices):
+    """Without a model: features that fire on the words, the strongest first."""
+    page.get_by_role("textbox", name="Your own text").fill("WORD123\n(nowhere")
+    page.get_by_role("button", name="Read").click()
+    page.get_by_text("Looked up, without a model").wait_for()
+    rows = page.locator(".fx-active tr")
+    assert rows.locator("th").all_text_contents() == ["WORD123", "⏎(", "nowhere"]
+    fires = {}
+    for latent, contexts in indices[0].contexts():
+        for context in contexts:
+            for word, value in words_in(context):
+                if word == "word123" and value > 0:
+                    fires[latent] = max(value, fires.get(latent, 0))
+    strongest = sorted(fires, key=lambda latent: -fires[latent])[:6]
+    found = rows.first.locator(".fx-jump b").all_text_contents()
+    assert found == [str(latent) for latent in strongest]
+    assert rows.last.locator("td").text_content() == "no feature"
+    rows.first.locator(".fx-jump").first.click()
+    heading(page, f"Feature {strongest[0]} ")
+
+
+def test_search_in_contexts(page, indices):
+    def having(*words):
+        return [
+            latent
+            for latent, contexts in indices[0].contexts()
+            if set(words) <= {word for context in contexts for word, _ in words_in(context)}
+        ]
+
+    page.get_by_label("Search in").select_option("contexts")
+    page.get_by_role("searchbox").fill("word150")
+    total(page, f"{len(having('word150'))} of 300 features")
+    page.get_by_role("searchbox").fill("Word150 word151")
+    both = having("word150", "word151")
+    total(page, f"{len(both)} of 300 features")
+    assert 0 < len(both) < len(having("word150"))
+    assert shown(page) == both[: len(shown(page))]
+    page.reload()
+    total(page, f"{len(both)} of 300 features")
+    assert page.get_by_label("Search in").input_value() == "contexts"
+    page.get_by_role("searchbox").fill("word15")  # a whole word alone
+    total(page, f"{len(having('word15'))} of 300 features")
+
+
+def test_a_label_is_kept_and_found(page):
+    page.get_by_label("Your label").fill("months <b>")
+    page.get_by_label("Your label").press("Enter")
+    page.locator(".fx-row").first.get_by_text("months <b>").wait_for()
+    page.reload()
+    page.locator(".fx-row").first.get_by_text("months <b>").wait_for()
+    assert page.get_by_label("Your label").input_value() == "months <b>"
+    page.get_by_role("searchbox").fill("MONTHS")
+    total(page, "1 of 300 features")
+    assert shown(page) == [0]
+    page.get_by_label("Your label").fill("")
+    page.get_by_label("Your label").press("Enter")
+    page.reload()
+    page.get_by_text("No feature matches.").wait_for()
+
+
+def test_near_features_are_links(page):
+    page.locator(".fx-row", has=page.get_by_text("7", exact=True)).click()
+    heading(page, "Feature 7 ")
+    near = page.locator(".fx-card").first.locator(".fx-related")
+    assert near.locator("section").nth(1).locator("li").all_text_contents() == ["60.5 (17)"]
+    rows = near.locator("section").first.locator("a")
+    assert rows.all_text_contents() == ["8", "9"]
+    address = rows.last.get_attribute("href")
+    rows.last.click()
+    heading(page, "Feature 9 ")
+    assert page.url.endswith(address)
+    page.go_back()
+    heading(page, "Feature 7 ")
+
+
+def test_the_nearest_of_another_corpus_stands_beside(browser, folder):
+    with watched_page(browser) as page:
+        page.goto(f"file://{folder}/index.html#/llama/a%20library/seed42/177")
+        heading(page, "Feature 177 ")
+        page.get_by_label("beside it").select_option("nearest of a library, seed 42 (0.7)")
+        beside = page.locator(".fx-beside h2")
+        page.get_by_text("Nearest of a library, seed 42, cosine 0.7").wait_for()
+        assert beside.text_content().startswith("Feature 180 ")
+        # it stays there as one browses
+        page.locator(".fx-list").focus()
+        page.keyboard.press("ArrowDown")
+        beside.get_by_text("Feature 181 ").wait_for()
+
+
+def test_where_contexts_are_and_what_ablation_does(page):
+    line = page.locator(".fx-card").first.locator(".fx-context").first
+    assert line.locator(".fx-place").text_content() == "row 0, token 100, document 0"
+    # from -1 to 2 nats over 24 tokens, of which the ninth has 0.043: below 0.05 nothing is marked
+    assert line.locator(".fx-hindered").count() == 8
+    assert line.locator(".fx-helped").count() == 15
+    last = line.locator(".fx-helped").last
+    assert last.get_attribute("title") == "loss without the feature: +2 nats"
+    other = page.locator(".fx-card").first.locator(".fx-context").nth(1)
+    assert other.locator(".fx-place").text_content() == "row 1, token 101"
+    assert other.locator(".fx-helped, .fx-hindered").count() == 0
+
+
+def test_a_feature_in_a_frame(browser, folder, page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="embed").click()
+    page.get_by_role("button", name="copied").wait_for()
+    (folder.parent / "other.html").write_text(page.evaluate("navigator.clipboard.readText()"))
+    page.goto(f"file://{folder.parent}/other.html")
+    frame = page.frame_locator("iframe")
+    frame.locator(".fx-card").first.wait_for()
+    assert frame.locator(".fx-detail h2").first.is_visible()
+    assert frame.locator(".fx-list").is_hidden()
+    page.goto(f"file://{folder}/index.html")
+    page.wait_for_selector(".fx-beside .fx-card")
+    assert page.locator(".fx-list").is_visible()
 
 
 def test_keyboard_alone(page, indices):
