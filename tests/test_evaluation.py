@@ -25,6 +25,7 @@ from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import load_sae
 from faithful_sae.stages import evaluating
 from faithful_sae.stages.judging import Beside, Judging, judges_beside
+from faithful_sae.stages.s08_seed_dependence import explained
 from faithful_sae.stages.s12_evaluation import evaluated, group_latents
 from faithful_sae.text.near_copies import near_copies
 from faithful_sae.text.packing import Cut, pack
@@ -186,6 +187,13 @@ def test_orphans_that_all_score_below_are_not_many(run):
     )
     assert found["Yet"].effect < -0.1
     assert found["Yet"].verdict == "disagrees"
+
+
+def test_latents_that_no_other_seed_has_are_orphans_on_disk_too(run):
+    write_rows(run, "latent_groups", groups())
+    write_rows(run, "interpretation", interpretation(lambda *_: 0.7))
+    read = explained(run)["latent_groups"]
+    assert (read.found_in == "").sum() == (groups().found_in == "").sum() > 0
 
 
 def test_a_difference_that_is_one_of_firing_alone_is_none(run):

@@ -361,8 +361,13 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
 
 def explained(run: Run) -> dict[str, pd.DataFrame]:
     """Rows of notebook 12 that say how well latents are explained; none where it has not run."""
-    there = all(measured([run], name) for name in EXPLAINED)
-    return {name: read_rows(run, name) for name in EXPLAINED} if there else {}
+    if not all(measured([run], name) for name in EXPLAINED):
+        return {}
+    rows = {name: read_rows(run, name) for name in EXPLAINED}
+    if len(run.sae.seeds) > 1:
+        # a csv holds no empty text: a latent that no other seed has is read as one nobody looked at
+        rows["latent_groups"] = rows["latent_groups"].fillna({"found_in": ""})
+    return rows
 
 
 def _swept(saes: dict[tuple, Any], plain: tuple, n_seeds: int) -> Iterator[tuple]:
