@@ -446,10 +446,3 @@ def test_figures_readme_is_the_list_of_exhibits():
     text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     assert text == figures_readme(), "figures/README.md is not the list's: make sync"
     assert text.count("](laptop/") > len(exhibits())
-
-
-@pytest.mark.parametrize("name", ["README.md", "figures/README.md"])
-def test_links_are_to_files_that_exist(name):
-    file = ROOT / name
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8"))
-    assert [link for link in links if not (file.parent / link).exists()] == []
