@@ -136,7 +136,8 @@ def stage_inputs(run: Run, stage: Stage, apart: bool = True) -> list[str]:
     made = [*map(_documentation, filter(_is_documentation, corpora)), *stage.documentation(run)]
     files += [documentation_path(run, *source) for source in made]
     # of one seed, 09 does without 03's
-    there = [name for name in stage.reads if registry.writer(name).wanted(run)]
+    named = (*stage.reads, *stage.shows)
+    there = [name for name in named if registry.writer(name).wanted(run)]
     files += [rows_file(run, name) for name in there]
     return [*map(str, files), *_texts(run, corpora)]
 

@@ -38,7 +38,16 @@ SCORES = {
 ABLATED = 10  # latents, of TPP and SCR
 # by position and by model
 MEASURED = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
-# rows that the summary is made of
+# of the summary, and the rows that it is made of
+NUMBERS = (
+    "EV",
+    "CE difference",
+    "one-latent probe",
+    "detection",
+    "by output",
+    "absorbed",
+    "unlearned",
+)
 SUMMARISED = (
     "structure",
     "sparse_probes",
@@ -201,25 +210,27 @@ def summary(runs: list[Run]) -> pd.DataFrame:
     beforehand has no seed.
     """
     tables = [_summary_of(run) for run in measured(runs, "positions")]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if not tables:
+        return pd.DataFrame(columns=["model", "trained on", "seed", *NUMBERS])
+    return pd.concat(tables, ignore_index=True)
 
 
 def _summary_of(run):
     keys = ["corpus", "seed"]
     rows = {name: read_rows(run, name) for name in SUMMARISED}
     probes = rows["sparse_probes"]
-    parts = {
-        "EV": (rows["structure"], "explained_variance"),
-        "CE difference": (rows["structure"], "ce_diff"),
-        "one-latent probe": (probes.loc[(probes.form == "means") & (probes.k == 1)], "accuracy"),
-        "detection": (rows["interpretation"].query("judge == @JUDGE"), SCORE),
-        "by output": (rows["descriptions"], "output"),
-        "absorbed": (_compared(rows["absorption"]), "fraction"),
-        "unlearned": (rows["unlearning"], "unlearned"),
-    }
+    parts = (
+        (rows["structure"], "explained_variance"),
+        (rows["structure"], "ce_diff"),
+        (probes.loc[(probes.form == "means") & (probes.k == 1)], "accuracy"),
+        (rows["interpretation"].query("judge == @JUDGE"), SCORE),
+        (rows["descriptions"], "output"),
+        (_compared(rows["absorption"]), "fraction"),
+        (rows["unlearning"], "unlearned"),
+    )
     columns = {
         name: pd.Series(table.dropna(subset=keys).groupby(keys)[column].mean())
-        for name, (table, column) in parts.items()
+        for name, (table, column) in zip(NUMBERS, parts, strict=True)
     }
     table = pd.DataFrame(columns).rename_axis(keys).reset_index()
     order = {name: place for place, name in enumerate(run.sae_names)}

@@ -33,7 +33,7 @@ from faithful_sae.paper.layout import (
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
-from faithful_sae.runs.registry import before, model_stages, stages
+from faithful_sae.runs.registry import before, model_stages, stages, writer
 from faithful_sae.runs.rows import command, lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
@@ -308,7 +308,9 @@ def _made_of(exhibit, run):
     there depends on what happens to have run.
     """
     stage = stages()[exhibit.notebook]
-    return [s for s in model_stages(run) if s.paper] if stage.profile else before(stage)
+    if stage.profile:
+        return [s for s in model_stages(run) if s.paper]
+    return [*before(stage), *dict.fromkeys(map(writer, stage.shows))]
 
 
 def figures_readme(profile: str = "laptop") -> str:

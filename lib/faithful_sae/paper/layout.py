@@ -80,7 +80,7 @@ def lay_out(table: pd.DataFrame, layout: Layout, titles: Mapping[str, str]) -> l
         parts = [columns[at : at + room] for at in range(0, len(columns), room)]
         # of what is not measured yet, the names of the rows
         for part in parts or [[]] * (bool(rows) and not printed):
-            if printed and not table[part].notna().any(axis=None):
+            if printed and not table[part].notna().to_numpy().any():
                 continue
             printed.append(_print(table, layout, view, rows, part, names, named))
     return printed

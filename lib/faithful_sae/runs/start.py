@@ -57,9 +57,11 @@ def start_profile(profile: str | Path) -> list[Run]:
 
 def _refuse(run: Run, stage: Stage) -> None:
     if not stage.wanted(run):
+        # of another reason the stage itself speaks
         null = [name for name in ("sae", *stage.sections) if getattr(run, name) is None]
-        what = f"{', '.join(null)} is null"
-        raise ParamsError(f"{run.file}: {what}, and {stage.name} is about that")
+        if null:
+            what = f"{', '.join(null)} is null"
+            raise ParamsError(f"{run.file}: {what}, and {stage.name} is about that")
     if absent := sorted(_absent(run, stage)):
         rest = command(run, stage).removeprefix("make")
         raise MissingInputError(
@@ -73,6 +75,9 @@ def _absent(run: Run, stage: Stage) -> set[str]:
     """The earlier notebooks that have not written what this one reads, nor what those read."""
     found = set()
     for rows in stage.reads:
+        # where all SAEs are published, the model's own text may not be asked for
+        if rows == "dataset" and run.sae and len(run.published) == len(run.sae.train_on):
+            continue
         earlier = writer(rows)
         if earlier.wanted(run) and not rows_file(run, rows).exists():
             found |= {earlier.name} | _absent(run, earlier)

@@ -111,8 +111,9 @@ class SeedStudy(Stage):
         "seed_estimates",
         "seed_threshold",
     )
-    # what their findings on interpretability are judged by, where there is an evaluation
-    reads = ("saes", *EXPLAINED)
+    reads = ("saes",)
+    # their findings on interpretability are judged by it
+    shows = EXPLAINED
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
