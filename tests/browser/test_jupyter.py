@@ -19,7 +19,7 @@ from driver import NARROW, WIDE, chromium, watched_page
 
 from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae.features.build import build_index
-from faithful_sae.files import ROOT
+from faithful_sae.files import ROOT, read_json
 from faithful_sae.lm.model import load_model
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.sae import TopKSAE
@@ -151,7 +151,8 @@ def use(page, explorer):
     """Click, filter, search, type a text and follow a feature of it, go to the twin: by mouse and
     by keys.
     """
-    heading = explorer.locator(".fx-detail h2")
+    # the twin's, beside it, is another
+    heading = explorer.locator(".fx-detail h2").first
     explorer.scroll_into_view_if_needed()
     explorer.locator(".fx-row").nth(2).click()
     heading.get_by_text("Feature 2 ").wait_for()
@@ -192,6 +193,9 @@ def test_a_small_notebook(browser, lab, folder):
     with watched_page(browser) as page:
         explorer = run_all(page, lab, "small.ipynb", 120)
         use(page, explorer)
+        explorer.get_by_label("Your label").fill("seen")
+        explorer.get_by_label("Your label").press("Enter")
+        explorer.locator(".fx-row[aria-selected=true] b").get_by_text("seen").wait_for()
         page.screenshot(path=folder / "wide.png")  # to be looked at, in pytest's folder
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
         assert (
@@ -211,6 +215,9 @@ def test_a_small_notebook(browser, lab, folder):
             lambda response: response.request.method == "PUT" and "small.ipynb" in response.url
         ):
             page.locator("[data-command='docmanager:save']").first.click()
+    # of the twin, which was the last to be opened
+    (kept,) = read_json(folder / "seed49.labels.json").values()
+    assert list(kept.values()) == ["seen"]
     saved = json.loads((folder / "small.ipynb").read_text())
     shown = [
         output["data"]
