@@ -82,6 +82,7 @@ def test_of_baselines_two_seeds_are_evaluated(make_run):
 def test_the_middle_of_equal_parts():
     assert evaluating.spread(range(10), 2) == [2, 7]
     assert evaluating.spread(range(3), 5) == [0, 1, 2]
+    assert evaluating.spread([], 5) == []
 
 
 def test_copies_of_one_sae_share_all_latents_and_others_none(run):

@@ -112,6 +112,8 @@ def make(run):
     folder = run.artifacts / "notebooks"
     folder.mkdir(parents=True)
     nbformat.write(notebook(shown), folder / "02_train_sae.ipynb")
+    # of one that failed
+    (folder / "12_evaluation.ipynb").touch()
     (run.artifacts.parent / "notebooks").mkdir()
     nbformat.write(notebook(shown), run.artifacts.parent / "notebooks" / "07_paper.ipynb")
 

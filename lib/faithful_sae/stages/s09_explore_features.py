@@ -281,7 +281,8 @@ def chosen(latents: pd.DataFrame, n: int) -> pd.DataFrame:
 
 def middles(length: int, n: int) -> np.ndarray:
     """Places of the middle one of each of n equal parts; all, where there are no more."""
-    return np.unique(((np.arange(n) + 0.5) * length / n).astype(int))
+    n = min(n, length)
+    return ((np.arange(n) + 0.5) * length / max(n, 1)).astype(int)
 
 
 def groups_of(latents: pd.DataFrame) -> pd.Series:

@@ -312,7 +312,8 @@ def _executed(runs: list[Run]) -> list[Executed]:
         for run in runs[:1] if stage.profile else runs:
             folder = run.artifacts.parent if stage.profile else run.artifacts
             file = folder / "notebooks" / f"{name}.ipynb"
-            if file.exists():
+            # of a notebook that failed there may be an empty file
+            if file.exists() and file.stat().st_size:
                 stem = name if stage.profile else f"{name}-{run.name}"
                 model = "" if stage.profile else run.label
                 found.append(Executed(file, f"notebooks/{stem}.html", model))
