@@ -3,6 +3,7 @@ share. Nothing is downloaded.
 """
 
 import copy
+import importlib
 import itertools
 import os
 
@@ -121,6 +122,21 @@ def model_folders(tmp_path_factory):
 def lm(model_folders):
     """The tiny Llama, hooked at block 1."""
     return load_model(model_folders["llama"], 1, "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, of the tests in tests/browser: only beside these is their driver found."""
+    with importlib.import_module("driver").chromium() as one:
+        yield one
+
+
+def packed_rows(n):
+    """int64 [n, 12]; every row starts with BOS, one in seven has a second one."""
+    ids = torch.randint(2, VOCABULARY, (n, 12), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = BOS
+    ids[::7, 6] = BOS
+    return ids.numpy()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import BOS, VOCABULARY
+from conftest import BOS, VOCABULARY, packed_rows
 from faithful_sae.features import relations
 from faithful_sae.features.ablation import loss_changes
 from faithful_sae.features.build import build_index, loss_change_column, spread_rows
@@ -19,7 +19,7 @@ from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.features.relations import correlated_table, nearest_rows
 from faithful_sae.files import read_json
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.stages.s09_explore_features import document_numbers
+from faithful_sae.text.documents import document_numbers
 
 D_SAE = 24
 KEPT = Kept(top=4, samples=2, strata=3, left=5, right=3)
@@ -27,11 +27,7 @@ KEPT = Kept(top=4, samples=2, strata=3, left=5, right=3)
 
 @pytest.fixture
 def tokens():
-    """int64 [40, 12]; every row starts with BOS, one in seven has a second one."""
-    ids = torch.randint(2, VOCABULARY, (40, 12), generator=torch.Generator().manual_seed(1))
-    ids[:, 0] = BOS
-    ids[::7, 6] = BOS
-    return ids.numpy()
+    return packed_rows(40)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from scipy.stats import chi2, chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import BOS, VOCABULARY
+from conftest import BOS, packed_rows
 from faithful_sae.features import collect as collecting
 from faithful_sae.features.build import build_index, index_bytes
 from faithful_sae.features.collect import Kept, collect, exact_counts
@@ -31,11 +31,7 @@ BATCH = 8
 
 @pytest.fixture
 def many_rows():
-    """int64 [60, 12]; every row starts with BOS, one in seven has a second one."""
-    ids = torch.randint(2, VOCABULARY, (60, 12), generator=torch.Generator().manual_seed(1))
-    ids[:, 0] = BOS
-    ids[::7, 6] = BOS
-    return ids.numpy()
+    return packed_rows(60)
 
 
 @pytest.fixture

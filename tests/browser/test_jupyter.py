@@ -15,7 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from driver import NARROW, WIDE, chromium, watched_page
+from driver import NARROW, WIDE, watched_page
 
 from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae.features.build import build_index
@@ -31,12 +31,6 @@ from faithful_sae.features.index import FeatureIndex
 
 lm = load_model("lm", 1, "cpu", "float32")
 Explorer(FeatureIndex("seed42"), FeatureIndex("seed49"), lm, load_sae("sae42"))"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

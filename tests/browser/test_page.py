@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from driver import NARROW, chromium, watched_page
+from driver import NARROW, watched_page
 
 from faithful_sae.features.explorer.data import set_page
 from faithful_sae.features.explorer.page import write_explorer
@@ -20,12 +20,6 @@ from faithful_sae.features.judging import SCORES
 from feature_folders import words_in, write_index
 
 D_SAE = 300
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
-from driver import NARROW, WIDE, chromium, watched_page
+from driver import NARROW, WIDE, watched_page
 
 from faithful_sae.features.explorer.page import write_explorer
 from faithful_sae.features.index import FeatureIndex
@@ -26,12 +26,6 @@ PAGES = ("index.html", "notebooks/07_paper.html", REFERENCE, "api/faithful_sae/s
 PARTS = [".top", "nav", "#claims", "#profile", "#section-03_sfr", "#features-explorer", "#cite"]
 # between the margins of a sheet of A4
 SHEET = {"width": 672, "height": 984}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

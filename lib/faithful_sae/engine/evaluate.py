@@ -17,8 +17,7 @@ LEAST = 100_000  # characters of documentation: a single document may have some 
 ROW = 128  # tokens, where the language model has so many
 FLOOR_K = 32  # of the random dictionary beside an SAE that has a threshold
 TASKS = ("library", "parameter_or_return")
-# SCR crosses which package a description is of with whether it is of a parameter
-CROSSED, PACKAGES = "parameter_or_return", ("scipy", "sklearn")
+PACKAGES = ("scipy", "sklearn")  # that SCR crosses
 CITIES = 60  # pairs, for RAVEL
 FORGET = "source"  # the kind of documentation that is to be forgotten, while the text is kept
 # what the printed table shows, by the table it is a mean of
@@ -164,6 +163,7 @@ def evaluate(
     from faithful_sae.sae.sae import TopKSAE, load_sae
     from faithful_sae.stages import evaluating
     from faithful_sae.stages.s06_probing import Probing, Task
+    from faithful_sae.stages.s12_evaluation import CROSSED
 
     theirs = {path: read_theirs(path) for path in beside}
     folder = find_sae(place, revision)

@@ -104,7 +104,6 @@ def entity_pairs(
             )
     names = text_tokens([*facts], lm.tokenizer)
     at = torch.tensor([len(ids) for ids in names])
-    x = torch.empty(0)
     right = torch.ones(len(facts), dtype=torch.bool)
     prompts, streams, choices, truths = [], [], [], []
     for template, answers in zip(templates, zip(*facts.values(), strict=True), strict=True):
@@ -113,12 +112,13 @@ def entity_pairs(
         first = [ids[0] for ids in text_tokens([f" {answer}" for answer in answers], lm.tokenizer)]
         known, truth = np.unique(first, return_inverse=True)
         said, stream = _asked(lm, asked, known, batch_rows)
-        x = torch.stack([hidden[place] for hidden, place in zip(stream, at, strict=True)])
         right &= said == torch.from_numpy(truth)
         prompts.append(asked)
         streams.append(stream)
         choices.append(known)
         truths.append(torch.from_numpy(truth))
+    # what follows an entity changes nothing at its last token
+    x = torch.stack([hidden[place] for hidden, place in zip(streams[-1], at, strict=True)])
     entities = right.nonzero().squeeze(-1)
     if len(entities) < 4:
         raise TooFewError(

@@ -39,6 +39,7 @@ from torch import Tensor
 from faithful_sae.lm.ngram import probabilities
 from faithful_sae.sae.activations import rows_in_batches
 from faithful_sae.sae.sae import TopKSAE
+from faithful_sae.text.documents import document_numbers
 
 if TYPE_CHECKING:
     from faithful_sae.lm.model import LanguageModel
@@ -193,9 +194,7 @@ def _halves(rows, bos_id, name):
     that does not begin a row.
     """
     choose, test = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    begins = test == bos_id
-    begins[:, 0] = False
-    own = begins.ravel().cumsum().reshape(begins.shape) > 0
+    own = document_numbers(test, bos_id) > 1
     halves = _Half(choose, choose[:, :-1] != bos_id), _Half(test, (own & (test != bos_id))[:, :-1])
     for which, half in zip(("first", "second"), halves, strict=True):
         if not half.scored.any():

@@ -38,24 +38,16 @@ SCORES = {
 ABLATED = 10  # latents, of TPP and SCR
 # by position and by model
 MEASURED = {"l0": "L0", "explained_variance": "EV", "ce_diff": "CE difference"}
-# of the summary, and the rows that it is made of
-NUMBERS = (
-    "EV",
-    "CE difference",
-    "one-latent probe",
-    "detection",
-    "by output",
-    "absorbed",
-    "unlearned",
-)
-SUMMARISED = (
-    "structure",
-    "sparse_probes",
-    "interpretation",
-    "descriptions",
-    "absorption",
-    "unlearning",
-)
+# numbers of the summary: the rows, and the column that each is a mean of
+SUMMARY = {
+    "EV": ("structure", "explained_variance"),
+    "CE difference": ("structure", "ce_diff"),
+    "one-latent probe": ("sparse_probes", "accuracy"),
+    "detection": ("interpretation", SCORE),
+    "by output": ("descriptions", "output"),
+    "absorbed": ("absorption", "fraction"),
+    "unlearned": ("unlearning", "unlearned"),
+}
 SAID = 60  # characters of an explanation in a table
 # balanced accuracies that differ by less are the same
 SAME = 0.01
@@ -211,26 +203,19 @@ def summary(runs: list[Run]) -> pd.DataFrame:
     """
     tables = [_summary_of(run) for run in measured(runs, "positions")]
     if not tables:
-        return pd.DataFrame(columns=["model", "trained on", "seed", *NUMBERS])
+        return pd.DataFrame(columns=["model", "trained on", "seed", *SUMMARY])
     return pd.concat(tables, ignore_index=True)
 
 
 def _summary_of(run):
     keys = ["corpus", "seed"]
-    rows = {name: read_rows(run, name) for name in SUMMARISED}
-    probes = rows["sparse_probes"]
-    parts = (
-        (rows["structure"], "explained_variance"),
-        (rows["structure"], "ce_diff"),
-        (probes.loc[(probes.form == "means") & (probes.k == 1)], "accuracy"),
-        (rows["interpretation"].query("judge == @JUDGE"), SCORE),
-        (rows["descriptions"], "output"),
-        (_compared(rows["absorption"]), "fraction"),
-        (rows["unlearning"], "unlearned"),
-    )
+    rows = {name: read_rows(run, name) for name in {name for name, _ in SUMMARY.values()}}
+    rows["sparse_probes"] = rows["sparse_probes"].query("form == 'means' and k == 1")
+    rows["interpretation"] = rows["interpretation"].query("judge == @JUDGE")
+    rows["absorption"] = _compared(rows["absorption"])
     columns = {
-        name: pd.Series(table.dropna(subset=keys).groupby(keys)[column].mean())
-        for name, (table, column) in zip(NUMBERS, parts, strict=True)
+        name: pd.Series(rows[table].dropna(subset=keys).groupby(keys)[column].mean())
+        for name, (table, column) in SUMMARY.items()
     }
     table = pd.DataFrame(columns).rename_axis(keys).reset_index()
     order = {name: place for place, name in enumerate(run.sae_names)}

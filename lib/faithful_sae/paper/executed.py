@@ -20,11 +20,22 @@ from PIL import Image
 from faithful_sae.files import ROOT, atomic_path
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import stages
+from faithful_sae.runs.schema import Run
+from faithful_sae.runs.stage import Stage
 
 # of a picture, whose lines and areas have few
 COLOURS = 128
 LIVE = "application/vnd.jupyter.widget-view+json"
 PLAIN = "text/plain"
+
+
+def executed_file(run: Run, stage: Stage) -> Path | None:
+    """Where a notebook that a run has executed is; None where it has not. Of one that failed there
+    may be an empty file.
+    """
+    folder = run.artifacts.parent if stage.profile else run.artifacts
+    file = folder / "notebooks" / f"{stage.name}.ipynb"
+    return file if file.exists() and file.stat().st_size else None
 
 
 def write_executed(profile: str | Path) -> list[Path]:
@@ -41,9 +52,8 @@ def write_executed(profile: str | Path) -> list[Path]:
     run = load_profile(profile)[0]
     written = []
     for name, stage in stages().items():
-        folder = run.artifacts.parent if stage.profile else run.artifacts
-        executed = folder / "notebooks" / f"{name}.ipynb"
-        if not executed.exists():
+        executed = executed_file(run, stage)
+        if executed is None:
             continue
         source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         try:

@@ -369,13 +369,12 @@ def unlearning(
 
     columns = [*which(("", 0)), *(field.name for field in dataclasses.fields(Unlearning))]
     found = []
-    for name, sae in tqdm(saes.items(), desc="unlearning", unit="SAE"):
-        try:
+    try:
+        for name, sae in tqdm(saes.items(), desc="unlearning", unit="SAE"):
             record = vars(unlearning(sae, lm, forget, retain, batch_rows=sizes.batch_rows)[0])
-        except NothingToPredictError as error:
-            print(f"note: no unlearning: {error}")
-            break
-        found.append(which(name) | record | {"latents": len(record["latents"])})
+            found.append(which(name) | record | {"latents": len(record["latents"])})
+    except NothingToPredictError as error:
+        print(f"note: no unlearning: {error}")
     return pd.DataFrame(found, columns=columns)
 
 

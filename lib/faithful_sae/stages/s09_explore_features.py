@@ -14,7 +14,7 @@ from faithful_sae.runs.rows import lacking, read_rows, write_rows
 from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
-from faithful_sae.text.packing import is_content
+from faithful_sae.text.documents import document_numbers
 
 # "not fake" where no other seed says whether they are shared
 GROUPS = ("shared", "orphan", "not fake", "fake")
@@ -199,15 +199,6 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
         tables.append(table.assign(agreement=table.latent.map(agreement)))
     write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
-
-
-def document_numbers(rows: np.ndarray, bos_id: int) -> np.ndarray:
-    """The document that each token of packed rows [R, T] is of, int32 [R, T], 1 for the first: each
-    BOS behind the first token of a row begins another.
-    """
-    begins = ~is_content(np.asarray(rows), bos_id)
-    begins[:, 0] = False
-    return 1 + begins.cumsum(dtype=np.int32).reshape(begins.shape)
 
 
 def judged(run: Run, corpus: str, seed: int) -> pd.DataFrame | None:

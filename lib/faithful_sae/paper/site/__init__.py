@@ -27,6 +27,7 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 
 from faithful_sae.files import ROOT, atomic_path, read_csv, read_json
+from faithful_sae.paper.executed import executed_file
 from faithful_sae.paper.exhibits import command, notebook_exhibits, profile_note
 from faithful_sae.paper.site.markup import markdown, tidy
 from faithful_sae.paper.site.notebooks import Executed, Picture, body, digest_of
@@ -310,10 +311,7 @@ def _executed(runs: list[Run]) -> list[Executed]:
     found = []
     for name, stage in stages().items():
         for run in runs[:1] if stage.profile else runs:
-            folder = run.artifacts.parent if stage.profile else run.artifacts
-            file = folder / "notebooks" / f"{name}.ipynb"
-            # of a notebook that failed there may be an empty file
-            if file.exists() and file.stat().st_size:
+            if file := executed_file(run, stage):
                 stem = name if stage.profile else f"{name}-{run.name}"
                 model = "" if stage.profile else run.label
                 found.append(Executed(file, f"notebooks/{stem}.html", model))
