@@ -240,6 +240,7 @@ features: null
 architectures: null
 layer_groups: null
 evaluation: null
+data_or_seed: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -81,10 +81,10 @@ ONE_SEED = {
     "seed_dependence": None,
     "features.seeds": [42],
 }
-OF_PAIRS = {"03_sfr", "08_seed_dependence"}
+OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed"}
 # these take longest, and run on three: trained SAEs, published ones, and one seed
-NO_STUDIES = {"architectures": None, "layer_groups": None, "evaluation": None}
-STUDIES = {"10_architectures", "11_layer_groups", "12_evaluation"}
+NO_STUDIES = dict.fromkeys(("architectures", "layer_groups", "evaluation", "data_or_seed"))
+STUDIES = {"10_architectures", "11_layer_groups", "12_evaluation", "14_data_or_seed"}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
@@ -135,7 +135,11 @@ def write_batch_topk(sae, folder):
 def run(make_run, tmp_path, request):
     """A run of the architecture; it has every notebook there is."""
     places = make_run().file.parent
-    changes = CHANGES | {"architectures": STUDY, "layer_groups": LAYERS} | MODEL[request.param]
+    changes = (
+        CHANGES
+        | {"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}}
+        | MODEL[request.param]
+    )
     vocabulary = changes.pop("vocabulary", 64)
     folder = tmp_path / "model"
     model = make_model(request.param, vocabulary, context=changes.pop("context", 32))
