@@ -178,8 +178,8 @@ def list_latents(run: Run, saes: SAEs, lm: Any, latents: pd.DataFrame) -> pd.Dat
     of_model = dict(zip(corpora, own_text(run), strict=True))
     mine = latents[latents.seed == seeds_of(run)[0]]
     everywhere = mine[(mine.kind == EVERYWHERE) & (mine.corpus == corpora[0])]
-    alone = mine[mine.kind == OWN_KIND]
-    model_text = pd.Series(alone.corpus).map(of_model).astype(bool)
+    alone = pd.DataFrame(mine[mine.kind == OWN_KIND])
+    model_text = alone.corpus.map(of_model).astype(bool)
     chosen = [everywhere, alone[model_text], alone[~model_text]]
     table = pd.concat(
         [part.nlargest(run.data_or_seed.listed, "cosine") for part in chosen], ignore_index=True
