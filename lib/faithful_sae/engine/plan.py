@@ -63,14 +63,24 @@ def run_outputs(
     ]
 
 
-def paper_inputs(runs: list[Run], some: list[Run] | None = None) -> list[str]:
+def paper_inputs(
+    runs: list[Run], some: list[Run] | None = None, studies: Collection[str] = ()
+) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and
-    figures are made of, the indexes of features that it links to, and what the features are worth.
+    figures are made of, the indexes of features that it links to, what the features are worth, and
+    the rows of studies that are asked for.
     """
     trained = [run for run in some or runs if run.sae]
     links = [str(rows_file(run, "features")) for run in trained if run.features]
     worth = [str(rows_file(run, "positions")) for run in trained if run.evaluation]
-    return run_outputs(runs, lambda stage: stage.paper, some) + links + worth
+    answers = [
+        str(rows_file(run, name))
+        for run in trained
+        for stage in model_stages(run)
+        if stage.study and stage.asked_for(studies)
+        for name in stage.rows
+    ]
+    return run_outputs(runs, lambda stage: stage.paper, some) + links + worth + answers
 
 
 def profile_outputs(

@@ -1,0 +1,40 @@
+"""What the studies behind the paper answer, in one table: a row per question and language model."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from faithful_sae.paper import data_or_seed
+from faithful_sae.runs.registry import model_stages
+from faithful_sae.runs.rows import lacking, read_rows
+from faithful_sae.runs.schema import Run
+
+Findings = Callable[[Run, dict[str, pd.DataFrame]], pd.DataFrame]
+# by notebook, in the order in which they are read
+STUDIES: dict[str, Findings] = {"14_data_or_seed": data_or_seed.findings}
+ANSWER = ["effect", "low", "high", "seeds", "verdict"]
+
+
+def open_questions(runs: list[Run]) -> pd.DataFrame:
+    """The findings of every study that has been made with the parameters as they are now; none, a
+    table without rows.
+    """
+    tables = []
+    for run in runs:
+        for stage in model_stages(run):
+            if stage.name in STUDIES and not any(lacking(run, name) for name in stage.rows):
+                rows = {name: read_rows(run, name) for name in stage.rows}
+                table = STUDIES[stage.name](run, rows)
+                tables.append(table.assign(notebook=stage.name, model=run.label))
+    columns = ["notebook", "question", "model", *ANSWER]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(tables, ignore_index=True)[columns]
+    # one question, all models
+    order = {question: i for i, question in enumerate(dict.fromkeys(table.question))}
+    return table.sort_values(
+        ["notebook", "question"],
+        key=lambda column: column.map(order) if column.name == "question" else column,
+        kind="stable",
+        ignore_index=True,
+    )
