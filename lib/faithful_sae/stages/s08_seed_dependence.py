@@ -252,11 +252,10 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
         (saes, summary): {(layer, d_sae, k, tokens, seed): TopKSAE} and one row per SAE; those of 02
         come first.
     """
-    from faithful_sae.sae.sae import load_sae
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.model import open_model
     from faithful_sae.stages.saes import load_saes
-    from faithful_sae.stages.training import last_point, passes_note, token_budget, train_stream
+    from faithful_sae.stages.training import last_point, passes_note, token_budget, trained_stream
 
     d = run.seed_dependence
     plain = {"layer": run.layer, "d_sae": run.sae.d_sae, "k": run.sae.k}
@@ -280,15 +279,14 @@ def train_seeds(run: Run) -> tuple[dict[tuple, Any], pd.DataFrame]:
         note = passes_note(run, d.corpus, most, cap, available)
         wanted = swept_saes(run, layer, cap)
         folder = run.artifacts / "seed_saes" / f"layer{layer}"
-        parameters = settings(at, STUDIED) | {"corpus": d.corpus, "saes": wanted}
-        train_stream(at, d.corpus, lm, text, folder, parameters, wanted, "name", note)
+        parameters = settings(at, STUDIED)
+        found = trained_stream(at, d.corpus, lm, text, folder, parameters, wanted, note)
         curves = pd.read_csv(folder / "training.csv")
         for entry in wanted:
             sizes = {"layer": layer} | {key: entry[key] for key in ("d_sae", "k", "tokens", "seed")}
-            place = folder / entry["name"]
-            saes[tuple(sizes.values())] = load_sae(place)
+            saes[tuple(sizes.values())] = found[entry["name"]]
             end = last_point(curves.loc[curves.name == entry["name"]])
-            weights = {"weights": file_hash(place / "sae_weights.safetensors")}
+            weights = {"weights": file_hash(folder / entry["name"] / "sae_weights.safetensors")}
             records.append(sizes | end | weights)
     summary = pd.DataFrame(records)
     write_rows(run, "seed_saes", summary)

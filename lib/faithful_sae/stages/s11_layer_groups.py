@@ -251,8 +251,7 @@ def train_layers(run: Run, lm: Any, groups: list[tuple[int, ...]]) -> dict[tuple
 
 def _trained(run, lm, text, kind, layers, about=None):
     """{seed: SAE} of one stream."""
-    from faithful_sae.sae.sae import load_sae
-    from faithful_sae.stages.training import passes_note, token_budget, train_stream
+    from faithful_sae.stages.training import passes_note, token_budget, trained_stream
 
     g = run.layer_groups
     n_tokens, available = token_budget(run, text, lm, g.tokens)
@@ -267,13 +266,13 @@ def _trained(run, lm, text, kind, layers, about=None):
         }
         for seed in seeds_of(run)
     ]
-    parameters = settings(run, STUDIED) | {"corpus": g.corpus, "saes": wanted}
+    parameters = settings(run, STUDIED)
     if about:
         parameters["code"] = code_hash("sae/layers")
     note = passes_note(run, g.corpus, g.tokens, n_tokens, available)
     place = folder(run, kind, layers)
-    train_stream(run, g.corpus, lm, text, place, parameters, wanted, note=note)
-    return {seed: load_sae(place / f"seed{seed}").to(lm.device) for seed in seeds_of(run)}
+    found = trained_stream(run, g.corpus, lm, text, place, parameters, wanted, note)
+    return {entry["seed"]: found[entry["name"]].to(lm.device) for entry in wanted}
 
 
 def _in_units_of(sae, scale, layer):

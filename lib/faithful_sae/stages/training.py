@@ -27,6 +27,7 @@ from faithful_sae.sae.activation_cache import ActivationCache, activations_disk
 from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.formats.hooks import hook_name
 from faithful_sae.sae.in_context import RowStream
+from faithful_sae.sae.sae import TopKSAE, load_sae
 from faithful_sae.sae.train import train_saes, training_disk
 from faithful_sae.sae.variants import VARIANTS, FrozenDecoder, RandomDictionary, Variant
 from faithful_sae.stages.corpus import corpus, rows_key
@@ -342,6 +343,26 @@ def train_stream(
         seconds = time.time() - start
         seal(tmp, made.key, made.record(lm.revision, seconds=seconds, device=lm.device))
     checkpoint.remove()
+
+
+def trained_stream(
+    run: Run,
+    name: str,
+    lm: LanguageModel,
+    rows: TokenRows,
+    folder: Path,
+    parameters: dict[str, Any],
+    wanted: list[dict[str, Any]],
+    note: str = "",
+) -> dict[str, TopKSAE]:
+    """The SAEs of train_stream, by their names.
+
+    Args:
+        parameters: that they depend on beside the corpus and which they are.
+    """
+    parameters = parameters | {"corpus": name, "saes": wanted}
+    train_stream(run, name, lm, rows, folder, parameters, wanted, "name", note)
+    return {entry["name"]: load_sae(folder / entry["name"]) for entry in wanted}
 
 
 def _fingerprint(run: Run, parameters: dict[str, Any], tokens: str) -> Fingerprint:
