@@ -298,6 +298,15 @@ EVALUATION = {
     "forget": "faithful",
     "retain": "text",
 }
+PRUNING = {
+    "corpora": ["faithful", "text"],
+    "text": "other",
+    "shares": [0.1, 0.5],
+    "draws": 2,
+    "tokens": 240,
+    "rows": 6,
+    "tasks": ["parity"],
+}
 
 
 TEXT = {"path": "text.jsonl", "text_key": "text"}

@@ -18,6 +18,7 @@ from conftest import (
     BOS,
     EVALUATION,
     FEATURES,
+    PRUNING,
     SEED_DEPENDENCE,
     TEXT,
     execute,
@@ -48,6 +49,7 @@ CHANGES = {
     "seed_dependence": SEED_DEPENDENCE,
     "features": FEATURES,
     "evaluation": EVALUATION,
+    "pruning": PRUNING,
 }
 PUBLISHED = {
     "sae.published": {
@@ -83,8 +85,16 @@ ONE_SEED = {
 }
 OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed"}
 # these take longest, and run on three: trained SAEs, published ones, and one seed
-NO_STUDIES = dict.fromkeys(("architectures", "layer_groups", "evaluation", "data_or_seed"))
-STUDIES = {"10_architectures", "11_layer_groups", "12_evaluation", "14_data_or_seed"}
+NO_STUDIES = dict.fromkeys(
+    ("architectures", "layer_groups", "evaluation", "data_or_seed", "pruning")
+)
+STUDIES = {
+    "10_architectures",
+    "11_layer_groups",
+    "12_evaluation",
+    "14_data_or_seed",
+    "15_pruning",
+}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},

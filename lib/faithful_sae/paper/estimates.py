@@ -112,7 +112,7 @@ def cells_by(
         cells[measure] = {}
         for cell, values in values_by(table, by, measure).items():
             over_seeds = mean_over_seeds(values)
-            sums, counts = _row_sums(of_cell[cell], measure)
+            sums, counts = row_sums(of_cell[cell], measure)
             error = bootstrap_error(sums, counts)
             if measure.removesuffix(ON_MODERATE) == "l2":
                 error *= over_seeds.value / (sums.sum() / counts.sum())
@@ -120,7 +120,7 @@ def cells_by(
     return cells
 
 
-def _row_sums(rows, measure):
+def row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
     if measure in MODERATE:
         names = (name for name in rows if name.endswith(ON_MODERATE))
@@ -146,7 +146,7 @@ def ce_difference(run: Run, corpora: Iterable[str], trained_on: str, other: str)
     for corpus in corpora:
         here = rows.loc[rows.evaluated_on == corpus]
         parts = [
-            _row_sums(here.loc[here.trained_on == name], "ce_diff") for name in (trained_on, other)
+            row_sums(here.loc[here.trained_on == name], "ce_diff") for name in (trained_on, other)
         ]
         errors.append(bootstrap_error(parts[0][0] - parts[1][0], parts[0][1]))
     error = float(np.sqrt(np.square(errors).sum()) / len(errors))
