@@ -241,6 +241,7 @@ architectures: null
 layer_groups: null
 evaluation: null
 data_or_seed: null
+pruning: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -16,6 +16,7 @@ from faithful_sae.metrics.ffr import firing_frequency
 from faithful_sae.metrics.pruning import ORDERS, firing_on, pruned, rankings, sizes
 from faithful_sae.paper import pruning as shown
 from faithful_sae.paper.plots import pruning as plots
+from faithful_sae.paper.plots.style import WIDTH
 from faithful_sae.paper.verdicts import AGREES, DISAGREES, NO_DIFFERENCE, NOT_TESTABLE
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import ParamsError
@@ -247,7 +248,12 @@ def test_the_study(make_run):
     assert own["frequent", 0, "50 %"] != own["rare", 0, "50 %"]
     assert {*rows["pruning_probes"].task} == {"parity"}
     assert {*rows["pruning_rows"]["size"]} == {WHOLE, FAKE}
-    plots.curves(shown.curves(run, rows))
+    figure = plots.curves(shown.curves(run, rows))
+    # of two corpora three measures
+    assert len(figure.axes) == 6
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [*list(shown.REMOVED.values())[1:], "none: the whole SAE"]
+    assert figure.get_tightbbox().width <= WIDTH + 0.1
     made = shown.table(run, rows)
     assert len(made) == 2 * 6
     mean = table.explained_variance.loc["text", :, WHOLE].mean()
