@@ -71,9 +71,10 @@ print(f"{len(saes)} SAEs of {', '.join(p.corpora)}, measured on {p.text}")
 # ## Without as many latents as are fake
 #
 # Every row but the first of a corpus has as many latents less: the number that is fake, SAE by SAE.
-# `bits per token` are those at one FVU, and beside them stands their ratio to the whole SAE's:
-# below 1 the SAE that is left would be the shorter description. `accuracy` is that of probes on the
-# reconstruction.
+# `accuracy` is that of probes on the reconstruction. `bits per token` are those that reach the FVU
+# at which a row is compared. This FVU is larger where the SAE that is left reconstructs worse, so
+# that it is the ratio behind them that counts, to what the whole SAE takes at the same FVU: below 1
+# the SAE that is left would be the shorter description.
 
 # %%
 rows = prune(run, lm, saes)
