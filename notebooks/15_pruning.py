@@ -23,13 +23,14 @@
 #
 # As many latents are removed in other orders: those first that fire most on text that the model
 # wrote, those that fire most or least on text that the SAE was not trained on, and at random. So it
-# shows whether fake latents are worth less than others, and than others that fire as often.
+# shows whether fake latents are worth less than others, and than others that fire often.
 #
 # How long a description is (Ayonrinde et al. 2024): latents $z_f$ are rounded to whole steps
 # $\delta$, and each takes, per token, the bits that its entropy says,
 #
-# $$ q_f = \mathrm{round}\left(\frac{z_f \lVert d_f \rVert}{\delta s}\right), \qquad
-# DL = \sum_f H(q_f) = \sum_f \big[ H(q_f > 0) + p_f \, H(q_f \mid q_f > 0) \big] $$
+# $$ q_f = \mathrm{round} \left( \frac{z_f |d_f|}{\delta s} \right) $$
+#
+# $$ \mathrm{DL} = \sum_f H(q_f) = \sum_f \left[ H(q_f > 0) + p_f H(q_f \mid q_f > 0) \right] $$
 #
 # with $s$ the spread of activations and $p_f$ the share of tokens with $q_f > 0$. The first part
 # says which latents are active, the second how much. A coarser step takes fewer bits and leaves

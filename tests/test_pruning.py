@@ -17,7 +17,7 @@ from faithful_sae.metrics.pruning import ORDERS, firing_on, pruned, rankings, si
 from faithful_sae.paper import pruning as shown
 from faithful_sae.paper.plots import pruning as plots
 from faithful_sae.paper.plots.style import WIDTH
-from faithful_sae.paper.verdicts import AGREES, DISAGREES, NO_DIFFERENCE, NOT_TESTABLE
+from faithful_sae.paper.verdicts import AGREES, DISAGREES, NO_DIFFERENCE, NOT_TESTABLE, UNDECIDED
 from faithful_sae.runs.rows import write_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.stages.corpus import corpus, make_faithful
@@ -344,6 +344,13 @@ def test_fewer_bits_agree(make_run):
     assert fewer["own text", WHOLE, "ratio"] == DISAGREES
     said = shown.STATEMENTS["random tokens", WHOLE, "ratio"]
     assert found.effect[said] == pytest.approx(0.2, abs=0.01)
+
+
+def test_one_seed_decides_nothing(make_run):
+    run = make_run(CHANGES)
+    rows = {name: table.loc[table.seed == 0] for name, table in given(run, {}, {}).items()}
+    found = shown.findings(run, rows).verdict
+    assert {*found} == {NOT_TESTABLE, UNDECIDED}
 
 
 def test_where_no_latent_is_fake_nothing_is_said(make_run):

@@ -206,7 +206,7 @@ def _case(run, rows, corpus, measure, order, other, found):
     """How much better an SAE is without the latents of one order than without those of another."""
     name = heading(run, corpus)
     keys = [_key(corpus, one) for one in (order, other)]
-    if not any(rows["pruning"].set_index(BY).loc[keys[0]].removed):
+    if not _of(rows["pruning"], keys[0]).removed.any():
         return Case(name, excluded="no latent of its SAEs is fake")
     estimate = mean_over_seeds(*(found[key] for key in keys))
     if math.isnan(estimate.value):
