@@ -4,14 +4,17 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from faithful_sae.paper import data_or_seed
+from faithful_sae.paper import data_or_seed, pruning
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
 
 Findings = Callable[[Run, dict[str, pd.DataFrame]], pd.DataFrame]
 # by notebook, in the order in which they are read
-STUDIES: dict[str, Findings] = {"14_data_or_seed": data_or_seed.findings}
+STUDIES: dict[str, Findings] = {
+    "14_data_or_seed": data_or_seed.findings,
+    "15_pruning": pruning.findings,
+}
 ANSWER = ["effect", "low", "high", "seeds", "verdict"]
 
 
