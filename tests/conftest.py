@@ -239,6 +239,7 @@ seed_dependence: null
 features: null
 architectures: null
 layer_groups: null
+learning: null
 evaluation: null
 data_or_seed: null
 pruning: null

@@ -178,7 +178,13 @@ def test_names_of_jobs_are_what_slurm_and_its_plugin_take():
 def test_what_a_job_asks_for(make_run):
     run = make_run({"hours": {"generate": 1.5, "train": 2.0, "measure": 0.01}})
     long = {"01_generate_faithful": 90}
-    trained = ("02_train_sae", "08_seed_dependence", "10_architectures", "11_layer_groups")
+    trained = (
+        "02_train_sae",
+        "08_seed_dependence",
+        "10_architectures",
+        "11_layer_groups",
+        "16_learning",
+    )
     long |= dict.fromkeys(trained, 120)
     assert {name: minutes(run, stage) for name, stage in stages().items()} == {
         name: long.get(name, 1) for name in stages()

@@ -16,7 +16,7 @@ texts alone.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,14 +134,15 @@ def mean_over_seeds(values: Values, others: Values | None = None) -> Estimate:
         raise ValueError("the numbers that are compared have different seeds")
 
     def statistic(chosen: Sequence[int]) -> float:
-        means = [_mean(group, {*chosen}) for group in groups]
+        means = [mean_within(group, chosen) for group in groups]
         return means[0] - sum(means[1:])
 
     return jackknife(statistic, seeds)
 
 
-def _mean(values, chosen):
-    """Of the numbers that depend on no other seeds."""
+def mean_within(values: Values, chosen: Iterable[int]) -> float:
+    """Mean of the numbers that depend on no other seeds than these; NaN of none."""
+    chosen = {*chosen}
     kept = [value for key, value in values.items() if chosen.issuperset(key)]
     return math.fsum(kept) / len(kept) if kept else math.nan
 
