@@ -349,6 +349,25 @@ def test_before_training_only_the_initialisation_counts(study):
     assert (shared_folder(run, 42, 1, 1) / "provenance.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("factor", FACTORS)
+def test_what_two_saes_have_in_common_is_said(study, monkeypatch, factor):
+    """SAEs that hang on one of the three alone are the same where it is in common."""
+    run, lm = study
+
+    def trained(at, name, lm, rows, folder, parameters, wanted):
+        drawn = {"order": at.sae.data_seed, "sample": int(np.asarray(rows.train).sum())}
+        return {
+            entry["name"]: TopKSAE(16, 24, 4, (drawn | {"initialisation": entry["seed"]})[factor])
+            for entry in wanted
+        }
+
+    monkeypatch.setattr(training, "trained_stream", trained)
+    table = measure_shared(run, lm)
+    after = table.loc[table.passes > 0]
+    assert after.loc[after[factor], "cosine"].to_numpy() == pytest.approx(1)
+    assert after.loc[~after[factor], "cosine"].max() < 0.9
+
+
 def test_a_replicate_has_two_of_each_and_samples_are_disjoint(study, monkeypatch):
     run, lm = study
     seen = []
