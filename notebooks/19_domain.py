@@ -22,9 +22,19 @@
 #
 # All SAEs see as many activations at most. Little text gone over too often is learnt by heart. So
 # each SAE is trained on several budgets, and the one that explains most of a tenth of its text,
-# kept aside, is taken: what somebody with as little text would do.
+# kept aside, is taken: what somebody with as little text would do. `sae.max_epochs` is no limit
+# here.
 #
-# **Exhibits.** `domain_shares`, `domain`, `domain_findings`.
+# Each seed has another part of the real text, and another choice of the model's own: 1 % of a text
+# is a few documents, and the next few would give another number. So intervals over seeds are also
+# over texts. A mixture has half of its activations from each text, so that 1 % is not lost in it.
+#
+# What is the model's own text worth? With $m(s)$ the measure of SAEs on a share $s$ of the real
+# text, linear in $\log s$ between the shares, and $m_0$ that of SAEs on the model's own:
+#
+# $$\text{worth} = \min\,\{s : m(s) \ge m_0\}$$
+#
+# **Exhibits.** `domain_shares`, `domain_worth`, `domain`, `domain_findings`.
 
 # %% tags=["parameters"]
 params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
@@ -57,9 +67,10 @@ print(f"{len(arms(run))} kinds of text, at most {d.tokens:,} activations")
 # %% [markdown]
 # ## Training
 #
-# `passes` is how often the chosen SAE went over its text, mean over seeds. FVU is the share of
-# variance that is left: on the text kept aside, of the SAE that was chosen, and of the one that was
-# trained longest.
+# `passes` is how often the chosen SAE went over its real text (the model's own, if there is no
+# other), mean over seeds. FVU is the share of variance that is left: on the text kept aside, of the
+# SAE that was chosen, and of the one that was trained longest. Those that end in `run` are the
+# run's, of notebook 02, trained on `sae.tokens`.
 
 # %%
 lm = open_model(run)
@@ -71,11 +82,22 @@ trained.groupby("arm", sort=False)[columns].mean().round(3)
 # ## On real text that none has seen
 #
 # The level is the model's own text, which needs no real text. Where the curve of real text crosses
-# it, that much real text is worth as much.
+# it, that much real text is worth as much. Intervals are over seeds and over the rows evaluated on;
+# other rows would move all curves alike, so that the findings below compare row by row.
 
 # %%
 rows = measure_arms(run, lm, saes, trained)
 Image(save_figure(run, "domain_shares", shown.curve_data(run, rows), by_share), retina=True)
+
+# %% [markdown]
+# In percent of the real text: the least, the middle and the largest of the seeds.
+
+# %%
+Markdown(filename=save_table(run, "domain_worth", shown.worth_table(run, rows)))
+
+# %% [markdown]
+# SFR is between seeds that have read different parts of a text. Dead latents are those that do not
+# fire on the held-out rows of the domain.
 
 # %%
 Markdown(filename=save_table(run, "domain", shown.table(run, rows)))
@@ -83,8 +105,9 @@ Markdown(filename=save_table(run, "domain", shown.table(run, rows)))
 # %% [markdown]
 # ## Findings
 #
-# Each difference is between SAEs of the same seeds, with its interval over seeds. A question has
-# two cases, EV and CE difference: it is agreed with where both are.
+# Each difference is between SAEs of the same seeds on the same held-out rows, with its interval
+# over both. A statement agrees where EV is above and the CE difference below, and disagrees where
+# one of them is the other way round.
 
 # %%
 Markdown(filename=save_table(run, "domain_findings", shown.findings(run, rows)))
@@ -93,7 +116,7 @@ Markdown(filename=save_table(run, "domain_findings", shown.findings(run, rows)))
 # ## Check
 #
 # The SAE that is taken is never worse on the text kept aside than the one trained longest, and
-# evaluations are on rows that no SAE has seen.
+# each was measured on each text.
 
 # %%
 worse = (trained.fvu_aside > trained.fvu_aside_largest).sum()
@@ -106,6 +129,6 @@ assert len(measured) == expected, f"{len(measured)} measured, {expected} expecte
 # %% [markdown]
 # ## In practice
 #
-# Look for the least share of real text that the table calls better than the model's own. If you
-# have more than that, train on it; if you have less, train on the model's own, and let the table
-# say whether to add what you have.
+# Compare the tokens of real text that you have with what the model's own text is worth: with fewer,
+# train on the model's own. Add what real text you have only where the table of findings says that
+# half of it beside own text is better than own text alone.

@@ -243,6 +243,7 @@ learning: null
 evaluation: null
 data_or_seed: null
 pruning: null
+domain: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -81,6 +81,13 @@ LEARNING = {
     "replicates": 2,
     "sample": 200,
     "passes": [1, 2],
+DOMAIN = {
+    "corpus": "text",
+    "own": "faithful",
+    "text": "other",
+    "shares": [0.25, 1.0],
+    "tokens": 300,
+    "rows": 4,
 }
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {
@@ -96,6 +103,7 @@ OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed"}
 # these take longest, and run on three: trained SAEs, published ones, and one seed
 NO_STUDIES = dict.fromkeys(
     ("architectures", "layer_groups", "evaluation", "data_or_seed", "pruning")
+    ("architectures", "layer_groups", "evaluation", "data_or_seed", "domain")
 )
 STUDIES = {
     "10_architectures",
@@ -103,6 +111,7 @@ STUDIES = {
     "12_evaluation",
     "14_data_or_seed",
     "15_pruning",
+    "19_domain",
 }
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
@@ -157,7 +166,7 @@ def run(make_run, tmp_path, request):
     places = make_run().file.parent
     changes = (
         CHANGES
-        | {"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}}
+        | {"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}, "domain": DOMAIN}
         | MODEL[request.param]
     )
     vocabulary = changes.pop("vocabulary", 64)

@@ -24,8 +24,9 @@ from faithful_sae.stages.s02_train_sae import TRAINED, check_corpora, check_seed
 
 
 class Domain(Section):
-    """SAEs on small shares of a domain's real text, on the model's own text, and on both together,
-    trained on as many activations. How often little text is gone over is chosen on a part of it.
+    """SAEs on small shares of a domain's real text, on the model's own text, and on half of each,
+    trained on as many activations. How often little text is gone over is chosen on a part of it;
+    sae.max_epochs does not limit it. Each seed has a part of the text for itself.
     """
 
     corpus: str = key("real text of the domain, also where all are evaluated")
@@ -35,9 +36,9 @@ class Domain(Section):
     seeds: Ints | None = key("those of sae.seeds that are trained; null: all", None)
     tokens: Count = key("activations each SAE is trained on, at most", unit="tokens")
     budgets: Floats = key(
-        "shares of `tokens`: an SAE is trained on each, and the one that is best on text kept aside "
+        "shares of `tokens`: an SAE is trained on each; the one that is best on text kept aside "
         "is taken",
-        (0.125, 0.5, 1.0),
+        (0.25, 1.0),
     )
     rows: Count = key("held-out rows of each text that they are evaluated on", 64)
 
@@ -71,27 +72,35 @@ OWN = "own"
 
 class Arm(NamedTuple):
     """What SAEs are trained on: a share of the real text (0: none of it), with or without the
-    model's own.
+    model's own; and whether they are the run's, trained on sae.tokens.
     """
 
     share: float
     with_own: bool
+    of_run: bool = False
 
     @property
     def name(self) -> str:
-        """Of its folder, and in the rows."""
+        """Of its folders, and in the rows."""
         real = f"real{self.share:g}" if self.share else ""
-        return "-".join(filter(None, [real, OWN if self.with_own else ""]))
+        own = OWN if self.with_own else ""
+        return "-".join(filter(None, [real, own, "run" if self.of_run else ""]))
 
 
 class DomainStudy(Stage):
     sections = {"domain": Domain}
     optional = ("domain",)
     study = True
-    rows = ("domain_saes", "domain_fidelity", "domain_fidelity_rows", "domain_sfr")
-    # for the model's own text, which 01 writes
-    reads = ("dataset",)
-    parameters = (*MODEL, *ROWS_OF_TEXT, *TRAINED, "sfr.threshold", "fidelity.batch_rows")
+    rows = (
+        "domain_saes",
+        "domain_latents",
+        "domain_fidelity",
+        "domain_fidelity_rows",
+        "domain_sfr",
+    )
+    # for the model's own text, which 01 writes, and the run's SAEs
+    reads = ("dataset", "saes")
+    parameters = (*MODEL, *ROWS_OF_TEXT, *TRAINED, "sfr.threshold", "ffr", "fidelity.batch_rows")
     hours = "train"
     lower = "sae.buffer_tokens or domain.seeds"
 
@@ -102,7 +111,8 @@ class DomainStudy(Stage):
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "domain_saes.csv"
         for arm in arms(run):
-            yield Artefact(folder(run, arm), settings(run, STUDIED), rows)
+            for seed in seeds_of(run):
+                yield Artefact(folder(run, arm, seed), settings(_of_seed(run, seed), STUDIED), rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
@@ -110,12 +120,12 @@ class DomainStudy(Stage):
         from faithful_sae.sae.variants import VARIANTS
 
         s = run.sae
-        n = len(seeds_of(run)) * len(run.domain.budgets)
+        n = len(run.domain.budgets)
         one = sae_bytes(shape.d_model, s.d_sae)
         sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
         training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
         work = max(group_bytes(run, shape) + training, scoring_bytes(run, shape))
-        saes = len(arms(run)) * n * one
+        saes = (len(arms(run)) + len(references(run))) * len(seeds_of(run)) * one
         # the text of an arm is put together from both
         reading = 3 * reading_bytes(run)
         return Memory(weights(shape) + saes + work, reading + saving_bytes(run, 3 * n * one))
@@ -125,25 +135,27 @@ class DomainStudy(Stage):
         from faithful_sae.sae.train import training_disk
         from faithful_sae.sae.variants import VARIANTS
 
-        n = len(seeds_of(run)) * len(run.domain.budgets)
+        n = len(run.domain.budgets)
         done = n * sae_bytes(shape.d_model, run.sae.d_sae)
         kinds = [VARIANTS[run.sae.variant.name]] * n
         training = training_disk(shape.d_model, [run.sae.d_sae] * n, kinds)
-        return (len(arms(run)) - 1) * done + training
+        return (len(arms(run)) * len(seeds_of(run)) - 1) * done + training
 
     def tokens(self, run: Run) -> int:
         d = run.domain
-        return len(arms(run)) * d.tokens + 2 * d.rows * run.sequence_length
+        trainings = len(arms(run)) * len(seeds_of(run))
+        measured = (2 + trainings) * d.rows * run.sequence_length + run.ffr.tokens
+        return trainings * d.tokens + measured
 
     def seconds(self, run: Run, rates: Rates) -> float:
         """Reading, and a step of every SAE for each batch; evaluating them takes about as long as a
-        third of that.
+        third of the steps.
         """
         d, s = run.domain, run.sae
         n_tokens = sum(d.budgets) * d.tokens
         steps = len(arms(run)) * len(seeds_of(run)) * n_tokens / s.batch_tokens
         step = rates.sae_step(s.d_sae, s.k, d.tokens)
-        return 1.3 * (self.tokens(run) * rates.read_token() + steps * step)
+        return self.tokens(run) * rates.read_token() + 1.3 * steps * step
 
 
 def arms(run: Run) -> list[Arm]:
@@ -153,86 +165,135 @@ def arms(run: Run) -> list[Arm]:
     return [*(Arm(share, False) for share in shares), Arm(0.0, True), *both]
 
 
+def references(run: Run) -> dict[Arm, str]:
+    """The run's SAEs of all real text and of the model's own, each with its corpus, where it trains
+    them.
+    """
+    known = {Arm(1.0, False, True): run.domain.corpus, Arm(0.0, True, True): run.domain.own}
+    trained = {*run.sae.train_on} - {*run.published}
+    return {arm: name for arm, name in known.items() if name in trained}
+
+
 def seeds_of(run: Run) -> tuple[int, ...]:
     """Those that are trained."""
     return run.domain.seeds or run.sae.seeds
 
 
-def folder(run: Run, arm: Arm) -> Path:
-    """The artefact with the SAEs of an arm."""
-    return run.artifacts / "domain" / arm.name
+def folder(run: Run, arm: Arm, seed: int) -> Path:
+    """The artefact with the SAEs of an arm and seed."""
+    return run.artifacts / "domain" / f"{arm.name}-seed{seed}"
 
 
-def arm_rows(run: Run, lm: Any, arm: Arm) -> Any:
-    """The text of an arm as TokenRows: its `heldout` rows are kept aside to choose by. They are of
-    the real text where there is some of it, for which the SAEs are meant.
+def _of_seed(run, seed):
+    """The run with an order of the activations of this seed's own: of a text that is not gone
+    through, that is a choice of its rows.
+    """
+    s = run.sae
+    order = s.data_seed + seeds_of(run).index(seed)
+    # what is kept on disk is a whole corpus's
+    return run.changed(sae=s.changed(data_seed=order, cache_activations=False))
+
+
+class ArmText(NamedTuple):
+    """The text of an arm and seed.
+
+    Attributes:
+        rows: `heldout` are those kept aside to choose by.
+        scarce: int [R, T], those of the training rows of which there may be few: real text, if
+            there is some.
+        weight: share of the training rows that are from `scarce`.
+    """
+
+    rows: Any
+    scarce: np.ndarray
+    weight: float
+
+
+def arm_text(run: Run, lm: Any, arm: Arm, seed: int) -> ArmText:
+    """A share of the real text, each seed another part of it; the model's own; or both, half of the
+    activations from each. What is kept aside is real text where there is some, for which the SAEs
+    are meant.
     """
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.text.packing import TokenRows
 
     d = run.domain
+    place = (seeds_of(run).index(seed), len(seeds_of(run)))
     real, own = corpus(run, d.corpus, lm), corpus(run, d.own, lm)
     target = real if arm.share else own
     n_rows = max(math.ceil((arm.share or 1) * len(target.train)), 2)
+    mine = _part(target.train, n_rows, *place)
     aside = max(round(KEPT_ASIDE * n_rows), 1)
-    parts = [target.train[: n_rows - aside]]
+    scarce, kept = mine[:-aside], mine[-aside:]
+    train, weight = scarce, 1.0
     if arm.share and arm.with_own:
-        parts.append(own.train)
-    used = digest([real.key if arm.share else None, own.key if arm.with_own else None, n_rows])
-    train = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return TokenRows(arm.name, train, target.train[n_rows - aside : n_rows], used)
+        half = max(math.ceil(d.tokens / 2 / run.sequence_length), 1)
+        shape = (half, run.sequence_length)
+        train = np.concatenate([np.resize(scarce, shape), _part(own.train, half, *place)])
+        weight = 0.5
+    used = digest([real.key, own.key, *arm, *place, n_rows, len(train)])
+    return ArmText(TokenRows(arm.name, train, kept, used), scarce, weight)
+
+
+def _part(rows, n, place, of):
+    """n rows that follow each other, one of `of` parts that lie as far from each other as they can;
+    repeated where there are fewer.
+    """
+    if n > len(rows):
+        return np.resize(rows, (n, rows.shape[1]))
+    first = place * (len(rows) - n) // max(of - 1, 1)
+    return rows[first : first + n]
 
 
 def train_arms(run: Run, lm: Any) -> tuple[dict[tuple[str, int], Any], pd.DataFrame]:
     """Train (or reuse) the SAEs of every arm, each seed on every budget, and take of each seed the
-    one that explains most of the text kept aside.
+    one that explains most of the text kept aside; and the run's.
 
     Returns:
         ({(arm, seed): SAE}, rows `domain_saes`, which it writes): a row per arm and seed, with the
         share of real text, whether the model's own is there too, distinct tokens and passes of what
-        was taken, its FVU on the text kept aside, and that of the largest budget.
+        was taken (of the real text, where there is some), its FVU on the text kept aside, and that
+        of the largest budget.
     """
+    from faithful_sae.runs.rows import read_rows
     from faithful_sae.sae.published import measure
+    from faithful_sae.stages.saes import load_saes
     from faithful_sae.stages.training import trained_stream
     from faithful_sae.text.packing import is_content
 
     d, s = run.domain, run.sae
-    # what is kept on disk is a whole corpus's
-    run = run.changed(sae=s.changed(cache_activations=False))
     chosen: dict[tuple[str, int], Any] = {}
     records = []
+    budgets = [round(share * d.tokens) for share in d.budgets]
     for arm in arms(run):
-        text = arm_rows(run, lm, arm)
-        available = text.train.size
-        if not s.include_bos:
-            available = int(is_content(text.train, lm.bos_id).sum())
-        wanted = [
-            {
-                "name": f"tokens{round(share * d.tokens)}_seed{seed}",
-                "d_sae": s.d_sae,
-                "k": s.k,
-                "tokens": round(share * d.tokens),
-                "seed": seed,
-            }
-            for share in d.budgets
-            for seed in seeds_of(run)
-        ]
-        place = (folder(run, arm), settings(run, STUDIED))
-        found = trained_stream(run, arm.name, lm, text, *place, wanted)
-        saes = [sae.to(lm.device) for sae in found.values()]
-        options = (s.include_bos, s.lm_batch_rows, s.batch_tokens, s.max_norm)
-        fvu = [m["fvu"] for m in measure(saes, lm, text.heldout, text.heldout.size, *options)]
+        which = {"arm": arm.name, "share": arm.share, "with_own": arm.with_own}
         for seed in seeds_of(run):
-            mine = [i for i, entry in enumerate(wanted) if entry["seed"] == seed]
-            best = min(mine, key=lambda i: fvu[i])
+            text = arm_text(run, lm, arm, seed)
+            available = text.scarce.size
+            if not s.include_bos:
+                available = int(is_content(text.scarce, lm.bos_id).sum())
+            one = {"d_sae": s.d_sae, "k": s.k, "seed": seed}
+            wanted = [{"name": f"tokens{tokens}", "tokens": tokens, **one} for tokens in budgets]
+            at = _of_seed(run, seed)
+            place = (folder(run, arm, seed), settings(at, STUDIED))
+            found = trained_stream(at, arm.name, lm, text.rows, *place, wanted)
+            saes = [sae.to(lm.device) for sae in found.values()]
+            options = (s.include_bos, s.lm_batch_rows, s.batch_tokens, s.max_norm)
+            aside = text.rows.heldout[: d.rows]
+            fvu = [m["fvu"] for m in measure(saes, lm, aside, aside.size, *options)]
+            best = min(range(len(fvu)), key=lambda i: fvu[i])
             chosen[arm.name, seed] = saes[best]
-            records.append(
-                {
-                    **{"arm": arm.name, "share": arm.share, "with_own": arm.with_own, "seed": seed},
-                    **{"distinct_tokens": available, "passes": wanted[best]["tokens"] / available},
-                    **{"fvu_aside": fvu[best], "fvu_aside_largest": fvu[mine[-1]]},
-                }
-            )
+            passes = text.weight * budgets[best] / available
+            trained = {"tokens": budgets[best], "distinct_tokens": available, "passes": passes}
+            errors = {"fvu_aside": fvu[best], "fvu_aside_largest": fvu[-1]}
+            records.append({**which, "seed": seed, **trained, **errors})
+    for arm, name in references(run).items():
+        of_run = load_saes(run, lm, (name,), seeds_of(run))
+        chosen |= {(arm.name, seed): sae for (_, seed), sae in of_run.items()}
+        about = read_rows(run, "saes").set_index(["corpus", "seed"]).loc[name]
+        which = {"arm": arm.name, "share": arm.share, "with_own": arm.with_own}
+        read = about.loc[list(seeds_of(run)), ["tokens", "distinct_tokens", "passes"]]
+        records += read.reset_index().assign(**which).to_dict("records")
     table = pd.DataFrame(records)
     write_rows(run, "domain_saes", table)
     return chosen, table
@@ -242,16 +303,20 @@ def measure_arms(
     run: Run, lm: Any, saes: Mapping[tuple[str, int], Any], table: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
     """Measure the SAEs of train_arms on held-out text of the domain and on other text; writes and
-    returns the rows domain_fidelity and domain_fidelity_rows, as `fidelity` of 05 without BOS, and
-    domain_sfr, every pair of seeds of an arm; and `domain_saes`, which are given.
+    returns the rows domain_fidelity and domain_fidelity_rows, as `fidelity` of 05 without BOS;
+    domain_latents, of each SAE latents active per token and latents that never are, on held-out
+    text of the domain, and FFR in percent; and domain_sfr, every pair of seeds of an arm, which
+    were trained on different parts of a text; and `domain_saes`, which are given.
     """
+    from faithful_sae.matching import match_pairs
+    from faithful_sae.metrics.ffr import fake_ratio, firing_frequency
     from faithful_sae.metrics.fidelity import fidelity_of_all
     from faithful_sae.metrics.sfr import shared
-    from faithful_sae.matching import match_pairs
+    from faithful_sae.sae.published import measure
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.s05_fidelity import as_rows
 
-    d = run.domain
+    d, s, f = run.domain, run.sae, run.ffr
     records, by_row, pairs = [], [], []
     for name in dict.fromkeys((d.corpus, d.text)):
         rows = corpus(run, name, lm).heldout[: d.rows]
@@ -263,12 +328,25 @@ def measure_arms(
         made = as_rows(measured, sums, where)
         records += made[0]
         by_row += made[1]
+    rows = corpus(run, d.corpus, lm).heldout[: d.rows]
+    options = (s.include_bos, s.lm_batch_rows, s.batch_tokens, s.max_norm)
+    active = measure([*saes.values()], lm, rows, rows.size, *options)
+    random = (f.tokens, run.sequence_length, f.seed, (f.activation,))
+    firing = firing_frequency([*saes.values()], lm, *random)
+    latents = [
+        {
+            **{"arm": arm, "seed": seed, "l0": found["l0"], "dead": found["dead"] / s.d_sae},
+            "ffr": fake_ratio(frequency[0], f.frequency),
+        }
+        for (arm, seed), found, frequency in zip(saes, active, firing, strict=True)
+    ]
     for arm in dict.fromkeys(arm for arm, _ in saes):
         rows = {seed: sae.W_dec for (of, seed), sae in saes.items() if of == arm}
         for (a, b), matching in match_pairs(rows).items():
             sfr = shared(matching, None, run.sfr.threshold).mean()
             pairs.append({"arm": arm, "seed_a": a, "seed_b": b, "sfr": sfr})
     tables = {
+        "domain_latents": pd.DataFrame(latents),
         "domain_fidelity": pd.DataFrame(records),
         "domain_fidelity_rows": pd.concat(by_row, ignore_index=True),
         "domain_sfr": pd.DataFrame(pairs, columns=["arm", "seed_a", "seed_b", "sfr"]),

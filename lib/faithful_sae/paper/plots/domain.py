@@ -1,5 +1,7 @@
 """The figure of notebook 19."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
@@ -19,13 +21,16 @@ def by_share(data: DataFrame) -> Figure:
     figure, axes = grid(len(places), len(texts), 2.2, WIDTH, sharex=True)
     real, own, both = LOOKS["pile"], LOOKS["faithful"], LOOKS["faithful-other"]
     for ax, (measure, text) in zip(axes, places, strict=True):
-        part = data[(data.measure == measure) & (data.text == text)]
+        part: Any = data[(data.measure == measure) & (data.text == text)]
         level = part[part.share == 0].iloc[0]
         ends = (level.value - level.half, level.value + level.half)
         ax.axhspan(*ends, color=own.colour, alpha=0.2, linewidth=0)
         ax.axhline(level.value, **own.curve(), label="own text alone")
-        for with_own, look, name in ((False, real, "real text alone"), (True, both, "with own")):
-            curve = part[(part.share > 0) & (part.with_own == with_own)]
+        for with_own, look, name in (
+            (False, real, "real text alone"),
+            (True, both, "half real, half own"),
+        ):
+            curve: Any = part[(part.share > 0) & (part.with_own == with_own)]
             if len(curve):
                 points = look.points() | {"linestyle": look.line}
                 ax.errorbar(100 * curve.share, curve.value, curve.half, label=name, **points)
