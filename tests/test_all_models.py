@@ -81,6 +81,7 @@ LEARNING = {
     "replicates": 2,
     "sample": 200,
     "passes": [1, 2],
+}
 DOMAIN = {
     "corpus": "text",
     "own": "faithful",
@@ -102,8 +103,10 @@ ONE_SEED = {
 OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed"}
 # these take longest, and run on three: trained SAEs, published ones, and one seed
 NO_STUDIES = dict.fromkeys(
-    ("architectures", "layer_groups", "evaluation", "data_or_seed", "pruning")
-    ("architectures", "layer_groups", "evaluation", "data_or_seed", "domain")
+    (
+        *("architectures", "layer_groups", "evaluation", "data_or_seed", "pruning", "learning"),
+        *("domain",),
+    )
 )
 STUDIES = {
     "10_architectures",

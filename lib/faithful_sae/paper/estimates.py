@@ -120,7 +120,6 @@ def cells_by(
     return cells
 
 
-def row_sums(rows, measure):
 def cell_difference(
     table: pd.DataFrame, by_row: pd.DataFrame, by: str, measure: str, one: str, other: str
 ) -> Estimate:
@@ -133,12 +132,12 @@ def cell_difference(
             explained_variance.
     """
     values = values_by(table, [by], measure)
-    first, second = (_row_sums(by_row.loc[by_row[by] == name], measure) for name in (one, other))
+    first, second = (row_sums(by_row.loc[by_row[by] == name], measure) for name in (one, other))
     error = bootstrap_error(first[0] - second[0], first[1])
     return replace(mean_over_seeds(values[one], values[other]), text_error=error)
 
 
-def _row_sums(rows, measure):
+def row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
     if measure in MODERATE:
         names = (name for name in rows if name.endswith(ON_MODERATE))
