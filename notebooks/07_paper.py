@@ -63,6 +63,7 @@ from faithful_sae.paper import evaluation, figure_data, tables
 from faithful_sae.paper.claims import claims
 from faithful_sae.paper.exhibits import profile_note, save_figure, save_table, unmade, unmeasured
 from faithful_sae.paper.links import feature_links
+from faithful_sae.paper.open_questions import open_questions
 from faithful_sae.paper.plots import paper as plots
 from faithful_sae.paper.plots.method import method, method_boxes
 from faithful_sae.paper.reanalysis import comparisons, patterns
@@ -360,6 +361,16 @@ Markdown(filename=save_table(runs, "paper_patterns", patterns()))
 
 # %%
 Markdown(filename=save_table(runs, "evaluation_summary", evaluation.summary(trained)))
+
+# %% [markdown]
+# ## What the paper left open
+#
+# Sections 5.4, 7 and 8 of the paper name what it did not do. Notebooks 14 to 20 do it, each made
+# only where it is asked for: `make paper STUDIES="data_or_seed pruning"` makes two, and
+# `docs/which_text.md` has all names. A question that has not been asked yet is not in the table.
+
+# %%
+Markdown(filename=save_table(runs, "open_questions", open_questions(trained)))
 
 # %% [markdown]
 # ## Features to look at
