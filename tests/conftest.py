@@ -244,6 +244,7 @@ evaluation: null
 data_or_seed: null
 pruning: null
 domain: null
+text_choice: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -89,6 +89,13 @@ DOMAIN = {
     "shares": [0.25, 1.0],
     "tokens": 300,
     "rows": 4,
+TEXTS = {
+    "texts": {
+        "hot": {"temperature": 1.3},
+        "snippets": {"snippets": {"corpus": "other", "tokens": 3}},
+    },
+    **{"sampled": 600, "sizes": [0.5], "tokens": 400, "on": "text", "rows": 4},
+    **{"task": "parity", "probed": 20},
 }
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {
@@ -100,7 +107,7 @@ ONE_SEED = {
     "seed_dependence": None,
     "features.seeds": [42],
 }
-OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed"}
+OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed", "18_text_choice"}
 # these take longest, and run on three: trained SAEs, published ones, and one seed
 NO_STUDIES = dict.fromkeys(
     (
@@ -115,6 +122,11 @@ STUDIES = {
     "14_data_or_seed",
     "15_pruning",
     "19_domain",
+    ("architectures", "layer_groups", "evaluation", "data_or_seed", "text_choice")
+)
+STUDIES = {
+    *("10_architectures", "11_layer_groups", "12_evaluation", "14_data_or_seed"),
+    "18_text_choice",
 }
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
@@ -172,6 +184,11 @@ def run(make_run, tmp_path, request):
         | {"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}, "domain": DOMAIN}
         | MODEL[request.param]
     )
+    studies = {
+        **{"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}},
+        "text_choice": TEXTS,
+    }
+    changes = CHANGES | studies | MODEL[request.param]
     vocabulary = changes.pop("vocabulary", 64)
     folder = tmp_path / "model"
     model = make_model(request.param, vocabulary, context=changes.pop("context", 32))

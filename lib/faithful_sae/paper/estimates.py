@@ -6,7 +6,7 @@ bootstrap over these. A difference of two corpora is taken seed by seed, row by 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,7 +106,8 @@ def cells_by(
         table: rows `fidelity`, one per SAE and corpus, all with BOS or all without.
         by_row: rows `fidelity_rows` of the same.
     """
-    of_cell = dict(iter(by_row.groupby([*by], sort=False)))
+    # a list of one column would call groups by tuples
+    of_cell = dict(iter(by_row.groupby(by[0] if len(by) == 1 else [*by], sort=False)))
     cells: dict[str, dict[tuple, Estimate]] = {}
     for measure in measures:
         cells[measure] = {}
@@ -138,6 +139,40 @@ def cell_difference(
 
 
 def row_sums(rows, measure):
+def weighted_sum(
+    table: pd.DataFrame,
+    by_row: pd.DataFrame,
+    by: str,
+    weights: Mapping[Any, float],
+    measure: str = "ce_diff",
+) -> Estimate:
+    """Sum over cells of weight x measure, taken seed by seed and row by row: a difference of two of
+    them, or the slope of a line through several.
+
+    Args:
+        table, by_row: as cells_by, all on the same token rows.
+        by: the column that tells cells apart.
+        weights: {its value: weight}.
+    """
+    cells = values_by(table, [by], measure)
+    values = weighted_values(cells, weights)
+    sums, counts = zip(
+        *(_row_sums(by_row.loc[by_row[by] == name], measure) for name in weights), strict=True
+    )
+    total = sum(weight * part for weight, part in zip(weights.values(), sums, strict=True))
+    return replace(mean_over_seeds(values), text_error=bootstrap_error(total, counts[0]))
+
+
+def weighted_values(cells: Mapping[Any, Values], weights: Mapping[Any, float]) -> Values:
+    """{seeds: sum over cells of weight x number}; the cells have the same seeds."""
+    first = next(iter(weights))
+    return {
+        seeds: math.fsum(weight * cells[name][seeds] for name, weight in weights.items())
+        for seeds in cells[first]
+    }
+
+
+def _row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
     if measure in MODERATE:
         names = (name for name in rows if name.endswith(ON_MODERATE))

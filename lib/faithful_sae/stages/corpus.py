@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def start_of(run: Run, lm: LanguageModel) -> list[int]:
     return ids
 
 
-def make_faithful(run: Run, lm: LanguageModel) -> Path:
+def make_faithful(run: Run, lm: LanguageModel, folder: Path | None = None) -> Path:
     """Make the faithful dataset of a run, shard by shard; shards that exist are kept, so a killed
     run goes on where it was.
 
@@ -79,6 +79,7 @@ def make_faithful(run: Run, lm: LanguageModel) -> Path:
     Args:
         run: whose section `generate` is followed.
         lm: its language model.
+        folder: None: where the run's own dataset is.
 
     Returns:
         its folder.
@@ -88,15 +89,29 @@ def make_faithful(run: Run, lm: LanguageModel) -> Path:
         DiskFullError: before any work, if the tokens would not fit.
         MemoryError: before any work, if batch_rows rows would not fit in memory.
     """
+    folder = run.artifacts / "faithful" if folder is None else folder
     made = faithful_fingerprint(run)
-    folder = run.artifacts / "faithful"
-    with locked(run.artifacts / ".faithful.lock"):
+    return make_dataset(folder, made, lm, lambda shards: _sample_shards(run, lm, shards))
+
+
+def make_dataset(
+    folder: Path, made: Fingerprint, lm: LanguageModel, write: Callable[[Path], None]
+) -> Path:
+    """A folder of sampled shards (sampling.read_shards), unless it is there already.
+
+    Args:
+        made: what it depends on.
+        lm: the model that is sampled from.
+        write: samples the shards that are not in the folder it is given, which stays where this is
+            interrupted.
+    """
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if is_current(folder, made.key):
             return folder
         start = time.time()
-        shards = folder.with_name(f"faithful-{made.key}.partial")
+        shards = folder.with_name(f"{folder.name}-{made.key}.partial")
         remove_others(shards)
-        _sample_shards(run, lm, shards)
+        write(shards)
         # of a process killed while it wrote, and locks
         for unfinished in shards.glob(".*"):
             remove(unfinished)
