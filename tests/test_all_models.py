@@ -29,7 +29,7 @@ from faithful_sae.engine.problems import problems, refuse
 from faithful_sae.files import ROOT
 from faithful_sae.lm.architectures import MODELS
 from faithful_sae.lm.embedded import train_tokenizer
-from faithful_sae.runs.registry import model_stages, profile_stage
+from faithful_sae.runs.registry import model_stages, profile_stage, stages
 from faithful_sae.runs.rows import rows_file
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import TopKSAE
@@ -48,8 +48,6 @@ CHANGES = {
     "fidelity.corpora": ["faithful", "text"],
     "seed_dependence": SEED_DEPENDENCE,
     "features": FEATURES,
-    "evaluation": EVALUATION,
-    "pruning": PRUNING,
 }
 PUBLISHED = {
     "sae.published": {
@@ -89,6 +87,7 @@ DOMAIN = {
     "shares": [0.25, 1.0],
     "tokens": 300,
     "rows": 4,
+}
 TEXTS = {
     "texts": {
         "hot": {"temperature": 1.3},
@@ -108,26 +107,17 @@ ONE_SEED = {
     "features.seeds": [42],
 }
 OF_PAIRS = {"03_sfr", "08_seed_dependence", "14_data_or_seed", "18_text_choice"}
-# these take longest, and run on three: trained SAEs, published ones, and one seed
-NO_STUDIES = dict.fromkeys(
-    (
-        *("architectures", "layer_groups", "evaluation", "data_or_seed", "pruning", "learning"),
-        *("domain",),
-    )
-)
+# what takes longest runs on three: trained SAEs, published ones, and one seed
 STUDIES = {
-    "10_architectures",
-    "11_layer_groups",
-    "12_evaluation",
-    "14_data_or_seed",
-    "15_pruning",
-    "19_domain",
-    ("architectures", "layer_groups", "evaluation", "data_or_seed", "text_choice")
-)
-STUDIES = {
-    *("10_architectures", "11_layer_groups", "12_evaluation", "14_data_or_seed"),
-    "18_text_choice",
+    "architectures": STUDY,
+    "layer_groups": LAYERS,
+    "evaluation": EVALUATION,
+    "data_or_seed": {},
+    "pruning": PRUNING,
+    "text_choice": TEXTS,
+    "domain": DOMAIN,
 }
+NO_STUDIES = dict.fromkeys(STUDIES)
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
@@ -179,16 +169,7 @@ def write_batch_topk(sae, folder):
 def run(make_run, tmp_path, request):
     """A run of the architecture; it has every notebook there is."""
     places = make_run().file.parent
-    changes = (
-        CHANGES
-        | {"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}, "domain": DOMAIN}
-        | MODEL[request.param]
-    )
-    studies = {
-        **{"architectures": STUDY, "layer_groups": LAYERS, "data_or_seed": {}},
-        "text_choice": TEXTS,
-    }
-    changes = CHANGES | studies | MODEL[request.param]
+    changes = CHANGES | STUDIES | MODEL[request.param]
     vocabulary = changes.pop("vocabulary", 64)
     folder = tmp_path / "model"
     model = make_model(request.param, vocabulary, context=changes.pop("context", 32))
@@ -228,9 +209,8 @@ def test_every_notebook(run):
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
-    left_out = of_pairs | (set() if run.layer_groups else STUDIES)
-    # which follows trainings of several seeds
-    left_out |= set() if run.learning else {"16_learning"}
+    null = {name for name in (*STUDIES, "learning") if getattr(run, name) is None}
+    left_out = of_pairs | {name for name, stage in stages().items() if {*stage.sections} & null}
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}
     for notebook in wanted:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from faithful_sae.metrics.domain import worth
 from faithful_sae.metrics.uncertainty import mean_over_seeds
-from faithful_sae.paper.estimates import ON_MODERATE, cell_difference, cells_by, values_by
+from faithful_sae.paper.estimates import ON_MODERATE, cells_by, values_by, weighted_sum
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
@@ -150,14 +150,14 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     """
     here = run.domain.corpus
     names = ("domain_fidelity", "domain_fidelity_rows")
-    table, by_row = (rows[name].query("evaluated_on == @here") for name in names)
+    table, by_row = (rows[name].loc[rows[name].evaluated_on == here] for name in names)
     found: list[dict[str, Any]] = []
     for question, pair in _comparisons(run).items():
         differences = []
         for measure, said in _measures(rows).items():
             better, worse = (arm.name for arm in pair)
-            order = (better, worse) if SIGN[said] > 0 else (worse, better)
-            estimate = cell_difference(table, by_row, "arm", measure, *order)
+            weights = {better: SIGN[said], worse: -SIGN[said]}
+            estimate = weighted_sum(table, by_row, "arm", weights, measure)
             above = "above" if SIGN[said] > 0 else "lower by"
             differences.append(Difference(f"{said} {above}", estimate))
         found.append({"question": question} | judge([Case(here, (*differences,))], margin=SAME))

@@ -121,24 +121,6 @@ def cells_by(
     return cells
 
 
-def cell_difference(
-    table: pd.DataFrame, by_row: pd.DataFrame, by: str, measure: str, one: str, other: str
-) -> Estimate:
-    """What the SAEs of one value of the column `by` have above another's, seed by seed and row by
-    row of the same text.
-
-    Args:
-        table, by_row: as cells_by, on one corpus.
-        measure: one that is a ratio with a denominator of the text alone, as ce_diff and
-            explained_variance.
-    """
-    values = values_by(table, [by], measure)
-    first, second = (row_sums(by_row.loc[by_row[by] == name], measure) for name in (one, other))
-    error = bootstrap_error(first[0] - second[0], first[1])
-    return replace(mean_over_seeds(values[one], values[other]), text_error=error)
-
-
-def row_sums(rows, measure):
 def weighted_sum(
     table: pd.DataFrame,
     by_row: pd.DataFrame,
@@ -157,7 +139,7 @@ def weighted_sum(
     cells = values_by(table, [by], measure)
     values = weighted_values(cells, weights)
     sums, counts = zip(
-        *(_row_sums(by_row.loc[by_row[by] == name], measure) for name in weights), strict=True
+        *(row_sums(by_row.loc[by_row[by] == name], measure) for name in weights), strict=True
     )
     total = sum(weight * part for weight, part in zip(weights.values(), sums, strict=True))
     return replace(mean_over_seeds(values), text_error=bootstrap_error(total, counts[0]))
@@ -172,7 +154,7 @@ def weighted_values(cells: Mapping[Any, Values], weights: Mapping[Any, float]) -
     }
 
 
-def _row_sums(rows, measure):
+def row_sums(rows, measure):
     """(sums, counts) [R] of each token row, mean over seeds."""
     if measure in MODERATE:
         names = (name for name in rows if name.endswith(ON_MODERATE))

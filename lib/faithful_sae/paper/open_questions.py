@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from faithful_sae.paper import data_or_seed, domain, learning, pruning
+from faithful_sae.paper import data_or_seed, domain, learning, pruning, text_choice
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
@@ -15,6 +15,7 @@ STUDIES: dict[str, Findings] = {
     "14_data_or_seed": data_or_seed.findings,
     "15_pruning": pruning.findings,
     "16_learning": learning.findings,
+    "18_text_choice": text_choice.findings,
     "19_domain": domain.findings,
 }
 ANSWER = ["effect", "low", "high", "seeds", "verdict"]
@@ -37,9 +38,6 @@ def open_questions(runs: list[Run]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)[columns]
     # one question, all models
     order = {question: i for i, question in enumerate(dict.fromkeys(table.question))}
-    return table.sort_values(
-        ["notebook", "question"],
-        key=lambda column: column.map(order) if column.name == "question" else column,
-        kind="stable",
-        ignore_index=True,
-    )
+    table = table.assign(place=table.question.map(order))
+    table = table.sort_values(["notebook", "place"], kind="stable", ignore_index=True)
+    return table.drop(columns="place")
