@@ -245,6 +245,7 @@ data_or_seed: null
 pruning: null
 domain: null
 text_choice: null
+consensus: null
 """)
 EMBEDDED = {
     "corpus": "text",

@@ -95,6 +95,10 @@ TEXTS = {
     },
     **{"sampled": 600, "sizes": [0.5], "tokens": 400, "on": "text", "rows": 4},
     **{"task": "parity", "probed": 20},
+# of SAEs that are trained with two seeds; these are hardly alike
+CONSENSUS = {
+    "consensus": {"corpora": ["faithful", "text"], "rows": 4, "tokens": 1200},
+    "sfr.threshold": 0.3,
 }
 # one SAE of each corpus: there is no pair to compare
 ONE_SEED = {
@@ -123,7 +127,8 @@ MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
     "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000} | NO_STUDIES,
     "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True}
-    | {"learning": LEARNING},
+    | {"learning": LEARNING}
+    | CONSENSUS,
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
@@ -211,6 +216,10 @@ def test_every_notebook(run):
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
     null = {name for name in (*STUDIES, "learning") if getattr(run, name) is None}
     left_out = of_pairs | {name for name, stage in stages().items() if {*stage.sections} & null}
+    left_out = of_pairs | (set() if run.layer_groups else STUDIES)
+    # which follows trainings of several seeds
+    left_out |= set() if run.learning else {"16_learning"}
+    left_out |= set() if run.consensus else {"17_consensus"}
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}
     for notebook in wanted:

@@ -185,6 +185,7 @@ def test_what_a_job_asks_for(make_run):
         "11_layer_groups",
         "16_learning",
         "18_text_choice",
+        "17_consensus",
         "19_domain",
     )
     long |= dict.fromkeys(trained, 120)

@@ -125,10 +125,10 @@ def consensus_sae(saes: Sequence[TopKSAE], features: np.ndarray) -> TopKSAE:
     found.W_enc = (columns * (length / count)[:, None]).T.contiguous()
     found.b_enc = biases * length / count
     found.b_dec = b_dec
-    return _with_latents(found, len(features))
+    return _of_size(found, len(features))
 
 
-def pruned(sae: TopKSAE, latents: Sequence[int] | np.ndarray) -> TopKSAE:
+def with_latents(sae: TopKSAE, latents: Sequence[int] | np.ndarray) -> TopKSAE:
     """An SAE with some of the latents of a TopK SAE, in this order; as many are active as there
     were, or all where there are fewer.
     """
@@ -137,10 +137,10 @@ def pruned(sae: TopKSAE, latents: Sequence[int] | np.ndarray) -> TopKSAE:
     found.W_dec = sae.W_dec[kept]
     found.W_enc = sae.W_enc[:, kept].contiguous()
     found.b_enc = sae.b_enc[kept]
-    return _with_latents(found, len(kept))
+    return _of_size(found, len(kept))
 
 
-def _with_latents(sae, n):
+def _of_size(sae, n):
     sae.k = min(sae.k, n)
     # those of other latents
     sae.firing = None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from faithful_sae.paper import data_or_seed, domain, learning, pruning, text_choice
+from faithful_sae.paper import consensus, data_or_seed, domain, learning, pruning
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
@@ -16,6 +17,7 @@ STUDIES: dict[str, Findings] = {
     "15_pruning": pruning.findings,
     "16_learning": learning.findings,
     "18_text_choice": text_choice.findings,
+    "17_consensus": consensus.findings,
     "19_domain": domain.findings,
 }
 ANSWER = ["effect", "low", "high", "seeds", "verdict"]
