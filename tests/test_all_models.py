@@ -95,6 +95,7 @@ TEXTS = {
     },
     **{"sampled": 600, "sizes": [0.5], "tokens": 400, "on": "text", "rows": 4},
     **{"task": "parity", "probed": 20},
+}
 # of SAEs that are trained with two seeds; these are hardly alike
 CONSENSUS = {
     "consensus": {"corpora": ["faithful", "text"], "rows": 4, "tokens": 1200},
@@ -214,12 +215,8 @@ def test_every_notebook(run):
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
-    null = {name for name in (*STUDIES, "learning") if getattr(run, name) is None}
+    null = {name for name in (*STUDIES, "learning", "consensus") if getattr(run, name) is None}
     left_out = of_pairs | {name for name, stage in stages().items() if {*stage.sections} & null}
-    left_out = of_pairs | (set() if run.layer_groups else STUDIES)
-    # which follows trainings of several seeds
-    left_out |= set() if run.learning else {"16_learning"}
-    left_out |= set() if run.consensus else {"17_consensus"}
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}
     for notebook in wanted:

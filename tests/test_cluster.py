@@ -184,8 +184,8 @@ def test_what_a_job_asks_for(make_run):
         "10_architectures",
         "11_layer_groups",
         "16_learning",
-        "18_text_choice",
         "17_consensus",
+        "18_text_choice",
         "19_domain",
     )
     long |= dict.fromkeys(trained, 120)

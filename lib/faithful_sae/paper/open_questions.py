@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from faithful_sae.paper import data_or_seed, domain, learning, pruning, text_choice
-from faithful_sae.paper import consensus, data_or_seed, domain, learning, pruning
+from faithful_sae.paper import consensus, data_or_seed, domain, learning, pruning, text_choice
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
@@ -16,8 +15,8 @@ STUDIES: dict[str, Findings] = {
     "14_data_or_seed": data_or_seed.findings,
     "15_pruning": pruning.findings,
     "16_learning": learning.findings,
-    "18_text_choice": text_choice.findings,
     "17_consensus": consensus.findings,
+    "18_text_choice": text_choice.findings,
     "19_domain": domain.findings,
 }
 ANSWER = ["effect", "low", "high", "seeds", "verdict"]
