@@ -424,28 +424,17 @@ def measure_texts(run: Run, lm: Any, texts: dict[str, list[np.ndarray]]) -> pd.D
 
 def train_texts(run: Run, lm: Any, texts: dict[str, list[np.ndarray]]) -> SAEs:
     """Train (or reuse) the SAEs of every text of make_texts, {(name, seed): SAE}."""
-    from faithful_sae.sae.sae import load_sae
-    from faithful_sae.stages.training import train_stream
+    from faithful_sae.stages.training import trained_stream
 
-    t = run.text_choice
+    about = {"d_sae": run.sae.d_sae, "k": run.sae.k, "tokens": run.text_choice.tokens}
+    wanted = [{"name": f"seed{seed}", "seed": seed, **about} for seed in seeds_of(run)]
     saes = {}
     for name, documents in texts.items():
         rows = text_rows(run, lm, name, documents)
-        wanted = [
-            {
-                "name": f"seed{seed}",
-                "d_sae": run.sae.d_sae,
-                "k": run.sae.k,
-                "seed": seed,
-                "tokens": t.tokens,
-            }
-            for seed in seeds_of(run)
-        ]
-        place = folder(run, "saes", name)
-        parameters = settings(run, STUDIED) | {"text": name, "saes": wanted}
-        train_stream(run, f"text_choice-{name}", lm, rows, place, parameters, wanted)
-        for seed in seeds_of(run):
-            saes[name, seed] = load_sae(place / f"seed{seed}").to(lm.device)
+        called, place = f"text_choice-{name}", folder(run, "saes", name)
+        found = trained_stream(run, called, lm, rows, place, settings(run, STUDIED), wanted)
+        for entry in wanted:
+            saes[name, entry["seed"]] = found[entry["name"]].to(lm.device)
     return saes
 
 
@@ -472,7 +461,7 @@ def measure_saes(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
     for name in shares(run):
         curves = pd.read_csv(folder(run, "saes", name) / "training.csv")
         for seed in seeds_of(run):
-            end = last_point(curves.loc[curves.seed == seed])
+            end = last_point(curves.loc[curves["name"] == f"seed{seed}"])
             ffr = fake_ratio(firing[name, seed][0], f.frequency)
             found.append({"text": name, "seed": seed, **end, "ffr": ffr})
         decoders = {seed: saes[name, seed].W_dec for seed in seeds_of(run)}
