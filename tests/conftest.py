@@ -246,6 +246,7 @@ pruning: null
 domain: null
 text_choice: null
 consensus: null
+tuned_model: null
 """)
 EMBEDDED = {
     "corpus": "text",

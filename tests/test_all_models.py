@@ -123,6 +123,8 @@ STUDIES = {
     "domain": DOMAIN,
 }
 NO_STUDIES = dict.fromkeys(STUDIES)
+# SAEs of a base model are trained here
+OF_BASE = {"tuned": {"text": "text", "steps": 2, "lr": 1.0e-3}, "other": "faithful", "rows": 4}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
@@ -130,6 +132,7 @@ MODEL = {
     "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True}
     | {"learning": LEARNING}
     | CONSENSUS,
+    | {"learning": LEARNING, "tuned_model": OF_BASE},
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
@@ -216,6 +219,7 @@ def test_every_notebook(run):
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
     null = {name for name in (*STUDIES, "learning", "consensus") if getattr(run, name) is None}
+    null = {name for name in (*STUDIES, "learning", "tuned_model") if getattr(run, name) is None}
     left_out = of_pairs | {name for name, stage in stages().items() if {*stage.sections} & null}
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}

@@ -187,6 +187,7 @@ def test_what_a_job_asks_for(make_run):
         "17_consensus",
         "18_text_choice",
         "19_domain",
+        "20_tuned_model",
     )
     long |= dict.fromkeys(trained, 120)
     assert {name: minutes(run, stage) for name, stage in stages().items()} == {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from faithful_sae.paper import consensus, data_or_seed, domain, learning, pruning, text_choice
+from faithful_sae.paper import data_or_seed, domain, learning, pruning, text_choice, tuned_model
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
@@ -18,6 +19,7 @@ STUDIES: dict[str, Findings] = {
     "17_consensus": consensus.findings,
     "18_text_choice": text_choice.findings,
     "19_domain": domain.findings,
+    "20_tuned_model": tuned_model.findings,
 }
 ANSWER = ["effect", "low", "high", "seeds", "verdict"]
 

@@ -91,7 +91,7 @@ def make_faithful(run: Run, lm: LanguageModel, folder: Path | None = None) -> Pa
     """
     folder = run.artifacts / "faithful" if folder is None else folder
     made = faithful_fingerprint(run)
-    return make_dataset(folder, made, lm, lambda shards: _sample_shards(run, lm, shards))
+    return make_dataset(folder, made, lm, lambda shards: sample_shards(run, lm, shards))
 
 
 def make_dataset(
@@ -130,10 +130,13 @@ def sample_share(run: Run, lm: LanguageModel, worker: int, of: int) -> None:
     folder = run.artifacts / "faithful"
     with locked(run.artifacts / ".faithful.lock", shared=True):
         if not is_current(folder, key):
-            _sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
+            sample_shards(run, lm, folder.with_name(f"faithful-{key}.partial"), worker, of)
 
 
-def _sample_shards(run, lm, shards, worker=0, of=1):
+def sample_shards(run: Run, lm: LanguageModel, shards: Path, worker: int = 0, of: int = 1) -> None:
+    """Sample as a run's `generate` says, from its language model or from what it became, into a
+    folder; the rest as sampling.write_shards. Raises as make_faithful.
+    """
     g = run.generate
     start = start_of(run, lm)
     require_space(shards, text_disk(g) // of, "the faithful dataset")
@@ -188,9 +191,14 @@ def _corpus(run, name, lm):
     return corpus_rows(run, name, lm, (key, sampled_documents(source, author), author.tokenizer))
 
 
-def sampled_documents(run: Run, lm: LanguageModel) -> Iterator[Ids | Cut]:
-    """The documents of a run's faithful dataset without the tokens that ended them, for `pack`."""
-    return without_end(read_shards(run), sampling.end_ids(lm.tokenizer, start_of(run, lm)))
+def sampled_documents(
+    run: Run, lm: LanguageModel, documents: Iterable[np.ndarray] | None = None
+) -> Iterator[Ids | Cut]:
+    """The documents of a run's faithful dataset, or others that were sampled as its `generate`
+    says, without the tokens that ended them, for `pack`.
+    """
+    documents = read_shards(run) if documents is None else documents
+    return without_end(documents, sampling.end_ids(lm.tokenizer, start_of(run, lm)))
 
 
 def corpus_rows(

@@ -70,14 +70,19 @@ class Generate(Section):
     seed: Seed = key("of the samples", 0)
 
     def check(self, run: Run, need: Need) -> None:
-        why = "= 'flat' is no start but a first token: write first_token: flat, after any start"
-        need(self.start != "flat", "generate.start", why)
-        why = "= 'chat': the embedded model has no chat template"
-        need(self.start != "chat" or not run.embedded, "generate.start", why)
+        check_start(run, need, "generate.start", self.start)
 
     def check_model(self, run: Run, model: Model, need: Need) -> None:
         beside = ": BOS takes one position"
         model.fits(need, "generate.max_new_tokens", self.max_new_tokens, beside)
+
+
+def check_start(run: Run, need: Need, at: str, start: str | None) -> None:
+    """Note what documents cannot be sampled after."""
+    why = "= 'flat' is no start but a first token: write first_token: flat, after any start"
+    need(start != "flat", at, why)
+    why = "= 'chat': the embedded model has no chat template"
+    need(start != "chat" or not run.embedded, at, why)
 
 
 class GenerateFaithful(Stage):
@@ -130,16 +135,20 @@ class GenerateFaithful(Stage):
         """
         from faithful_sae.lm.embedded import EVALUATIONS
 
-        g = run.generate
-        total = 0.0
+        total = self.sampling_seconds(run, rates)
         if e := run.embedded:
             kind = "training of the language model"
             step, evaluated = rates.once(kind, lambda: self._training_step(run, rates))
             heldout = e.train_tokens / (1 - run.heldout) - e.train_tokens
             total += e.steps * step + EVALUATIONS * heldout * evaluated
+        return total
+
+    def sampling_seconds(self, run: Run, rates: Rates) -> float:
+        """Of a dataset alone."""
+        g = run.generate
         shards = math.ceil(g.tokens / g.shard_tokens)
         steps = g.tokens / g.batch_rows + shards * g.max_new_tokens / 2
-        return total + steps * rates.once("sampling", lambda: self._sampling_step(run, rates))
+        return steps * rates.once("sampling", lambda: self._sampling_step(run, rates))
 
     def _sampling_step(self, run, rates):
         """Seconds of one token for each row, the rows anywhere between their first token and their

@@ -62,14 +62,17 @@ class FidelityMatrix(Stage):
         without. Batches that have massive positions beside BOS, and a pass more for these, are few.
         """
         f = run.fidelity
-        more, one = rates.once("fidelity", lambda: self._passes(run, rates))
+        more, one = self.passes(run, rates)
         batches = len(f.corpora) * math.ceil(f.rows / f.batch_rows)
         return batches * 2 * (one + (count_saes(run, f.seeds) - 1) * more)
 
-    def _passes(self, run: Run, rates: Rates) -> tuple[float, float]:
+    def passes(self, run: Run, rates: Rates) -> tuple[float, float]:
         """Seconds of a batch of rows once more through the model with a reconstruction in place,
         and with the first SAE.
         """
+        return rates.once("fidelity", lambda: self._passes(run, rates))
+
+    def _passes(self, run, rates):
         from faithful_sae.metrics.fidelity import fidelity_of_all
 
         rows = run.fidelity.batch_rows

@@ -49,7 +49,7 @@ class Tuning(Section):
     """How the language model is trained further, for SAEs to be measured on what it becomes."""
 
     text: str = key("corpus whose training rows it is trained on, and held-out rows measured on")
-    steps: Count = key("of the optimiser, each on evaluation.batch_rows rows", 100)
+    steps: Count = key("of the optimiser, each on batch_rows rows", 100)
     lr: Positive = key("first learning rate, which falls linearly to 0", 1e-4)
 
 
