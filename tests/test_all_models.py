@@ -96,6 +96,8 @@ TEXTS = {
     **{"sampled": 600, "sizes": [0.5], "tokens": 400, "on": "text", "rows": 4},
     **{"task": "parity", "probed": 20},
 }
+# SAEs of a base model are trained here
+OF_BASE = {"tuned": {"text": "text", "steps": 2, "lr": 1.0e-3}, "other": "faithful", "rows": 4}
 # of SAEs that are trained with two seeds; these are hardly alike
 CONSENSUS = {
     "consensus": {"corpora": ["faithful", "text"], "rows": 4, "tokens": 1200},
@@ -123,16 +125,13 @@ STUDIES = {
     "domain": DOMAIN,
 }
 NO_STUDIES = dict.fromkeys(STUDIES)
-# SAEs of a base model are trained here
-OF_BASE = {"tuned": {"text": "text", "steps": 2, "lr": 1.0e-3}, "other": "faithful", "rows": 4}
 # what is its own: keys of the file, and `vocabulary`, `context` and tokenizer of the model
 MODEL = {
     "llama": PUBLISHED | {"dtype": "bfloat16"},
     "gpt2": PUBLISHED | {"dtype": "float32", "vocabulary": 50_000} | NO_STUDIES,
     "gpt_neox": {"dtype": "float16", "sae.include_bos": True, "probing.include_bos": True}
-    | {"learning": LEARNING}
+    | {"learning": LEARNING, "tuned_model": OF_BASE}
     | CONSENSUS,
-    | {"learning": LEARNING, "tuned_model": OF_BASE},
     "gemma2": {"dtype": "bfloat16", "vocabulary": 8000, "sae.max_norm": 1.2} | NO_STUDIES,
     "mistral": {"dtype": "float32", "sequence_length": 512, "context": 512}
     | {"corpus_tokens": 8192, "features.tokens": 1024, "generate.max_new_tokens": 500}
@@ -218,8 +217,8 @@ def test_every_notebook(run):
     wanted = [stage.name for stage in model_stages(run)]
     on_disk = [file.stem for file in sorted((ROOT / "notebooks").glob("*.py"))]
     of_pairs = OF_PAIRS if len(run.sae.seeds) == 1 else set()
-    null = {name for name in (*STUDIES, "learning", "consensus") if getattr(run, name) is None}
-    null = {name for name in (*STUDIES, "learning", "tuned_model") if getattr(run, name) is None}
+    sections = (*STUDIES, "learning", "consensus", "tuned_model")
+    null = {name for name in sections if getattr(run, name) is None}
     left_out = of_pairs | {name for name, stage in stages().items() if {*stage.sections} & null}
     assert sorted({*wanted, profile_stage().name} | left_out) == on_disk
     assert not left_out & {*wanted}

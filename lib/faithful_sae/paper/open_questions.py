@@ -4,8 +4,15 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from faithful_sae.paper import consensus, data_or_seed, domain, learning, pruning, text_choice
-from faithful_sae.paper import data_or_seed, domain, learning, pruning, text_choice, tuned_model
+from faithful_sae.paper import (
+    consensus,
+    data_or_seed,
+    domain,
+    learning,
+    pruning,
+    text_choice,
+    tuned_model,
+)
 from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import lacking, read_rows
 from faithful_sae.runs.schema import Run
