@@ -65,11 +65,13 @@ run.features
 # Of each row of text only the strongest token of a latent counts as a context. Firing on random
 # tokens comes from notebook 04. The *twin*, the matched latent of the other seed, comes from 03.
 # With one seed there is none, and which latents are shared is not known.
+#
+# Each corpus has an index on its own text. What follows is about the first corpus and seed.
 
 # %%
 indexes = explore.index_features(run, saes, lm)
-seed = run.features.seeds[0]
-index, sae = indexes[seed], saes[run.features.corpus, seed]
+first = run.features.corpora[0], run.features.seeds[0]
+index, sae = indexes[first], saes[first]
 index.latents.drop(columns="histogram").describe().loc[["mean", "min", "50%", "max"]].round(4)
 
 # %% [markdown]
@@ -84,13 +86,17 @@ index.latents.groupby(["shared", "fake", "dead"], dropna=False).agg(
 # %% [markdown]
 # ## The explorer
 #
+# *Corpora side by side* is the paper's question at a glance: which share of the model's own text's
+# features has a counterpart on web text, and which features only one of them has. The nearest
+# feature of another corpus can stand beside each. *Steering* writes a text on with more of a
+# feature.
+#
 # Arrow keys in the list go from one latent to the next, `/` searches, `t` goes to the twin.
 # `make explorer` writes the same as a page to open without Jupyter. Once notebook 12 has asked
 # judges to explain latents, both show what they say and how it scores.
 
 # %%
-shown = explore.with_judged(run, indexes)
-Explorer(shown[seed], shown.get(index.meta["other_seed"]), lm, sae)
+Explorer(explore.judged_indexes(run), lm, [saes[key] for key in indexes])
 
 # %% [markdown]
 # In code, `index.find` and `index.page` give what the explorer shows. Here are the shared latents

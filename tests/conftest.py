@@ -274,7 +274,7 @@ SEED_DEPENDENCE = {
     "layers": [0],
 }
 FEATURES = {
-    "corpus": "text",
+    "corpora": ["text"],
     "seeds": [42, 49],
     "tokens": 300,
     "batch_rows": 8,

@@ -48,12 +48,15 @@ def write_index(
     length=24,
     top=10,
     sampled=8,
+    elsewhere="a library",
+    near=lambda latent: 0.7,
     **meta,
 ):
     """Write an index and return its folder, <folder>/<run>/features/<corpus>/seed<seed>.
 
     Latent i: dead if i % 16 == 15; fake if i % 16 == 3; dense (and fake) if i % 16 == 4; an orphan
-    if i % 3 == 1, else shared. Its twin is d_sae - 1 - i.
+    if i % 3 == 1, else shared. Its twin is d_sae - 1 - i. `near`: its cosine to the nearest latent
+    `elsewhere`, in another corpus.
     """
     folder = folder / run / "features" / corpus / f"seed{seed}"
     folder.mkdir(parents=True)
@@ -103,7 +106,10 @@ def write_index(
         EXPLANATIONS,
         (pa.Table.from_pylist(part, EXPLANATIONS) for part in explained),
     )
-    related = [[r for i in group for r in _related(i, d_sae, run)] for group in groups]
+    related = [
+        [r for i in group for r in _related(i, d_sae, f"{run}/{elsewhere}/seed{seed}", near(i))]
+        for group in groups
+    ]
     write_grouped(
         folder / "related.parquet",
         RELATED,
@@ -175,7 +181,7 @@ def _contexts(rng, latent, peak, length, top, sampled):
         }
 
 
-def _related(latent, d_sae, run):
+def _related(latent, d_sae, elsewhere, near):
     """Nearest: the next two; correlated: the one before; elsewhere: another corpus, not always
     indexed.
     """
@@ -183,7 +189,7 @@ def _related(latent, d_sae, run):
         ("decoder", "", 0, latent + 1, 0.8, None),
         ("decoder", "", 1, latent + 2, 0.6, None),
         ("correlated", "", 0, latent - 1, 0.5, 17),
-        ("decoder", f"{run}/a library/seed42", 0, latent + 3, 0.7, None),
+        ("decoder", elsewhere, 0, latent + 3, near, None),
     ]
     for relation, sae, rank, other, value, together in found:
         yield {

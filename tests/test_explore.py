@@ -5,6 +5,7 @@ chooses, and when it is run.
 import numpy as np
 import pandas as pd
 import pytest
+import torch.nn.functional as F
 
 from conftest import FEATURES
 from faithful_sae.engine import plan
@@ -28,7 +29,8 @@ from faithful_sae.stages.training import train_all
 
 @pytest.fixture
 def explored(make_run):
-    run = make_run({"features": FEATURES, "sfr.threshold": 0.3})
+    both = FEATURES | {"corpora": ["text", "faithful"]}
+    run = make_run({"features": both, "sfr.threshold": 0.3})
     lm = open_model(run)
     make_faithful(run, lm)
     train_all(run, lm)
@@ -51,13 +53,13 @@ def test_fakes_and_twins_are_those_of_other_notebooks(explored):
         (42, matching.permutation, matching.cosine),
         (49, np.argsort(matching.permutation), matching.cosine[np.argsort(matching.permutation)]),
     ):
-        latents = indexes[seed].latents
+        latents = indexes["text", seed].latents
         np.testing.assert_array_equal(latents.twin, twin)
         np.testing.assert_array_equal(latents.shared, cosine >= 0.3)
         np.testing.assert_array_equal(latents.twin_cosine, cosine.astype(np.float32))
         np.testing.assert_array_equal(latents.fake, firing[firing.seed == seed].frequency > 0.1)
-    assert 0 < indexes[42].latents.shared.mean() < 1
-    meta = indexes[49].meta
+    assert 0 < indexes["text", 42].latents.shared.mean() < 1
+    meta = indexes["text", 49].meta
     assert [meta[name] for name in ("label", "run", "profile", "corpus", "seed", "other_seed")] == [
         "Tiny",
         "tiny",
@@ -74,19 +76,41 @@ def test_fakes_and_twins_are_those_of_other_notebooks(explored):
     assert not explore.twins_agree(indexes, run)
 
 
+def test_each_corpus_has_indexes_on_its_own_text(explored):
+    """In whose pages the other's nearest latents stand, by name."""
+    run, lm, saes, indexes = explored
+    assert [*indexes] == [("text", 42), ("text", 49), ("faithful", 42), ("faithful", 49)]
+    index = indexes["faithful", 49]
+    assert index.meta["corpus"] == "faithful"
+    rows = corpus(run, "faithful", lm).train[:25]
+    assert index.meta["tokens"] == (rows != lm.bos_id).sum()
+    a, b = (F.normalize(saes[name, 49].W_dec, dim=1) for name in ("faithful", "text"))
+    cosine = a @ b.T
+    ((sae, other, value),) = index.page(5)["related"]["elsewhere"]
+    assert sae == "tiny/text/seed49"
+    assert other == cosine[5].argmax()
+    assert value == pytest.approx(cosine[5].max().item(), rel=1e-5)
+    table = pd.read_csv(run.artifacts / "rows" / "features.csv")
+    assert table.groupby(["corpus", "seed"]).size().to_dict() == dict.fromkeys(indexes, 24)
+    shown = explore.judged_indexes(run)
+    assert [one.folder for one in shown] == [one.folder for one in indexes.values()]
+
+
 def test_an_index_is_made_again_when_what_it_says_changes(explored):
     run, lm, saes, _ = explored
 
     def stamps(changed):
         folders = {
-            seed: index.folder / "provenance.json"
-            for seed, index in explore.index_features(changed, saes, lm).items()
+            key: index.folder / "provenance.json"
+            for key, index in explore.index_features(changed, saes, lm).items()
         }
-        return {seed: file.stat().st_mtime_ns for seed, file in folders.items()}
+        return {key: file.stat().st_mtime_ns for key, file in folders.items()}
 
     before = stamps(run)
     rows = (run.artifacts / "rows" / "features.csv").read_bytes()
     assert stamps(run.changed(features=run.features.changed(doses=(3.0,)))) == before
+    alone = stamps(run.changed(features=run.features.changed(corpora=("faithful",))))
+    assert alone == {key: stamp for key, stamp in before.items() if key[0] == "faithful"}
     for section, change in (
         ("features", {"listed": 3}),
         ("features", {"seed": 1}),
@@ -94,7 +118,7 @@ def test_an_index_is_made_again_when_what_it_says_changes(explored):
         ("ffr", {"frequency": 0.2}),
     ):
         changed = stamps(run.changed(**{section: getattr(run, section).changed(**change)}))
-        assert all(changed[seed] > before[seed] for seed in before), change
+        assert all(changed[key] > before[key] for key in before), change
         before = changed
     stamps(run)
     assert (run.artifacts / "rows" / "features.csv").read_bytes() == rows
@@ -136,7 +160,7 @@ def test_features_are_chosen_by_how_often_they_fire_alone():
 
 def test_rows_and_figures_of_the_chosen(explored):
     run, lm, saes, indexes = explored
-    index = indexes[42]
+    index = indexes["text", 42]
     sae = saes["text", 42]
     latents = explore.chosen(index.latents, 2)
     table = explore.describe(index, latents)
@@ -165,7 +189,9 @@ def test_rows_and_figures_of_the_chosen(explored):
         == (latents.frequency * index.meta["tokens"]).round().tolist()
     )
     rows = (
-        pd.read_csv(run.artifacts / "rows" / "features.csv").query("seed == 42").set_index("latent")
+        pd.read_csv(run.artifacts / "rows" / "features.csv")
+        .query("corpus == 'text' and seed == 42")
+        .set_index("latent")
     )
     assert (rows.agreement[agreement.latent].to_numpy() == agreement.agreement).all()
     for draw, data in (
@@ -177,7 +203,7 @@ def test_rows_and_figures_of_the_chosen(explored):
 
 
 def test_a_caption_says_what_inexact_counts_lose(explored):
-    index = explored[3][42]
+    index = explored[3]["text", 42]
     assert explore.mut_info_note(index) == ""
     index.meta["mut_info_lost"] = 0.0123
     assert "by at most 1.2 % of a latent's firings" in explore.mut_info_note(index)
@@ -207,7 +233,7 @@ def test_a_run_without_the_section_has_no_09(make_run):
 
 def test_a_damaged_index_is_noticed(explored):
     run, _, _, indexes = explored
-    file = indexes[49].folder / "contexts.parquet"
+    file = indexes["faithful", 49].folder / "contexts.parquet"
     rows = run.artifacts / "rows" / "features.csv"
     _forget_damaged(run)
     assert rows.exists()
@@ -238,9 +264,9 @@ def test_one_seed_has_no_other(make_run):
 def test_an_sae_of_which_no_latent_fires(explored):
     """Its index can be read, and the notebook, which has nothing to show, says why."""
     run, lm, saes, indexes = explored
-    remove(indexes[42].folder)
+    remove(indexes["text", 42].folder)
     saes["text", 42].b_enc -= 1000
-    index = explore.index_features(run, saes, lm)[42]
+    index = explore.index_features(run, saes, lm)["text", 42]
     assert index.latents.dead.all()
     assert index.page(3)["contexts"] == []
     with pytest.raises(FeatureError, match="none of the 24 latents fires on this text"):

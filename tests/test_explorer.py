@@ -18,6 +18,7 @@ from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.explorer.words import Words, words_of
 from faithful_sae.features.index import FeatureError, FeatureIndex, sae_checksum
 from faithful_sae.features.labels import labels_file, read_labels, write_label
+from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text, text_ids
 from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import file_hash
@@ -207,6 +208,38 @@ def test_judged_are_the_rows_of_one_sae_of_notebook_12(tmp_path, monkeypatch):
     assert judged(other, "faithful", 42) is None, "rows of other parameters"
 
 
+def test_what_a_corpus_has_that_another_has_not(tmp_path):
+    """Counted from each latent's page."""
+    index = FeatureIndex(write_index(tmp_path, d_sae=150, near=lambda latent: latent % 5 / 5))
+    found = data.set_overview(index)
+    assert (found["features"], found["threshold"]) == (150, 0.7)
+    assert found["dead"] == sum(index.latents.dead)
+    assert found["shared"] == 100
+    (other,) = found["elsewhere"]
+    assert other == "neox/a library/seed42"
+    # a cosine of 0.8 alone is one of at least 0.7
+    assert found["elsewhere"][other]["found"] == found["anywhere"] == 30
+    pages = [index.page(latent) for latent in range(150)]
+    alone = [
+        (-page["frequency"], page["latent"])
+        for page in pages
+        if page["latent"] % 5 != 4 and not page["dead"] and not page["fake"]
+    ]
+    named = found["elsewhere"][other]["alone"]
+    assert [latent for latent, _, _ in named] == [latent for _, latent in sorted(alone)[:10]]
+    assert [cosine for _, cosine, _ in named] == [latent % 5 / 5 for latent, _, _ in named]
+    assert (
+        named[0][2]
+        == data.set_rows(index, named[0][0] // 128)["words"][named[0][0] % 128].split("\n")[:4]
+    )
+
+
+def test_without_a_threshold_nothing_is_compared(tmp_path):
+    index = FeatureIndex(write_index(tmp_path, sfr_threshold=None))
+    found = data.set_overview(index)
+    assert (found["anywhere"], found["elsewhere"]) == (0, {})
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -330,7 +363,7 @@ def test_every_word_of_the_contexts_is_in_one_chunk(indices, written, monkeypatc
 
 def test_labels_are_kept_beside_the_index(tmp_path):
     index = FeatureIndex(write_index(tmp_path, d_sae=20))
-    widget = Explorer(index)
+    widget = Explorer([index])
     assert widget.answer(f"{KEYS[0]}/labels") == {}
     assert widget.answer(f"{KEYS[0]}/label/7", " months ") == {"7": "months"}
     write_label(index, 12, "caf\u00e9")
@@ -425,7 +458,7 @@ def messages(widget, monkeypatch):
 
 
 def test_the_widget_answers_messages(indices, monkeypatch):
-    widget = Explorer(*indices)
+    widget = Explorer(indices)
     sent = messages(widget, monkeypatch)
     asked = ("0/rows/1", "1/page/7", "1/meta", "0/words", "0/words/0")
     for number, path in enumerate(KEYS[int(one[0])] + one[1:] for one in asked):
@@ -440,7 +473,7 @@ def test_the_widget_answers_messages(indices, monkeypatch):
 
 
 def test_the_widget_answers_a_wrong_question_with_an_error(indices, monkeypatch):
-    widget = Explorer(indices[0])
+    widget = Explorer(indices[:1])
     sent = messages(widget, monkeypatch)
     for path in (
         f"{KEYS[0]}/page/150",
@@ -459,7 +492,7 @@ def test_the_widget_answers_a_wrong_question_with_an_error(indices, monkeypatch)
 
 
 def test_the_first_view_needs_no_python(indices):
-    widget = Explorer(indices[0], latent=130)
+    widget = Explorer(indices[:1], latent=130)
     assert set(widget.first) == {f"{KEYS[0]}/{path}" for path in ("meta", "rows/1", "page/130")}
     content, _ = widget._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in content
@@ -469,7 +502,7 @@ def test_the_first_view_needs_no_python(indices):
 def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
     sae = TopKSAE(d_model=lm.d_model, d_sae=150, k=4, seed=0)
     index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=sae_checksum(sae)))
-    widget = Explorer(index, indices[1], lm, sae)
+    widget = Explorer([index, indices[1]], lm, [sae])
     assert widget.answer(f"{KEYS[0]}/meta")["can_read"]
     assert not widget.answer(f"{KEYS[1]}/meta")["can_read"]
     tokens = widget.answer(f"{KEYS[0]}/text", "w5 w9 w5")["tokens"]
@@ -488,12 +521,33 @@ def test_text_typed_in(indices, lm, tmp_path, monkeypatch):
 
 
 def test_what_does_not_belong_together_is_refused(indices, lm):
-    with pytest.raises(FeatureError, match="give lm and sae, or neither"):
-        Explorer(indices[0], lm=lm)
-    with pytest.raises(FeatureError, match="another SAE"):
-        Explorer(indices[0], lm=lm, sae=TopKSAE(d_model=lm.d_model, d_sae=150, k=4, seed=0))
-    with pytest.raises(FeatureError, match="index of another seed"):
-        Explorer(indices[0], indices[0])
+    with pytest.raises(FeatureError, match="give lm and saes, or neither"):
+        Explorer(indices, lm)
+    stranger = TopKSAE(d_model=lm.d_model, d_sae=150, k=4, seed=0)
+    with pytest.raises(FeatureError, match=f"that of none of {KEYS[0]}, {KEYS[1]}: give those"):
+        Explorer(indices, lm, [stranger])
+    for wrong in ([], [indices[0], indices[0]]):
+        with pytest.raises(FeatureError, match="one index for each run, corpus and seed"):
+            Explorer(wrong)
+
+
+def test_steering_in_the_widget(indices, lm, tmp_path, monkeypatch):
+    """As `continuation` has it, with the dose in units of the latent's largest activation."""
+    sae = TopKSAE(d_model=lm.d_model, d_sae=150, k=4, seed=0)
+    index = FeatureIndex(write_index(tmp_path, d_sae=150, sae=sae_checksum(sae)))
+    widget = Explorer([index, indices[1]], lm, [sae])
+    amount = 4 * index.latents["max"][7].item()
+    # so long that the model's context is not exceeded
+    before, after = continuation(lm, sae, "w5 w9", 7, "add", amount, min(40, lm.context // 2))
+    assert widget.answer(f"{KEYS[0]}/steer/7/4", "w5 w9") == {"before": before, "after": after}
+    assert before != after
+    nothing = widget.answer(f"{KEYS[0]}/steer/7/0", "w5 w9")
+    assert nothing["before"] == nothing["after"] == before
+    sent = messages(widget, monkeypatch)
+    for path, text in ((f"{KEYS[1]}/steer/7/4", "w5"), (f"{KEYS[0]}/steer/7/4", "")):
+        widget._handle_custom_msg({"id": 1, "path": path, "text": text}, [])
+    assert "no language model and SAE of neox/faithful/seed49" in sent[0]["error"]
+    assert "has no tokens: type at least one word" in sent[1]["error"]
 
 
 # --- links from 07 --------------------------------------------------------------------------------
@@ -505,7 +559,7 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     (run,) = load_profile("smoke")
     features = run.features
     assert features
-    run = run.changed(features=features.changed(corpus="faithful", seeds=(42,)))
+    run = run.changed(features=features.changed(corpora=("faithful",), seeds=(42,)))
     assert "No index" in feature_links([run]).to_html()
     index = FeatureIndex(write_index(run.artifacts.parent))
     assert "No index" in feature_links([run]).to_html(), "no rows of 09 say what it was made with"
@@ -526,7 +580,7 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     (index.folder / "latents.parquet").write_bytes(b"damaged")
     assert "Left out" in feature_links([run]).to_html()
     assert "<a" not in feature_links([run]).to_html()
-    library = features.changed(corpus="library", seeds=(42,))
+    library = features.changed(corpora=("library",), seeds=(42,))
     of_another_corpus = [run.changed(features=library)]
     assert "No index" in feature_links(of_another_corpus).to_html()
     assert (

@@ -384,10 +384,9 @@ def test_bad_arguments(tmp_path, lm, sae, index, many_rows):
     assert not (tmp_path / "other").exists()
 
 
-def test_an_index_of_another_sae(index, sae):
-    index.require(sae_checksum(sae))
-    with pytest.raises(FeatureError, match="an index of another SAE"):
-        index.require(sae_checksum(TopKSAE(16, 24, 3, seed=4)))
+def test_an_index_knows_its_sae(index, sae):
+    assert index.meta["sae"] == sae_checksum(sae)
+    assert index.meta["sae"] != sae_checksum(TopKSAE(16, 24, 3, seed=4))
 
 
 def read_all(folder):

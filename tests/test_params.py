@@ -304,9 +304,17 @@ WRONG = {
         "features must be null where sae is",
     ),
     "features of SAEs on other text": (
-        features(corpus="tex"),
-        "features.corpus = 'tex' is not in sae.train_on",
+        features(corpora=["tex"]),
+        "features.corpora holds 'tex', which is not in sae.train_on",
         "faithful, text",
+    ),
+    "features of one corpus twice": (
+        features(corpora=["text", "text"]),
+        "features.corpora must hold at least one corpus, and none twice",
+    ),
+    "features by a key that was renamed": (
+        features(corpus="text"),
+        "unknown key features.corpus: did you mean features.corpora?",
     ),
     "features of a seed that is not trained": (
         features(seeds=[42, 3]),

@@ -30,7 +30,7 @@ from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.index import FeatureIndex
 
 lm = load_model("lm", 1, "cpu", "float32")
-Explorer(FeatureIndex("seed42"), FeatureIndex("seed49"), lm, load_sae("sae42"))"""
+Explorer([FeatureIndex("seed42"), FeatureIndex("seed49")], lm, [load_sae("sae42")])"""
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,24 @@ def use(page, explorer):
     assert page.evaluate("window.hacked") is None
 
 
+def steer(page, explorer):
+    """A text goes on with a dose of the feature, and without one as if there were none."""
+    panel = explorer.get_by_role("region", name="Steering")
+    panel.get_by_label("Beginning of a text").fill("w5 <b>w9</b>")
+    dose = panel.get_by_label("Dose")
+    for value, same in (("8", False), ("0", True)):
+        dose.fill(value)
+        panel.get_by_role("button", name="Write").click()
+        panel.get_by_text(f"with a dose of {value}").wait_for(timeout=30_000)
+        before, after = panel.locator(".fx-written p").all_text_contents()
+        assert before.startswith("w5 <b>w9</b>")
+        assert (before == after) is same
+
+
 def test_a_small_notebook(browser, lab, folder):
     with watched_page(browser) as page:
         explorer = run_all(page, lab, "small.ipynb", 120)
+        steer(page, explorer)
         use(page, explorer)
         explorer.get_by_label("Your label").fill("seen")
         explorer.get_by_label("Your label").press("Enter")

@@ -298,6 +298,45 @@ def test_the_nearest_of_another_corpus_stands_beside(browser, folder):
         beside.get_by_text("Feature 181 ").wait_for()
 
 
+def test_corpora_side_by_side(browser, tmp_path):
+    """Who asks for no feature sees it, with links to features that one corpus alone has."""
+    sets = (("faithful", "a library", 2), ("a library", "faithful", 3))
+    write_explorer(
+        tmp_path / "page",
+        [
+            FeatureIndex(
+                write_index(
+                    *(tmp_path, "neox", corpus),
+                    elsewhere=other,
+                    near=lambda latent, n=n: 0.9 if latent % n else 0.2,
+                )
+            )
+            for corpus, other, n in sets
+        ],
+    )
+    with watched_page(browser) as page:
+        page.goto(f"file://{tmp_path}/page/index.html")
+        overview = page.locator(".fx-overview")
+        overview.locator("td").first.wait_for()
+        lines = [text.split("\t") for text in overview.locator("table").inner_text().split("\n")]
+        assert lines[0][1:] == ["faithful", "a library"]
+        assert ["in a library", "50 %", "\N{EN DASH}"] in lines
+        assert ["in faithful", "\N{EN DASH}", "66.7 %"] in lines
+        alone = overview.get_by_role("region", name="Only on a library, not on faithful")
+        latents = [int(text) for text in alone.locator("a").all_text_contents()]
+        assert len(latents) == 10
+        assert not any(latent % 3 for latent in latents)
+        alone.locator("a").first.click()
+        heading(page, f"Feature {latents[0]} ")
+        assert page.url.endswith(f"#/neox/a%20library/seed42/{latents[0]}")
+        # the corpus that is shown stands first
+        overview.locator("thead th").first.get_by_text("a library").wait_for()
+        assert page.evaluate(CONTRAST) == []
+        page.reload()
+        heading(page, f"Feature {latents[0]} ")
+        assert overview.locator("table").count() == 0
+
+
 def test_where_contexts_are_and_what_ablation_does(page):
     line = page.locator(".fx-card").first.locator(".fx-context").first
     assert line.locator(".fx-place").text_content() == "row 0, token 100, document 0"

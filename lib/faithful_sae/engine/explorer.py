@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from faithful_sae.features.explorer.page import write_explorer
-from faithful_sae.features.index import FeatureError, FeatureIndex
-from faithful_sae.paper.links import index_folders
+from faithful_sae.features.index import FeatureError
+from faithful_sae.paper.links import indexed
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import writer
-from faithful_sae.stages.s09_explore_features import judged
+from faithful_sae.stages.s09_explore_features import judged_indexes
 
 
 def write(profile: str) -> Path:
@@ -23,11 +23,7 @@ def write(profile: str) -> Path:
     """
     runs = load_profile(profile)
     artifacts = runs[0].artifacts.parent
-    indices = [
-        FeatureIndex(folder, judged(run, run.features.corpus, seed))
-        for run in runs
-        for seed, folder in index_folders(run).items()
-    ]
+    indices = [index for run in runs if indexed(run) for index in judged_indexes(run)]
     if not indices:
         raise FeatureError(
             f"{artifacts}: no index of features yet: run notebooks/{writer('features').name} on "

@@ -279,6 +279,13 @@ class FeatureIndex:
             [order, "latent"], ascending=[not descending, True], kind="stable"
         )
 
+    def elsewhere(self) -> pd.DataFrame:
+        """The nearest decoder row of each latent in each SAE of another corpus: sae (its name),
+        latent, other (the latent there) and value (the cosine).
+        """
+        table = self._whole("related.parquet", RELATED)
+        return table.loc[table.sae != "", ["sae", "latent", "other", "value"]]
+
     def contexts(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(latent, its contexts as on its page) of every latent that has some, in order; a few
         latents in memory.
@@ -293,15 +300,6 @@ class FeatureIndex:
     def explanations(self) -> pd.DataFrame:
         """All of explanations.parquet: latent, method, rank, text, value."""
         return self._whole("explanations.parquet", EXPLANATIONS)
-
-    def require(self, sae_checksum: str) -> None:
-        """Refuse to go on with another SAE than the one indexed. FeatureError: it is another."""
-        if self.meta["sae"] != sae_checksum:
-            raise FeatureError(
-                f"{self.folder}: an index of another SAE: its weights have checksum "
-                f"{str(self.meta['sae'])[:16]}, these "
-                f"{sae_checksum[:16]}: build the index again, or load the SAE it was built from"
-            )
 
     # --- files ------------------------------------------------------------------------------------
 

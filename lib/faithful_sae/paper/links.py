@@ -5,7 +5,6 @@ page.
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
@@ -15,19 +14,15 @@ from faithful_sae.features.explorer.data import set_key
 from faithful_sae.features.index import FeatureError, FeatureIndex
 from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import Run
+from faithful_sae.stages.s09_explore_features import index_folders
 
 # features of a kind, in each set
 SHOWN = 8
 
 
-def index_folders(run: Run) -> dict[int, Path]:
-    """{seed: folder} of the indices of a run that notebook 09 made with the parameters as they are
-    now.
-    """
-    if not (run.sae and run.features) or lacking(run, "features"):
-        return {}
-    folder = run.artifacts / "features" / run.features.corpus
-    return {seed: folder / f"seed{seed}" for seed in run.features.seeds}
+def indexed(run: Run) -> bool:
+    """Whether notebook 09 made the indices of a run with the parameters as they are now."""
+    return bool(run.sae and run.features) and not lacking(run, "features")
 
 
 def feature_links(runs: Sequence[Run]) -> Styler:
@@ -43,7 +38,8 @@ def feature_links(runs: Sequence[Run]) -> Styler:
         "Features that fire most; in brackets, how many there are. `make explorer` writes the "
         "page that the numbers lead to."
     ]
-    for folder in (folder for run in runs for folder in index_folders(run).values()):
+    made = (run for run in runs if indexed(run))
+    for folder in (folder for run in made for folder in index_folders(run).values()):
         try:
             rows.append(_row(FeatureIndex(folder)))
         except FeatureError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from faithful_sae.files import digest, file_hash
 from faithful_sae.lm.architectures import Shape, forward_bytes, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import lacking, read_rows, write_rows
-from faithful_sae.runs.schema import Count, Floats, Ints, Need, Run, Section, Seed, key
+from faithful_sae.runs.schema import Count, Floats, Ints, Names, Need, Run, Section, Seed, key
 from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, SAEs, Stage
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 from faithful_sae.text.documents import document_numbers
@@ -21,9 +22,12 @@ GROUPS = ("shared", "orphan", "not fake", "fake")
 
 
 class Features(Section):
-    """What the latents of one corpus' SAEs respond to and do."""
+    """What the latents of some corpora's SAEs respond to and do."""
 
-    corpus: str = key("one of sae.train_on: its SAEs, on its own text")
+    corpora: Names = key(
+        "of sae.train_on: their SAEs, each on its own text; tables and figures show features of "
+        "the first, the explorer has all"
+    )
     seeds: Ints = key(
         "of sae.seeds; the next one here, or, where there is one alone, the next in sae.seeds, is "
         "the other seed of shared and orphan; without any, neither is known"
@@ -43,9 +47,12 @@ class Features(Section):
     seed: Seed = key("of the sample of contexts, and of steered text", 0)
 
     def check(self, run: Run, need: Need) -> None:
-        known = ", ".join(run.sae.train_on)
-        why = f"= {self.corpus!r} is not in sae.train_on ({known})"
-        need(self.corpus in run.sae.train_on, "features.corpus", why)
+        once = self.corpora and len(set(self.corpora)) == len(self.corpora)
+        need(once, "features.corpora", "must hold at least one corpus, and none twice")
+        for corpus in dict.fromkeys(self.corpora):
+            known = ", ".join(run.sae.train_on)
+            why = f"holds {corpus!r}, which is not in sae.train_on ({known})"
+            need(corpus in run.sae.train_on, "features.corpora", why)
         once = self.seeds and len(set(self.seeds)) == len(self.seeds)
         need(once, "features.seeds", "must hold at least one seed, and none twice")
         for seed in dict.fromkeys(self.seeds):
@@ -71,14 +78,13 @@ class ExploreFeatures(Stage):
     lower = "features.batch_rows"
 
     def corpora(self, run: Run) -> tuple[str, ...]:
-        return (run.features.corpus,) if run.features else ()
+        return run.features.corpora if run.features else ()
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
-        folder = run.artifacts / "features" / run.features.corpus
         made_with = settings(run, INDEXED)
-        for seed in run.features.seeds:
-            rows = run.artifacts / "rows" / "features.csv"
-            yield Artefact(folder / f"seed{seed}", made_with, rows)
+        rows = run.artifacts / "rows" / "features.csv"
+        for folder in index_folders(run).values():
+            yield Artefact(folder, made_with, rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.features.build import index_bytes
@@ -114,69 +120,92 @@ class ExploreFeatures(Stage):
 # what an index of features depends on beside its inputs
 INDEXED = (
     *(*HOOK, "threads", "device", "sae.include_bos", "sfr.threshold", "ffr", "features"),
-    *("-features.seeds", "-features.per_group", "-features.doses", "-features.steered_rows"),
+    *("-features.corpora", "-features.seeds"),
+    *("-features.per_group", "-features.doses", "-features.steered_rows"),
 )
 
 
-def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
-    """{seed: FeatureIndex} of the SAEs of features.corpus, made or reused; writes rows `features`,
-    one per seed and latent.
+def index_folders(run: Run) -> dict[tuple[str, int], Path]:
+    """{(corpus, seed): folder} of the indexes of a run, whether they are there or not."""
+    return {
+        (corpus, seed): run.artifacts / "features" / corpus / f"seed{seed}"
+        for corpus in run.features.corpora
+        for seed in run.features.seeds
+    }
+
+
+def index_features(run: Run, saes: SAEs, lm: Any) -> dict[tuple[str, int], Any]:
+    """{(corpus, seed): FeatureIndex} of the SAEs of features.corpora, made or reused; writes rows
+    `features`, one per corpus, seed and latent.
 
     Firing on random tokens is 04's, the matching of seeds 03's; of one seed nothing is matched. The
     rows add to the index `agreement`, how many of the tokens of MutInfo are among those of
     VocabProj.
     """
+    from faithful_sae.features.explain import token_agreement
+
+    indexes = {}
+    for corpus in run.features.corpora:
+        indexes |= _index_corpus(run, saes, lm, corpus)
+    tables = []
+    for (corpus, seed), index in indexes.items():
+        agreement = token_agreement(index.explanations(), run.features.listed)
+        table = index.latents.drop(columns="histogram").assign(corpus=corpus, seed=seed)
+        tables.append(table.assign(agreement=table.latent.map(agreement)))
+    write_rows(run, "features", pd.concat(tables, ignore_index=True))
+    return indexes
+
+
+def _index_corpus(run, saes, lm, name):
+    """{(corpus, seed): FeatureIndex} of the SAEs of one corpus."""
     from faithful_sae.features.build import build_index
     from faithful_sae.features.collect import Kept
-    from faithful_sae.features.explain import token_agreement
     from faithful_sae.features.explorer.data import set_key
     from faithful_sae.stages.corpus import corpus
     from faithful_sae.stages.model import model_key
 
     f = run.features
-    tokens = corpus(run, f.corpus, lm)
+    tokens = corpus(run, name, lm)
     rows = tokens.train[: f.tokens // run.sequence_length]
     there = len(rows) * run.sequence_length
     if there <= f.tokens - run.sequence_length:
         print(
-            f"note: {f.corpus}: {there:,} tokens, fewer than the {f.tokens:,} asked for: all are "
-            "used"
+            f"note: {name}: {there:,} tokens, fewer than the {f.tokens:,} asked for: all are used"
         )
     # of a generated corpus, documents that were cut off stand in rows of their own
-    generated = run.corpora[f.corpus].faithful is not None
+    generated = run.corpora[name].faithful is not None
     documents = None if generated else document_numbers(rows, lm.bos_id)
-    firing = read_rows(run, "firing")
+    firing = read_rows(run, "firing").query("corpus == @name")
     matched = pd.DataFrame()
     if len(run.sae.seeds) > 1:
-        matched = read_rows(run, "matching").query("corpus == @f.corpus")
-    kept = {name: getattr(f, name) for name in Kept.__dataclass_fields__}
+        matched = read_rows(run, "matching").query("corpus == @name")
+    kept = {field: getattr(f, field) for field in Kept.__dataclass_fields__}
+    elsewhere = [other for other in run.sae.train_on if other != name]
     indexes = {}
-    tables = []
     for seed in f.seeds:
         other = other_seed(run, seed)
-        random = firing[(firing.corpus == f.corpus) & (firing.seed == seed)].frequency.to_numpy()
+        random = firing[firing.seed == seed].frequency.to_numpy()
         twin, cosine = (None, None) if other is None else twins(matched, seed, other)
-        about = {"corpus": f.corpus, "seed": seed, "other_seed": other}
+        about = {"corpus": name, "seed": seed, "other_seed": other}
         about |= {"label": run.label, "run": run.name, "profile": run.profile}
-        elsewhere = [name for name in run.sae.train_on if name != f.corpus]
         inputs = {
             "tokens": tokens.key,
             "rows": len(rows),
             "model": model_key(run),
             # and its configuration
-            "sae": file_hash(run.artifacts / "saes" / f.corpus / f"seed{seed}"),
+            "sae": file_hash(run.artifacts / "saes" / name / f"seed{seed}"),
             "elsewhere": {
-                name: file_hash(run.artifacts / "saes" / name / f"seed{seed}") for name in elsewhere
+                at: file_hash(run.artifacts / "saes" / at / f"seed{seed}") for at in elsewhere
             },
             "others": digest([a if a is None else a.tolist() for a in (random, twin, cosine)]),
             "about": digest(about),
         }
         code = ("features/build", "lm/model", "sae/sae")
         made = Fingerprint(settings(run, INDEXED), inputs, code)
-        indexes[seed] = build_index(
-            run.artifacts / "features" / f.corpus / f"seed{seed}",
+        indexes[name, seed] = build_index(
+            index_folders(run)[name, seed],
             lm,
-            saes[f.corpus, seed],
+            saes[name, seed],
             rows,
             Kept(**kept),
             about=about,
@@ -188,16 +217,12 @@ def index_features(run: Run, saes: SAEs, lm: Any) -> dict[int, Any]:
             include_bos=run.sae.include_bos,
             listed=f.listed,
             pruned=f.pruned,
-            others={set_key(about | {"corpus": name}): saes[name, seed] for name in elsewhere},
+            others={set_key(about | {"corpus": at}): saes[at, seed] for at in elsewhere},
             documents=documents,
             batch_rows=f.batch_rows,
             key=made.key,
             record=partial(made.record, device=lm.device),
         )
-        agreement = token_agreement(indexes[seed].explanations(), f.listed)
-        table = indexes[seed].latents.drop(columns="histogram").assign(seed=seed)
-        tables.append(table.assign(agreement=table.latent.map(agreement)))
-    write_rows(run, "features", pd.concat(tables, ignore_index=True))
     return indexes
 
 
@@ -212,14 +237,18 @@ def judged(run: Run, corpus: str, seed: int) -> pd.DataFrame | None:
     return own if len(own) else None
 
 
-def with_judged(run: Run, indexes: dict[int, Any]) -> dict[int, Any]:
-    """Indexes of index_features, with what `judged` has of their latents."""
+def judged_indexes(run: Run) -> list[Any]:
+    """FeatureIndex of each of index_folders, with what `judged` has of their latents.
+
+    Raises:
+        FeatureError: one that is not there, or damaged.
+    """
     from faithful_sae.features.index import FeatureIndex
 
-    return {
-        seed: FeatureIndex(index.folder, judged(run, run.features.corpus, seed))
-        for seed, index in indexes.items()
-    }
+    return [
+        FeatureIndex(folder, judged(run, corpus, seed))
+        for (corpus, seed), folder in index_folders(run).items()
+    ]
 
 
 def other_seed(run: Run, seed: int) -> int | None:
@@ -338,7 +367,8 @@ def _marked(context, left=10, right=3):
 
 
 def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.DataFrame:
-    """Dose and response of chosen latents on held-out text; writes rows `dose_response`.
+    """Dose and response of chosen latents of the first corpus, on its held-out text; writes rows
+    `dose_response`.
 
     A dose of 1 adds the latent's largest activation. `probability` is that of the tokens VocabProj
     lists.
@@ -348,7 +378,7 @@ def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.Dat
     from faithful_sae.stages.corpus import corpus
 
     f = run.features
-    rows = corpus(run, f.corpus, lm).heldout[: f.steered_rows]
+    rows = corpus(run, f.corpora[0], lm).heldout[: f.steered_rows]
     parts = []
     doses = [0.0, *f.doses]
     for latent in latents.to_dict("records"):
@@ -364,13 +394,13 @@ def steer_features(run: Run, sae: Any, lm: Any, latents: pd.DataFrame) -> pd.Dat
 
 
 def example_text(run: Run, lm: Any, words: int = 24) -> str:
-    """The beginning of the held-out text, for the cell that waits for one's own; at most half of
-    the model's context.
+    """The beginning of the first corpus's held-out text, for the cell that waits for one's own; at
+    most half of the model's context.
     """
     from faithful_sae.sae.activations import as_ids
     from faithful_sae.stages.corpus import corpus
 
-    row = corpus(run, run.features.corpus, lm).heldout[0]
+    row = corpus(run, run.features.corpora[0], lm).heldout[0]
     ids = as_ids(row)
     return lm.tokenizer.decode(ids[ids != lm.bos_id][: min(words, lm.context // 2 - 1)])
 
@@ -411,17 +441,19 @@ def agreement_rows(run: Run, index: Any) -> pd.DataFrame:
     return rows.assign(group=groups_of(index.latents.iloc[rows.latent]).to_numpy())
 
 
-def twins_agree(indexes: dict[int, Any], run: Run) -> bool:
+def twins_agree(indexes: dict[tuple[str, int], Any], run: Run) -> bool:
     """Whether what the indexes say of twins is one matching, seen from both sides where both seeds
     are indexed, with 03's SFR; of one seed, whether there are none.
     """
     if len(run.sae.seeds) == 1:
         return all(index.latents.shared.isna().all() for index in indexes.values())
-    sfr = read_rows(run, "sfr").query("corpus == @run.features.corpus")
-    for seed, index in indexes.items():
-        other = indexes.get(index.meta["other_seed"])
+    sfr = read_rows(run, "sfr")
+    for (corpus, seed), index in indexes.items():
+        number = index.meta["other_seed"]
+        other = indexes.get((corpus, number))
         mine = index.latents
-        pair = sfr[sfr[["seed_a", "seed_b"]].isin([seed, index.meta["other_seed"]]).all(axis=1)]
+        seeds = sfr[["seed_a", "seed_b"]].isin([seed, number]).all(axis=1)
+        pair = sfr[seeds & (sfr.corpus == corpus)]
         if abs(pair.sfr.item() - mine.shared.mean()) > 1e-12:
             return False
         if (

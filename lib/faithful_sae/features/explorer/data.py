@@ -22,11 +22,16 @@ ROWS = 128
 DENSE = 0.1
 # in the order the list shows them: what speaks for a latent, so not VocabProjNegative
 METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")
+# features without a counterpart that are named, and readings of each
+ALONE, READINGS = 10, 4
 # fake, orphan, shared, dead, dense
 FLAGS = "fosdn"
 STATIC = Path(__file__).parent / "static"
 # the explorer itself, in this order; then its host's
-SCRIPTS = ("dom.js", "find.js", "list.js", "feature.js", "reader.js", "app.js")
+SCRIPTS = (
+    *("dom.js", "find.js", "list.js", "feature.js", "steering.js", "reader.js", "overview.js"),
+    "app.js",
+)
 
 
 def script(host: str) -> str:
@@ -113,6 +118,51 @@ def set_rows(index: FeatureIndex, chunk: int) -> dict[str, list]:
 def set_page(index: FeatureIndex, latent: int) -> dict[str, Any]:
     """index.page(latent), its numbers shortened."""
     return shorten(index.page(latent))
+
+
+def set_overview(index: FeatureIndex) -> dict[str, Any]:
+    """What a corpus has that others have not: which latents of a set have a counterpart in SAEs of
+    other corpora, a nearest decoder row with a cosine of at least sfr_threshold.
+
+    Returns:
+        {features, dead, shared, threshold, anywhere, elsewhere: {sae: {found, alone: [[latent,
+         cosine, readings], ...]}}}: how many there are, are dead, are shared with the other seed
+        (None: not known), have a counterpart in any of the others, and in each; `alone`: of those
+        that have none there the ALONE that fire most, without fake and dense ones, and with the
+        cosine to the nearest. Nothing is elsewhere where no threshold is known.
+    """
+    latents = index.latents
+    threshold = index.meta["sfr_threshold"]
+    nearest = index.elsewhere()
+    if threshold is None:
+        nearest = nearest.head(0)
+    near = nearest.loc[nearest.value >= (threshold or 0)]
+    fake = latents.fake.map(lambda fake: fake is True)
+    shown = latents.loc[~latents.dead & (latents.frequency <= DENSE) & ~fake]
+    ranked = shown.sort_values(["frequency", "latent"], ascending=[False, True]).latent
+    elsewhere = {}
+    for name, own in nearest.groupby("sae", sort=False):
+        found = near.latent[near.sae == name]
+        cosine = dict(zip(own.latent, own.value.tolist(), strict=True))
+        alone = ranked[~ranked.isin(found)][:ALONE]
+        elsewhere[name] = {
+            "found": len(found),
+            "alone": [
+                [latent, cosine[latent], _words(index)[latent].split("\n")[:READINGS]]
+                for latent in alone.tolist()
+            ],
+        }
+    known = latents.shared.notna().all()
+    return shorten(
+        {
+            "features": len(latents),
+            "dead": int(latents.dead.sum()),
+            "shared": int(latents.shared.sum()) if known else None,
+            "threshold": threshold,
+            "anywhere": near.latent.nunique(),
+            "elsewhere": elsewhere,
+        }
+    )
 
 
 def flags(row: Mapping[str, Any]) -> str:

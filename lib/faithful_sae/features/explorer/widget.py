@@ -4,6 +4,7 @@ Colab).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -22,23 +23,28 @@ if TYPE_CHECKING:
     from faithful_sae.sae.sae import TopKSAE
 
 
+# tokens that a steered text goes on with, at most
+WRITTEN = 40
+
+
 class Explorer(anywidget.AnyWidget):
-    """Browse the features of an index: list, search, filter, contexts, readings, the twin in
-    another seed.
+    """Browse the features of some indices: list, search, filter, contexts, readings, the twin in
+    another seed, the nearest in another corpus, and what a text becomes with more of a feature.
 
     The browser asks for what it shows with messages {id, path[, text]}, answered {id, result} or
     {id, error}; the paths are those of `answer`. Where no Python runs (GitHub, nbviewer, a notebook
     opened again), the first features can still be read.
 
     Args:
-        index: what is shown.
-        other: of the seed it was matched with, to show each twin; None: not shown.
-        lm, sae: the model (load_model) and SAE of `index`, to read text typed in; None: no text.
+        indices: what is shown, the first one first; also those of the seeds they were matched with,
+            to show twins, and of other corpora.
+        lm: the model (load_model) of all of them; None: no text is read or written.
+        saes: SAEs of some indices, in any order, to read text and to steer with.
         latent: the feature shown first.
 
     Raises:
-        FeatureError: a model without SAE or the other way round; an SAE that is not the one
-            indexed; two indices of one seed.
+        FeatureError: no index, or two of one run, corpus and seed; a model without SAEs or the
+            other way round; an SAE that is of none of the indices.
     """
 
     _esm = data.script("widget.js")
@@ -49,33 +55,38 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(
         self,
-        index: FeatureIndex,
-        other: FeatureIndex | None = None,
+        indices: Sequence[FeatureIndex],
         lm: LanguageModel | None = None,
-        sae: TopKSAE | None = None,
+        saes: Iterable[TopKSAE] = (),
         latent: int = 0,
     ):
-        if (lm is None) != (sae is None):
+        keys = [data.set_key(index.meta) for index in indices]
+        self._indices = dict(zip(keys, indices, strict=True))
+        if not keys or len(self._indices) < len(keys):
             raise FeatureError(
-                "Explorer: text is read with a language model and its SAE: give lm and sae, or "
+                f"Explorer: one index for each run, corpus and seed is needed, not {keys}"
+            )
+        saes = list(saes)
+        if (lm is None) != (not saes):
+            raise FeatureError(
+                "Explorer: text is read with a language model and its SAEs: give lm and saes, or "
                 "neither"
             )
-        if lm and sae:
-            index.require(sae_checksum(sae.to(lm.device)))
-        given = [i for i in (index, other) if i is not None]
-        self._indices = {data.set_key(i.meta): i for i in given}
-        if len(self._indices) < len(given):
-            raise FeatureError(
-                f"Explorer: index and other are both {data.set_key(index.meta)}: give the index "
-                "of another seed"
-            )
-        self._lm = lm
-        self._sae = sae
-        self._index = index
-        key = data.set_key(index.meta)
+        of_sae = {index.meta["sae"]: key for key, index in self._indices.items()}
+        # by key of a set, what reads its text
+        self._models = {}
+        for model, sae in [(lm, sae.to(lm.device)) for sae in saes] if lm else []:
+            if (checksum := sae_checksum(sae)) not in of_sae:
+                raise FeatureError(
+                    f"Explorer: an SAE is that of none of {', '.join(keys)}: give those that were "
+                    "indexed"
+                )
+            self._models[of_sae[checksum]] = model, sae
+        self._index = indices[0]
+        key = keys[0]
         paths = [f"{key}/meta", f"{key}/rows/{latent // data.ROWS}", f"{key}/page/{latent}"]
         super().__init__(
-            sets=[data.set_name(i) for i in given],
+            sets=[data.set_name(index) for index in indices],
             latent=latent,
             first={path: self.answer(path) for path in paths},
         )
@@ -85,14 +96,17 @@ class Explorer(anywidget.AnyWidget):
         """What the browser asks for.
 
         Args:
-            path: <run>/<corpus>/seed<seed>/ and then `meta`, `rows/<chunk>`, `page/<latent>`,
-                `words`, `words/<chunk>`, `labels`, `label/<latent>` or `text`.
-            text: that was typed in: a text to read, or the label of a latent to keep.
+            path: <run>/<corpus>/seed<seed>/ and then `meta`, `overview`, `rows/<chunk>`,
+                `page/<latent>`, `words`, `words/<chunk>`, `labels`, `label/<latent>`, `text` or
+                `steer/<latent>/<dose>`.
+            text: that was typed in: a text to read or to go on with, or the label of a latent to
+                keep.
 
         Returns:
-            set_meta, set_rows or set_page of data.py; starts or a chunk of words.py; labels as
-            labels.py has them; for text {tokens: [{token, features: [[latent, activation],
-            ...]}]}.
+            set_meta, set_overview, set_rows or set_page of data.py; starts or a chunk of words.py;
+            labels as labels.py has them; for text {tokens: [{token, features: [[latent,
+            activation], ...]}]}; for steer {before, after}: how the text goes on as the model
+            writes it, and with `dose` times the latent's largest activation added.
 
         Raises:
             KeyError: no such set here.
@@ -102,16 +116,16 @@ class Explorer(anywidget.AnyWidget):
                 model.
         """
         run, corpus, seed, what, *which = path.split("/")
-        index = self._indices[f"{run}/{corpus}/{seed}"]
+        key = f"{run}/{corpus}/{seed}"
+        index = self._indices[key]
         if what == "text":
-            return self._read(index, text)
+            return self._read(key, text)
+        if what == "steer":
+            return self._steer(key, int(which[0]), float(which[1]), text)
         if what == "meta":
-            meta = data.set_meta(index)
-            meta["can_read"] = self._lm is not None and index is self._index
-            for key, one in self._indices.items():
-                if one is not index:
-                    meta["twin_set"] = key
-            return meta
+            return data.set_meta(index) | {"can_read": key in self._models}
+        if what == "overview":
+            return data.set_overview(index)
         if what == "rows":
             return data.set_rows(index, int(which[0]))
         if what == "page":
@@ -125,15 +139,30 @@ class Explorer(anywidget.AnyWidget):
             return write_label(index, int(which[0]), text or "")
         raise ValueError(f"nothing is at {path}")
 
-    def _read(self, index, text):
-        if self._lm is None or self._sae is None or index is not self._index:
+    def _model(self, key):
+        """(language model, SAE) of a set."""
+        if key not in self._models:
             raise FeatureError(
-                "no language model and SAE were given to read text with: "
-                "Explorer(index, other, lm, sae)"
+                f"no language model and SAE of {key} were given: Explorer(indices, lm, saes)"
             )
-        ids = text_ids(self._lm, text)[0, 1:].tolist()
-        tokens = [{"token": index.vocabulary[i], "features": []} for i in ids]
-        for row in features_of_text(self._lm, self._sae, text).to_dict("records"):
+        return self._models[key]
+
+    def _steer(self, key, latent, dose, text):
+        # transformers come with it, which looking does without
+        from faithful_sae.features.steering import continuation
+
+        lm, sae = self._model(key)
+        amount = dose * self._indices[key].page(latent)["max"]
+        length = min(WRITTEN, lm.context // 2)
+        before, after = continuation(lm, sae, text, latent, "add", amount, length)
+        return {"before": before, "after": after}
+
+    def _read(self, key, text):
+        lm, sae = self._model(key)
+        ids = text_ids(lm, text)[0, 1:].tolist()
+        vocabulary = self._indices[key].vocabulary
+        tokens = [{"token": vocabulary[i], "features": []} for i in ids]
+        for row in features_of_text(lm, sae, text).to_dict("records"):
             feature = [row["latent"], data.shorten(row["activation"])]
             tokens[row["position"]]["features"].append(feature)
         return {"tokens": tokens}

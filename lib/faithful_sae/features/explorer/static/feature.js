@@ -7,11 +7,11 @@ const METHODS = {   // MaxAct is the list of strongest contexts
   VocabProjNegative: ["Output, negative", "tokens whose logits its decoder direction lowers most (VocabProjNegative)"],
 };
 
-// `to`: (set, latent, text, title) -> a link to another feature; without it, what is near the feature is not shown
-function featureCard(page, meta, { heading, to, label, actions = [] }) {
+// `to`: (set, latent, text, title) -> a link to another feature; without it, what is near the feature is not shown; `more`: stands before its contexts
+function featureCard(page, meta, { heading, to, label, more, actions = [] }) {
   return h("article", { class: "fx-card", "aria-label": `Feature ${page.latent}, seed ${meta.seed}` },
     h("header", {}, heading, h("span", { class: "fx-flags" }, badges(flagsOf(page, meta))), actions),
-    label, numbers(page, meta), histogram(page, meta), judged(page), readings(page), to && related(page, meta, to), contexts(page, meta));
+    label, numbers(page, meta), histogram(page, meta), judged(page), readings(page), to && related(page, meta, to), more, contexts(page, meta));
 }
 
 function saveJson(page, meta, label) {

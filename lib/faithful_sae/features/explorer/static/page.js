@@ -58,5 +58,7 @@ fetchData("index").then((sets) => {
   } });
   const arrive = () => { const { key, latent, query } = place() || { key: sets[0].key, latent: 0, query: "" }; return explorer.go(key, latent, "arrived", query); };
   addEventListener("hashchange", arrive);
+  // who asked for no feature sees what there is
+  if (!place()) explorer.compare();
   return arrive();
 }).catch((error) => { document.getElementById("explorer").textContent = error.message; });
