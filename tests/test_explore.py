@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import FEATURES
 from faithful_sae.engine import plan
 from faithful_sae.engine.problems import _forget_damaged
+from faithful_sae.features import explain
 from faithful_sae.features.index import FeatureError
 from faithful_sae.features.steering import dose_response
 from faithful_sae.features.vocabulary import visible
@@ -94,6 +95,45 @@ def test_each_corpus_has_indexes_on_its_own_text(explored):
     assert table.groupby(["corpus", "seed"]).size().to_dict() == dict.fromkeys(indexes, 24)
     shown = explore.judged_indexes(run)
     assert [one.folder for one in shown] == [one.folder for one in indexes.values()]
+
+
+class Hand:
+    """Rates worked by hand."""
+
+    def read_token(self):
+        return 1.0
+
+    def encode_token(self):
+        return 2.0
+
+    def once(self, name, measure):
+        return {"ablation": 100.0}[name]
+
+
+def test_what_indexes_take_is_foreseen(explored, monkeypatch):
+    """Four indexes of 300 tokens in 25 rows: each is gone through twice, and a latent is ablated on
+    every row, as there are fewer than twice 24.
+    """
+    run, lm, saes, indexes = explored
+    assert explore.STAGE.seconds(run, Hand()) == 4 * (2 * 300 * 3.0 + 25 * 100.0)
+    assert explore.STAGE.tokens(run) == 4 * 3 * 300
+    text = run.changed(features=run.features.changed(corpora=("text",)))
+    assert explore.STAGE.seconds(text, Hand()) == explore.STAGE.seconds(run, Hand()) / 2
+    assert explore.STAGE.disk(text, lm.shape) == explore.STAGE.disk(run, lm.shape) / 2
+    # as many as the model really reads, without PruningMaxAct
+    read = []
+    activations = lm.activations
+    monkeypatch.setattr(
+        lm, "activations", lambda ids: [read.append(ids.numel()), activations(ids)][1]
+    )
+    monkeypatch.setattr(
+        explain, "prune", lambda lm, sae, latents, *_: np.zeros((2, len(latents)), int)
+    )
+    for index in indexes.values():
+        remove(index.folder)
+    explore.index_features(run, saes, lm)
+    # contexts end before their rows do
+    assert 0.8 * explore.STAGE.tokens(run) < sum(read) <= explore.STAGE.tokens(run)
 
 
 def test_an_index_is_made_again_when_what_it_says_changes(explored):

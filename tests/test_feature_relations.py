@@ -3,6 +3,7 @@ an explicit forward pass; and the index that holds them.
 """
 
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,15 @@ from conftest import BOS, VOCABULARY, packed_rows
 from faithful_sae.features import relations
 from faithful_sae.features.ablation import loss_changes
 from faithful_sae.features.build import build_index, loss_change_column, spread_rows
-from faithful_sae.features.codes import sparse_codes
+from faithful_sae.features.codes import Codes, sparse_codes
 from faithful_sae.features.collect import Kept
 from faithful_sae.features.index import FeatureError, FeatureIndex
-from faithful_sae.features.relations import correlated_table, nearest_rows
+from faithful_sae.features.relations import (
+    correlated_table,
+    nearest_rows,
+    related_table,
+    relation_bytes,
+)
 from faithful_sae.files import read_json
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.text.documents import document_numbers
@@ -209,3 +215,22 @@ def test_an_index_of_an_earlier_version_is_refused_in_one_line(index):
     (index.folder / "index.json").write_text(json.dumps(meta))
     with pytest.raises(FeatureError, match="another version of this library made: delete it"):
         FeatureIndex(index.folder)
+
+
+@pytest.mark.parametrize("d_sae, k, tokens", [(1500, 4, 3000), (64, 16, 60_000)])
+def test_memory_of_what_is_near(d_sae, k, tokens):
+    """As numpy and scipy really take it, where latents are many and where activations are."""
+    rng = np.random.default_rng(0)
+    latent = rng.random((tokens, d_sae)).argpartition(k, axis=1)[:, :k].ravel()
+    order = latent.argsort(kind="stable")
+    start = np.append(0, np.bincount(latent, minlength=d_sae).cumsum())
+    position = np.repeat(np.arange(tokens, dtype=np.int32), k)[order]
+    codes = Codes(start, position, rng.random(tokens * k).astype(np.float32), tokens)
+    sae = TopKSAE(8, d_sae, k, seed=0)
+    tracemalloc.start()
+    related_table(sae, codes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # with the codes, which are there before
+    peak += 8 * tokens * k
+    assert peak < relation_bytes(d_sae, tokens * k) < 3 * peak

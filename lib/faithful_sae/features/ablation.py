@@ -36,7 +36,7 @@ def loss_changes(
     changes = np.zeros(rows.shape, np.float32)
     # rows of about one length at a time, so that little is computed that nobody asked for
     order = np.argsort(ends, kind="stable")
-    size = max(1, LOGITS_AT_ONCE // (rows.shape[1] * lm.vocab_size))
+    size = rows_at_once(rows.shape[1], lm.vocab_size)
     for start in range(0, len(rows), size):
         chunk = order[start : start + size]
         end = ends[chunk].max()
@@ -48,6 +48,11 @@ def loss_changes(
         before, after = (_losses(lm, ids, y) for y in (x, torch.where(bos, x, without)))
         changes[chunk, 1:end] = (after - before).cpu().numpy()
     return changes
+
+
+def rows_at_once(length: int, vocab_size: int) -> int:
+    """Rows of so many tokens whose logits are computed together."""
+    return max(1, LOGITS_AT_ONCE // (length * vocab_size))
 
 
 def _losses(lm, ids, x):

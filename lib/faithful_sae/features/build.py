@@ -44,6 +44,8 @@ LATENTS_PER_GROUP = 32
 LATENT_COUNTS = 900
 # activations on which correlations rest, at most: 50 MB
 CORRELATED = 2**22
+# contexts of each latent on which it is ablated
+ABLATED = 2
 
 
 def build_index(
@@ -62,7 +64,7 @@ def build_index(
     listed: int = 10,
     shown: int = 3,
     pruned: int = 1,
-    ablated: int = 2,
+    ablated: int = ABLATED,
     others: Mapping[str, TopKSAE] | None = None,
     documents: np.ndarray | None = None,
     include_bos: bool = False,
@@ -169,7 +171,7 @@ def build_index(
     if documents is not None:
         contexts["document"] = np.asarray(documents)[contexts.row, contexts.place]
     contexts["loss_change"] = loss_change_column(contexts, lm, sae, rows, ablated)
-    read = spread_rows(rows, CORRELATED // (sae.k or sae.d_sae))
+    read = spread_rows(rows, correlated_tokens(sae.k or sae.d_sae))
     title = f"correlations of {folder.name}"
     codes = sparse_codes({0: sae}, lm, read, batch_rows, title)[0]
     explanations = pd.concat(
@@ -337,6 +339,11 @@ def loss_change_column(
     windows = zip(changes, begin, end, strict=True)
     column[top] = pd.Series([row[a:b] for row, a, b in windows], chosen.index, object)
     return column
+
+
+def correlated_tokens(k: int) -> int:
+    """Tokens on which correlations rest, at most, where so many latents are active on each."""
+    return CORRELATED // k
 
 
 def spread_rows(rows: np.ndarray, tokens: int) -> np.ndarray:

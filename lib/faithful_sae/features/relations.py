@@ -106,6 +106,13 @@ def correlated_table(codes: Codes, n: int = LISTED) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(relation="correlated", sae="")
 
 
+def relation_bytes(d_sae: int, activations: int) -> int:
+    """Memory of related_table and its codes: of each activation its place and value, and both
+    sparse matrices with their squares or products; a few arrays [BLOCK, F].
+    """
+    return 72 * activations + 48 * min(BLOCK, d_sae) * d_sae
+
+
 def _table(relation, sae, values, places):
     latent, rank = np.indices(values.shape).reshape(2, -1)
     table = pd.DataFrame(

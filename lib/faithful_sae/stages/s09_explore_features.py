@@ -17,6 +17,7 @@ from faithful_sae.runs.stage import HOOK, MODEL, ROWS_OF_TEXT, Artefact, Memory,
 from faithful_sae.stages.budget import LOGIT, reading_bytes, saes_bytes, train_tokens
 from faithful_sae.text.documents import document_numbers
 
+SHORT = 0.5  # seconds for which ablations are timed
 # "not fake" where no other seed says whether they are shared
 GROUPS = ("shared", "orphan", "not fake", "fake")
 
@@ -87,34 +88,75 @@ class ExploreFeatures(Stage):
             yield Artefact(folder, made_with, rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
+        from faithful_sae.features.ablation import rows_at_once
         from faithful_sae.features.build import index_bytes
+        from faithful_sae.features.relations import relation_bytes
 
         length = run.sequence_length
         batch = run.features.batch_rows * length
         d_sae = run.sae.d_sae
         reading = forward_bytes(shape, batch) + 3 * 4 * batch * d_sae
-        steering = forward_bytes(shape, length) + length * shape.vocab_size * LOGIT  # row by row
-        device = weights(shape) + saes_bytes(run, shape) + max(reading, steering)
+        # of ablations; steering goes row by row
+        scored = rows_at_once(length, shape.vocab_size) * length
+        scoring = forward_bytes(shape, scored) + scored * shape.vocab_size * LOGIT
+        device = weights(shape) + saes_bytes(run, shape) + max(reading, scoring)
         # the state, as it is saved, and as it is written
         state = index_bytes(run.features, d_sae, shape.vocab_size)
-        return Memory(device, reading_bytes(run) + 3 * state)
+        related = relation_bytes(d_sae, _correlated(run) * (run.sae.k or d_sae))
+        return Memory(device, reading_bytes(run) + 3 * state + related)
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.features.build import index_bytes
 
         # tokens beside activations, before they are compressed; a checkpoint and the next one
         state = index_bytes(run.features, run.sae.d_sae, shape.vocab_size)
-        return len(run.features.seeds) * 2 * state
+        return len(index_folders(run)) * 2 * state
 
     def tokens(self, run: Run) -> int:
-        return len(run.features.seeds) * min(run.features.tokens, train_tokens(run))
+        ablated = _ablated_rows(run) * run.sequence_length
+        return len(index_folders(run)) * (_indexed(run) + _correlated(run) + ablated)
 
     def seconds(self, run: Run, rates: Rates) -> float:
-        """The tokens of each index; PruningMaxAct and steering are some more, which depend on what
-        the latents are.
+        """Of each index its tokens, those once more on which correlations rest, and ablations;
+        PruningMaxAct and steering are some more, which depend on what the latents are.
         """
-        per_token = rates.read_token() + rates.encode_token()
-        return self.tokens(run) * per_token
+        read = (_indexed(run) + _correlated(run)) * (rates.read_token() + rates.encode_token())
+        row = rates.once("ablation", lambda: self._row(run, rates))
+        return len(index_folders(run)) * (read + _ablated_rows(run) * row)
+
+    def _row(self, run: Run, rates: Rates) -> float:
+        """Seconds of a row on which a latent is ablated, whose end may be anywhere."""
+        from faithful_sae.features.ablation import loss_changes, rows_at_once
+
+        length = run.sequence_length
+        rows = rates.ids(2 * rows_at_once(length, rates.lm.vocab_size)).numpy()
+        latents = np.arange(len(rows)) % run.sae.d_sae
+        ends = np.linspace(2, length, len(rows)).astype(int)
+        sae = rates.sae()
+
+        def step():
+            loss_changes(rates.lm, sae, rows, latents, ends)
+
+        return rates.time_of(step, SHORT) / len(rows)
+
+
+def _indexed(run):
+    """Tokens of an index."""
+    return min(run.features.tokens, train_tokens(run))
+
+
+def _correlated(run):
+    """Those of them on which correlations rest."""
+    from faithful_sae.features.build import correlated_tokens
+
+    return min(_indexed(run), correlated_tokens(run.sae.k or run.sae.d_sae))
+
+
+def _ablated_rows(run):
+    """Rows on which a latent of an index is ablated."""
+    from faithful_sae.features.build import ABLATED
+
+    return min(ABLATED * run.sae.d_sae, _indexed(run) // run.sequence_length)
 
 
 # what an index of features depends on beside its inputs
