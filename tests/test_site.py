@@ -6,6 +6,8 @@ import base64
 import inspect
 import io
 import re
+import sys
+from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from faithful_sae.engine.plan import site_inputs
 from faithful_sae.files import PACKAGE, ROOT
 from faithful_sae.metrics.sfr import shared_feature_ratio
 from faithful_sae.paper.exhibits import save_figure, save_table
@@ -304,6 +307,28 @@ def test_the_same_results_give_the_same_pages(made):
     write_site("smoke")
     after = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert before == after
+
+
+def test_the_workflow_knows_what_the_site_reads(made):
+    """Every file of the repository that is opened is one that the site is made again for."""
+    opened = set()
+    watching = True
+
+    def watch(event, given):
+        if watching and event == "open" and isinstance(given[0], str):
+            opened.add(Path(given[0]).resolve())
+
+    # there is no way to take it back
+    sys.addaudithook(watch)
+    write_site("smoke")
+    watching = False
+    known = site_inputs()
+    assert {ROOT / "CITATION.cff", ROOT / "notebooks" / "02_train_sae.py"} <= {*known} & opened
+    here = {path for path in opened if path.is_relative_to(ROOT) and path.is_file()}
+    # libraries, and the parameters, with which exhibits are made again
+    beside = (sys.prefix, ROOT / "params" / "smoke")
+    others = {path for path in here if not any(map(path.is_relative_to, beside))}
+    assert others <= {*known}
 
 
 def test_formulas_of_all_notebooks_are_drawn():

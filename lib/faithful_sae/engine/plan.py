@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from faithful_sae.files import folder_of
+from faithful_sae.files import PACKAGE, ROOT, folder_of
 from faithful_sae.paper.exhibits import notebook_exhibits
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
@@ -89,6 +89,23 @@ def profile_outputs(
     """Everything `make paper` makes, of all runs or of `some`, and for some studies."""
     made = run_outputs(runs, lambda stage: stage.asked_for(studies), some)
     return made + stage_exhibits(runs[0], profile_stage())
+
+
+def site_inputs() -> list[Path]:
+    """What of the repository the site is made from, beside what a profile has made: the library,
+    whose docstrings are its reference, with the templates in it; the notebooks' prose, the list of
+    exhibits, and how to cite.
+    """
+    templates = (PACKAGE / "paper" / "site").rglob("*.*")
+    return sorted(
+        {
+            *PACKAGE.rglob("*.py"),
+            *(path for path in templates if path.suffix != ".pyc"),
+            *(ROOT / "notebooks").glob("*.py"),
+            ROOT / "params" / "exhibits.yaml",
+            ROOT / "CITATION.cff",
+        }
+    )
 
 
 def chosen_studies(runs: list[Run], names: Any) -> list[str]:
