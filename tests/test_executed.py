@@ -102,6 +102,13 @@ def test_cells_are_the_sources_with_the_values_they_were_run_with():
     assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2, 3]
 
 
+def test_links_lead_to_the_explorer_from_where_the_notebook_is_kept():
+    shown = new_output("display_data", {"text/html": '<a href="../explorer/index.html#/a/b/c/1">'})
+    (kept,) = cleaned(ran(shown), source(), "../../x/explorer").cells[-1].outputs
+    assert kept.data["text/html"] == '<a href="../../x/explorer/index.html#/a/b/c/1">'
+    assert last(shown)[0].data["text/html"] == shown.data["text/html"]
+
+
 def test_a_run_without_values_keeps_the_sources():
     notebook = ran()
     del notebook.metadata["papermill"]

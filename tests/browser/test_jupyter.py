@@ -19,11 +19,17 @@ from driver import NARROW, WIDE, watched_page
 
 from conftest import BOS, VOCABULARY, make_model, make_tokenizer
 from faithful_sae.features.build import build_index
+from faithful_sae.features.explorer.page import write_explorer
+from faithful_sae.features.index import FeatureIndex
 from faithful_sae.files import ROOT, read_json
 from faithful_sae.lm.model import load_model
+from faithful_sae.paper.executed import cleaned
+from faithful_sae.paper.links import feature_address
 from faithful_sae.runs.params import load_params
 from faithful_sae.sae.sae import TopKSAE
+from feature_folders import write_index
 
+TOKEN = "secret"
 SMALL = """\
 from faithful_sae import load_model, load_sae
 from faithful_sae.features.explorer.widget import Explorer
@@ -84,12 +90,14 @@ def folder(browser, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(folder):
-    """Address of a JupyterLab that serves the folder to this machine alone, without a token."""
+    """Address of a JupyterLab that serves the folder to this machine alone."""
     home = folder / ".jupyter"
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(home),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "run"),
+        # as `make lab`
+        "JUPYTER_CONFIG_PATH": str(ROOT / "workflow" / "jupyter"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")]),
     }
@@ -102,7 +110,7 @@ def lab(folder):
         "--allow-root",
         "--ip=127.0.0.1",
         "--port=0",
-        "--IdentityProvider.token=",
+        f"--IdentityProvider.token={TOKEN}",
         "--ServerApp.password=",
         f"--ServerApp.root_dir={folder}",
         "--LabApp.news_url=None",
@@ -121,17 +129,22 @@ def lab(folder):
 def _address(log, seconds=90):
     for _ in range(seconds):
         if match := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()):
-            urllib.request.urlopen(match[0] + "api/status").close()
+            urllib.request.urlopen(f"{match[0]}api/status?token={TOKEN}").close()
             return match[0]
         time.sleep(1)
     raise AssertionError(log.read_text())
 
 
+def open_notebook(page, address, name):
+    """Open a notebook by its place in the folder."""
+    page.goto(f"{address}lab/tree/{name}?reset&token={TOKEN}", wait_until="domcontentloaded")
+    page.get_by_role("tab", name=name.rpartition("/")[2]).wait_for(timeout=60_000)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+
+
 def run_all(page, address, name, seconds):
     """Open a notebook, run all its cells, and return the explorer's locator."""
-    page.goto(f"{address}lab/tree/{name}?reset", wait_until="domcontentloaded")
-    page.get_by_role("tab", name=name).wait_for(timeout=60_000)
-    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    open_notebook(page, address, name)
     # what is asked of a kernel before that is forgotten
     page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -236,6 +249,48 @@ def test_a_small_notebook(browser, lab, folder):
     ]
     assert len(shown) == 1
     assert "Feature 0 of tiny/noise/seed42" in "".join(shown[0]["text/html"])
+
+
+def executed(index, profile, source):
+    """07 with a table of links, as it is kept beside the figures of a profile."""
+    links = " ".join(
+        f'<a href="{feature_address(index.meta, latent)}">{latent}</a>' for latent in (7, 12)
+    )
+    shown = nbformat.v4.new_output("display_data", {"text/html": links})
+    source.cells.append(nbformat.v4.new_code_cell("links", outputs=[shown]))
+    folder = profile / "figures" / "p" / "notebooks"
+    explorer = os.path.relpath(profile / "artifacts" / "p" / "explorer", folder)
+    folder.mkdir(parents=True)
+    nbformat.write(cleaned(source, source, explorer), folder / "07_paper.ipynb")
+
+
+def test_links_of_an_executed_notebook(browser, lab, folder):
+    """They lead to files that there are, and the middle mouse button opens the feature."""
+    source = nbformat.read(folder / "small.ipynb", as_version=4)
+    index = FeatureIndex(write_index(folder / "made"))
+    write_explorer(folder / "artifacts" / "p" / "explorer", [index])
+    executed(index, folder, source)
+    with watched_page(browser) as page:
+        open_notebook(page, lab, "figures/p/notebooks/07_paper.ipynb")
+        links = page.locator("a[href*='explorer/index.html']")
+        # Lab puts the place of the file in the link
+        page.locator("a[href*='/files/artifacts/p/explorer/index.html']").first.wait_for()
+        for link in links.all():
+            answer = page.request.get(link.get_attribute("href"), headers={"Referer": lab})
+            assert answer.status == 200
+        assert links.count() == 2
+        with page.context.expect_page() as opened:
+            links.last.click(button="middle")
+        opened.value.locator(".fx-detail h2").get_by_text("Feature 12 ").first.wait_for()
+
+
+def test_other_pages_stay_in_a_sandbox(lab, folder):
+    (folder / "artifacts").mkdir(exist_ok=True)
+    (folder / "artifacts" / "other.html").write_text("<script>1</script>")
+    request = urllib.request.Request(f"{lab}files/artifacts/other.html?token={TOKEN}")
+    request.add_header("Referer", lab)
+    with urllib.request.urlopen(request) as answer:
+        assert "sandbox allow-scripts" in answer.headers["Content-Security-Policy"]
 
 
 def test_notebook_09(browser, lab):

@@ -9,6 +9,7 @@ they leave out all that would differ in the next one: progress, times, addresses
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nbformat.v4 import new_output
 from PIL import Image
 
 from faithful_sae.files import ROOT, atomic_path
+from faithful_sae.paper.links import EXPLORER
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.registry import stages
 from faithful_sae.runs.schema import Run
@@ -56,8 +58,9 @@ def write_executed(profile: str | Path) -> list[Path]:
         if executed is None:
             continue
         source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        explorer = os.path.relpath(run.artifacts.parent / "explorer", run.figures / "notebooks")
         try:
-            notebook = cleaned(nbformat.read(executed, as_version=4), source)
+            notebook = cleaned(nbformat.read(executed, as_version=4), source, explorer)
         except ValueError as error:
             print(f"note: {executed}: {error}")
             continue
@@ -67,13 +70,14 @@ def write_executed(profile: str | Path) -> list[Path]:
     return written
 
 
-def cleaned(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
+def cleaned(executed: NotebookNode, source: NotebookNode, explorer: str = EXPLORER) -> NotebookNode:
     """An executed notebook with the cells of its source, the values of parameters it was run with,
     and those outputs that another run would repeat.
 
     Args:
         executed: as papermill leaves it.
         source: as it is committed; neither is changed.
+        explorer: where that of the profile is, as seen from where the result will be.
 
     Raises:
         ValueError: its cells are not those of the source.
@@ -92,7 +96,7 @@ def cleaned(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             count += 1
             kept.execution_count = count
-            kept.outputs = _repeated(done.outputs, count)
+            kept.outputs = _repeated(done.outputs, count, explorer)
         cells.append(kept)
     # not that it is one of a pair: JupyterLab would write the other one beside it
     metadata = {"kernelspec": source.metadata.kernelspec, "language_info": {"name": "python"}}
@@ -111,12 +115,12 @@ def _with_values(source: str, given: dict[str, str]) -> str:
     return source
 
 
-def _repeated(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
+def _repeated(outputs: list[NotebookNode], count: int, explorer: str) -> list[NotebookNode]:
     """What another run of a cell would show again: what it printed, in one piece, then the rest."""
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     kept = [new_output("stream", text=_here(printed))] if printed else []
     for output in outputs:
-        data = _shown(output.get("data", {}))
+        data = _shown(output.get("data", {}), explorer)
         if not data:
             continue
         about = {kind: about for kind, about in output.metadata.items() if kind in data}
@@ -127,7 +131,7 @@ def _repeated(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
     return kept
 
 
-def _shown(data: dict[str, str]) -> dict[str, str]:
+def _shown(data: dict[str, str], explorer: str) -> dict[str, str]:
     """The richest forms of an output. Plain text is there beside them for terminals, with addresses
     in it; and a live bar has nothing but that.
     """
@@ -135,7 +139,10 @@ def _shown(data: dict[str, str]) -> dict[str, str]:
     if not rich and LIVE not in data:
         rich = {PLAIN: data[PLAIN]} if PLAIN in data else {}
     return {
-        kind: _small(said) if kind == "image/png" else _here(said) for kind, said in rich.items()
+        kind: _small(said)
+        if kind == "image/png"
+        else _here(said).replace(f'href="{EXPLORER}/', f'href="{explorer}/')
+        for kind, said in rich.items()
     }
 
 

@@ -2,7 +2,6 @@
 page.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from urllib.parse import quote
@@ -16,6 +15,8 @@ from faithful_sae.runs.rows import lacking
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.s09_explore_features import index_folders
 
+# as seen from the executed notebooks of a profile, where they are made and on the site
+EXPLORER = "../explorer"
 # features of a kind, in each set
 SHOWN = 8
 
@@ -72,4 +73,4 @@ def _links(meta, latents):
 
 def feature_address(meta: Mapping, latent: int) -> str:
     """A feature's page, as seen from the folder of the executed notebooks of the profile."""
-    return os.path.join("..", "explorer", f"index.html#/{quote(set_key(meta))}/{latent}")
+    return f"{EXPLORER}/index.html#/{quote(set_key(meta))}/{latent}"
