@@ -7,11 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from faithful_sae.paper.names import ROLE_NAMES, role_of
+from faithful_sae.paper.exhibits import save_figure
+from faithful_sae.paper.names import ROLE_NAMES, role_of, without_role
 from faithful_sae.paper.plots import evaluation, features, geometry, paper, seeds, style
-from faithful_sae.paper.plots.style import GREYS, LOOKS, corpus_looks, spread
+from faithful_sae.paper.plots.style import (
+    GREYS,
+    LOOKS,
+    OTHERS,
+    corpora_without_role,
+    corpus_looks,
+    spread,
+)
 from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.schema import BASELINES
 
@@ -131,6 +140,36 @@ def test_a_corpus_is_known_by_the_role_it_plays():
     assert looks["library (Pile)"] == corpus_looks(["Pile"])["Pile"] == LOOKS["pile"]
 
 
+TEXT = {"role": None, "path": "text.jsonl", "text_key": "text"}
+OWN = {"corpora.mine": TEXT, "corpora.yours": TEXT}
+
+
+def test_a_corpus_without_a_role_has_one_colour_in_a_profile(make_run):
+    """Whatever else a figure shows."""
+    run = make_run(OWN)
+    names = without_role([run, run])
+    assert names[-2:] == ["mine", "yours"]
+    shown = (["yours"], ["Faithful", "yours", "mine"], ["mine", "Pile", "FLAN", "yours"])
+    with corpora_without_role(names):
+        looks = [corpus_looks(corpora) for corpora in shown]
+    assert len({found["yours"] for found in looks}) == 1
+    assert looks[1]["mine"] == looks[2]["mine"] != looks[0]["yours"]
+    assert not {*LOOKS.values()} & {looks[0]["yours"], looks[1]["mine"]}
+
+
+def test_a_saved_figure_knows_the_corpora_of_its_profile(make_run):
+    run = make_run(OWN)
+    drawn = []
+
+    def draw(data):
+        drawn.append(corpus_looks(data.corpus))
+        return Figure(figsize=(1, 1))
+
+    for corpora in (["yours"], ["mine", "yours"]):
+        save_figure(run, "training", pd.DataFrame({"corpus": corpora}), draw)
+    assert drawn[0]["yours"] == drawn[1]["yours"]
+
+
 # Machado et al. (2009), severity 1, on linear RGB
 SEEN_AS = {
     "normal": np.eye(3),
@@ -165,14 +204,15 @@ def lab(colour, seen_as):
 
 @pytest.mark.parametrize("sight", SEEN_AS)
 def test_colour_blind_readers_tell_corpora_apart(sight):
-    seen = [lab(look.colour, SEEN_AS[sight]) for look in LOOKS.values()]
+    seen = [lab(look.colour, SEEN_AS[sight]) for look in (*LOOKS.values(), *OTHERS)]
     # a difference of 2.3 is just noticed side by side
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 15
 
 
 def test_in_grey_lines_and_markers_tell_corpora_apart():
-    assert len({look.line for look in LOOKS.values()}) == len(LOOKS)
-    assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+    looks = [*LOOKS.values(), *OTHERS]
+    assert len({look.line for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)
 
 
 @pytest.mark.parametrize("name", ["bars", "cosines"])

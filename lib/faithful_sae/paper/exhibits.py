@@ -30,6 +30,7 @@ from faithful_sae.paper.layout import (
     markdown,
     row_names,
 )
+from faithful_sae.paper.names import without_role
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
@@ -231,12 +232,13 @@ def save_figure(
     # for which the workflow, which asks for the list alone, does not wait
     import matplotlib
 
-    from faithful_sae.paper.plots.style import as_written
+    from faithful_sae.paper.plots.style import as_written, corpora_without_role
 
     exhibit, runs, stem = _place(runs, exhibit_id)
     folder = runs[0].figures
     write_csv(folder / f"{stem}.csv", data)
-    figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
+    with corpora_without_role(without_role(load_profile(runs[0].file.parent))):
+        figure = draw(read_csv(folder / f"{stem}.csv", text_columns(data)))
     if exhibit.scope == "model":
         # above everything: a legend below the axes hangs on to the lower edge of what is saved
         at = {"va": "bottom", "ha": "left", "fontsize": 8, "fontweight": "bold"}

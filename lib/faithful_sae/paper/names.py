@@ -1,6 +1,7 @@
 """What corpora are called in tables and figures: by their own name, and by the role they play."""
 
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -42,6 +43,12 @@ def role_of(name: str) -> str | None:
     found = re.search(r" \(([^()]*)\)$", name)
     called = found[1] if found else name
     return next((role for role, said in ROLE_NAMES.items() if said == called), None)
+
+
+def without_role(runs: Iterable[Run]) -> list[str]:
+    """Corpora of some runs that play no role, each once, in the order in which they are named."""
+    names = (n for run in runs for n, corpus in run.corpora.items() if corpus.role is None)
+    return list(dict.fromkeys(names))
 
 
 def named(run: Run, rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,11 @@
 """What all figures have in common: colours, sizes, fonts, and the panels they are laid out in."""
 
+import contextlib
 import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
@@ -79,6 +81,16 @@ LOOKS = {
     "open-instruct": Look("#CC79A7", (0, (2, 1)), "<"),
     "flan": Look("#882255", (0, (4, 1, 1, 1, 1, 1)), ">"),
 }
+# of corpora that play no role, in the order in which a profile names them
+OTHERS = (
+    Look("#8550E6", (0, (5, 1, 2, 1)), "*"),
+    Look("#80A65B", (0, (3, 1, 3, 3)), "p"),
+    Look("#801300", (0, (1, 2.5)), "x"),
+    Look("#335931", (0, (7, 3)), "+"),
+    Look("#802D77", (0, (3, 1, 1, 3)), "8"),
+)
+# these, while a figure is drawn
+_WITHOUT_ROLE: ContextVar[tuple[str, ...]] = ContextVar("corpora without a role", default=())
 # untrained baselines, in every figure
 GREYS = ("0.75", "0.5")
 OF_BASELINES = {
@@ -172,19 +184,27 @@ def grid(
 
 
 def corpus_looks(names: Iterable[str]) -> dict[str, Look]:
-    """{corpus: its look} in order of appearance. A corpus that plays no role has the look of a role
-    that none of the others plays.
+    """{corpus: its look} in order of appearance, in each figure of a profile the same. What plays
+    no role and is none of the profile's (corpora_without_role) stands behind these.
 
     Args:
         names: as paper.names calls them.
     """
-    roles = {name: role_of(name) for name in dict.fromkeys(names)}
-    free = [look for role, look in LOOKS.items() if role not in roles.values()]
-    spare = itertools.cycle(free or LOOKS.values())
-    return {
-        name: OF_BASELINES.get(name) or (LOOKS[role] if role in LOOKS else next(spare))
-        for name, role in roles.items()
-    }
+    shown = list(dict.fromkeys(names))
+    known = OF_BASELINES | {name: LOOKS[role] for name in shown if (role := role_of(name)) in LOOKS}
+    others = dict.fromkeys(name for name in (*_WITHOUT_ROLE.get(), *shown) if name not in known)
+    known |= dict(zip(others, itertools.cycle(OTHERS), strict=False))
+    return {name: known[name] for name in shown}
+
+
+@contextlib.contextmanager
+def corpora_without_role(names: Iterable[str]) -> Iterator[None]:
+    """Figures drawn meanwhile are of a profile whose corpora without a role are these."""
+    before = _WITHOUT_ROLE.set(tuple(names))
+    try:
+        yield
+    finally:
+        _WITHOUT_ROLE.reset(before)
 
 
 def groups(data: DataFrame, *columns: str) -> Iterator[tuple[Any, DataFrame]]:
