@@ -108,7 +108,8 @@ Image(save_figure(run, "source_kinds", data, kinds), retina=True)
 
 # %% [markdown]
 # These are latents of each kind, the most stable first, and the tokens that each makes likelier. A
-# kind that has none is not listed.
+# kind that has none is not listed. Latents of a text and seed named under `features` have a page of
+# contexts in the explorer (`make explorer`), which sets the texts side by side as well.
 
 # %%
 lm = open_model(run)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -298,7 +299,8 @@ def given(run, ev, ratio):
     """
     records, bits, sums = [], [], []
     orders = (WHOLE, *ORDERS)
-    for corpus_, seed, order in itertools.product(run.pruning.corpora, range(8), orders):
+    places: Any = itertools.product(run.pruning.corpora, range(8), orders)
+    for corpus_, seed, order in places:
         size = WHOLE if order == WHOLE else FAKE
         # another for each order, which cancels over seeds
         noise = 0.002 * (-1) ** (seed & (1 + orders.index(order))).bit_count()

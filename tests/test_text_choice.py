@@ -277,7 +277,7 @@ def planted(run, slope, cost):
         }
         for (name, seed), row in itertools.product(at, range(8))
     )
-    mean = by_row.groupby(["text", "seed"], sort=False)[["ce", "ce_sae"]].mean() / 10
+    mean = pd.DataFrame(by_row.groupby(["text", "seed"], sort=False)[["ce", "ce_sae"]].mean()) / 10
     fidelity = (mean.ce_sae - mean.ce).rename("ce_diff").reset_index()
     probes = pd.DataFrame({"text": n, "seed": s, "accuracy": 0.5, "correct": "01"} for n, s in at)
     return {

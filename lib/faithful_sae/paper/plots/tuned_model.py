@@ -8,7 +8,7 @@ from faithful_sae.paper.plots.style import OLIVE, VIOLET, Look, grid, groups, le
 
 # by the model that an SAE is trained in
 LOOKS = {"base": Look(VIOLET, "-", "o"), "tuned": Look(OLIVE, (0, (4, 1.5)), "s")}
-SEEDS = {"two seeds": ("0.35", None), "one seed": ("0.85", "///")}
+SEEDS = {"two seeds": ("0.6", None), "one seed": ("0.85", "///")}
 
 
 @styled
