@@ -11,6 +11,7 @@ It needs no network: formulas are MathML, and nothing is loaded from elsewhere. 
 Jinja's, notebooks are rendered by nbconvert, docstrings by pdoc.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Collection
@@ -258,7 +259,12 @@ def _part(run, exhibit, site):
         made |= read_json(circumstances) if circumstances.exists() else {}
         along.append(provenance.name)
     for name in along:
-        shutil.copyfile(run.figures / name, figures / name)
+        if name == provenance.name:
+            # a half of the bytes say the same
+            said = json.dumps(read_json(provenance), ensure_ascii=False, separators=(",", ":"))
+            (figures / name).write_text(said, encoding="utf-8")
+        else:
+            shutil.copyfile(run.figures / name, figures / name)
     title = f"{exhibit.title}, {model}" if model else exhibit.title
     if exhibit.kind == "table":
         _, _, table = (run.figures / f"{stem}.md").read_text(encoding="utf-8").partition("\n\n")
