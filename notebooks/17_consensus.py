@@ -23,8 +23,9 @@
 # Latents of all seeds are put together by their decoder rows. Each begins as a group; two groups
 # are joined, the closest first, while
 #
-# $$ \cos\Big(\sum_{i \in g} d_i, \sum_{j \in h} d_j\Big) \ge \tau \quad \text{and no seed has a
-# latent in both.} $$
+# $$ \cos(\sum_{i \in g} d_i, \sum_{j \in h} d_j) \ge \tau $$
+#
+# and no seed has a latent in both.
 #
 # A group is a *feature*, and the seeds that it has latents of *find* it. Its latents become one,
 #

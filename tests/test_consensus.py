@@ -17,6 +17,7 @@ from faithful_sae.metrics.uncertainty import jackknife
 from faithful_sae.paper import consensus as shown
 from faithful_sae.paper.plots import consensus as plots
 from faithful_sae.paper.verdicts import VERDICTS
+from faithful_sae.runs.registry import model_stages
 from faithful_sae.runs.rows import read_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.stages.corpus import corpus, make_faithful
@@ -255,12 +256,17 @@ CHANGES = {
         ({"consensus.seeds": [7]}, r"consensus\.seeds = \[7\] must list some of sae\.seeds"),
         ({"consensus.share": 1.5}, r"consensus\.share"),
         ({"sae.variant": {"name": "relu"}}, r"sae\.variant = relu: latents are averaged as TopK's"),
-        ({"evaluation": None}, "evaluation is null: latents are explained as it says"),
     ],
 )
 def test_a_study_that_cannot_be_made(make_run, changes, said):
     with pytest.raises(ParamsError, match=said):
         make_run(CHANGES | changes)
+
+
+@pytest.mark.parametrize("without", [{"evaluation": None}, {"sae.seeds": [42]}])
+def test_it_is_left_out_where_it_lacks_what_it_needs(make_run, without):
+    run = make_run(CHANGES | {"consensus": {"corpora": CORPORA}} | without)
+    assert STAGE not in model_stages(run)
 
 
 @pytest.fixture

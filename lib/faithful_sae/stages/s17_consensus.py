@@ -62,16 +62,13 @@ class Consensus(Section):
             own = run.corpora.get(self.corpora[0])
             why = f"has {self.corpora[0]} first, whose text is not the model's own (faithful: self)"
             need(not own or own.faithful == "self", "consensus.corpora", why)
-        n = len(s.seeds)
-        need(n > 1, "sae.seeds", "= 1 seed has nothing to agree with: consensus needs two")
         check_seeds(run, need, "consensus.seeds", self.seeds)
         beside = len(self.seeds or s.seeds)
         why = f"= {self.group} must divide the number of consensus.seeds, {beside}"
-        need(beside % self.group == 0, "consensus.group", why)
+        need(beside in (1, beside // self.group * self.group), "consensus.group", why)
         why = f"= {s.variant.name}: latents are averaged as TopK's are: it must be topk"
         need(s.variant.name == "topk", "sae.variant", why)
-        why = "is null: latents are explained as it says, so consensus needs it"
-        if need(run.evaluation, "evaluation", why):
+        if run.evaluation:
             text = run.evaluation.text
             why = f"= {text!r} is one of consensus.corpora, and must be text of neither"
             need(text not in self.corpora, "evaluation.text", why)
@@ -131,8 +128,12 @@ class ConsensusStudy(Stage):
     lower = "sae.buffer_tokens or ffr.tokens"
     lower_ram = "consensus.tokens"
 
+    def wanted(self, run: Run) -> bool:
+        """One seed has nothing to agree with; latents are explained as `evaluation` says."""
+        return super().wanted(run) and len(run.sae.seeds) > 1 and run.evaluation is not None
+
     def corpora(self, run: Run) -> tuple[str, ...]:
-        return (*run.consensus.corpora, run.evaluation.text) if run.consensus else ()
+        return (*run.consensus.corpora, run.evaluation.text) if self.wanted(run) else ()
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "consensus_saes.csv"
