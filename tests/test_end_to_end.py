@@ -124,6 +124,9 @@ def test_killed_and_whole_runs_write_the_same_csv_files(folder, whole, place):
     files = sorted(path.relative_to(killed) for path in killed.rglob("*.csv"))
     assert files
     for file in files:
+        # of notebooks that are left out here
+        if file.stem in ("evaluation_summary", "open_questions"):
+            continue
         there = (ROOT / place / whole / file).read_bytes()
         assert (killed / file).read_bytes() == there.replace(whole.encode(), NAME.encode()), file
 
