@@ -366,8 +366,9 @@ Markdown(filename=save_table(runs, "evaluation_summary", evaluation.summary(trai
 # ## What the paper left open
 #
 # Sections 5.4, 7 and 8 of the paper name what it did not do. Notebooks 14 to 20 do it, each made
-# only where it is asked for: `make paper STUDIES="data_or_seed pruning"` makes two, and
-# `docs/which_text.md` has all names. A question that has not been asked yet is not in the table.
+# only where it is asked for: `make paper STUDIES="data_or_seed pruning"` makes two. A question that
+# has not been asked yet is not in the table. `docs/which_text.md` has all names, and what the
+# answers mean to somebody who trains SAEs tomorrow: which text to use.
 
 # %%
 Markdown(filename=save_table(runs, "open_questions", open_questions(trained)))
