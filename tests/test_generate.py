@@ -464,3 +464,41 @@ def test_no_room_in_memory(make_run, lm, monkeypatch):
     ):
         make_faithful(run, lm)
     assert not list(run.artifacts.glob("faithful*/shard*"))
+
+
+# --- drawing tokens -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 256, 257, 1000, 49_152])
+@pytest.mark.parametrize("sharpness", [0.0, 3.0, 15.0])
+def test_a_token_is_where_the_distribution_function_passes_the_random_number(vocabulary, sharpness):
+    """Against numpy, in one sum over the whole vocabulary; some tokens cannot be drawn."""
+    rng = np.random.default_rng(vocabulary)
+    p = np.exp(sharpness * rng.normal(size=(64, vocabulary))).astype(np.float32)
+    p[:, rng.random(vocabulary) < 0.3] = 0
+    p[:, vocabulary // 2] += 1e-3
+    drawn = sampling.draw_tokens(torch.from_numpy(p), torch.Generator().manual_seed(3))
+    u = torch.rand(64, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64).numpy()
+    cdf = p.astype(float).cumsum(1)
+    expected = [
+        np.searchsorted(row, x[0] * row[-1], side="right") for row, x in zip(cdf, u, strict=True)
+    ]
+    assert drawn[:, 0].tolist() == expected
+    assert drawn.shape == (64, 1)
+    assert (p[np.arange(64), drawn[:, 0]] > 0).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+def test_the_ends_are_tokens_that_can_be_drawn(monkeypatch, u):
+    p = torch.zeros(1, 1000)
+    p[0, [300, 600]] = torch.tensor([0.1, 0.2])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[u]], dtype=torch.float64))
+    drawn = sampling.draw_tokens(p, torch.Generator())
+    assert drawn.item() == (300 if u == 0 else 600)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    p = torch.ones(2, 300)
+    p[1, 299] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampling.draw_tokens(p, torch.Generator())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as functional
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from faithful_sae.text.packing import joined, separate
 
 # of the free memory may go to rows: the rest is for what a step computes
 SAMPLING_SHARE = 0.9
+# tokens of a block of the vocabulary
+DRAWN = 256
 
 
 def start_ids(tokenizer: Any, bos_id: int, start: str | None, name: str) -> list[int]:
@@ -207,6 +210,9 @@ def draw_tokens(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token per row by inverting the distribution function: int64 [B, 1]. One random number per
     row, where torch.multinomial takes one per token of the vocabulary.
 
+    The function is summed up in float64 over blocks of the vocabulary, and token by token in the
+    block alone that is drawn: all tokens of a large vocabulary would take longer than its softmax.
+
     Args:
         p: [B, V], 0 or more; rows need not sum to 1.
         generator: on the device of `p`.
@@ -214,7 +220,11 @@ def draw_tokens(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Raises:
         FloatingPointError: a row that is not finite.
     """
-    cdf = p.cumsum(-1, dtype=torch.float64)
+    if missing := -p.shape[-1] % DRAWN:
+        p = functional.pad(p, (0, missing))
+    blocks = p.unflatten(-1, (-1, DRAWN))
+    sums = blocks.sum(-1, dtype=torch.float64)
+    cdf = sums.cumsum(-1)
     if not cdf[:, -1].isfinite().all():
         raise FloatingPointError(
             "the language model's logits are not finite: its weights are damaged, or dtype is too "
@@ -224,7 +234,14 @@ def draw_tokens(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device=p.device)
         * cdf[:, -1:]
     )
-    return torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[-1] - 1)
+    block = torch.searchsorted(cdf, u, right=True).clamp(max=cdf.shape[-1] - 1)
+    before = cdf.gather(-1, block) - sums.gather(-1, block)
+    rows = torch.arange(len(p), device=p.device)
+    within = blocks[rows, block[:, 0]].cumsum(-1, dtype=torch.float64)
+    # both ends are tokens that can be drawn, whatever the last digit of a sum is
+    place = torch.searchsorted(within, (u - before).clamp(min=0), right=True)
+    last = (within >= within[:, -1:]).int().argmax(-1, keepdim=True)
+    return block * DRAWN + torch.minimum(place, last)
 
 
 # --- shards ---------------------------------------------------------------------------------------
