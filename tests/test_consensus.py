@@ -12,7 +12,8 @@ import torch
 
 from conftest import EVALUATION, TEXT
 from faithful_sae import TopKSAE, fake_feature_ratio, fidelity, shared_feature_ratio
-from faithful_sae.metrics.consensus import agreement, common_features, consensus_sae, with_latents
+from faithful_sae.metrics.consensus import agreement, common_features, consensus_sae
+from faithful_sae.metrics.pruning import with_latents
 from faithful_sae.metrics.uncertainty import jackknife
 from faithful_sae.paper import consensus as shown
 from faithful_sae.paper.plots import consensus as plots

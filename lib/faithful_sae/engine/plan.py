@@ -68,7 +68,7 @@ def paper_inputs(
 ) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and
     figures are made of, the indexes of features that it links to, what the features are worth, and
-    the rows of studies that are asked for.
+    the answers of studies that are asked for.
     """
     trained = [run for run in some or runs if run.sae]
     links = [str(rows_file(run, "features")) for run in trained if run.features]
@@ -77,7 +77,7 @@ def paper_inputs(
         str(rows_file(run, name))
         for run in trained
         for stage in model_stages(run)
-        if stage.study and stage.asked_for(studies)
+        if stage.answers and stage.asked_for(studies)
         for name in stage.rows
     ]
     return run_outputs(runs, lambda stage: stage.paper, some) + links + worth + answers

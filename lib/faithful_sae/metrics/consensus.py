@@ -125,27 +125,11 @@ def consensus_sae(saes: Sequence[TopKSAE], features: np.ndarray) -> TopKSAE:
     found.W_enc = (columns * (length / count)[:, None]).T.contiguous()
     found.b_enc = biases * length / count
     found.b_dec = b_dec
-    return _of_size(found, len(features))
-
-
-def with_latents(sae: TopKSAE, latents: Sequence[int] | np.ndarray) -> TopKSAE:
-    """An SAE with some of the latents of a TopK SAE, in this order; as many are active as there
-    were, or all where there are fewer.
-    """
-    kept = torch.as_tensor(latents, device=sae.W_dec.device)
-    found = copy.copy(sae)
-    found.W_dec = sae.W_dec[kept]
-    found.W_enc = sae.W_enc[:, kept].contiguous()
-    found.b_enc = sae.b_enc[kept]
-    return _of_size(found, len(kept))
-
-
-def _of_size(sae, n):
-    sae.k = min(sae.k, n)
+    found.k = min(saes[0].k or len(features), len(features))
     # those of other latents
-    sae.firing = None
-    sae.metadata = {}
-    return sae
+    found.firing = None
+    found.metadata = {}
+    return found
 
 
 def agreement(a: TopKSAE, b: TopKSAE, threshold: float) -> tuple[float, int]:

@@ -53,15 +53,27 @@ def pruned(sae: TopKSAE, latents: ArrayLike) -> TopKSAE:
     gone = np.unique(np.asarray(latents, int))
     if len(gone) and not 0 <= gone[0] <= gone[-1] < sae.d_sae:
         raise ValueError(f"latents {gone[0]} to {gone[-1]} are not among 0 to {sae.d_sae - 1}")
-    if sae.router is not None:
-        raise ValueError("an SAE with experts cannot be pruned: their latents come in equal blocks")
     left = sae.d_sae - len(gone)
     if left < (sae.k or 1):
         raise ValueError(f"{left} latents would be left, fewer than k = {sae.k or 1}: remove fewer")
-    kept = torch.from_numpy(np.delete(np.arange(sae.d_sae), gone)).to(sae.W_dec.device)
+    return with_latents(sae, np.delete(np.arange(sae.d_sae), gone))
+
+
+def with_latents(sae: TopKSAE, latents: ArrayLike) -> TopKSAE:
+    """An SAE with some of the latents of another, in this order; as many are active as there were,
+    or all where there are fewer.
+
+    Raises:
+        ValueError: an SAE with experts, each of which has a block of latents of one size.
+    """
+    if sae.router is not None:
+        raise ValueError("an SAE with experts cannot be pruned: their latents come in equal blocks")
+    kept = torch.as_tensor(np.asarray(latents, int), device=sae.W_dec.device)
     found = copy.copy(sae)
     found.W_enc, found.b_enc = sae.W_enc[:, kept].contiguous(), sae.b_enc[kept]
     found.W_dec = sae.W_dec[kept]
+    if sae.k is not None:
+        found.k = min(sae.k, len(kept))
     for name in ("threshold", "firing"):
         of_latents = getattr(sae, name)
         setattr(found, name, None if of_latents is None else of_latents[kept.to(of_latents.device)])

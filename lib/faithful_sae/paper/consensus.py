@@ -25,7 +25,7 @@ from faithful_sae.metrics.uncertainty import (
     mean_within,
 )
 from faithful_sae.paper.claims import NATS, PERCENT, SHARE
-from faithful_sae.paper.estimates import ON_MODERATE, row_sums
+from faithful_sae.paper.estimates import on_moderate, row_sums
 from faithful_sae.paper.evaluation import SAME
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
@@ -81,8 +81,8 @@ ABSENT = {"sfr": TOO_FEW, "alike": TOO_FEW, "detection": "no latent of it fires 
 
 def _columns(rows: Rows) -> dict[str, str]:
     """{measure: column}, of moderate tokens where SAEs were trained on these alone."""
-    moderate = f"explained_variance{ON_MODERATE}" in rows["consensus_fidelity"]
-    return {name: at + ON_MODERATE * moderate for name, at in FIDELITY.items()}
+    there = rows["consensus_fidelity"]
+    return {name: on_moderate(there, at) for name, at in FIDELITY.items()}
 
 
 def measured(run: Run, rows: Rows) -> pd.DataFrame:

@@ -170,10 +170,7 @@ def _common(run: Run, pairs: Any) -> list[Case]:
     """For each text of a language model: its SAEs with those of other text, above these with each
     other.
     """
-    own = {name for name in dict.fromkeys(pairs.corpus_a) if run.corpora[name].faithful is not None}
-    own |= {
-        name for name in dict.fromkeys(pairs.corpus_b) if run.corpora[name].faithful is not None
-    }
+    own = {name for name, corpus in run.corpora.items() if corpus.faithful is not None}
     a_own, b_own = pairs.corpus_a.isin(own), pairs.corpus_b.isin(own)
     others = _values(pairs[~a_own & ~b_own], "sfr")
     cases = []

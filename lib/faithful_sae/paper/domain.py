@@ -10,7 +10,7 @@ import pandas as pd
 
 from faithful_sae.metrics.domain import worth
 from faithful_sae.metrics.uncertainty import mean_over_seeds
-from faithful_sae.paper.estimates import ON_MODERATE, cells_by, values_by, weighted_sum
+from faithful_sae.paper.estimates import cells_by, on_moderate, values_by, weighted_sum
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
@@ -44,12 +44,8 @@ def _texts(run: Run) -> list[str]:
 
 
 def _measures(rows: Rows) -> dict[str, str]:
-    """With sae.max_norm, those of moderate activations: massive ones rule the others."""
     there = rows["domain_fidelity"]
-    return {
-        (name + ON_MODERATE if name + ON_MODERATE in there else name): said
-        for name, said in MEASURES.items()
-    }
+    return {on_moderate(there, name): said for name, said in MEASURES.items()}
 
 
 def _cells(rows: Rows) -> dict[str, dict[tuple, Any]]:

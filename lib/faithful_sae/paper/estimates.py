@@ -43,6 +43,13 @@ ON_MODERATE = "_moderate"
 MODERATE = tuple(measure + ON_MODERATE for measure in ("ce_diff", "l2", "explained_variance"))
 
 
+def on_moderate(table: pd.DataFrame, measure: str) -> str:
+    """The column of a measure on moderate positions, where a table has it (with sae.max_norm, which
+    SAEs were trained with): massive ones rule the other.
+    """
+    return measure + ON_MODERATE if measure + ON_MODERATE in table else measure
+
+
 def values_by(rows: pd.DataFrame, by: Sequence[str], column: str) -> dict[Any, Values]:
     """{value of the columns `by`: {seeds: number}}; pairs have two seeds, SAEs one."""
     seeds = ["seed_a", "seed_b"] if "seed_a" in rows else ["seed"]

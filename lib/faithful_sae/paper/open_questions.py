@@ -38,7 +38,7 @@ def open_questions(runs: list[Run]) -> pd.DataFrame:
     tables = []
     for run in runs:
         for stage in model_stages(run):
-            if stage.name in STUDIES and not any(lacking(run, name) for name in stage.rows):
+            if stage.answers and not any(lacking(run, name) for name in stage.rows):
                 rows = {name: read_rows(run, name) for name in stage.rows}
                 table = STUDIES[stage.name](run, rows)
                 tables.append(table.assign(notebook=stage.name, model=run.label))

@@ -16,7 +16,7 @@ import pandas as pd
 
 from faithful_sae.metrics.description_length import bits_at
 from faithful_sae.metrics.uncertainty import bootstrap_error, mean_over_seeds
-from faithful_sae.paper.estimates import ON_MODERATE, row_sums, values_by
+from faithful_sae.paper.estimates import on_moderate, row_sums, values_by
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
@@ -66,12 +66,13 @@ def at_equal_fvu(bits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records, columns=[*names, "bits", "whole", "ratio"])
 
 
-def measured(run: Run, rows: Rows) -> pd.DataFrame:
+def measured(rows: Rows) -> pd.DataFrame:
     """One row per corpus, order, size and seed: `removed` latents, EV, CE difference (nats), bits
     per token, and their ratio to the whole SAE's at one FVU; means over draws.
     """
-    names = {_on(run, column): name for name, column in COLUMNS.items()}
-    table = rows["pruning"].rename(columns=names)
+    table = rows["pruning"]
+    names = {on_moderate(table, column): name for name, column in COLUMNS.items()}
+    table = table.rename(columns=names)
     at = [*BY, "seed", "draw"]
     table = table.merge(at_equal_fvu(rows["pruning_bits"]).drop(columns="removed"), on=at)
     return _over_draws(table, ["removed", "bits", *MEASURES])
@@ -82,17 +83,12 @@ def _over_draws(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(means).reset_index()
 
 
-def _on(run, measure):
-    assert run.sae
-    return measure + ON_MODERATE if run.sae.max_norm else measure
-
-
 def curves(run: Run, rows: Rows) -> pd.DataFrame:
     """A row per measure, corpus, order and size: the percentage of latents that is gone, and the
     mean over seeds with its interval. Of each measure and corpus the whole SAE is first.
     """
     assert run.sae
-    table = measured(run, rows)
+    table = measured(rows)
     records = []
     for measure in MEASURES:
         for (corpus, order, size), values in values_by(table, BY, measure).items():
@@ -118,8 +114,8 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
     difference (nats) on unseen and on its own text, accuracy of probes, bits per token and their
     ratio to the whole SAE's at one FVU, with halves of intervals over seeds.
     """
-    of_unseen = measured(run, rows)
-    names = {name: _on(run, column) for name, column in COLUMNS.items()}
+    of_unseen = measured(rows)
+    names = {name: on_moderate(rows["pruning_own"], column) for name, column in COLUMNS.items()}
     of_own = _over_draws(rows["pruning_own"], [*names.values()])
     columns = {
         "latents": (of_unseen, "removed"),
@@ -187,7 +183,7 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
     mean over draws where others are removed at random; bits are shares of the whole SAE's.
     """
     assert run.pruning
-    tables = {**dict.fromkeys(MEASURES, measured(run, rows))}
+    tables = {**dict.fromkeys(MEASURES, measured(rows))}
     tables["accuracy"] = _over_draws(rows["pruning_probes"], ["accuracy"])
     judged = []
     for (order, other, measure), said in STATEMENTS.items():
@@ -214,7 +210,7 @@ def _case(run, rows, corpus, measure, order, other, found):
     if measure in ("CE difference", "ratio"):
         estimate = estimate.negative()
     if measure != "ratio":
-        estimate = replace(estimate, text_error=_text_error(run, rows, measure, keys))
+        estimate = replace(estimate, text_error=_text_error(rows, measure, keys))
     return Case(name, (Difference("better by", estimate),))
 
 
@@ -222,7 +218,7 @@ def _key(corpus, order):
     return corpus, order, WHOLE if order == WHOLE else FAKE
 
 
-def _text_error(run, rows, measure, keys):
+def _text_error(rows, measure, keys):
     """What other rows, or other texts of a probe, would do to a difference, means over seeds and
     draws.
     """
@@ -236,7 +232,7 @@ def _text_error(run, rows, measure, keys):
             ]
             errors.append(bootstrap_error(right[0] - right[1], np.ones(len(right[0]))))
         return math.hypot(*errors) / len(errors)
-    column = _on(run, COLUMNS[measure])
+    column = on_moderate(rows["pruning"], COLUMNS[measure])
     parts = [row_sums(_of(rows["pruning_rows"], key), column) for key in keys]
     return bootstrap_error(parts[0][0] - parts[1][0], parts[0][1])
 

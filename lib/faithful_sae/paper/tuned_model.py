@@ -10,7 +10,7 @@ import pandas as pd
 
 from faithful_sae.metrics.tuned_model import Contrast, effects
 from faithful_sae.metrics.uncertainty import Estimate, Values, mean_over_seeds
-from faithful_sae.paper.estimates import MODERATE, ON_MODERATE, cells_by, values_by, weighted_sum
+from faithful_sae.paper.estimates import cells_by, on_moderate, values_by, weighted_sum
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
@@ -44,13 +44,6 @@ def _text(run, name):
     return sides(run)[TUNED] if name == OWN else heading(run, name)
 
 
-def _measure(rows, name):
-    """With sae.max_norm, of moderate positions: SAEs were trained on no others."""
-    moderate = name + ON_MODERATE
-    there = moderate in MODERATE and moderate in rows["tuned_fidelity"]
-    return moderate if there else name
-
-
 def models_table(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per model and text: CE (nats), and the share of the activations' variance that the
     base's activations explain.
@@ -74,7 +67,9 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
     where = ["measured_in", "evaluated_on", *CELL]
     fidelity, by_row = rows["tuned_fidelity"], rows["tuned_fidelity_rows"]
     names = {EV: "EV", CE: "CE difference"}
-    measures = {_measure(rows, measure): name for measure, name in names.items()}
+    measures = {
+        on_moderate(rows["tuned_fidelity"], measure): name for measure, name in names.items()
+    }
     found = cells_by(fidelity, by_row, where, measures)
     l0 = values_by(fidelity, where, "l0")
     fakes = values_by(rows["tuned_ffr"], ["measured_in", *CELL], "ffr")
@@ -221,7 +216,7 @@ def _contrast(rows: Rows, model: str, text: str, weights: Contrast, measure: str
 
     tables = (here("tuned_fidelity"), here("tuned_fidelity_rows"))
     named = {"-".join(cell): weight for cell, weight in weights.items()}
-    return weighted_sum(*tables, "cell", named, _measure(rows, measure))
+    return weighted_sum(*tables, "cell", named, on_moderate(rows["tuned_fidelity"], measure))
 
 
 def _sharing(run, rows):

@@ -71,6 +71,7 @@ class Stage:
         profile: whether it runs once per profile, instead of once per language model.
         paper: whether the paper's tables and figures are made of what it measures.
         study: whether it runs only where it is asked for, by the name of its section (STUDIES).
+        answers: whether it answers what the paper left open: 07 gathers its findings.
         rows: the csv files it writes, under rows/.
         embedded_rows: those it writes as well where the language model is embedded.
         reads: rows that earlier stages write.
@@ -89,6 +90,7 @@ class Stage:
     profile: ClassVar[bool] = False
     paper: ClassVar[bool] = False
     study: ClassVar[bool] = False
+    answers: ClassVar[bool] = False
     rows: ClassVar[tuple[str, ...]] = ()
     embedded_rows: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()

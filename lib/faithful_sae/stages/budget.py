@@ -1,6 +1,7 @@
 """What training and reading of text take, worked out from the parameters: shared by several stages.
 
-Each formula of a stage's `needs` that another stage has as well stands here, once.
+Each formula of a stage's `needs` that another stage has as well stands here, once; those that ask
+the code of training stand in training_budget.py.
 """
 
 from collections.abc import Sequence

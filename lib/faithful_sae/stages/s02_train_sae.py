@@ -295,14 +295,13 @@ class TrainSAE(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
         from faithful_sae.stages.budget import (
             context_bytes,
             group_bytes,
             reading_bytes,
             saving_bytes,
         )
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s = run.sae
         n = len(s.seeds)
@@ -312,8 +311,7 @@ class TrainSAE(Stage):
             saved = 0
         else:
             # baselines take less: a pair of them has the moments and gradients of one W_enc
-            sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
-            work = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+            work = sae_training_bytes(run, shape, n)
             work += context_bytes(run, shape, [s.variant])
             saved = n * 3 * one
         device = weights(shape) + group_bytes(run, shape) + work
@@ -321,16 +319,14 @@ class TrainSAE(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
         from faithful_sae.stages.budget import kept_bytes
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         s = run.sae
-        sizes = [s.d_sae] * len(s.seeds)
-        done = sum(sae_bytes(shape.d_model, d_sae) for d_sae in sizes)
+        n = len(s.seeds)
+        done = n * sae_bytes(shape.d_model, s.d_sae)
         trained = len(s.train_on) - len(run.published)
-        training = training_disk(shape.d_model, sizes, [VARIANTS[s.variant.name]] * len(sizes))
-        beside = training - done if trained else 0
+        beside = sae_training_disk(run, shape, n) - done if trained else 0
         return len(run.sae_names) * done + trained * kept_bytes(run, shape) + beside
 
     def tokens(self, run: Run) -> int:

@@ -1,6 +1,6 @@
 """06: probes of every task on every SAE."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,10 @@ class LinearProbes(Stage):
     lower_ram = "probing.max_train and max_test"
 
     def files(self, run: Run) -> Iterable[Path]:
-        paths = [path for task in run.tasks.values() for path in (task.train, task.test)]
-        return [run.resolve(path) for path in paths if path]
+        return task_files(run, run.tasks)
 
     def documentation(self, run: Run) -> Iterable[tuple]:
-        p = run.probing
-        for task in run.tasks.values():
-            if task.documentation:
-                yield task.documentation, task.packages, p.max_train + p.max_test
+        return task_documentation(run, run.tasks)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         p = run.probing
@@ -148,6 +144,45 @@ class LinearProbes(Stage):
         reading = rates.time_of(lambda: rates.lm.logits(ids)[0].log_softmax(-1), SHORT)
         one = rates.time_of(lambda: pool_latents(sae, x, means), SHORT)
         return reading / len(x), one / len(x)
+
+
+def task_files(run: Run, names: Iterable[str]) -> list[Path]:
+    """The local files of some tasks."""
+    tasks = [run.tasks[name] for name in names]
+    return [run.resolve(path) for task in tasks for path in (task.train, task.test) if path]
+
+
+def task_documentation(run: Run, names: Iterable[str]) -> Iterator[tuple]:
+    """What some tasks take from installed packages, as Stage.documentation."""
+    p = run.probing
+    for task in (run.tasks[name] for name in names):
+        if task.documentation:
+            yield task.documentation, task.packages, p.max_train + p.max_test
+
+
+def reconstruction_probes(
+    run: Run, saes: Mapping[Any, Any], lm: Any, task: str, most: int | None = None
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(name of an SAE, what a probe of its mean reconstruction of a text scores), for each SAE.
+
+    Args:
+        task: of probing.tasks.
+        most: training texts, and as many to test on, at most; None: all of the task.
+    """
+    from faithful_sae.metrics.probing import pooled_representations, probe
+    from faithful_sae.stages.text import labelled
+
+    p = run.probing
+    options = {"inverse_regularisation": p.inverse_regularisation, "max_iter": p.max_iter}
+    parts = [(texts[:most], labels[:most]) for texts, labels in labelled(run, task)]
+    labels = [given for _, given in parts]
+    train, test = (
+        pooled_representations(saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, task)
+        for texts, _ in parts
+    )
+    for name in saes:
+        at = (name, "reconstruction")
+        yield name, probe(train[at], labels[0], test[at], labels[1], **options)
 
 
 def probe_tasks(run: Run, saes: SAEs, lm: Any) -> pd.DataFrame:

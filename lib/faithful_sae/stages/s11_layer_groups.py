@@ -106,14 +106,12 @@ class LayerStudy(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s = run.sae
         n = len(seeds_of(run))
         one = sae_bytes(shape.d_model, s.d_sae)
-        sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
-        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+        training = sae_training_bytes(run, shape, n)
         layers = len(layers_of(run, shape.layers))
         # of all layers of a batch: one by one, then in one array, and what is taken of it
         streams = 3 * layers * 4 * s.lm_batch_rows * run.sequence_length * shape.d_model
@@ -125,13 +123,11 @@ class LayerStudy(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         n = len(seeds_of(run))
-        sizes = [run.sae.d_sae] * n
         done = n * sae_bytes(shape.d_model, run.sae.d_sae)
-        training = training_disk(shape.d_model, sizes, [VARIANTS[run.sae.variant.name]] * n)
+        training = sae_training_disk(run, shape, n)
         # no more groups than half of the layers hold several
         most = math.ceil(1.5 * len(layers_of(run, shape.layers)))
         kept = len(layers_of(run, shape.layers)) * kept_bytes(run, shape)

@@ -47,6 +47,7 @@ class DataOrSeedStudy(Stage):
     sections = {"data_or_seed": DataOrSeed}
     optional = ("data_or_seed",)
     study = True
+    answers = True
     rows = ("source_pairs", "source_components", "source_kinds", "source_latents", "source_listed")
     reads = ("saes", "sfr")
     parameters = (*MODEL, "sfr.threshold")

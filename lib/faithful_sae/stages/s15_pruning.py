@@ -16,6 +16,7 @@ from faithful_sae.stages.budget import reading_bytes, scoring_bytes
 from faithful_sae.stages.s02_train_sae import check_corpora, check_seeds
 from faithful_sae.stages.s05_fidelity import as_rows
 from faithful_sae.stages.s06_probing import STAGE as PROBES
+from faithful_sae.stages.s06_probing import reconstruction_probes, task_documentation, task_files
 
 # the SAE of which no latent is removed, in columns `order` and `size`
 WHOLE = "nothing"
@@ -76,6 +77,7 @@ class PruningStudy(Stage):
     sections = {"pruning": Pruning}
     optional = ("pruning",)
     study = True
+    answers = True
     rows = ("pruning", "pruning_bits", "pruning_rows", "pruning_own", "pruning_probes")
     reads = ("saes", "firing")
     parameters = (
@@ -112,10 +114,10 @@ class PruningStudy(Stage):
         )
 
     def files(self, run: Run) -> Iterable[Path]:
-        return PROBES.files(run) if run.pruning.tasks else ()
+        return task_files(run, run.pruning.tasks)
 
     def documentation(self, run: Run) -> Iterable[tuple]:
-        return PROBES.documentation(run) if run.pruning.tasks else ()
+        return task_documentation(run, run.pruning.tasks)
 
     def tokens(self, run: Run) -> int:
         """Without texts of probes, which are read once more for each SAE."""
@@ -235,7 +237,11 @@ def _measured(run, lm, name, made):
         "pruning_bits": _bits(run, lm, made, which),
         "pruning_rows": [record for table in of_judged for record in table.to_dict("records")],
         "pruning_own": of_own,
-        "pruning_probes": [r for task in probed for r in _probes(run, lm, judged, which, task)],
+        "pruning_probes": [
+            which[key] | {"task": task} | scores
+            for task in probed
+            for key, scores in reconstruction_probes(run, judged, lm, task)
+        ],
     }
 
 
@@ -266,24 +272,6 @@ def _bits(run, lm, made, which):
         for name, sae in made.items()
         for found in descriptions(sae, x)
     ]
-
-
-def _probes(run, lm, made, which, task):
-    from faithful_sae.metrics.probing import pooled_representations, probe
-    from faithful_sae.stages.text import labelled
-
-    p = run.probing
-    options = {"inverse_regularisation": p.inverse_regularisation, "max_iter": p.max_iter}
-    parts = labelled(run, task)
-    labels = [given for _, given in parts]
-    train, test = (
-        pooled_representations(made, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, task)
-        for texts, _ in parts
-    )
-    for name in made:
-        at = (name, "reconstruction")
-        found = probe(train[at], labels[0], test[at], labels[1], **options)
-        yield which[name] | {"task": task} | found
 
 
 STAGE = PruningStudy()

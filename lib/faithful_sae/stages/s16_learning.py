@@ -108,6 +108,7 @@ class LearningStudy(Stage):
     sections = {"learning": Learning}
     optional = ("learning",)
     study = True
+    answers = True
     rows = ("learning_saes", "learning_pairs", "learning_shared")
     reads = ("saes",)
     parameters = (*MODEL, *ROWS_OF_TEXT, *TRAINED, "sfr.threshold")
@@ -129,15 +130,13 @@ class LearningStudy(Stage):
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.matching import matching_bytes
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s, g = run.sae, run.learning
         one = sae_bytes(shape.d_model, s.d_sae)
         n = len(seeds_of(run))
         at_once = max(n * len(g.tokens), 2 * len(g.passes))
-        sizes = (shape.d_model, [s.d_sae] * at_once, [VARIANTS[s.variant.name]] * at_once)
-        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+        training = sae_training_bytes(run, shape, at_once)
         read = 2 * g.sample * 4 * shape.d_model
         saes = len(g.corpora) * n * (len(g.tokens) + 1) * one
         device = weights(shape) + group_bytes(run, shape) + training + read + saes
@@ -147,14 +146,12 @@ class LearningStudy(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         g = run.learning
         one = sae_bytes(shape.d_model, run.sae.d_sae)
         n = len(seeds_of(run)) * len(g.tokens)
-        sizes = [run.sae.d_sae] * n
-        beside = training_disk(shape.d_model, sizes, [VARIANTS[run.sae.variant.name]] * n)
+        beside = sae_training_disk(run, shape, n)
         pairs = g.replicates * 8 * len(g.passes) * one
         return len(g.corpora) * (n * one + kept_bytes(run, shape)) + pairs + beside
 

@@ -106,6 +106,7 @@ class ConsensusStudy(Stage):
     sections = {"consensus": Consensus}
     optional = ("consensus",)
     study = True
+    answers = True
     rows = (
         "consensus_found",
         "consensus_saes",
@@ -270,7 +271,8 @@ def consensus_saes(run: Run, lm: Any, saes: SAEs, features: Features) -> dict[Wh
     Raises:
         ValueError: no feature is found by as many seeds as the run says.
     """
-    from faithful_sae.metrics.consensus import consensus_sae, with_latents
+    from faithful_sae.metrics.consensus import consensus_sae
+    from faithful_sae.metrics.pruning import with_latents
 
     seeds = run.sae.seeds
     found: dict[Which, Any] = {}

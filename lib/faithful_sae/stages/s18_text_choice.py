@@ -34,8 +34,10 @@ from faithful_sae.stages.budget import (
     scoring_bytes,
     train_tokens,
 )
-from faithful_sae.stages.s01_generate_faithful import SAMPLING_SHARE, text_disk
+from faithful_sae.stages.s01_generate_faithful import SAMPLING_SHARE, check_start, text_disk
+from faithful_sae.stages.s01_generate_faithful import STAGE as GENERATE
 from faithful_sae.stages.s02_train_sae import TRAINED, check_corpora, check_seeds
+from faithful_sae.stages.s06_probing import reconstruction_probes, task_documentation, task_files
 
 # the run's own text, as notebook 01 samples it, in tables
 PLAIN = "plain"
@@ -114,10 +116,7 @@ class TextChoice(Section):
         alone = not text.snippets or not given & {"start", "first_token"}
         why = "has snippets, which decide start and first_token: leave these out"
         need(alone, at, why)
-        why = "= 'flat' is no start but a first token: write first_token: flat, after any start"
-        need(text.start != "flat", f"{at}.start", why)
-        why = "= 'chat': the embedded model has no chat template"
-        need(text.start != "chat" or not run.embedded, f"{at}.start", why)
+        check_start(run, need, f"{at}.start", text.start)
         if text.snippets:
             name = text.snippets.corpus
             if check_corpora(run, need, f"{at}.snippets.corpus", (name,)):
@@ -142,6 +141,7 @@ class TextStudy(Stage):
     sections = {"text_choice": TextChoice}
     optional = ("text_choice",)
     study = True
+    answers = True
     rows = (
         "texts",
         "text_saes",
@@ -172,14 +172,10 @@ class TextStudy(Stage):
         return tuple(dict.fromkeys((t.on, *begun)))
 
     def files(self, run: Run) -> Iterable[Path]:
-        task = run.tasks[run.text_choice.task] if run.text_choice.task else None
-        return [run.resolve(path) for path in (task.train, task.test) if path] if task else []
+        return task_files(run, _tasks(run))
 
     def documentation(self, run: Run) -> Iterable[tuple]:
-        p = run.probing
-        task = run.tasks[run.text_choice.task] if run.text_choice.task else None
-        if task and task.documentation:
-            yield task.documentation, task.packages, p.max_train + p.max_test
+        return task_documentation(run, _tasks(run))
 
     def artefacts(self, run: Run) -> Iterable[Artefact]:
         rows = run.artifacts / "rows" / "text_pairs.csv"
@@ -188,14 +184,12 @@ class TextStudy(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s, g = run.sae, run.generate
         n = len(seeds_of(run))
         one = sae_bytes(shape.d_model, s.d_sae)
-        sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
-        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens) + group_bytes(run, shape)
+        training = sae_training_bytes(run, shape, n) + group_bytes(run, shape)
         saes = len(shares(run)) * n * one
         sampling = math.ceil(sampling_bytes(shape, g.batch_rows, g.max_new_tokens) / SAMPLING_SHARE)
         measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
@@ -210,13 +204,11 @@ class TextStudy(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         t, n = run.text_choice, len(seeds_of(run))
-        sizes = [run.sae.d_sae] * n
         done = n * sae_bytes(shape.d_model, run.sae.d_sae)
-        training = training_disk(shape.d_model, sizes, [VARIANTS[run.sae.variant.name]] * n)
+        training = sae_training_disk(run, shape, n)
         texts = len(t.texts) * text_disk(run.generate.changed(tokens=t.sampled))
         kept = math.ceil(kept_bytes(run, shape) * _different(run) / train_tokens(run))
         return texts + kept + (len(shares(run)) - 1) * done + training
@@ -231,11 +223,9 @@ class TextStudy(Stage):
         """Sampling as in 01, reading, a step of every SAE for each batch, and what every SAE is
         measured on; running on from a reconstruction takes about as long as reading does.
         """
-        from faithful_sae.stages.s01_generate_faithful import STAGE as sampling
-
         t = run.text_choice
-        plain = run.changed(embedded=None, generate=run.generate.changed(tokens=t.sampled))
-        sampled = len(t.texts) * sampling.seconds(plain, rates)
+        one = run.changed(generate=run.generate.changed(tokens=t.sampled))
+        sampled = len(t.texts) * GENERATE.sampling_seconds(one, rates)
         n_saes = len(shares(run)) * len(seeds_of(run))
         step = rates.sae_step(run.sae.d_sae, run.sae.k, t.tokens)
         trained = math.ceil(t.tokens / run.sae.batch_tokens) * step
@@ -244,6 +234,11 @@ class TextStudy(Stage):
         encoded = (run.ffr.tokens + scored + probed) * rates.encode_token()
         each = trained + scored * rates.read_token() + encoded
         return sampled + self.tokens(run) * rates.read_token() + n_saes * each
+
+
+def _tasks(run):
+    """Those that are probed: one or none."""
+    return [run.text_choice.task] if run.text_choice.task else []
 
 
 def _different(run):
@@ -489,25 +484,14 @@ def measure_saes(run: Run, lm: Any, saes: SAEs) -> dict[str, pd.DataFrame]:
 
 def _probes(run, lm, saes):
     """Rows `text_probes`; empty where no task is asked for."""
-    from faithful_sae.metrics.probing import pooled_representations, probe
-    from faithful_sae.stages.text import labelled
-
-    t, p = run.text_choice, run.probing
-    columns = ["text", "seed", "accuracy", "correct"]
-    if t.task is None:
-        return pd.DataFrame(columns=columns)
-    parts = [[part[: t.probed] for part in given] for given in labelled(run, t.task)]
-    pooled = [
-        pooled_representations(saes, lm, texts, p.max_tokens, p.include_bos, p.batch_rows, t.task)
-        for texts, _ in parts
+    records = [
+        {"text": name, "seed": seed, **scores}
+        for task in _tasks(run)
+        for (name, seed), scores in reconstruction_probes(
+            run, saes, lm, task, run.text_choice.probed
+        )
     ]
-    options = {"inverse_regularisation": p.inverse_regularisation, "max_iter": p.max_iter}
-    records = []
-    for name, seed in saes:
-        train, test = (part[(name, seed), "reconstruction"] for part in pooled)
-        scores = probe(train, parts[0][1], test, parts[1][1], **options)
-        records.append({"text": name, "seed": seed, **scores})
-    return pd.DataFrame(records)[columns]
+    return pd.DataFrame(records, columns=["text", "seed", "accuracy", "correct"])
 
 
 STAGE = TextStudy()

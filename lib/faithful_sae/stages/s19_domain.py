@@ -91,6 +91,7 @@ class DomainStudy(Stage):
     sections = {"domain": Domain}
     optional = ("domain",)
     study = True
+    answers = True
     rows = (
         "domain_saes",
         "domain_latents",
@@ -116,14 +117,12 @@ class DomainStudy(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s = run.sae
         n = len(run.domain.budgets)
         one = sae_bytes(shape.d_model, s.d_sae)
-        sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
-        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+        training = sae_training_bytes(run, shape, n)
         work = max(group_bytes(run, shape) + training, scoring_bytes(run, shape))
         saes = (len(arms(run)) + len(references(run))) * len(seeds_of(run)) * one
         # the text of an arm is put together from both
@@ -132,13 +131,11 @@ class DomainStudy(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         n = len(run.domain.budgets)
         done = n * sae_bytes(shape.d_model, run.sae.d_sae)
-        kinds = [VARIANTS[run.sae.variant.name]] * n
-        training = training_disk(shape.d_model, [run.sae.d_sae] * n, kinds)
+        training = sae_training_disk(run, shape, n)
         return (len(arms(run)) * len(seeds_of(run)) - 1) * done + training
 
     def tokens(self, run: Run) -> int:

@@ -103,6 +103,7 @@ class TunedModelStudy(Stage):
     sections = {"tuned_model": TunedModel}
     optional = ("tuned_model",)
     study = True
+    answers = True
     rows = ("tuned_models", "tuned_fidelity", "tuned_fidelity_rows", "tuned_ffr", "tuned_pairs")
     reads = ("saes", "sfr")
     parameters = (*MODEL, *ROWS_OF_TEXT, *TRAINED, "generate", "sfr.threshold", "ffr")
@@ -130,14 +131,12 @@ class TunedModelStudy(Stage):
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_bytes
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_bytes
 
         s, t = run.sae, run.tuned_model
         n = len(seeds_of(run))
         one = sae_bytes(shape.d_model, s.d_sae)
-        sizes = (shape.d_model, [s.d_sae] * n, [VARIANTS[s.variant.name]] * n)
-        training = training_bytes(*sizes, s.batch_tokens, s.buffer_tokens)
+        training = sae_training_bytes(run, shape, n)
         at = run.changed(fidelity=run.fidelity.changed(batch_rows=t.batch_rows))
         scored = scoring_bytes(at, shape)
         work = max(group_bytes(run, shape) + training, scored)
@@ -150,13 +149,10 @@ class TunedModelStudy(Stage):
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.sae.sae import sae_bytes
-        from faithful_sae.sae.train import training_disk
-        from faithful_sae.sae.variants import VARIANTS
+        from faithful_sae.stages.training_budget import sae_training_disk
 
         n = len(seeds_of(run))
-        training = training_disk(
-            shape.d_model, [run.sae.d_sae] * n, [VARIANTS[run.sae.variant.name]] * n
-        )
+        training = sae_training_disk(run, shape, n)
         done = (len(cells(run)) - 2) * n * sae_bytes(shape.d_model, run.sae.d_sae)
         return text_disk(run.generate) + rows_disk(run.corpus_tokens) + training + done
 

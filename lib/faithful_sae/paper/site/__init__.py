@@ -251,20 +251,18 @@ def _part(run, exhibit, site):
     model = run.label if exhibit.scope == "model" else ""
     figures = site / "figures"
     along = [f"{stem}.{suffix}" for suffix in ALONG[exhibit.kind]]
+    for name in along:
+        shutil.copyfile(run.figures / name, figures / name)
     provenance = run.figures / f"{stem}.provenance.json"
     made = {}
     if provenance.exists():
         circumstances = run.artifacts.parent / "exhibits" / f"{stem}.json"
         made = read_json(provenance)
-        made |= read_json(circumstances) if circumstances.exists() else {}
+        # a half of the bytes say the same
+        said = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+        (figures / provenance.name).write_text(said, encoding="utf-8")
         along.append(provenance.name)
-    for name in along:
-        if name == provenance.name:
-            # a half of the bytes say the same
-            said = json.dumps(read_json(provenance), ensure_ascii=False, separators=(",", ":"))
-            (figures / name).write_text(said, encoding="utf-8")
-        else:
-            shutil.copyfile(run.figures / name, figures / name)
+        made |= read_json(circumstances) if circumstances.exists() else {}
     title = f"{exhibit.title}, {model}" if model else exhibit.title
     if exhibit.kind == "table":
         _, _, table = (run.figures / f"{stem}.md").read_text(encoding="utf-8").partition("\n\n")
