@@ -215,9 +215,11 @@ data = figure_data.mechanism(trained)
 Image(save_figure(runs, "mechanism_points", data, plots.mechanism), retina=True)
 
 # %% [markdown]
-# The rank correlation says how well they do. Its interval is of what other seeds and rows may do to
-# the order, for the corpora that there are. `p corpora` asks the other question: how often would so
-# few corpora, in any order, fall as much?
+# The rank correlation says how well they keep that order; `±` is what redrawing each number within
+# its error does to it. The verdict is on the size: what SFR falls by, along a straight line, from
+# the text that the model predicts best to the one that it predicts worst. Its interval is over
+# seeds, for the corpora that there are. `p corpora` asks the other question: how often would so few
+# corpora, in any order, fall as much?
 
 # %%
 Markdown(filename=save_table(runs, "mechanism", tables.mechanism(trained)))
@@ -354,24 +356,32 @@ Markdown(filename=save_table(runs, "paper_patterns", patterns()))
 # %% [markdown]
 # ## SAE by SAE: what the features are worth
 #
-# The paper leaves this open (section 7), and notebook 12 measures it. Here is one number of each of
-# its evaluations, for every SAE: how far those of one text differ is what chance does. `PCA` and
-# `identity` need no training, and SAEs with frozen or random directions have learned none. Where
-# they do as well, a number says little.
+# The paper leaves this open (section 7). Notebook 12 measures it where it is asked for, by
+# `make paper STUDIES=evaluation`. Here is one number of each of its evaluations, for every SAE: how
+# far those of one text differ is what chance does. `PCA` and `identity` need no training, and SAEs
+# with frozen or random directions have learned none. Where they do as well, a number says little.
 
 # %%
-Markdown(filename=save_table(runs, "evaluation_summary", evaluation.summary(trained)))
+worth = evaluation.summary(trained)
+if len(worth):
+    display(Markdown(filename=save_table(runs, "evaluation_summary", worth)))
+else:
+    print("Not measured with these parameters yet.")
 
 # %% [markdown]
 # ## What the paper left open
 #
-# Sections 5.4, 7 and 8 of the paper name what it did not do. Notebooks 14 to 20 do it, each made
-# only where it is asked for: `make paper STUDIES="data_or_seed pruning"` makes two. A question that
-# has not been asked yet is not in the table. `docs/which_text.md` has all names, and what the
+# Sections 5.4, 7 and 8 of the paper name what it did not do. Notebooks 12 and 14 to 20 do it, each
+# made only where it is asked for: `make paper STUDIES="data_or_seed pruning"` makes two. A question
+# that has not been asked yet is not in the table. `docs/which_text.md` has all names, and what the
 # answers mean to somebody who trains SAEs tomorrow: which text to use.
 
 # %%
-Markdown(filename=save_table(runs, "open_questions", open_questions(trained)))
+answers = open_questions(trained)
+if len(answers):
+    display(Markdown(filename=save_table(runs, "open_questions", answers)))
+else:
+    print("No study has been made with these parameters yet.")
 
 # %% [markdown]
 # ## Features to look at

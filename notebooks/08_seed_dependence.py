@@ -58,7 +58,7 @@ from faithful_sae.metrics.sfr import match_seeds
 from faithful_sae.paper.exhibits import save_figure, save_table
 from faithful_sae.paper.plots import seeds as seed_plots
 from faithful_sae.paper.seed_claims import findings
-from faithful_sae.stages.s08_seed_dependence import explained, study_seeds, train_seeds
+from faithful_sae.stages.s08_seed_dependence import study_seeds, train_seeds
 
 # %%
 study, seeds, threshold = run.seed_dependence, run.sae.seeds, run.sfr.threshold
@@ -242,11 +242,11 @@ Image(save_figure(run, "seed_mean_cosines", swept, seed_plots.mean_cosines), ret
 # one-sided 95 % bound; it *disagrees* if that is below 0; otherwise it is *undecided*. That two
 # shares are *the same* agrees if their 90 % interval lies in a margin, which stands in the
 # statement. `effect` is the difference that is weakest for the statement, with its 95 %
-# interval. `p (Holm)` is corrected for all statements of the table. How well a latent is explained
-# is what notebook 12 measures.
+# interval. `p (Holm)` is corrected for all statements of the table. What they say of how well
+# latents can be explained stands in notebook 12, which measures it.
 
 # %%
-verdicts = findings(run, rows | explained(run))
+verdicts = findings(run, rows)
 Markdown(filename=save_table(run, "seed_findings", verdicts))
 
 # %% [markdown]

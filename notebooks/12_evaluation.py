@@ -145,7 +145,7 @@ Markdown(filename=save_table(run, "interpretability", shown.scores(run, rows)))
 #
 # Paulo and Belrose (2025) find that latents which more seeds share score higher, and that many
 # which a seed has alone score high, too. Dots are medians and whiskers quartiles over latents. The
-# verdicts stand in notebook 08, among their other findings.
+# verdicts stand below.
 
 # %%
 rows["latent_groups"], rows["latent_pairs"] = evaluation.group_latents(run, trained)
@@ -196,9 +196,10 @@ Markdown(filename=save_table(run, "evaluation_features", shown.features(run, row
 # ## Verdicts
 #
 # Two questions that the paper leaves open: are latents that were trained on the model's own text
-# easier to explain, and are fake ones harder? The unit is the seed: one is left out at a time, as
-# an SAE that is scored. Intervals speak of seeds, on this text. Groups of latents are compared
-# among those that fire about as often, since latents that fire often score otherwise.
+# easier to explain, and are fake ones harder? And two findings of Paulo and Belrose (2025), on
+# latents that seeds share and on those that they do not. The unit is the seed: one is left out at a
+# time, as an SAE that is scored. Intervals speak of seeds, on this text. Groups of latents are
+# compared among those that fire about as often, since latents that fire often score otherwise.
 
 # %%
 Markdown(filename=save_table(run, "evaluation_findings", shown.findings(run, rows)))

@@ -19,13 +19,11 @@ from faithful_sae.features.judging import Explanation
 from faithful_sae.features.windows import cut
 from faithful_sae.metrics.saebench import read_envelope
 from faithful_sae.paper import evaluation as shown
-from faithful_sae.paper.verdicts import judge, table_of
-from faithful_sae.runs.rows import write_rows
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.sae import load_sae
 from faithful_sae.stages import evaluating
 from faithful_sae.stages.judging import Beside, Judging, judges_beside
-from faithful_sae.stages.s08_seed_dependence import explained
 from faithful_sae.stages.s12_evaluation import evaluated, group_latents
 from faithful_sae.text.near_copies import near_copies
 from faithful_sae.text.packing import Cut, pack
@@ -147,12 +145,7 @@ def groups(latents=40):
 def verdicts(run, score, table=None, latents=40):
     rows = {"interpretation": interpretation(score, latents=latents)}
     rows["latent_groups"] = groups(latents) if table is None else table
-    own = shown.findings(run, rows).rename(columns={"question": "statement"})
-    theirs = [
-        {"statement": said} | judge(cases, margin=margin)
-        for said, cases, margin in shown.of_sharing(run, rows)
-    ]
-    found = pd.concat([own, table_of(theirs)]).set_index("statement")
+    found = shown.findings(run, rows).set_index("question")
     return {str(said).split(" ")[0]: row for said, row in found.iterrows()}
 
 
@@ -191,10 +184,14 @@ def test_orphans_that_all_score_below_are_not_many(run):
 
 
 def test_latents_that_no_other_seed_has_are_orphans_on_disk_too(run):
+    noise = np.random.default_rng(0)
+
+    def score(corpus, seed, latent):
+        return 0.6 + 0.1 * (latent % 2) + 0.02 * noise.normal()
+
     write_rows(run, "latent_groups", groups())
-    write_rows(run, "interpretation", interpretation(lambda *_: 0.7))
-    read = explained(run)["latent_groups"]
-    assert (read.found_in == "").sum() == (groups().found_in == "").sum() > 0
+    found = verdicts(run, score, read_rows(run, "latent_groups"))
+    assert found["Shared"].effect == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_difference_that_is_one_of_firing_alone_is_none(run):

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EVALUATION, TEXT
 from faithful_sae.metrics.uncertainty import mean_over_seeds
 from faithful_sae.paper.seed_claims import NEARLY, SAME, findings
 from faithful_sae.paper.verdicts import (
     AGREES,
     COLUMNS,
     DISAGREES,
-    NOT_MEASURED,
     NOT_TESTABLE,
     UNDECIDED,
 )
@@ -202,15 +200,6 @@ LAYERS = {0: 0.2, 1: 0.5, 2: 0.5, 3: 0.2}
 )
 def test_a_verdict_is_what_its_rows_say(run, word, given, expected):
     assert row(run, word, **given).verdict == expected
-
-
-def test_interpretability_waits_for_its_notebook(run, make_run):
-    """Not testable where the profile explains no latents, and else not measured yet."""
-    said = "interpretable"
-    assert row(run, said).verdict == NOT_TESTABLE
-    changes = {"corpora.other": TEXT, "evaluation": EVALUATION}
-    later = make_run({"seed_dependence": {"corpus": "text", "sweep_seeds": 2}, **changes})
-    assert row(later, said).verdict == NOT_MEASURED
 
 
 def test_the_table_has_the_columns_of_every_verdict(run):

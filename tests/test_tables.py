@@ -79,6 +79,29 @@ def test_every_measure_of_what_seeds_share(make_measured_run):
     assert table.loc["my-pile (Pile)", "SFR"] == pytest.approx(0.2)
 
 
+def _noisy(mean, shift):
+    """SFR of six pairs of seeds around a mean, in an order of each corpus's own."""
+    return list(mean + np.roll([0.03, -0.02, 0.01, -0.03, 0.02, -0.01], shift))
+
+
+def test_the_mechanism_is_decided_by_what_sfr_falls_by(make_measured_run):
+    """In the order of CE .6, .7, .4, .1, .2: a slope of (-2 x .6 - .7 + .1 + 2 x .2) / 10 a step,
+    and four steps.
+    """
+    sfr = {"faithful": 0.6, "pile": 0.7, "fineweb": 0.4, "alpaca": 0.2, "flan": 0.1}
+    ce = {"faithful": 2.0, "pile": 2.5, "fineweb": 3.0, "alpaca": 5.0, "flan": 4.0}
+    noisy = {role: _noisy(mean, i) for i, (role, mean) in enumerate(sfr.items())}
+    row = tables.mechanism([make_measured_run("a", noisy, corpus_ce=ce)]).iloc[0]
+    assert row.effect == pytest.approx(0.56)
+    assert row.verdict == "agrees"
+
+
+def test_two_corpora_are_too_few_for_a_mechanism(make_measured_run):
+    sfr = {"faithful": _noisy(0.6, 0), "pile": _noisy(0.2, 1)}
+    run = make_measured_run("a", sfr, corpus_ce={"faithful": 2.0, "pile": 3.0})
+    assert tables.mechanism([run]).verdict[0] == "not testable"
+
+
 def test_the_mechanism_is_spearmans_correlation_of_ce_with_sfr(make_measured_run):
     sfr = {"faithful": 0.6, "pile": 0.7, "fineweb": 0.4, "alpaca": 0.2, "flan": 0.1}
     ce = {"faithful": 2.0, "pile": 2.5, "fineweb": 3.0, "alpaca": 5.0, "flan": 4.0}
@@ -93,7 +116,6 @@ def test_the_mechanism_is_spearmans_correlation_of_ce_with_sfr(make_measured_run
         alternative="less",
     )
     assert row.p_corpora == pytest.approx(exact.pvalue)
-    assert row.verdict == "agrees"
     points = figure_data.mechanism([run]).set_index("corpus")
     assert points.ce["my-flan (FLAN)"] == 4.0
     assert points.ce_as_sampled.dropna().to_dict() == {"Faithful": 2.9}

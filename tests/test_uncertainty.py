@@ -15,6 +15,7 @@ from faithful_sae.metrics.uncertainty import (
     jackknife,
     mean_over_seeds,
 )
+from faithful_sae.paper.estimates import rise_weights, weighted_values
 
 # of one SFR on the laptop profile's models: SD of a seed and of a pair, over 14 sets of 28 pairs
 SEED_SD, PAIR_SD = 0.0085, 0.0145
@@ -135,6 +136,27 @@ def test_power(n_seeds):
     for difference, power in POWER[n_seeds].items():
         seen = [e.value + difference > e.half_width() for e in found]
         assert np.mean(seen) == pytest.approx(power, abs=0.05), difference
+
+
+@pytest.mark.parametrize("n_seeds", [4, 6, 8])
+def test_a_rise_over_corpora_is_seen_as_often_as_it_says_where_there_is_none(n_seeds):
+    """One-sided, 5 %; the bound is three standard errors of the count above."""
+    rng = np.random.default_rng(200 + n_seeds)
+    weights = rise_weights({corpus: float(corpus) for corpus in range(7)})
+    seen = []
+    for _ in range(800):
+        cells = {corpus: simulated(rng, n_seeds) for corpus in range(7)}
+        low, high = mean_over_seeds(weighted_values(cells, weights)).bounds()
+        seen.append([low > 0, high < 0])
+    assert np.max(np.mean(seen, 0)) <= 0.073
+
+
+def test_a_rise_is_that_of_the_line_of_least_squares():
+    places, values = {"a": 2.0, "b": 1.0, "c": 2.0, "d": 7.5}, [0.3, 0.9, 0.1, 0.4]
+    weights = rise_weights(places)
+    slope, _ = np.polyfit([*places.values()], values, 1)
+    got = sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
+    assert got == pytest.approx(slope * 6.5)
 
 
 # --- rows and texts -------------------------------------------------------------------------------

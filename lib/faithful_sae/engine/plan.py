@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faithful_sae.files import PACKAGE, ROOT, folder_of
-from faithful_sae.paper.exhibits import notebook_exhibits
+from faithful_sae.paper.exhibits import notebook_exhibits, promised
 from faithful_sae.runs import registry
 from faithful_sae.runs.keys import settings, workflow_settings
 from faithful_sae.runs.registry import model_stages, profile_stage
@@ -27,8 +27,8 @@ def stages(runs: list[Run]) -> list[Stage]:
 
 
 def stage_exhibits(run: Run, stage: Stage) -> list[str]:
-    """Paths of the exhibits a notebook writes for a run."""
-    exhibits = notebook_exhibits(run, stage.name)
+    """Paths of the exhibits a notebook writes for a run, whatever studies there are."""
+    exhibits = promised(run, stage)
     return [str(run.figures / name) for exhibit in exhibits for name in exhibit.files(run.name)]
 
 
@@ -67,12 +67,11 @@ def paper_inputs(
     runs: list[Run], some: list[Run] | None = None, studies: Collection[str] = ()
 ) -> list[str]:
     """What the profile's one notebook gathers: the outputs of all that the paper's tables and
-    figures are made of, the indexes of features that it links to, what the features are worth, and
-    the answers of studies that are asked for.
+    figures are made of, the indexes of features that it links to, and the answers of studies that
+    are asked for.
     """
     trained = [run for run in some or runs if run.sae]
     links = [str(rows_file(run, "features")) for run in trained if run.features]
-    worth = [str(rows_file(run, "positions")) for run in trained if run.evaluation]
     answers = [
         str(rows_file(run, name))
         for run in trained
@@ -80,7 +79,7 @@ def paper_inputs(
         if stage.answers and stage.asked_for(studies)
         for name in stage.rows
     ]
-    return run_outputs(runs, lambda stage: stage.paper, some) + links + worth + answers
+    return run_outputs(runs, lambda stage: stage.paper, some) + links + answers
 
 
 def profile_outputs(
@@ -163,8 +162,7 @@ def stage_inputs(run: Run, stage: Stage, apart: bool = True) -> list[str]:
     made = [*map(_documentation, filter(_is_documentation, corpora)), *stage.documentation(run)]
     files += [documentation_path(run, *source) for source in made]
     # of one seed, 09 does without 03's
-    named = (*stage.reads, *stage.shows)
-    there = [name for name in named if registry.writer(name).wanted(run)]
+    there = [name for name in stage.reads if registry.writer(name).wanted(run)]
     files += [rows_file(run, name) for name in there]
     return [*map(str, files), *_texts(run, corpora)]
 

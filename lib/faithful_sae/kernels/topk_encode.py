@@ -95,37 +95,35 @@ def _round_loop(first, last, rows, bits, rounded, norm, error):
 
 
 @loop
-def _bound(sign, element, b, error, norm, column_norm, column_error, rounding):
-    """p~ + sign e of one latent."""
+def _screened(element, b, error, norm, column_norm, column_error, rounding):
+    """(p~, e) of one latent."""
     p = _as_float(element)
     e = error * column_norm + norm * column_error + abs(p) * rounding
     p += b
-    return p + sign * (e + abs(p) * SUM_ERROR)
+    return p, e + abs(p) * SUM_ERROR
 
 
 @loop
-def _raise_to(out, sign, block, b_enc, error, norm, column_norm, column_error, rounding):
-    """out = max(out, p~ + sign e) for a block of latents; on its own, so that the compiler sees to
-    it that it is vectorised.
+def _raise_to(low, high, block, b_enc, error, norm, column_norm, column_error, rounding):
+    """low = max(low, p~ - e) and high = max(high, p~ + e) for a block of latents; on its own, so
+    that the compiler sees to it that it is vectorised.
     """
     for j in range(len(block)):
-        out[j] = max(
-            out[j],
-            _bound(
-                sign, block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding
-            ),
-        )
+        p, e = _screened(block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding)
+        low[j] = max(low[j], p - e)
+        high[j] = max(high[j], p + e)
 
 
 @loop
-def _group_bounds(out, sign, row, b_enc, error, norm, column_norm, column_error, rounding):
-    """out[j] = the largest p~ + sign e of latents j, j + len(out), ..."""
-    out[:] = -np.inf
-    for i in range(0, len(row), len(out)):
-        j = i + len(out)
+def _group_bounds(low, high, row, b_enc, error, norm, column_norm, column_error, rounding):
+    """low[j] and high[j] = the largest p~ - e and p~ + e of latents j, j + len(low), ..."""
+    low[:] = -np.inf
+    high[:] = -np.inf
+    for i in range(0, len(row), len(low)):
+        j = i + len(low)
         _raise_to(
-            out,
-            sign,
+            low,
+            high,
             row[i:j],
             b_enc[i:j],
             error,
@@ -178,42 +176,32 @@ def _select_loop(
     leaves.
     """
     n_latents = len(weight)
-    plus = np.float32(1)
-    minus = np.float32(-1)
-    bounds, groups = np.empty(n_groups, np.float32), np.empty(n_groups, np.int64)
+    low, high = np.empty(n_groups, np.float32), np.empty(n_groups, np.float32)
+    groups = np.empty(n_groups, np.int64)
     latents, products = np.empty(n_latents, np.int64), np.empty(n_latents, np.float32)
-    bounds_bits = bounds.view(np.int32)
+    low_bits = low.view(np.int32)
     products_bits = products.view(np.int32)
     for t in range(first, last):
         error = row_error[t]
         norm = row_norm[t]
         row = screen[t]
-        _group_bounds(bounds, minus, row, b_enc, error, norm, column_norm, column_error, rounding)
-        bounds_bits[0] = _kth_largest(bounds_bits, k)
-        least = bounds[0]  # k groups hold a latent above it, so k latents are
-        _group_bounds(bounds, plus, row, b_enc, error, norm, column_norm, column_error, rounding)
+        _group_bounds(low, high, row, b_enc, error, norm, column_norm, column_error, rounding)
+        low_bits[0] = _kth_largest(low_bits, k)
+        least = low[0]  # k groups hold a latent above it, so k latents are
         n_left = 0
         for j in range(n_groups):
             groups[n_left] = j
-            n_left += bounds[j] >= least
+            n_left += high[j] >= least
         count = 0
         for base in range(0, n_latents, n_groups):
             for i in range(n_left):
                 f = base + groups[i]
-                if (
-                    f < n_latents
-                    and _bound(
-                        plus,
-                        row[f],
-                        b_enc[f],
-                        error,
-                        norm,
-                        column_norm[f],
-                        column_error[f],
-                        rounding,
-                    )
-                    >= least
-                ):
+                if f >= n_latents:
+                    continue
+                p, e = _screened(
+                    row[f], b_enc[f], error, norm, column_norm[f], column_error[f], rounding
+                )
+                if p + e >= least:
                     product = dot(x[t], weight[f]) + b_enc[f]
                     if product > 0:
                         latents[count], products[count] = f, product

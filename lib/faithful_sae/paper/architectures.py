@@ -9,11 +9,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
-from faithful_sae.paper.claims import PERCENT, SHARE
 from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.names import heading, named
 from faithful_sae.paper.tables import Record, cell
-from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.s10_architectures import keeps_variance, point_at, seeds_of
 

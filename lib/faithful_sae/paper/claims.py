@@ -20,14 +20,10 @@ from faithful_sae.paper.estimates import (
 )
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import INSTRUCTION, TASKS, WEB, sae_corpora
-from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import NATS, PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import Run
 
-# differences within which there is none, in the units of what is compared
-SHARE = 0.02
-NATS = 0.02
-PERCENT = 0.1
 MOST_COVERED = 90.0
 KL_LIMIT = 2.0
 CEILING = 0.99

@@ -24,12 +24,11 @@ from faithful_sae.metrics.uncertainty import (
     mean_over_seeds,
     mean_within,
 )
-from faithful_sae.paper.claims import NATS, PERCENT, SHARE
 from faithful_sae.paper.estimates import on_moderate, row_sums
 from faithful_sae.paper.evaluation import SAME
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
-from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import NATS, PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.catalogue import HALF
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.s17_consensus import KINDS, Which, least_seeds, single_seeds

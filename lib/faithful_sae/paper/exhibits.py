@@ -34,7 +34,7 @@ from faithful_sae.paper.names import without_role
 from faithful_sae.runs.catalogue import Exhibit, exhibits
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.provenance import write_provenance
-from faithful_sae.runs.registry import before, model_stages, stages, writer
+from faithful_sae.runs.registry import before, model_stages, stages
 from faithful_sae.runs.rows import command, lacking, rows_file
 from faithful_sae.runs.schema import Run, plain
 from faithful_sae.runs.stage import Stage
@@ -65,6 +65,11 @@ def notebook_exhibits(run: Run, notebook: str) -> list[Exhibit]:
         for exhibit in exhibits().values()
         if exhibit.notebook == notebook and (not exhibit.needs or _given(run, exhibit.needs))
     ]
+
+
+def promised(run: Run, stage: Stage) -> list[Exhibit]:
+    """Those of them that it writes whatever studies have been made."""
+    return [exhibit for exhibit in notebook_exhibits(run, stage.name) if not exhibit.gathers]
 
 
 def _given(run: Run, name: str) -> bool:
@@ -119,8 +124,7 @@ def _why_unmeasured(run, stage):
 
 def unmade(run: Run, stage: Stage) -> list[str]:
     """Files of a notebook's exhibits for a run that are not there."""
-    exhibits = notebook_exhibits(run, stage.name)
-    files = [file for exhibit in exhibits for file in exhibit.files(run.name)]
+    files = [file for exhibit in promised(run, stage) for file in exhibit.files(run.name)]
     return [file for file in files if not (run.figures / file).exists()]
 
 
@@ -312,7 +316,7 @@ def _made_of(exhibit, run):
     stage = stages()[exhibit.notebook]
     if stage.profile:
         return [s for s in model_stages(run) if s.paper]
-    return [*before(stage), *dict.fromkeys(map(writer, stage.shows))]
+    return before(stage)
 
 
 def figures_readme(profile: str = "laptop") -> str:

@@ -8,6 +8,7 @@ from faithful_sae.paper import (
     consensus,
     data_or_seed,
     domain,
+    evaluation,
     learning,
     pruning,
     text_choice,
@@ -20,6 +21,7 @@ from faithful_sae.runs.schema import Run
 Findings = Callable[[Run, dict[str, pd.DataFrame]], pd.DataFrame]
 # by notebook, in the order in which they are read
 STUDIES: dict[str, Findings] = {
+    "12_evaluation": evaluation.findings,
     "14_data_or_seed": data_or_seed.findings,
     "15_pruning": pruning.findings,
     "16_learning": learning.findings,

@@ -20,8 +20,7 @@ import pandas as pd
 from faithful_sae.lm.architectures import Hook
 from faithful_sae.metrics.seed_dependence import HORIZON, SIGNIFICANCE, by_pair
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
-from faithful_sae.paper.evaluation import of_sharing
-from faithful_sae.paper.verdicts import NOT_TESTABLE, Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 
 # shares of latents that differ by less are the same
@@ -42,7 +41,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Args:
         run: one with the sections `sae` and `seed_dependence`.
-        rows: {name: rows} as study_seeds and explained (stages.s08_seed_dependence) return them.
+        rows: {name: rows} as study_seeds (stages.s08_seed_dependence) returns them.
     """
     pairs = rows["seed_pairs"]
     sweep = {name: pairs.loc[pairs.sweep == name] for name in ("d_sae", "k", "tokens", "layer")}
@@ -143,19 +142,7 @@ def findings(run: Run, rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row = {"finding": finding, "theirs": theirs} | judge([case])
         # there is one case, of the run
         table.append(row | {"measured": str(case).removeprefix(f"{case.name}: ")})
-    for finding, verdict in _explained(run, rows):
-        table.append({"finding": finding, "theirs": "section 4.2, Figure 3"} | verdict)
     return table_of(table)
-
-
-def _explained(run, rows):
-    if "interpretation" in rows:
-        return [(said, judge(several, margin=m)) for said, several, m in of_sharing(run, rows)]
-    said = "Shared latents are more interpretable, yet many unshared ones are, too"
-    if run.evaluation:
-        return [(said, judge([], missing=["notebook 12 explains latents"]))]
-    why = "no latent is explained: evaluation is null"
-    return [(said, {"measured": why, "verdict": NOT_TESTABLE})]
 
 
 def _case(words, *differences):

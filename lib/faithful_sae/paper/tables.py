@@ -25,10 +25,11 @@ from faithful_sae.paper.estimates import (
     pair_values,
     probe_estimates,
     rank_correlation,
+    sfr_along_ce,
     sfr_estimates,
 )
 from faithful_sae.paper.names import ROLE_NAMES, heading
-from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.catalogue import HALF, exhibits, paper_models
 from faithful_sae.runs.rows import measured, read_rows
 from faithful_sae.runs.schema import BASELINES, ROLES, Corpus, Run
@@ -340,8 +341,8 @@ def shared_features(runs: list[Run]) -> pd.DataFrame:
 
 def mechanism(runs: list[Run]) -> pd.DataFrame:
     """Does text that the model predicts worse lower SFR? The rank correlation of the two over the
-    corpora of each model, and the verdict on it; p_corpora is exact, over all orders of the
-    corpora.
+    corpora of each model, and the verdict on what SFR falls by along their line; p_corpora is
+    exact, over all orders of the corpora.
     """
     rows = []
     for run in with_mechanism(runs):
@@ -349,8 +350,10 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
         ce = read_rows(run, "corpus_ce").set_index("corpus").ce
         estimates = sfr_estimates(run)
         sfr = {name: estimates[name].value for name in sae_corpora(run)}
-        lower = Difference("minus rank correlation", found.negative(), digits=2)
-        judged = judge([Case(run.label, (lower,))])
+        if len(sfr) < 3:
+            case = Case(run.label, excluded=f"{len(sfr)} corpora: too few for a line")
+        else:
+            case = Case(run.label, (Difference("SFR falls by", sfr_along_ce(run).negative()),))
         rows.append(
             {
                 "model": run.label,
@@ -358,7 +361,7 @@ def mechanism(runs: list[Run]) -> pd.DataFrame:
                 "corpora": len(sfr),
                 **cell("rank correlation", found),
                 "p_corpora": _order_p([ce[name] for name in sfr], list(sfr.values())),
-                **judged,
+                **judge([case], margin=SHARE),
             }
         )
     return table_of(rows) if rows else pd.DataFrame(columns=["model", "statement", "verdict"])

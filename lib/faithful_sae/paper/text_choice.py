@@ -13,17 +13,17 @@ import pandas as pd
 import scipy
 
 from faithful_sae.metrics.uncertainty import Estimate, Values, bootstrap_error, mean_over_seeds
-from faithful_sae.paper.claims import NATS, PERCENT, SHARE
 from faithful_sae.paper.estimates import (
     ON_MODERATE,
     cells_by,
+    rise_weights,
     values_by,
     weighted_sum,
     weighted_values,
 )
 from faithful_sae.paper.names import heading
 from faithful_sae.paper.tables import Record, cell
-from faithful_sae.paper.verdicts import Case, Difference, judge, table_of
+from faithful_sae.paper.verdicts import NATS, PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
 from faithful_sae.stages.s18_text_choice import PLAIN, shares
 
@@ -218,9 +218,8 @@ def _ranks(run: Run, rows: Rows, column: str) -> dict[str, float]:
 
 
 def _trend(run: Run, rows: Rows, places: dict[str, float], measure: str, sign: int) -> Case:
-    """What the straight line of least squares through some texts rises by, from the first to the
-    last place. It is a weighted sum, so that seeds decide how well it is known; a rank
-    correlation, beside it in words, is 1 however little it rises.
+    """What the straight line through some texts rises by (estimates.rise_weights), and beside it,
+    in words, their rank correlation, which is 1 however little it rises.
 
     Args:
         places: {text: where it lies}.
@@ -228,16 +227,16 @@ def _trend(run: Run, rows: Rows, places: dict[str, float], measure: str, sign: i
     """
     if (different := len({*places.values()})) < 3:
         return Case(run.label, excluded=f"texts of {different} kinds: too few for a line")
-    x = np.array([*places.values()])
-    centred = x - x.mean()
-    weights = sign * centred / (centred**2).sum() * (x.max() - x.min())
-    estimate = _sum(rows, measure, dict(zip(places, weights.tolist(), strict=True)))
+    rise = rise_weights(places)
+    estimate = _sum(rows, measure, {name: sign * weight for name, weight in rise.items()})
     cells = _cells(rows, measure)
     values = [math.fsum(cells[name].values()) / len(cells[name]) for name in places]
     words = ""
     # of numbers that are all alike there is none
     if len({*values}) > 1:
-        words = f"rank correlation {scipy.stats.spearmanr(x, values).statistic:+.2f}"
+        words = (
+            f"rank correlation {scipy.stats.spearmanr([*places.values()], values).statistic:+.2f}"
+        )
     said = f"{MEASURES[measure]} {'rises' if sign > 0 else 'falls'} by"
     return Case(run.label, (Difference(said, estimate),), words=words)
 

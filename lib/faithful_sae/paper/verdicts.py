@@ -41,6 +41,10 @@ UNDECIDED = "undecided"
 NOT_TESTABLE = "not testable"
 NOT_MEASURED = "not measured"
 VERDICTS = (AGREES, DISAGREES, NO_DIFFERENCE, UNDECIDED, NOT_TESTABLE, NOT_MEASURED)
+# margins within which a difference is none, in the units of what is compared
+SHARE = 0.02
+NATS = 0.02
+PERCENT = 0.1
 COLUMNS = ("measured", "effect", "low", "high", "seeds", "seeds_needed", "p", "p_holm", "verdict")
 
 

@@ -88,6 +88,7 @@ class Exhibit:
     paper: str
     notebook: str
     needs: str | None = None
+    gathers: bool = False
     of_paper: bool = False
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     other_model: dict[str, str] = field(default_factory=dict)

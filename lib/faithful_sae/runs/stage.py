@@ -75,8 +75,6 @@ class Stage:
         rows: the csv files it writes, under rows/.
         embedded_rows: those it writes as well where the language model is embedded.
         reads: rows that earlier stages write.
-        shows: rows of a later stage that its exhibits show where they are there: the workflow makes
-            them first, and the notebook does without.
         parameters: keys its rows depend on, beside its sections and what the stages before it
             depend on. `sae.k` is one of a section; `-sae.seeds` leaves one out.
         hours: which of the run's `hours` limits its job.
@@ -94,7 +92,6 @@ class Stage:
     rows: ClassVar[tuple[str, ...]] = ()
     embedded_rows: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
-    shows: ClassVar[tuple[str, ...]] = ()
     parameters: ClassVar[tuple[str, ...]] = ()
     hours: ClassVar[Literal["generate", "train", "measure"]] = "measure"
     lower: ClassVar[str] = ""

@@ -15,7 +15,7 @@ import pandas as pd
 from faithful_sae.files import file_hash
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import settings
-from faithful_sae.runs.rows import measured, read_rows, write_rows
+from faithful_sae.runs.rows import read_rows, write_rows
 from faithful_sae.runs.schema import Ints, Model, Need, Run, Section, key
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.stages.budget import (
@@ -92,7 +92,6 @@ STUDIED = (*TRAINED, "-sae.seeds", "-sae.d_sae", "-sae.k", "-sae.tokens")
 
 
 # rows of notebook 12
-EXPLAINED = ("interpretation", "latent_groups")
 
 
 class SeedStudy(Stage):
@@ -112,8 +111,6 @@ class SeedStudy(Stage):
         "seed_threshold",
     )
     reads = ("saes",)
-    # their findings on interpretability are judged by it
-    shows = EXPLAINED
     parameters = (
         *MODEL,
         *ROWS_OF_TEXT,
@@ -355,17 +352,6 @@ def study_seeds(run: Run, saes: dict[tuple, Any]) -> dict[str, pd.DataFrame]:
     }
     for name, table in rows.items():
         write_rows(run, name, table)
-    return rows
-
-
-def explained(run: Run) -> dict[str, pd.DataFrame]:
-    """Rows of notebook 12 that say how well latents are explained; none where it has not run."""
-    if not all(measured([run], name) for name in EXPLAINED):
-        return {}
-    rows = {name: read_rows(run, name) for name in EXPLAINED}
-    if len(run.sae.seeds) > 1:
-        # a csv holds no empty text: a latent that no other seed has is read as one nobody looked at
-        rows["latent_groups"] = rows["latent_groups"].fillna({"found_in": ""})
     return rows
 
 

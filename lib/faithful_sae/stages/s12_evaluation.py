@@ -120,6 +120,8 @@ class Evaluation(Sizes):
 class Evaluations(Stage):
     sections = {"evaluation": Evaluation}
     optional = ("evaluation",)
+    study = True
+    answers = True
     rows = (
         "structure",
         "structure_latents",
