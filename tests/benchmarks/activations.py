@@ -4,9 +4,9 @@ blocks that it runs through.
     python tests/benchmarks/activations.py MODEL --layer 22 [--rows 16] [--length 128]
     [--dtypes float32 bfloat16] [--rounds 5]
 
-MODEL is a folder or Hub id. The products are of the same shapes and dtype, on inputs that lie ready;
-attention, norms and rotations come on top of them. Both are run in turn on one thread, and the
-medians are compared.
+MODEL is a folder or Hub id. The products are of the same shapes and dtype, on inputs that lie
+ready; attention, norms and rotations come on top of them. Both are run in turn on one thread, and
+the medians are compared.
 """
 
 import argparse
