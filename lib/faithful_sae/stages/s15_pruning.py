@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.rows import read_rows, write_rows
@@ -215,8 +216,10 @@ def _counted(run, lm, saes, name):
     from faithful_sae.stages.corpus import corpus
 
     rows = corpus(run, name, lm).train[: run.pruning.tokens // run.sequence_length]
-    batches = moderate_batches(lm, rows, run.fidelity.batch_rows, run.sae.max_norm)
-    return firing_on(saes, batches)
+    batch_rows = run.fidelity.batch_rows
+    batches = moderate_batches(lm, rows, batch_rows, run.sae.max_norm)
+    total = math.ceil(len(rows) / batch_rows)
+    return firing_on(saes, tqdm(batches, f"firing on {name}", total, unit="batch"))
 
 
 def _measured(run, lm, name, made):
