@@ -41,6 +41,7 @@ from IPython.display import Image, Markdown
 
 from faithful_sae.paper import data_or_seed as shown
 from faithful_sae.paper.exhibits import save_figure, save_table
+from faithful_sae.paper.links import listed_links
 from faithful_sae.paper.plots.data_or_seed import between_texts, kinds
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s14_data_or_seed import (
@@ -108,13 +109,20 @@ Image(save_figure(run, "source_kinds", data, kinds), retina=True)
 
 # %% [markdown]
 # These are latents of each kind, the most stable first, and the tokens that each makes likelier. A
-# kind that has none is not listed. Latents of a text and seed named under `features` have a page of
-# contexts in the explorer (`make explorer`), which sets the texts side by side as well.
+# kind that has none is not listed.
 
 # %%
 lm = open_model(run)
 listed = list_latents(run, saes, lm, rows["source_latents"])
-Markdown(filename=save_table(run, "source_latents", shown.listed(run, listed)))
+table = shown.listed(run, listed)
+Markdown(filename=save_table(run, "source_latents", table))
+
+# %% [markdown]
+# Latents of a text and seed named under `features` have a page of contexts in the explorer, which
+# sets the texts side by side as well. Do those of one text alone look like features of that text?
+
+# %%
+listed_links(run, listed.assign(kind=table["found on"]))
 
 # %% [markdown]
 # ## Findings

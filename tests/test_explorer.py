@@ -22,7 +22,7 @@ from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text, text_ids
 from faithful_sae.features.vocabulary import visible
 from faithful_sae.files import file_hash
-from faithful_sae.paper.links import feature_address, feature_links
+from faithful_sae.paper.links import feature_address, feature_links, listed_links
 from faithful_sae.runs import provenance
 from faithful_sae.runs.params import load_profile
 from faithful_sae.runs.rows import write_rows
@@ -577,9 +577,16 @@ def test_links_lead_to_features_of_the_parameters_as_they_are(tmp_path, monkeypa
     assert "(32)" in html
     assert "(12)" in html
     assert "make explorer" in html
+    latents = pd.DataFrame({"kind": "own", "seed": 42, "latent": [3, 5, 4]})
+    latents["corpus"] = ["faithful", "library", "faithful"]
+    html = listed_links(run, latents).to_html()
+    assert re.findall(r'index.html#/neox/faithful/seed42/(\d+)">\1</a>', html) == ["3", "4"]
+    assert "library" not in html, "it has no index"
     (index.folder / "latents.parquet").write_bytes(b"damaged")
     assert "Left out" in feature_links([run]).to_html()
     assert "<a" not in feature_links([run]).to_html()
+    (index.folder / "index.json").write_bytes(b"damaged")
+    assert "Left out" in listed_links(run, latents).to_html()
     library = features.changed(corpora=("library",), seeds=(42,))
     of_another_corpus = [run.changed(features=library)]
     assert "No index" in feature_links(of_another_corpus).to_html()

@@ -1,6 +1,4 @@
-"""07's way into the explorer: some orphan and some fake features of every model, each a link to its
-page.
-"""
+"""The way of notebooks into the explorer: features as links, each to its page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -53,6 +51,31 @@ def feature_links(runs: Sequence[Run]) -> Styler:
     return table.style.hide(axis="index").set_caption(escape(caption)).set_uuid("features")
 
 
+def listed_links(run: Run, latents: pd.DataFrame) -> Styler:
+    """Some latents as links to their pages, for display: a row for each kind, corpus and seed, of
+    those that notebook 09 made an index of.
+
+    Args:
+        run: whose latents they are.
+        latents: with columns kind, corpus, seed and latent.
+    """
+    rows = []
+    notes = ["`make explorer` writes the page that the numbers lead to."]
+    folders = index_folders(run) if indexed(run) else {}
+    for (kind, corpus, seed), part in latents.groupby(["kind", "corpus", "seed"], sort=False):
+        if folder := folders.get((corpus, seed)):
+            try:
+                links = _links(FeatureIndex(folder).meta, part.latent)
+            except FeatureError as error:
+                notes.append(f"Left out: {error}.")
+                continue
+            rows.append([*map(escape, map(str, (kind, corpus, seed))), links])
+    if not rows:
+        notes = ["None of their SAEs has an index of features: see `features`.", *notes[1:]]
+    table = pd.DataFrame(rows, columns=["found on", "corpus", "seed", "latents"])
+    return table.style.hide(axis="index").set_caption(escape(" ".join(notes))).set_uuid("listed")
+
+
 def _row(index: FeatureIndex) -> list[str]:
     latents = index.latents
     meta = index.meta
@@ -60,14 +83,17 @@ def _row(index: FeatureIndex) -> list[str]:
         latents[latents.shared.map(lambda shared: shared is False)],
         latents[latents.fake.map(lambda fake: fake is True)],
     ]
-    cells = [part for one in found for part in (_links(meta, one), f"({len(one)})")]
+    cells = [part for one in found for part in (_most_active(meta, one), f"({len(one)})")]
     return [escape(str(meta[name])) for name in ("label", "corpus", "seed")] + cells
 
 
+def _most_active(meta, latents):
+    return _links(meta, latents.nlargest(SHOWN, "frequency", keep="first").latent)
+
+
 def _links(meta, latents):
-    first = latents.nlargest(SHOWN, "frequency", keep="first").latent
     return " ".join(
-        f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' for latent in first
+        f'<a href="{escape(feature_address(meta, latent))}">{latent}</a>' for latent in latents
     )
 
 
