@@ -164,6 +164,8 @@ def test_of_one_model_two_starts_are_compared(make_run):
     assert {*rows["tuned_fidelity"].evaluated_on} == {"tuned_model", "faithful"}
     table = shown.findings(run, rows).set_index("question")
     assert "SAEs of text after BOS serve text after w3" in table.index[0]
+    assert {*shown.served(run, rows).text} == {"text after BOS", "text after w3"}
+    assert shown.sharing(run, rows)["the other"].iloc[-1] == "text after w3"
     model = table.loc["The model that an SAE is trained in matters more than the text"]
     assert model.verdict == "not testable"
 

@@ -26,6 +26,7 @@ LOST = {EV: 0.01, CE: 0.02}
 # SFR that differ by less are the same
 SAME = 0.02
 ONE_MODEL = "there is one model"
+THE_MODEL = "the model"
 # what two SAEs differ in, beside the seed
 SEED, OF_MODEL, OF_TEXT, BOTH = "seed", "model", "text", "model and text"
 
@@ -44,6 +45,15 @@ def _text(run, name):
     return sides(run)[TUNED] if name == OWN else heading(run, name)
 
 
+def _trained_on(run, text):
+    """What SAEs are trained on, by whose text it is, or by what it is sampled after."""
+    return f"{text}'s text" if run.tuned_model.tuned else sides(run)[text]
+
+
+def _model(run, name):
+    return name if run.tuned_model.tuned else THE_MODEL
+
+
 def models_table(run: Run, rows: Rows) -> pd.DataFrame:
     """One row per model and text: CE (nats), and the share of the activations' variance that the
     base's activations explain.
@@ -51,7 +61,7 @@ def models_table(run: Run, rows: Rows) -> pd.DataFrame:
     table = rows["tuned_models"]
     return pd.DataFrame(
         {
-            "model": table.measured_in,
+            "model": [_model(run, name) for name in table.measured_in],
             "text": [_text(run, name) for name in table.evaluated_on],
             "CE": table.ce,
             "explained by the base": table.kept,
@@ -77,10 +87,10 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
     for which in l0:
         measured_in, evaluated_on, *of_sae = which
         record: Record = {
-            "measured in": measured_in,
+            "measured in": _model(run, measured_in),
             "measured on": _text(run, evaluated_on),
-            "trained in": of_sae[0],
-            "trained on": f"{of_sae[1]}'s text",
+            "trained in": _model(run, of_sae[0]),
+            "trained on": _trained_on(run, of_sae[1]),
         }
         for measure, name in measures.items():
             record |= cell(name, found[measure][which])
@@ -135,7 +145,8 @@ def sharing(run: Run, rows: Rows) -> pd.DataFrame:
     records: list[Record] = []
     for differ, pairs in _pairs_of_cells(run).items():
         for a, b in pairs:
-            record: Record = {"differ in": differ, "one SAE": _called(a), "the other": _called(b)}
+            one, other = (_called(run, arm) for arm in (a, b))
+            record: Record = {"differ in": differ, "one SAE": one, "the other": other}
             for column, name in (("sfr", "SFR"), ("mean_cosine", "PW-MCC")):
                 for one_seed, seeds in ((False, "two seeds"), (True, "one seed")):
                     if values := _pairs(rows, a, b, column, one_seed):
@@ -153,8 +164,10 @@ def _pairs_of_cells(run: Run) -> dict[str, list[tuple[Cell, Cell]]]:
     return found
 
 
-def _called(arm):
-    return f"{arm[0]}, {arm[1]}'s text"
+def _called(run, arm):
+    model, text = arm
+    where = f"{model}, " if run.tuned_model.tuned else ""
+    return where + _trained_on(run, text)
 
 
 def findings(run: Run, rows: Rows) -> pd.DataFrame:

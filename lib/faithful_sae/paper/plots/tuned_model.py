@@ -7,7 +7,10 @@ from pandas import DataFrame
 from faithful_sae.paper.plots.style import OLIVE, VIOLET, Look, grid, groups, legend_below, styled
 
 # by the model that an SAE is trained in
-LOOKS = {"base": Look(VIOLET, "-", "o"), "tuned": Look(OLIVE, (0, (4, 1.5)), "s")}
+LOOKS = {
+    **dict.fromkeys(("base", "the model"), Look(VIOLET, "-", "o")),
+    "tuned": Look(OLIVE, (0, (4, 1.5)), "s"),
+}
 SEEDS = {"two seeds": ("0.6", None), "one seed": ("0.85", "///")}
 
 
