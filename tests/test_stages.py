@@ -4,6 +4,7 @@ order matters.
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +14,12 @@ import torch
 from matplotlib.figure import Figure
 
 from conftest import EVALUATION, TEXT
-from faithful_sae.engine.plan import stage_inputs
+from faithful_sae.engine.plan import paper_inputs, stage_exhibits
 from faithful_sae.files import DiskFullError, MissingInputError, remove
 from faithful_sae.paper.plots.paper import activation_norms as draw_norms
-from faithful_sae.runs.keys import made_with, settings
+from faithful_sae.runs.keys import settings
 from faithful_sae.runs.params import load_params
-from faithful_sae.runs.registry import stages
+from faithful_sae.runs.registry import profile_stage
 from faithful_sae.runs.rows import read_rows, rows_file, write_rows
 from faithful_sae.sae.sae import SAEError, TopKSAE
 from faithful_sae.stages.corpus import corpus, make_faithful
@@ -362,12 +363,12 @@ def test_held_out_rows_of_the_pretraining_text_are_new_to_the_model(make_run):
     assert np.array_equal(rows.train[:, 1:].ravel(), seen[: 109 * 11])
 
 
-def test_what_a_notebook_shows_of_a_later_one_is_made_before_it(make_run):
-    """And is no part of what its own rows were made with."""
-    changes = {"corpora.other": TEXT, "seed_dependence": {"corpus": "text", "sweep_seeds": 2}}
-    run = make_run(changes | {"evaluation": EVALUATION})
-    stage = stages()["08_seed_dependence"]
-    assert str(rows_file(run, "interpretation")) in stage_inputs(run, stage)
-    without = make_run(changes)
-    assert str(rows_file(run, "interpretation")) not in stage_inputs(without, stage)
-    assert made_with(run, stage) == made_with(without, stage)
+def test_answers_are_waited_for_where_they_are_asked_for(make_run):
+    """And 07 promises no table of them."""
+    run = make_run({"corpora.other": TEXT, "evaluation": EVALUATION})
+    rows = str(rows_file(run, "interpretation"))
+    assert rows not in paper_inputs([run])
+    assert rows in paper_inputs([run], studies=["evaluation"])
+    tables = [Path(path).stem for path in stage_exhibits(run, profile_stage())]
+    assert "claims" in tables
+    assert not {"open_questions", "evaluation_summary"} & {*tables}
