@@ -62,7 +62,9 @@ def listed_links(run: Run, latents: pd.DataFrame) -> Styler:
     rows = []
     notes = ["`make explorer` writes the page that the numbers lead to."]
     folders = index_folders(run) if indexed(run) else {}
-    for (kind, corpus, seed), part in latents.groupby(["kind", "corpus", "seed"], sort=False):
+    columns = ["kind", "corpus", "seed"]
+    for _, part in latents.groupby(columns, sort=False):
+        kind, corpus, seed = part[columns].iloc[0]
         if folder := folders.get((corpus, seed)):
             try:
                 links = _links(FeatureIndex(folder).meta, part.latent)
