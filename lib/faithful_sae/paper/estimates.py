@@ -288,7 +288,8 @@ def rank_correlation(run: Run) -> Estimate:
     trend in 9 % of cases instead of 5 %. What is tested is `sfr_along_ce`. The corpora are given.
     Baselines are no texts, and not among them.
     """
-    ce, found = _ce_and_sfr(run)
+    ce, pairs = _ce_and_pairs(run)
+    found = {name: mean_over_seeds(values) for name, values in pairs.items()}
     sfr = np.array([estimate.value for estimate in found.values()])
     errors = np.array([estimate.error for estimate in found.values()])
     seeds = next(iter(found.values())).seeds
@@ -308,15 +309,14 @@ def sfr_along_ce(run: Run) -> Estimate:
     the model's CE, from the text that it predicts best to that which it predicts worst: below 0
     where it falls. By ranks, so that one corpus far from all others does not decide.
     """
-    ce, found = _ce_and_sfr(run)
+    ce, pairs = _ce_and_pairs(run)
     weights = rise_weights(ce.ce.rank().to_dict())
-    cells = {name: values for name, values in pair_values(run).items() if name in found}
-    return mean_over_seeds(weighted_values(cells, weights))
+    return mean_over_seeds(weighted_values(pairs, weights))
 
 
-def _ce_and_sfr(run):
-    """(rows `corpus_ce`, {corpus: SFR}) of the corpora, in one order."""
-    of_all = sfr_estimates(run)
+def _ce_and_pairs(run):
+    """(rows `corpus_ce`, {corpus: its pair_values}) of the corpora, in one order."""
+    of_all = pair_values(run)
     found = {name: of_all[name] for name in run.sae.train_on}
     return read_rows(run, "corpus_ce").set_index("corpus").loc[list(found)], found
 
