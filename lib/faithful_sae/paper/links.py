@@ -43,12 +43,10 @@ def feature_links(runs: Sequence[Run]) -> Styler:
             rows.append(_row(FeatureIndex(folder)))
         except FeatureError as error:
             notes.append(f"Left out: {error}.")
-    table = pd.DataFrame(rows, columns=["model", "corpus", "seed", "orphan", "", "fake", " "])
-    caption = " ".join(
-        notes if rows else ["No index of features yet: notebook 09 makes it.", *notes[1:]]
-    )
-    # else it is a random one
-    return table.style.hide(axis="index").set_caption(escape(caption)).set_uuid("features")
+    if not rows:
+        notes = ["No index of features yet: notebook 09 makes it.", *notes[1:]]
+    columns = ["model", "corpus", "seed", "orphan", "", "fake", " "]
+    return _table("features", rows, columns, notes)
 
 
 def listed_links(run: Run, latents: pd.DataFrame) -> Styler:
@@ -74,8 +72,13 @@ def listed_links(run: Run, latents: pd.DataFrame) -> Styler:
             rows.append([*map(escape, map(str, (kind, corpus, seed))), links])
     if not rows:
         notes = ["None of their SAEs has an index of features: see `features`.", *notes[1:]]
-    table = pd.DataFrame(rows, columns=["found on", "corpus", "seed", "latents"])
-    return table.style.hide(axis="index").set_caption(escape(" ".join(notes))).set_uuid("listed")
+    return _table("listed", rows, ["found on", "corpus", "seed", "latents"], notes)
+
+
+def _table(name, rows, columns, notes):
+    style = pd.DataFrame(rows, columns=columns).style
+    # without a name it is a random one
+    return style.hide(axis="index").set_caption(escape(" ".join(notes))).set_uuid(name)
 
 
 def _row(index: FeatureIndex) -> list[str]:
