@@ -202,6 +202,31 @@ def test_sentences_are_in_the_documentation_intact_or_reversed():
     assert not {again(text) for text in turned} & {*intact}
 
 
+def test_one_pair_of_neighbours_in_four_is_swapped():
+    sentence = "The a b c d e f g h i j k l m n o p q."
+    words, altered = (text[:-1].split(" ") for text in (sentence, _swapped(sentence)))
+    assert altered[0] == "The"
+    pairs = [slice(i, i + 2) for i in range(1, 17, 2)]
+    moved = [pair for pair in pairs if altered[pair] != words[pair]]
+    assert len(moved) == 2
+    assert all(altered[pair] == words[pair][::-1] for pair in moved)
+    assert altered[17:] == words[17:]
+
+
+def test_a_short_sentence_has_a_pair_that_is_swapped():
+    assert _swapped("The a b.") == "The b a."
+
+
+def test_which_pairs_are_swapped_depends_on_the_sentence_alone():
+    sentences = [f"{first} a b c d e f g h i j k l m n o p." for first in "TUVWXYZ"]
+    assert [_swapped(s) for s in sentences] == [_swapped(s) for s in sentences]
+    assert len({_swapped(s)[1:] for s in sentences}) > 1
+
+
+def _swapped(sentence):
+    return documentation._altered("word_swap", sentence)
+
+
 def test_no_text_of_a_task_is_a_near_copy_of_the_others(task):
     _, _, examples = task
     texts = [text for text, _ in examples]

@@ -32,7 +32,7 @@ from faithful_sae.files import atomic_path
 from faithful_sae.text.near_copies import Distinct, Shingle, is_copied, shingles
 
 KINDS = ("docstrings", "doctests", "source", "headers", "topics")
-TASKS = ("library", "parameter_or_return", "parameter_type", "word_order")
+TASKS = ("library", "parameter_or_return", "parameter_type", "word_order", "word_swap")
 # characters: of a document, and of a paragraph that can be a near-copy
 SHORTEST = 80
 NOT_INSTALLED = "package {!r} is not installed: install it, or leave it out of the packages"
@@ -122,8 +122,10 @@ def labelled(
         task: "library" (which package a paragraph of prose is from; library names and their aliases
             are masked as "_"), "parameter_or_return" (whether a description is a parameter's or a
             returned value's), "parameter_type" (the declared type of a documented parameter, from
-            its description alone), or "word_order" (a sentence whose words, after the first, stand
-            in reverse order, or intact; no sentence is in both classes).
+            its description alone), "word_order" (a sentence whose words, after the first, stand
+            in reverse order, or intact), or "word_swap" (a sentence in which one pair of
+            neighbours in four is swapped, or intact). No sentence is in both classes of the last
+            two.
         packages: import names.
         max_examples: at most this many in total; every class has the same number, that of the
             rarest class if that is fewer.
@@ -172,6 +174,7 @@ def label_names(task: str, packages: Sequence[str]) -> list[str]:
         "parameter_or_return": list(SECTIONS),
         "parameter_type": list(TYPES),
         "word_order": ["reversed", "intact"],
+        "word_swap": ["swapped", "intact"],
     }[task]
 
 
@@ -374,7 +377,7 @@ def _examples(task, package, docstring, names):
             # formulas
             if re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*){5,40}[.]", sentence):
                 label = int(_hash(sentence), 16) % 2
-                yield _reversed(sentence) if names[label] == "reversed" else sentence, label
+                yield sentence if names[label] == "intact" else _altered(task, sentence), label
 
 
 def _described(text, declaration):
@@ -387,7 +390,14 @@ def _described(text, declaration):
         yield declared, " ".join(description.split())
 
 
-def _reversed(sentence):
-    """Its words in reverse order, but for the first, whose capital would give it away."""
+def _altered(task, sentence):
+    """Its words in another order, but for the first, whose capital would give it away."""
     first, *words = sentence[:-1].split(" ")
-    return " ".join([first, *reversed(words)]) + "."
+    if task == "word_order":
+        words.reverse()
+    else:
+        pairs = len(words) // 2
+        rng = np.random.default_rng(int(_hash(sentence), 16))
+        for i in 2 * rng.permutation(pairs)[: max(round(pairs / 4), 1)]:
+            words[i : i + 2] = words[i + 1], words[i]
+    return " ".join([first, *words]) + "."
