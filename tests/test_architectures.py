@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from faithful_sae.engine import plan
 from faithful_sae.files import file_hash
@@ -23,6 +24,7 @@ from faithful_sae.sae.penalty import STEP, next_penalty
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
 from faithful_sae.stages.s02_train_sae import sae_folder
+from faithful_sae.stages.s03_sfr import heldout_activations
 from faithful_sae.stages.s10_architectures import (
     PLANTED_L0,
     _pairs,
@@ -145,6 +147,11 @@ def test_a_study_from_training_to_tables(studied):
     assert measured.ffr == fake_feature_ratio(
         topk, lm, run.ffr.tokens, run.ffr.frequency, sequence_length=run.sequence_length
     )
+    x = heldout_activations(run, "text", lm, run.sfr.tokens).numpy()
+    left = np.square(topk.reconstruct(torch.from_numpy(x)).numpy() - x).sum(1)
+    left /= np.square(x - x.mean(0)).sum(1).mean()
+    assert measured.error_median == pytest.approx(np.quantile(left, 0.5), rel=1e-4)
+    assert measured.error_p99 == pytest.approx(np.quantile(left, 0.99), rel=1e-4)
     held_out = corpus(run, "text", lm).heldout[:6]
     expected = fidelity(topk, lm, held_out, include_bos=False)
     cell = rows["variant_fidelity"].query(
@@ -246,6 +253,8 @@ def planted(run, sfr, ffr, l0=None, explained=None, recovered=0.9):
             "ffr": mean + rng.normal(0, 0.04),
             "dead": 0.0,
             "duplicates": 0.0,
+            "error_median": 0.2,
+            "error_p99": 0.8,
         }
         for (v, c), mean in ffr.items()
         for seed in SEEDS

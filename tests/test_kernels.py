@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from faithful_sae.kernels import (
+    above_bound,
     backend,
     cosine_tiles,
     firing_counts,
     latent_sums,
+    screen,
     sparse_decode,
     topk_encode,
 )
@@ -223,7 +225,7 @@ KINDS = [
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_choice_is_that_of_float32(kind, bfloat16, monkeypatch):
-    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: bfloat16)
+    monkeypatch.setattr(screen, "bfloat16_is_fast", lambda: bfloat16)
     x, weight, b_enc = adversary(kind)
     for k in (1, 7, 40, 499, 500):
         values, indices = topk_encode.by_screening(x, weight, b_enc, torch.zeros(48), k)
@@ -244,7 +246,7 @@ def test_each_term_of_the_bound_is_needed(lost, monkeypatch):
     """Latent 3 is the largest, but the screen puts it below latents 7 to 9, by what one rounding to
     bfloat16 loses.
     """
-    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr(screen, "bfloat16_is_fast", lambda: True)
     x = torch.ones(2, 48)
     weight = torch.zeros(100, 48)
     b_enc = torch.full((100,), -1.0)
@@ -270,7 +272,7 @@ def test_the_screen_leaves_few(monkeypatch):
     """Bounds that let everything pass would be exact too, and slow. Latents that cannot be chosen
     may hold anything.
     """
-    monkeypatch.setattr(topk_encode, "bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr(screen, "bfloat16_is_fast", lambda: True)
     x, weight = normal(64, 256, seed=1), normal(2000, 256, seed=2)
     p = x @ weight.T
     hopeless = (p < 0.8 * p.topk(20).values[:, -1:]).float()
@@ -296,8 +298,8 @@ def test_bounds_hold():
     # bfloat16 rounds all of this down, so that the errors add up
     x = torch.full((2, 64), 1 + 2.0**-9)
     rounded, norm, error = (
-        topk_encode._rounded(x)
-        if topk_encode.bfloat16_is_fast()
+        screen._rounded(x)
+        if screen.bfloat16_is_fast()
         else (x.bfloat16(), x.norm(dim=1), (x - x.bfloat16()).norm(dim=1))
     )
     close(norm, x.norm(dim=1))
@@ -317,8 +319,67 @@ def test_rounding_is_torchs():
             ),
         ]
     )
-    if topk_encode.bfloat16_is_fast():
-        assert torch.equal(topk_encode._rounded(x)[0], x.bfloat16())
+    if screen.bfloat16_is_fast():
+        assert torch.equal(screen._rounded(x)[0], x.bfloat16())
+
+
+# --- above bounds ---------------------------------------------------------------------------------
+
+
+def by_slots(found):
+    """[{latent: value}] of each token."""
+    values, indices, counts = found
+    rows = zip(values.tolist(), indices.tolist(), counts.tolist(), strict=True)
+    return [dict(zip(f[:n], v[:n], strict=True)) for v, f, n in rows]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_below_its_bound_is_that_of_float32(kind, bfloat16, monkeypatch):
+    monkeypatch.setattr(screen, "bfloat16_is_fast", lambda: bfloat16)
+    x, weight, b_enc = adversary(kind)
+    p = np.empty((60, 500), np.float32)
+    all_dots(x.numpy(), weight.numpy(), b_enc.numpy(), p)
+    # of the p that are there, so that some are equal to it
+    for rank in (3, 60, 2000):
+        bound = np.full(500, np.sort(p.ravel())[-rank])
+        bound[1::2] += 1
+        given = (x, weight, b_enc, torch.zeros(48), torch.from_numpy(bound))
+        found = above_bound.above(*given, 500)
+        expected = [{f: row[f] for f in np.flatnonzero(row >= bound)} for row in p]
+        assert found is not None
+        assert by_slots(found) == expected
+
+
+def test_slots_without_a_latent_are_far_below_and_come_last():
+    weight = torch.eye(5)
+    x = torch.tensor([[0.0, 2, 0, 3, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
+    zeros = torch.zeros(5)
+    values, indices, counts = above_bound.above(x, weight, zeros, zeros, zeros + 1, 5) or ()
+    none = torch.tensor(above_bound.BELOW).item()
+    assert values.tolist() == [[2, 3], [none, none], [1, none]]
+    assert indices.tolist() == [[1, 3], [0, 0], [0, 0]]
+    assert counts.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_more_than_are_asked_for_are_not_looked_for(dtype):
+    weight, x = torch.eye(4, dtype=dtype), torch.ones(3, 4, dtype=dtype)
+    zeros = torch.zeros(4, dtype=dtype)
+    assert above_bound.above(x, weight, zeros, zeros, zeros, 3.9) is None
+    assert above_bound.above(x, weight, zeros, zeros, zeros, 4) is not None
+
+
+def test_both_ways_find_the_same_above_bounds(monkeypatch):
+    x, weight = normal(70, 24, seed=1), normal(90, 24, seed=2)
+    b_enc, b_dec, bound = normal(90, seed=3), normal(24, seed=4), 4 + normal(90, seed=5)
+    by_loops = above_bound.above(x, weight, b_enc, b_dec, bound, 90)
+    monkeypatch.setattr(above_bound, "compiled", lambda *given: False)
+    by_torch = above_bound.above(x, weight, b_enc, b_dec, bound, 90)
+    assert by_loops and by_torch
+    close(by_loops[0].clamp(min=0), by_torch[0].clamp(min=0))
+    assert torch.equal(by_loops[1], by_torch[1])
+    assert torch.equal(by_loops[2], by_torch[2])
 
 
 # --- the smaller ones -----------------------------------------------------------------------------

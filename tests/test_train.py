@@ -18,7 +18,8 @@ from faithful_sae.sae.activations import ActivationStream, rows_in_batches
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.train import Training
 from faithful_sae.sae.variants import TopK, Variant
-from faithful_sae.sae.variants.base import Dense, Moment
+from faithful_sae.sae.variants.base import Bounded, Moment
+from faithful_sae.sae.variants.places import EVERYWHERE
 
 D, F, K, B, STEPS, LR = 8, 24, 3, 40, 100, 1e-3
 X = torch.randn(B, D, generator=torch.Generator().manual_seed(5)) + 0.5
@@ -357,7 +358,7 @@ def test_500_steps_track_the_dense_implementation():
 
 
 @dataclass(frozen=True)
-class Scaled(Dense):
+class Scaled(Bounded):
     """f = gain ReLU(z), with a penalty on sum f that rises over the run; in use the gain is in the
     encoder.
     """
@@ -372,10 +373,10 @@ class Scaled(Dense):
     def parameters(self, sae: Any):
         return sae.weights | {"gain": sae.gain}
 
-    def latents(self, sae: Any, x):
-        return sae.pre_activations(x) * sae.gain
+    def latents(self, sae: Any, x, at=EVERYWHERE):
+        return super().latents(sae, x, at) * at.each(sae.gain)
 
-    def penalty(self, sae, x, error, f, moment):
+    def penalty(self, sae, x, error, f, moment, at):
         return moment.share * self.weight * f.sum(-1).mean()
 
     def finish(self, sae: Any, x):

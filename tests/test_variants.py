@@ -41,8 +41,9 @@ from faithful_sae.sae.variants import (
     Switch,
     Tilted,
     TopK,
+    places,
 )
-from faithful_sae.sae.variants.base import Dense, Moment, spread, threshold_above
+from faithful_sae.sae.variants.base import Bounded, Moment, spread, threshold_above
 from faithful_sae.sae.variants.jumprelu import Jump, Step
 from faithful_sae.sae.variants.mutual_choice import zipf
 from faithful_sae.sae.variants.prolu import Gate
@@ -185,12 +186,29 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
         close(large[1][name], gradient * units, 1e-9)
 
 
+@pytest.mark.parametrize("name", ["relu", "gated", "prolu", "jumprelu"])
+def test_a_training_on_larger_tokens_is_the_same_but_for_their_unit(name):
+    """Adam moves all parameters by as much: biases would lag behind where tokens are large."""
+    data = X.float().repeat(5, 1)
+    variant = EVERY[name]
+    one, large = (
+        train_saes((c * data).split(50), D, F, variant, [5], 1e-2, len(data), 50)[0]
+        for c in (1, 64)
+    )
+    for same in ("W_enc", "W_dec"):
+        close(getattr(large, same), getattr(one, same), 1e-3)
+    for scaled in ("b_enc", "b_dec", "threshold"):
+        close(getattr(large, scaled) / 64, getattr(one, scaled), 1e-3)
+
+
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]
 SMOOTH += ["archetypal", "tilted", "mutual"]
 
 
+@pytest.mark.parametrize("few", [0.0, 1.0], ids=["everywhere", "chosen"])
 @pytest.mark.parametrize("name", SMOOTH)
-def test_gradients_by_differences(name):
+def test_gradients_by_differences(name, few, monkeypatch):
+    monkeypatch.setattr(places, "FEW", few)
     variant = EVERY[name]
     sae = some(variant)
     # which detaches nothing
@@ -203,6 +221,57 @@ def test_gradients_by_differences(name):
         assert gradient.abs().max() > 1e-3
 
 
+BOUNDED = {name: variant for name, variant in EVERY.items() if isinstance(variant, Bounded)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("variant", BOUNDED.values(), ids=BOUNDED)
+def test_chosen_latents_give_the_loss_and_the_gradients_of_all(variant, dtype, monkeypatch):
+    """By the kernels, and by what stands in for them elsewhere."""
+    monkeypatch.setattr(places, "FEW", 1.0)
+    sae = some(variant)
+    for name, w in sae.tensors.items():
+        setattr(sae, name, w.to(dtype))
+    for name in variant.parameters(sae):
+        setattr(sae, name, getattr(sae, name).to(dtype))
+    x, at = X.to(dtype), moment(dead=DEAD)
+    assert variant.chosen(sae, x) is not None
+    gradients = {name: torch.full_like(w, torch.nan) for name, w in variant.parameters(sae).items()}
+    loss, error, counts = variant.loss_and_gradients(sae, x, at, gradients)
+    every = {name: torch.full_like(w, torch.nan) for name, w in gradients.items()}
+    expected = variant.differentiated(sae, every, lambda leaf: variant.loss(leaf, x, at))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert loss.item() == pytest.approx(expected[0].item(), rel=tolerance)
+    close(error, expected[1], 20 * tolerance)
+    assert torch.equal(counts, expected[2])
+    for name, gradient in gradients.items():
+        close(gradient, every[name], 20 * tolerance)
+
+
+def test_where_many_latents_are_active_all_are_looked_at():
+    sae = some(ReLU())
+    assert ReLU().chosen(sae, X) is None
+    sae.b_enc = sae.b_enc - 10
+    assert isinstance(ReLU().chosen(sae, X), places.Chosen)
+
+
+def test_the_kb_largest_are_found_where_the_tokens_that_are_asked_have_large_ones(monkeypatch):
+    """What they leave is too little, so that less of them is asked, and then all is looked at."""
+    monkeypatch.setattr(places, "FEW", 1.0)
+    variant = BatchTopK(K)
+    sae = variant.new(D, F, 1, "cpu")
+    x = torch.randn(256, D, generator=torch.Generator().manual_seed(4))
+    for larger, there in ((1.0, True), (1.3, True), (100.0, False)):
+        # those that say where the largest may begin
+        x_of = x.clone()
+        x_of[::4] *= larger
+        found = variant.chosen(sae, x_of)
+        assert (found is not None) == there
+        if found:
+            dense = variant.latents(sae, x_of)
+            assert torch.equal(found.counts(found.values.clamp(min=0)), (dense > 0).sum(0))
+
+
 @every
 def test_it_trains_and_is_saved_and_read(variant, tmp_path):
     data = X.float().repeat(20, 1)[
@@ -212,7 +281,7 @@ def test_it_trains_and_is_saved_and_read(variant, tmp_path):
     log = sae.training_log
     assert log.fvu.iloc[-1] < 0.7 * log.fvu.iloc[0]
     close(sae.W_dec.norm(dim=-1), torch.ones(F), 1e-5)
-    topk = not isinstance(variant, Dense) or isinstance(variant, Switch)
+    topk = not isinstance(variant, Bounded) or isinstance(variant, Switch)
     assert (sae.threshold is None) == (sae.k is not None) == topk
     assert (sae.router is not None) == isinstance(variant, Switch)
     sae.save(tmp_path / "sae")

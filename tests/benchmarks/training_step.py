@@ -83,13 +83,14 @@ def sparsify(d_model, d_sae, k):
 
 
 def dictionary_learning(d_model, d_sae, k):
-    config = peers.dictionary_learning_config(d_model, d_sae, k, STEPS, LR)
+    config = peers.dictionary_learning_config(d_model, d_sae, STEPS, LR, k=k)
     trainer = config.pop("trainer")(**config)
     return lambda i, x: trainer.update(i + 1, x)  # its step 0 would only look for a median
 
 
 def sae_lens(d_model, d_sae, k):
-    trainer = peers.sae_lens_trainer(iter(()), d_model, d_sae, k, STEPS, 1, LR)
+    sae = peers.sae_lens_sae("topk", d_model, d_sae, k=k)
+    trainer = peers.sae_lens_trainer(iter(()), sae, STEPS, 1, LR)
     return lambda i, x: trainer.step(x)
 
 

@@ -39,7 +39,11 @@ def reference_values_gradient(
 def _loop(first, last, values, indices, w_dec, x_hat):
     for t in range(first, last):
         x_hat[t] = 0
-        add_rows(x_hat[t], values[t], w_dec, indices[t])
+        used = values.shape[1]
+        # whole fours that are empty, at the end, add nothing
+        while used >= 4 and not values[t, used - 4 : used].any():
+            used -= 4
+        add_rows(x_hat[t], values[t, :used], w_dec, indices[t, :used])
 
 
 @loop

@@ -10,30 +10,17 @@
 `weight` is W_enc^T, one latent per row. A slot whose value is 0 is (0, 0): no gradient passes it. B
 tokens, F latents, D model.
 
-**On a CPU** the product p is only a screen. Each screened p~ comes with a bound e on its error, and
-a latent whose p~ + e lies below the k-th largest p~ - e cannot be among the k largest. The latents
-that remain (about 1.5 k of them) are computed again, one by one in float32 and always in the same
-order of summation, and chosen from exactly. So the choice is that of the float32 dot products
-whatever made the screen: a product in bfloat16 where the CPU has instructions for it, which takes a
-tenth of the time, otherwise in float32. Nothing has to fall back: loose bounds leave more latents
-to compute. Rows of x and W_enc^T may have norms of 1e-22 to 1e18, whose squares float32 holds. With
-x~, w~ rounded to bfloat16 (Cauchy-Schwarz):
-
-    |p~ - p|  <=  |x - x~| |w| + |x~| |w - w~|     what goes in is rounded
-               +  2^-8 |p~|                        p~ is rounded too
-               +  D 2^-22 |x| |w|                  float32 sums, both products
+**On a CPU** the product p is only a screen (screen.py): a latent whose p~ + e lies below the k-th
+largest p~ - e cannot be among the k largest. The latents that remain (about 1.5 k of them) are
+computed again in float32, and chosen from exactly.
 """
-
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
 from faithful_sae.kernels.backend import compiled, dot, jit, loop, on_triton, over_rows, tl, triton
+from faithful_sae.kernels.screen import Screen, screened
 
 # groups of latents that share a bound, per slot: at fewer, more latents pass with the best of their
 # group
@@ -44,13 +31,6 @@ PARTS = 8
 LEAST_LATENTS = 1024
 # that it sorts in registers: 512 do not fit, and take minutes to compile
 MOST_SLOTS = 256
-# screened at a time: they stay in the cache, and malloc keeps them (from 32 MB on it does not)
-SCREEN_BYTES = 2**24
-# float32's relative error per addition, 2^-24, for the screen and for the dot product, doubled
-SUM_ERROR = np.float32(2**-22)
-BFLOAT16_ERROR = np.float32(2**-8)
-# the norms are float32 themselves
-NORM_MARGIN = 1.001
 
 
 def reference(
@@ -64,52 +44,13 @@ def reference(
     return values, torch.where(values > 0, indices, 0)
 
 
-def _as_float(element) -> Any:
-    """A float32 from an element of the screen: float32, or the bits of a bfloat16."""
-
-
-@overload(_as_float)
-def _as_float_loop(element):
-    if isinstance(element, types.Integer):
-        return lambda element: np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
-    return lambda element: element
-
-
-@loop
-def _round_loop(first, last, rows, bits, rounded, norm, error):
-    """bfloat16 bits (to nearest, ties to even) of each row, the norm of the row, and the norm of
-    what rounding changed.
-    """
-    for r in range(first, last):
-        square, square_error = np.float32(0), np.float32(0)
-        for d in range(rows.shape[1]):
-            b = bits[r, d]
-            upper = np.uint32(
-                (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            )
-            rounded[r, d] = upper
-            lost = rows[r, d] - np.uint32(upper << np.uint32(16)).view(np.float32)
-            square += rows[r, d] * rows[r, d]
-            square_error += lost * lost
-        norm[r], error[r] = np.sqrt(square), np.sqrt(square_error)
-
-
-@loop
-def _screened(element, b, error, norm, column_norm, column_error, rounding):
-    """(p~, e) of one latent."""
-    p = _as_float(element)
-    e = error * column_norm + norm * column_error + abs(p) * rounding
-    p += b
-    return p, e + abs(p) * SUM_ERROR
-
-
 @loop
 def _raise_to(low, high, block, b_enc, error, norm, column_norm, column_error, rounding):
     """low = max(low, p~ - e) and high = max(high, p~ + e) for a block of latents; on its own, so
     that the compiler sees to it that it is vectorised.
     """
     for j in range(len(block)):
-        p, e = _screened(block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding)
+        p, e = screened(block[j], b_enc[j], error, norm, column_norm[j], column_error[j], rounding)
         low[j] = max(low[j], p - e)
         high[j] = max(high[j], p + e)
 
@@ -198,7 +139,7 @@ def _select_loop(
                 f = base + groups[i]
                 if f >= n_latents:
                     continue
-                p, e = _screened(
+                p, e = screened(
                     row[f], b_enc[f], error, norm, column_norm[f], column_error[f], rounding
                 )
                 if p + e >= least:
@@ -219,34 +160,6 @@ def _select_loop(
         values[t, slot:], indices[t, slot:] = 0, 0
 
 
-@cache
-def bfloat16_is_fast() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 faster than of float32."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
-
-
-def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows in bfloat16, norm of each row, norm of what rounding changed in it), or the rows as
-    they are where that is not faster.
-    """
-    norm = torch.empty(len(rows))
-    error = torch.zeros(len(rows))
-    if not bfloat16_is_fast():
-        return rows, torch.linalg.vector_norm(rows, dim=1), error
-    rounded = torch.empty_like(rows, dtype=torch.bfloat16)
-    over_rows(
-        _round_loop,
-        len(rows),
-        rows,
-        rows.view(torch.uint32),
-        rounded.view(torch.uint16),
-        norm,
-        error,
-    )
-    return rounded, norm, error
-
-
 def by_screening(
     x: Tensor, weight: Tensor, b_enc: Tensor, b_dec: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
@@ -254,34 +167,18 @@ def by_screening(
     x = x - b_dec
     d_sae = len(weight)
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
-    x_screen, x_norm, x_error = _rounded(x)
-    w_screen, w_norm, w_error = _rounded(weight)
-    # NumPy's stubs do not know that its numbers multiply tensors
-    error = x.shape[1] * SUM_ERROR * x_norm  # pyright: ignore[reportOperatorIssue]
-    row_error = (x_error + error) * NORM_MARGIN
-    row_norm = (x_norm + x_error) * NORM_MARGIN
-    w_norm = w_norm * NORM_MARGIN
-    w_error = w_error * NORM_MARGIN
     n_groups = min(d_sae, max(GROUPS_PER_SLOT * k, 64))
-    for rows in torch.arange(len(x)).split(max(SCREEN_BYTES // (d_sae * x_screen.itemsize), 64)):
-        part = slice(rows[0], rows[-1] + 1)
-        screen = x_screen[part] @ w_screen.T
-        rounding = SUM_ERROR
-        if screen.dtype == torch.bfloat16:
-            rounding = BFLOAT16_ERROR
-            screen = screen.view(torch.uint16)
+    screen = Screen(x, weight)
+    for part, products, rows in screen.parts():
         over_rows(
             _select_loop,
-            len(screen),
-            screen,
-            rounding,
+            len(x[part]),
+            *products,
             x[part],
-            row_error[part],
-            row_norm[part],
+            *rows,
             weight,
             b_enc,
-            w_norm,
-            w_error,
+            *screen.columns,
             k,
             n_groups,
             values[part],

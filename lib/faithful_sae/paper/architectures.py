@@ -32,7 +32,7 @@ SYNTH_SAE_BENCH = {
     "relu": {"mcc": 0.604, "f1": 0.556, "explained_variance": 0.765, "l0": 25.0},
 }
 # columns of rows `variant_measures`
-PER_SAE = ("l0", "dead", "duplicates", "ffr")
+PER_SAE = ("l0", "error_median", "error_p99", "dead", "duplicates", "ffr")
 
 
 def _compared(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
@@ -100,6 +100,8 @@ def table(run: Run, rows: Rows) -> pd.DataFrame:
         "ffr": "FFR",
         "dead": "dead",
         "duplicates": "duplicates",
+        "error_median": "median token",
+        "error_p99": "99 % of tokens",
     }
     records = []
     study = run.architectures

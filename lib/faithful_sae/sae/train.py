@@ -22,7 +22,7 @@ from faithful_sae.sae.in_context import InContext, RowStream
 from faithful_sae.sae.recipe import RECIPES, Recipe
 from faithful_sae.sae.sae import TopKSAE, sae_bytes
 from faithful_sae.sae.variants import TopK, Variant
-from faithful_sae.sae.variants.base import Moment, keep_to_the_sphere
+from faithful_sae.sae.variants.base import Moment, keep_to_the_sphere, spread
 
 # rows of the training curve per SAE
 LOG_POINTS = 100
@@ -63,12 +63,17 @@ class Training:
         for name, w in self.parameters.items():
             w.grad = torch.zeros_like(w)
             self.gradients[name] = w.grad.T if name == "W_enc" else w.grad
+        moved = [name for name in self.parameters if name != "b_enc" or recipe.train_b_enc]
+        in_units = [name for name in moved if name in variant.in_units]
+        groups = [[name for name in moved if name not in in_units], in_units]
         self.optimiser = torch.optim.Adam(
-            [w for name, w in self.parameters.items() if name != "b_enc" or recipe.train_b_enc],
+            [{"params": [self.parameters[name] for name in group]} for group in groups if group],
             lr=lr,
             betas=recipe.betas,
             fused=True,
         )
+        # s of the first batch
+        self.unit = 1.0
         # in batches
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=encoder.device)
         self.dead_after = recipe.dead_after or max(n_steps // 10, 1)
@@ -118,12 +123,15 @@ class Training:
             sae.b_dec.copy_(x.mean(0))
         if i == 0:
             self.variant.begin(sae, x if first is None else first)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * min(
-                1,
-                (i + 1) / max(recipe.warmup * self.n_steps, 1),
-                (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
-            )
+            # one token has no spread
+            self.unit = spread(x).item() or 1.0
+        rate = self.lr * min(
+            1,
+            (i + 1) / max(recipe.warmup * self.n_steps, 1),
+            (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
+        )
+        for group, unit in zip(self.optimiser.param_groups, (1.0, self.unit), strict=False):
+            group["lr"] = rate * unit
         loss, error, counts = self.evaluate(i, x, in_context)
         if not torch.isfinite(loss):
             saved = f"; {checkpoint}" if checkpoint else ""
@@ -185,7 +193,8 @@ class Training:
         for name, w in self.parameters.items():
             for key, value in self.optimiser.state.get(w, {}).items():
                 tensors[f"{name}.{key}"] = value
-        return tensors, {"counted": self.counted, "log": self.log, "last": len(self.last)}
+        numbers = {"counted": self.counted, "log": self.log, "last": len(self.last)}
+        return tensors, numbers | {"unit": self.unit}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         """Go on from a `state`."""
@@ -201,6 +210,7 @@ class Training:
         self.since_fired = tensors["since_fired"].to(self.fired.device)
         self.fired = tensors["fired"].to(self.fired.device)
         self.counted = numbers["counted"]
+        self.unit = numbers["unit"]
         self.log = numbers["log"]
         kept = [tensors[f"last{i}"] for i in range(numbers["last"])]
         self.last.extend(x.to(self.fired.device) for x in kept)

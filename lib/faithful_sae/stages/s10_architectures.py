@@ -378,8 +378,10 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
 
     variant_sfr            every pair of seeds: as rows `sfr` of 03, and whether the variant couples
                            them in training: then what they share was asked of them
-    variant_measures       every SAE: its L0 on held-out text of its corpus, FFR, dead latents,
-                           duplicates, as shares and percent as in 04 and 13
+    variant_measures       every SAE: its L0 on held-out text of its corpus, what it leaves
+                           unexplained of the median token and of all but one in a hundred, as a
+                           share of the mean squared distance of tokens from their mean; FFR, dead
+                           latents, duplicates, as shares and percent as in 04 and 13
     variant_fidelity       every SAE on both corpora: as rows `fidelity` of 05, without BOS
     variant_fidelity_rows  the same, summed over each token row
     variant_firing         how many latents fire on which share of the training's last tokens
@@ -393,7 +395,7 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
     a = run.architectures
     fidelity = []
     by_row = []
-    l0s = {}
+    on_tokens = {}
     for name in a.corpora:
         rows = corpus(run, name, lm).heldout[: a.rows]
         title = f"fidelity on {name}"
@@ -409,7 +411,7 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
         by_row += made[1]
         x = heldout_activations(run, name, lm, run.sfr.tokens)
         own = {which: sae for which, sae in saes.items() if which[1] == name}
-        l0s |= {which: _l0(sae, x) for which, sae in own.items()}
+        on_tokens |= {which: _on_tokens(sae, x) for which, sae in own.items()}
     fake = _fake(run, saes, lm)
     measures = []
     for which, sae in saes.items():
@@ -417,7 +419,8 @@ def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.
         dead = (sae.firing <= run.sfr.dead_below).double().mean().item()
         measures.append(
             _columns(which)
-            | {"l0": l0s[which], "ffr": fake[which], "dead": dead, "duplicates": record.duplicates}
+            | on_tokens[which]
+            | {"ffr": fake[which], "dead": dead, "duplicates": record.duplicates}
         )
     tables = {
         "variant_sfr": _pairs(run, saes),
@@ -473,12 +476,24 @@ def _columns(which, corpus="corpus"):
     return dict(zip(names, which, strict=True))
 
 
-def _l0(sae, x):
-    """Active latents per token of x [N, D], as the SAE is in use."""
-    from faithful_sae.metrics.sfr import TOKENS_AT_ONCE
+def _on_tokens(sae, x):
+    """Of tokens x [N, D], as the SAE is in use: active latents per token, and quantiles of
+    |x - x_hat|^2 / s^2.
+    """
+    import torch
 
-    active = sum(int((sae.encode_topk(part)[0] > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
-    return active / len(x)
+    from faithful_sae.metrics.sfr import TOKENS_AT_ONCE
+    from faithful_sae.sae.variants.base import spread
+
+    active = 0
+    errors = []
+    for part in x.split(TOKENS_AT_ONCE):
+        values, indices = sae.encode_topk(part)
+        active += int((values > 0).sum())
+        errors.append((sae.decode_topk(values, indices) - part).square().sum(-1))
+    unexplained = torch.cat(errors) / spread(x).square()
+    median, tail = unexplained.quantile(unexplained.new_tensor([0.5, 0.99])).tolist()
+    return {"l0": active / len(x), "error_median": median, "error_p99": tail}
 
 
 def _fake(run, saes, lm):

@@ -2,13 +2,13 @@
 
 To add one, declare its settings in `sae/settings.py`, and write `variants/<name>.py`: its equations
 and their source on top, and a class of its settings and Variant (see base.py). It must say which
-SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`); Dense says
-the first and last of them. It may say what it trains (`parameters`), what the data decide before
-the first step (`begin`), where parameters must stay (`constrain`), and what the trained SAE is in
-use (`finish`). One that differs from TopK in its distance alone is an OwnDistance (topk.py), and
-what the language model makes of x_hat is in the Moment of a step where its settings say
-`in_context`. Gradients are autograd's unless `loss_and_gradients` has faster ones. Then name it
-in VARIANTS.
+SAE it starts from (`new`), what is minimised (`loss`) and what a step takes (`bytes`). Bounded says
+all three by way of latents and a penalty, and is fast once few latents are active. It may say what
+it trains (`parameters`), what the data decide before the first step (`begin`), where parameters
+must stay (`constrain`), and what the trained SAE is in use (`finish`). One that differs from TopK
+in its distance alone is an OwnDistance (topk.py), and what the language model makes of x_hat is in
+the Moment of a step where its settings say `in_context`. Gradients are autograd's unless
+`loss_and_gradients` has faster ones. Then name it in VARIANTS.
 """
 
 from faithful_sae.sae.variants.archetypal import Archetypal

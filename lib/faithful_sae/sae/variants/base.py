@@ -14,17 +14,19 @@ al. 2024). The loss itself is that of TopK, a mean over tokens and dimensions.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from faithful_sae.kernels.above_bound import above
 from faithful_sae.sae.in_context import InContext
 from faithful_sae.sae.recipe import Recipe
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.settings import Settings
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere, few
 
 # rows of W_dec at a time: temporaries of this size stay in the cache
 BLOCK = 1024
@@ -77,10 +79,14 @@ class Variant(Settings, ABC):
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
         calibration: how many of the training's last batches `finish` is given.
+        in_units: those of `parameters` that are trained in units of s, as if the tokens had been
+            scaled to a spread of 1: Adam moves all that it trains by as much, and where s is large,
+            biases that decide what is active would never get there.
     """
 
     unit_rows: ClassVar[bool] = True
     calibration: ClassVar[int] = 0
+    in_units: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
@@ -134,15 +140,24 @@ class Variant(Settings, ABC):
         Returns:
             as `loss`.
         """
+        return self.differentiated(sae, gradients, lambda leaf: self.loss(leaf, x, moment))
+
+    def differentiated(
+        self,
+        sae: TopKSAE,
+        gradients: dict[str, Tensor],
+        loss: Callable[[TopKSAE], tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss` of the SAE, and its derivatives for `parameters` in `gradients`, by autograd."""
         leaves = {name: w.detach().requires_grad_() for name, w in self.parameters(sae).items()}
         differentiable = copy.copy(sae)
         vars(differentiable).update(leaves)
         with torch.enable_grad():
-            loss, error, counts = self.loss(differentiable, x, moment)
-        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        for name, gradient in zip(leaves, found, strict=True):
+            found, error, counts = loss(differentiable)
+        to = torch.autograd.grad(found, list(leaves.values()), materialize_grads=True)
+        for name, gradient in zip(leaves, to, strict=True):
             gradients[name].copy_(gradient)
-        return loss.detach(), error.detach(), counts
+        return found.detach(), error.detach(), counts
 
     def finish(self, sae: TopKSAE, x: Tensor) -> TopKSAE:
         """The SAE in use that a trained one amounts to: itself, unless a variant differs.
@@ -165,33 +180,70 @@ class Variant(Settings, ABC):
         """Memory of one step, beside the parameters, their gradients and Adam's moments."""
 
 
-class Dense(Variant):
-    """A variant that computes all latents of a token, and may penalise them beside the error."""
+class Bounded(Variant):
+    """A variant whose latents are active above bounds, however many they are, and may be penalised
+    beside the error.
+
+    Once few may be active, loss and gradients are of these alone (see places.py).
+    """
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         return TopKSAE(d_model, d_sae, None, seed, device)
 
-    def latents(self, sae: TopKSAE, x: Tensor) -> Tensor:
-        """Those of x [B, D] in training, f [B, F]: ReLU's, unless a variant differs."""
-        return sae.pre_activations(x)
+    def bias(self, sae: TopKSAE) -> Tensor | None:
+        """What is added to the products z of tokens and latents, [F]: b_enc, unless a variant
+        differs.
+        """
+        return sae.b_enc
+
+    def bound(self, sae: TopKSAE, x: Tensor) -> Tensor:
+        """What z may be below and have no part in the loss, [F]: 0, unless a variant differs."""
+        return torch.zeros_like(sae.b_enc)
+
+    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+        """Those of x [B, D] in training at some places: ReLU's, unless a variant differs."""
+        return torch.relu(at.affine(sae, x, self.bias(sae)))
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
     ) -> Tensor | float:
         """What is added to the mean of error^2: nothing, unless a variant differs.
 
         Args:
             x: [B, D].
             error: x_hat - x [B, D].
-            f: [B, F].
+            f: the latents at these places.
         """
         return 0.0
 
+    def loss_at(
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss`, which looks at latents at some places."""
+        f = self.latents(sae, x, at)
+        error = at.decode(f, sae.W_dec) + sae.b_dec - x
+        loss = error.square().mean() + self.penalty(sae, x, error, f, moment, at)
+        return loss, error, at.counts(f)
+
     def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        f = self.latents(sae, x)
-        error = sae.decode(f) - x
-        loss = error.square().mean() + self.penalty(sae, x, error, f, moment)
-        return loss, error, (f > 0).sum(0)
+        return self.loss_at(sae, x, moment, EVERYWHERE)
+
+    def chosen(self, sae: TopKSAE, x: Tensor) -> Chosen | None:
+        """The places of latents that have a part in the loss; None where they are many."""
+        return self.above(sae, x, self.bound(sae, x))
+
+    def above(self, sae: TopKSAE, x: Tensor, bound: Tensor) -> Chosen | None:
+        """The places where z is not below a bound [F]; None where they are many."""
+        bias = self.bias(sae)
+        bias = torch.zeros_like(sae.b_enc) if bias is None else bias
+        found = above(x, sae.W_enc.T.contiguous(), bias, sae.b_dec, bound, few(sae.d_sae))
+        return Chosen(*found, sae.d_sae) if found else None
+
+    def loss_and_gradients(
+        self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        at = self.chosen(sae, x) or EVERYWHERE
+        return self.differentiated(sae, gradients, lambda leaf: self.loss_at(leaf, x, moment, at))
 
     @staticmethod
     def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:

@@ -13,13 +13,19 @@ token on the last batches. AuxK is TopK's (see topk.py).
 import torch
 from torch import Tensor
 
+from faithful_sae.kernels.above_bound import compact
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment, threshold_above
+from faithful_sae.sae.variants.base import Bounded, Moment, threshold_above
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere
 from faithful_sae.sae.variants.topk import auxk
 
+# tokens that say where the k B largest may begin, and how many times as many they are to leave
+SOME = 64
+MORE = (1.25, 2.5)
 
-class BatchTopK(settings.BatchTopK, Dense):
+
+class BatchTopK(settings.BatchTopK, Bounded):
     """The k B largest latents of a batch of B tokens; above one threshold in use."""
 
     calibration = 4
@@ -27,13 +33,33 @@ class BatchTopK(settings.BatchTopK, Dense):
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         return TopKSAE(d_model, d_sae, self.k, seed, device)
 
-    def latents(self, sae: TopKSAE, x: Tensor) -> Tensor:
-        p = sae.pre_activations(x)
-        values, places = p.flatten().topk(self.k * len(x), sorted=False)
-        return torch.zeros_like(p).flatten().scatter(0, places, values).view_as(p)
+    def chosen(self, sae: TopKSAE, x: Tensor) -> Chosen | None:
+        """What is above a bound that some tokens of the batch leave a few too many above; if they
+        are too few after all, those above a lower one.
+        """
+        p = sae.pre_activations(x[:: max(len(x) // SOME, 1)])
+        for more in MORE:
+            n = min(round(more * self.k * len(p)), p.numel())
+            bound = p.flatten().topk(n, sorted=False).values.min()
+            found = self.above(sae, x, bound.expand(sae.d_sae)) if bound > 0 else None
+            if found is None:
+                return None
+            if int(found.there.sum()) >= self.k * len(x):
+                values, slots, counts = compact(found.values, self.choice(found.values, len(x)))
+                return Chosen(values, found.indices.gather(1, slots), counts, sae.d_sae)
+        return None
+
+    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+        p = super().latents(sae, x, at)
+        # at other places they are chosen
+        return p if at is not EVERYWHERE else p * self.choice(p.detach(), len(x))
+
+    def choice(self, p: Tensor, n_tokens: int) -> Tensor:
+        """Which are among the k B largest: bool, as p. All of those that are equal to the last."""
+        return p >= p.flatten().topk(self.k * n_tokens, sorted=False).values.min()
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
     ) -> Tensor | float:
         return auxk(sae, x, error, moment)
 

@@ -13,12 +13,14 @@ In use a latent is active above a threshold of its own, that of m_i tokens of th
 import torch
 from torch import Tensor
 
+from faithful_sae.kernels.above_bound import compact
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, threshold_above
+from faithful_sae.sae.variants.base import Bounded, threshold_above
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere, few
 
 
-class FeatureChoice(settings.FeatureChoice, Dense):
+class FeatureChoice(settings.FeatureChoice, Bounded):
     """Each latent is active on its own largest of a batch; above thresholds of its own in use."""
 
     calibration = 4
@@ -34,12 +36,23 @@ class FeatureChoice(settings.FeatureChoice, Dense):
         reached = (share.cumsum(0) / share.sum() * (self.k * n_tokens)).round()
         return reached.diff(prepend=reached.new_zeros(1)).long().clamp(max=n_tokens)
 
-    def latents(self, sae: TopKSAE, x: Tensor) -> Tensor:
+    def chosen(self, sae: TopKSAE, x: Tensor) -> Chosen | None:
+        if self.k > few(sae.d_sae):
+            return None
         p = sae.pre_activations(x)
-        m = self.tokens(len(x), sae.d_sae, x.device)
-        values, tokens = p.topk(int(m.max()), dim=0)
-        chosen = torch.arange(len(values), device=x.device)[:, None] < m
-        return torch.zeros_like(p).scatter(0, tokens, values * chosen)
+        return Chosen(*compact(p, self.choice(p)), sae.d_sae)
+
+    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+        p = super().latents(sae, x, at)
+        # at other places they are chosen
+        return p if at is not EVERYWHERE else p * self.choice(p.detach())
+
+    def choice(self, p: Tensor) -> Tensor:
+        """Which of p [B, F] are among the largest of their column: bool [B, F]."""
+        m = self.tokens(len(p), p.shape[1], p.device)
+        _, tokens = p.topk(int(m.max()), dim=0)
+        chosen = torch.arange(len(tokens), device=p.device)[:, None] < m
+        return torch.zeros_like(p, dtype=torch.bool).scatter(0, tokens, chosen)
 
     def finish(self, sae: TopKSAE, x: Tensor) -> TopKSAE:
         m = self.tokens(len(x), sae.d_sae, x.device)

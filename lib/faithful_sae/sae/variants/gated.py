@@ -17,12 +17,15 @@ from torch import Tensor
 
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment
+from faithful_sae.sae.variants.base import Bounded, Moment
+from faithful_sae.sae.variants.places import Everywhere
 from faithful_sae.sae.variants.relu import l1
 
 
-class Gated(settings.Gated, Dense):
+class Gated(settings.Gated, Bounded):
     """Gates that an L1 penalty closes, and magnitudes that it does not shrink."""
+
+    in_units = ("b_enc", "b_gate", "b_dec")
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         sae: Any = super().new(d_model, d_sae, seed, device)
@@ -33,15 +36,23 @@ class Gated(settings.Gated, Dense):
     def parameters(self, sae: Any) -> dict[str, Tensor]:
         return sae.weights | {"r_mag": sae.r_mag, "b_gate": sae.b_gate}
 
-    def loss(self, sae: Any, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        u = (x - sae.b_dec) @ sae.W_enc
-        gate = torch.relu(u + sae.b_gate)
-        f = (gate > 0) * torch.relu(sae.r_mag.exp() * u + sae.b_enc)
-        error = sae.decode(f) - x
-        by_gates = gate @ sae.W_dec.detach() + sae.b_dec.detach() - x
+    def bias(self, sae: TopKSAE) -> None:
+        """Both paths add their own."""
+
+    def bound(self, sae: Any, x: Tensor) -> Tensor:
+        return -sae.b_gate
+
+    def loss_at(
+        self, sae: Any, x: Tensor, moment: Moment, at: Everywhere
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        u = at.affine(sae, x, self.bias(sae))
+        gate = torch.relu(u + at.each(sae.b_gate))
+        f = (gate > 0) * torch.relu(at.each(sae.r_mag).exp() * u + at.each(sae.b_enc))
+        error = at.decode(f, sae.W_dec) + sae.b_dec - x
+        by_gates = at.decode(gate, sae.W_dec.detach()) + sae.b_dec.detach() - x
         loss = error.square().mean() + by_gates.square().mean()
         loss = loss + moment.ramp(self.warmup) * self.l1 * l1(x, gate)
-        return loss, error, (f > 0).sum(0)
+        return loss, error, at.counts(f)
 
     def finish(self, sae: Any, x: Tensor) -> TopKSAE:
         sae.gate(sae.r_mag, sae.b_gate, sae.b_enc)

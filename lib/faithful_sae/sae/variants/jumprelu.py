@@ -25,11 +25,14 @@ from torch import Tensor
 
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment, spread, threshold_above
+from faithful_sae.sae.variants.base import Bounded, Moment, spread, threshold_above
+from faithful_sae.sae.variants.places import Everywhere
 
 
-class JumpReLU(settings.JumpReLU, Dense):
+class JumpReLU(settings.JumpReLU, Bounded):
     """Latents above thresholds that are trained to leave k active per token on average."""
+
+    in_units = ("b_enc", "threshold", "b_dec")
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         sae = TopKSAE(d_model, d_sae, self.k, seed, device)
@@ -43,21 +46,32 @@ class JumpReLU(settings.JumpReLU, Dense):
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         return sae.weights | {"threshold": thresholds(sae)}
 
-    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        z = sae.affine(x)
-        s = spread(x)
-        width = (self.bandwidth * s).clamp(min=1e-12)
-        t = thresholds(sae)
+    def width(self, x: Tensor) -> Tensor:
+        """Of the kernel, for tokens x [B, D]."""
+        return (self.bandwidth * spread(x)).clamp(min=1e-12)
+
+    def bound(self, sae: TopKSAE, x: Tensor) -> Tensor:
+        """Where the kernel begins, and a little less, so that no rounding cuts it."""
+        return thresholds(sae) - 0.51 * self.width(x)
+
+    def loss_at(
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z = at.affine(sae, x, self.bias(sae))
+        width = self.width(x)
+        t = at.each(thresholds(sae))
         f: Tensor = Jump.apply(z, t, width)
         l0 = Step.apply(z, t, width).sum(-1).mean()
-        error = sae.decode(f) - x
+        error = at.decode(f, sae.W_dec) + sae.b_dec - x
         penalty = (l0 / self.k - 1).square() if self.sparsity == "quadratic" else l0
-        weight = self.weight * moment.ramp(self.warmup) * s.square() / sae.d_model
-        return error.square().mean() + weight * penalty, error, (f > 0).sum(0)
+        weight = self.weight * moment.ramp(self.warmup) * spread(x).square() / sae.d_model
+        return error.square().mean() + weight * penalty, error, at.counts(f)
 
 
 class Jump(torch.autograd.Function):
-    """f = ReLU(z) H(z - t) of z [B, F], t [F] and the kernel's width."""
+    """f = ReLU(z) H(z - t) of z [B, ..], t, which may be one for each latent, and the kernel's
+    width.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, t: Tensor, width: Tensor) -> Tensor:
@@ -70,11 +84,12 @@ class Jump(torch.autograd.Function):
         (to_f,) = to
         active = (z > t) & (z > 0)
         # where t < 0, ReLU alone says what is active
-        return to_f * active, -torch.relu(t) / width * (to_f * _kernel(z, t, width)).sum(0), None
+        near = (to_f * _kernel(z, t, width)).sum_to_size(t.shape)
+        return to_f * active, -torch.relu(t) / width * near, None
 
 
 class Step(torch.autograd.Function):
-    """H(z - t) of z [B, F], t [F] and the kernel's width."""
+    """H(z - t) of the same."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, t: Tensor, width: Tensor) -> Tensor:
@@ -85,7 +100,7 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, *to: Tensor) -> tuple[None, Tensor, None]:
         z, t, width = ctx.saved_tensors
         (to_h,) = to
-        return None, -(to_h * _kernel(z, t, width)).sum(0) / width, None
+        return None, -(to_h * _kernel(z, t, width)).sum_to_size(t.shape) / width, None
 
 
 def _kernel(z, t, width):

@@ -9,8 +9,6 @@ So general features cannot be split over special ones: the first latents have to
 AuxK explains the residual of the whole, x_hat_G.
 """
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from faithful_sae.sae.formats.source import SAEError
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.batch_topk import BatchTopK
+from faithful_sae.sae.variants.places import Everywhere
 from faithful_sae.sae.variants.topk import auxk
 
 
@@ -30,12 +29,12 @@ class Matryoshka(settings.Matryoshka, BatchTopK):
             raise SAEError(problem)
         return super().new(d_model, d_sae, seed, device)
 
-    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        f = self.latents(sae, x)
-        error = sae.b_dec - x
-        loss = x.new_zeros(())
+    def loss_at(
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f = self.latents(sae, x, at)
         # each dictionary adds to the one before
-        for first, end in itertools.pairwise([0, *self.widths(sae.d_sae)]):
-            error = error + f[:, first:end] @ sae.W_dec[first:end]
-            loss = loss + error.square().mean()
-        return loss + auxk(sae, x, error, moment), error, (f > 0).sum(0)
+        parts = at.parts(f, sae.W_dec, self.widths(sae.d_sae))
+        errors = parts.cumsum(0) + (sae.b_dec - x)
+        loss = errors.square().mean((1, 2)).sum()
+        return loss + auxk(sae, x, errors[-1], moment), errors[-1], at.counts(f)

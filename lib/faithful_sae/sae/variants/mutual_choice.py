@@ -20,6 +20,7 @@ from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.batch_topk import BatchTopK
+from faithful_sae.sae.variants.places import Everywhere
 from faithful_sae.sae.variants.topk import auxk
 
 
@@ -27,9 +28,9 @@ class MutualChoice(settings.MutualChoice, BatchTopK):
     """BatchTopK that revives seldom latents, too, not dead ones alone."""
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
     ) -> Tensor | float:
-        counts = (f > 0).sum(0)
+        counts = at.counts(f)
         weak = counts < self.seldom * zipf(counts)
         weak[moment.dead] = True
         return auxk(sae, x, error, replace(moment, dead=weak.nonzero().squeeze(-1)))

@@ -21,18 +21,29 @@ from torch import Tensor
 
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment, spread
+from faithful_sae.sae.variants.base import Bounded, Moment, spread
+from faithful_sae.sae.variants.places import EVERYWHERE, Everywhere
 from faithful_sae.sae.variants.relu import l1
 
 
-class ProLU(settings.ProLU, Dense):
+class ProLU(settings.ProLU, Bounded):
     """Latents whose bias decides whether they are active, and is not added."""
 
-    def latents(self, sae: TopKSAE, x: Tensor) -> Tensor:
-        m = (x - sae.b_dec) @ sae.W_enc
-        return Gate.apply(m, sae.b_enc, self.gradient, spread(x).clamp(min=1e-12))
+    in_units = ("b_enc", "b_dec")
 
-    def penalty(self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment) -> Tensor:
+    def bias(self, sae: TopKSAE) -> None:
+        """It is not added."""
+
+    def bound(self, sae: TopKSAE, x: Tensor) -> Tensor:
+        return torch.relu(-sae.b_enc)
+
+    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+        m = at.affine(sae, x, self.bias(sae))
+        return Gate.apply(m, at.each(sae.b_enc), self.gradient, spread(x).clamp(min=1e-12))
+
+    def penalty(
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+    ) -> Tensor:
         if self.sparsity == "sqrt":
             # no root of 0, which has no derivative; a token alone has no spread
             s = spread(x).clamp(min=1e-12)
@@ -46,13 +57,16 @@ class ProLU(settings.ProLU, Dense):
 
 
 class Gate(torch.autograd.Function):
-    """f of m [B, F] and b [F], with one of the made-up derivatives."""
+    """f of m [B, ..] and b, which may be one for each latent, with one of the made-up
+    derivatives.
+    """
 
     @staticmethod
     def forward(ctx: Any, m: Tensor, b: Tensor, gradient: str, s: Tensor) -> Tensor:
         f = m * ((m > 0) & (m + b > 0))
         ctx.save_for_backward(f, s)
         ctx.gradient = gradient
+        ctx.shape = b.shape
         return f
 
     @staticmethod
@@ -60,6 +74,6 @@ class Gate(torch.autograd.Function):
         f, s = ctx.saved_tensors
         to_m = to[0] * (f > 0)
         if ctx.gradient == "relu":
-            return to_m, to_m.sum(0), None, None
+            return to_m, to_m.sum_to_size(ctx.shape), None, None
         to_b = to_m * f / s
-        return to_m + to_b, to_b.sum(0), None, None
+        return to_m + to_b, to_b.sum_to_size(ctx.shape), None, None

@@ -13,16 +13,21 @@ from torch import Tensor
 
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment, spread
+from faithful_sae.sae.variants.base import Bounded, Moment, spread
+from faithful_sae.sae.variants.places import Everywhere
 
 
-class ReLU(settings.ReLU, Dense):
+class ReLU(settings.ReLU, Bounded):
     """All positive latents, and an L1 penalty."""
 
     unit_rows = False
+    in_units = ("b_enc", "b_dec")
 
-    def penalty(self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment) -> Tensor:
-        return moment.ramp(self.warmup) * self.l1 * l1(x, f * sae.W_dec.norm(dim=-1))
+    def penalty(
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+    ) -> Tensor:
+        norms = at.each(sae.W_dec.norm(dim=-1))
+        return moment.ramp(self.warmup) * self.l1 * l1(x, f * norms)
 
     def finish(self, sae: TopKSAE, x: Tensor) -> TopKSAE:
         sae.to_unit_decoder()
@@ -30,5 +35,5 @@ class ReLU(settings.ReLU, Dense):
 
 
 def l1(x: Tensor, f: Tensor) -> Tensor:
-    """s / D times the mean over tokens of sum_i f_i, of tokens x [B, D] with latents f [B, F]."""
+    """s / D times the mean over tokens of sum_i f_i, of tokens x [B, D] with latents f [B, ..]."""
     return f.sum(-1).mean() * spread(x) / x.shape[-1]

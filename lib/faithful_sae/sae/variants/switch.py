@@ -8,8 +8,8 @@
 Expert j has the j-th block of F / E latents; b_dec is shared and there is no b_enc. F_j is the
 share of the batch's tokens with that expert, which has no derivative, and P_j the mean of p_j.
 Their term is 1 where all experts are used alike, and E where one has all tokens. The router learns
-from x_hat through p_j. All experts are encoded, and then all but one are left out: the equation is
-Switch's, its saving of time is not. The paper has no AuxK.
+from x_hat through p_j. In training a token is encoded by its own expert alone; in use all are, and
+then all but one are left out. The paper has no AuxK.
 """
 
 from typing import Any
@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faithful_sae.kernels.firing_counts import firing_counts
+from faithful_sae.kernels.above_bound import BELOW
+from faithful_sae.kernels.topk_encode import encode
 from faithful_sae.sae import settings
 from faithful_sae.sae.formats.source import SAEError
 from faithful_sae.sae.sae import TopKSAE
-from faithful_sae.sae.variants.base import Dense, Moment, spread
+from faithful_sae.sae.variants.base import Bounded, Moment, spread
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere
 
 
-class Switch(settings.Switch, Dense):
+class Switch(settings.Switch, Bounded):
     """TopK in the one of several experts that a router picks for the token."""
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
@@ -47,12 +49,35 @@ class Switch(settings.Switch, Dense):
     def parameters(self, sae: TopKSAE) -> dict[str, Tensor]:
         return {name: w for name, w in sae.tensors.items() if name != "b_enc"}
 
-    def loss(self, sae: TopKSAE, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        values, indices = sae.encode_topk(x)
-        error = sae.decode_topk(values, indices) - x
-        weight = self.balance * spread(x).square() / sae.d_model
-        loss = error.square().mean() + weight * imbalance(sae.experts(x))
-        return loss, error, firing_counts(values, indices, sae.d_sae)
+    def bias(self, sae: TopKSAE) -> None:
+        """There is none."""
+
+    def chosen(self, sae: Any, x: Tensor) -> Chosen:
+        """The k largest of each token, of its expert alone."""
+        expert = sae.experts(x).argmax(-1)
+        own = sae.d_sae // sae.router.shape[1]
+        values = x.new_zeros(len(x), self.k)
+        indices = torch.zeros(len(x), self.k, dtype=torch.int64, device=x.device)
+        for i, encoder in enumerate(sae.W_enc.T.split(own)):
+            tokens = (expert == i).nonzero()[:, 0]
+            if len(tokens):
+                none = torch.zeros_like(encoder[:, 0])
+                found, places = encode(x[tokens], encoder, none, sae.b_dec, self.k)
+                values[tokens], indices[tokens] = found, places + i * own
+        counts = (values > 0).sum(1)
+        first = (values > 0).int().argsort(dim=1, descending=True, stable=True)
+        values, indices = values.gather(1, first), indices.gather(1, first)
+        return Chosen(torch.where(values > 0, values, BELOW), indices, counts, sae.d_sae)
+
+    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+        if at is EVERYWHERE:
+            return sae.encode(x)
+        return super().latents(sae, x, at) * sae.experts(x).max(-1, keepdim=True).values
+
+    def penalty(
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+    ) -> Tensor:
+        return self.balance * spread(x).square() / sae.d_model * imbalance(sae.experts(x))
 
 
 def imbalance(p: Tensor) -> Tensor:

@@ -1,0 +1,212 @@
+"""What SAEs of one variant and one L0 leave unexplained of held-out text: ours and others'.
+
+    python tests/benchmarks/variant_quality.py                       Docs-NeoX, as quality.py
+    python tests/benchmarks/variant_quality.py --model FOLDER --text FILE --layer 3
+
+Every trainer gets the same activations in the same order. It warms up and decays its learning rate
+as ours does, and its penalty over the first tenth of the steps. Where a variant has a penalty, or
+a target that it misses, it is looked for, with the first seed and at each learning rate, until L0
+is k within 5 %. The learning rate of the least FVU is then taken for the other seeds. L0 and FVU
+are of held-out text, of each SAE as it is in use. The libraries are given activations of unit mean
+squared norm, for which their penalties are meant.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import math
+import statistics
+import sys
+
+import torch
+from peers import train_dictionary_learning, train_sae_lens
+from quality import language_model, stream
+from scipy.stats import ttest_ind
+from variants import own
+
+from faithful_sae import train_saes
+from faithful_sae.metrics.fidelity import fidelity_of_all
+from faithful_sae.sae.penalty import excess, next_penalty
+from faithful_sae.sae.recipe import RECIPES
+from faithful_sae.sae.variants import VARIANTS
+from faithful_sae.text.packing import pack, tokenize
+
+SEARCHES, WITHIN = 6, 0.05
+# {variant: {trainer: the penalty that is tried first}}; of jumprelu the target is k by it
+PENALTIES = {
+    "topk": {},
+    "batch_topk": {},
+    "matryoshka": {},
+    "jumprelu": {"here": 1.0, "dictionary_learning": 1.0, "SAELens": 1.0},
+    "relu": {"here": 0.3, "dictionary_learning": 0.3, "SAELens": 3.0},
+    "gated": {"here": 0.3, "dictionary_learning": 0.3, "SAELens": 3.0},
+}
+
+
+def here(variant, batches, d_sae, k, seed, lr, penalty):
+    steps, batch_tokens, d_model = batches.shape
+    kind = VARIANTS[variant]
+    settings = {"k": k} if "k" in kind.__dataclass_fields__ else {"l1": penalty}
+    if variant == "jumprelu":
+        settings = {"k": max(round(k / penalty), 1)}
+    sizes = ([seed], lr, steps * batch_tokens, batch_tokens)
+    return train_saes(batches, d_model, d_sae, kind(**settings), *sizes)[0]
+
+
+def dictionary_learning(variant, batches, d_sae, k, seed, lr, penalty):
+    steps = len(batches)
+    options = own("dictionary_learning", variant, d_sae, k)
+    schedule = {"warmup_steps": warmed(steps), "decay_start": steps - decayed(steps)}
+    if variant in ("jumprelu", "relu", "gated"):
+        schedule["sparsity_warmup_steps"] = steps // 10
+        options |= {"target_l0": k / penalty} if variant == "jumprelu" else {"l1_penalty": penalty}
+    elif variant != "topk":
+        # thresholds are means over steps, of which all but the first half are taken
+        schedule["threshold_start_step"] = steps // 2
+    return train_dictionary_learning(
+        batches, d_sae, k, seed, lr, variant, True, options, **schedule
+    )
+
+
+def sae_lens(variant, batches, d_sae, k, seed, lr, penalty):
+    steps = len(batches)
+    options = own("SAELens", variant, d_sae, k)
+    options["normalize_activations"] = "expected_average_only_in"
+    if variant in ("relu", "gated"):
+        options |= {"l1_coefficient": penalty, "l1_warm_up_steps": steps // 10}
+    if variant == "jumprelu":
+        options |= {"target_l0": k / penalty, "l0_warm_up_steps": steps // 10}
+    return train_sae_lens(
+        batches,
+        d_sae,
+        k,
+        seed,
+        lr,
+        variant,
+        options,
+        lr_warm_up_steps=warmed(steps),
+        lr_decay_steps=decayed(steps),
+    )
+
+
+TRAINERS = {"here": here, "dictionary_learning": dictionary_learning, "SAELens": sae_lens}
+
+
+def warmed(steps):
+    return round(RECIPES["default"].warmup * steps)
+
+
+def decayed(steps):
+    return round(RECIPES["default"].decay * steps)
+
+
+class Comparison:
+    """Trains SAEs on one text and measures them on another."""
+
+    def __init__(self, lm, heldout, batches, d_sae, k):
+        self.lm = lm
+        self.heldout = heldout
+        self.batches = batches
+        self.d_sae = d_sae
+        self.k = k
+        self.x = stream(lm, heldout, 16_384, batches.shape[1]).flatten(0, 1)
+
+    def trained(self, variant, trainer, lr, seed, penalty=None):
+        """(SAE, its L0)."""
+        train = functools.partial(TRAINERS[trainer], variant)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            sae = train(self.batches, self.d_sae, self.k, seed, lr, penalty)
+        with torch.no_grad():
+            l0 = (sae.encode(self.x) > 0).sum(1).float().mean().item()
+        at = "" if penalty is None else f", penalty {penalty:.3g}"
+        print(f"{variant}, {trainer}, lr {lr:g}, seed {seed}{at}: L0 {l0:.2f}", file=sys.stderr)
+        return sae, l0
+
+    def searched(self, variant, trainer, lr, seed):
+        """(SAE, its L0, its penalty) of the L0 nearest to k."""
+        if trainer not in PENALTIES[variant]:
+            return *self.trained(variant, trainer, lr, seed), None
+        found, tried = {}, {}
+        while len(tried) < SEARCHES:
+            penalty = next_penalty(tried, self.k) if tried else PENALTIES[variant][trainer]
+            if penalty in tried:
+                break
+            found[penalty] = self.trained(variant, trainer, lr, seed, penalty)
+            tried[penalty] = found[penalty][1]
+            if abs(excess(tried[penalty], self.k)) <= math.log(1 + WITHIN):
+                break
+        best = min(tried, key=lambda penalty: abs(excess(tried[penalty], self.k)))
+        return *found[best], best
+
+    def fvu(self, saes):
+        found = fidelity_of_all(saes, self.lm, self.heldout, modes=(False,))
+        return {name: 1 - found[name, False].explained_variance for name in saes}
+
+    def row(self, variant, trainer, rates, seeds):
+        """(FVU of each seed, L0 of each, the learning rate, the penalty)."""
+        at = {lr: self.searched(variant, trainer, lr, seeds[0]) for lr in rates}
+        measured = self.fvu({lr: sae for lr, (sae, *_) in at.items()})
+        # an SAE at another L0 is no better for what it explains
+        near = [lr for lr in rates if abs(excess(at[lr][1], self.k)) <= math.log(1.1)]
+        best = min(near or rates, key=measured.__getitem__)
+        _, l0, penalty = at[best]
+        others = {s: self.trained(variant, trainer, best, s, penalty) for s in seeds[1:]}
+        rest = self.fvu({s: sae for s, (sae, _) in others.items()})
+        fvu = [measured[best], *rest.values()]
+        return fvu, [l0, *(l0 for _, l0 in others.values())], best, penalty
+
+
+def main(arguments):
+    steps = arguments.tokens // arguments.batch
+    lm, texts = language_model(arguments.model, arguments.text, arguments.layer)
+    rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, 128, 700_000)
+    cut = len(rows) - len(rows) // 10
+    batches = stream(lm, rows[:cut], steps * arguments.batch, arguments.batch)
+    comparison = Comparison(lm, rows[cut:], batches, arguments.d_sae, arguments.k)
+    print(
+        f"\nd_model {lm.d_model}, d_sae {arguments.d_sae}, k {arguments.k}: "
+        f"{batches[..., 0].numel():,} activations, batch {arguments.batch}; {arguments.seeds} "
+        f"seeds, {torch.get_num_threads()} thread\n"
+    )
+    print("| variant | trainer | L0 | FVU | of the seeds | less than ours by | lr | penalty |")
+    print("|---" * 8 + "|", flush=True)
+    for variant in arguments.variant or PENALTIES:
+        ours = []
+        for trainer in TRAINERS:
+            seeds = range(arguments.seeds)
+            fvu, l0, lr, penalty = comparison.row(variant, trainer, arguments.lr, seeds)
+            ours = ours or fvu
+            print(
+                f"| {variant} | {trainer} | {statistics.mean(l0):.2f} | "
+                f"{statistics.mean(fvu):.4f} | {min(fvu):.4f} to {max(fvu):.4f} | "
+                f"{'' if fvu is ours else difference(ours, fvu)} | {lr:g} | "
+                f"{'' if penalty is None else f'{penalty:.3g}'} |",
+                flush=True,
+            )
+
+
+def difference(ours, theirs):
+    """Of means, with its 95 % interval of Welch's t."""
+    if len(ours) < 2:
+        return f"{ours[0] - theirs[0]:+.4f}"
+    interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    mean = statistics.mean(ours) - statistics.mean(theirs)
+    return f"{mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--variant", choices=PENALTIES, action="append", help="default: all")
+    parser.add_argument("--model")
+    parser.add_argument("--text")
+    parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--d-sae", type=int, default=512)
+    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=1_024_000)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--lr", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    main(arguments)
