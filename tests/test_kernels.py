@@ -355,7 +355,9 @@ def test_slots_without_a_latent_are_far_below_and_come_last():
     weight = torch.eye(5)
     x = torch.tensor([[0.0, 2, 0, 3, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
     zeros = torch.zeros(5)
-    values, indices, counts = above_bound.above(x, weight, zeros, zeros, zeros + 1, 5) or ()
+    found = above_bound.above(x, weight, zeros, zeros, zeros + 1, 5)
+    assert found
+    values, indices, counts = found
     none = torch.tensor(above_bound.BELOW).item()
     assert values.tolist() == [[2, 3], [none, none], [1, none]]
     assert indices.tolist() == [[1, 3], [0, 0], [0, 0]]
