@@ -372,6 +372,18 @@ def test_more_than_are_asked_for_are_not_looked_for(dtype):
     assert above_bound.above(x, weight, zeros, zeros, zeros, 4) is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_token_may_not_have_many_more_than_are_asked_for(dtype):
+    """All tokens would have as many slots."""
+    weight = torch.eye(100, dtype=dtype)
+    x = torch.zeros(50, 100, dtype=dtype)
+    x[3, :9] = 1
+    zeros = torch.zeros(100, dtype=dtype)
+    assert above_bound.above(x, weight, zeros, zeros, zeros + 1, 2.0) is None
+    x[3, 8:] = 0
+    assert above_bound.above(x, weight, zeros, zeros, zeros + 1, 2.0) is not None
+
+
 def test_both_ways_find_the_same_above_bounds(monkeypatch):
     x, weight = normal(70, 24, seed=1), normal(90, 24, seed=2)
     b_enc, b_dec, bound = normal(90, seed=3), normal(24, seed=4), 4 + normal(90, seed=5)

@@ -18,6 +18,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from conftest import SEED_DEPENDENCE
 from faithful_sae import TopKSAE, load_sae, train_saes
 from faithful_sae.files.checkpoint import Checkpoint
+from faithful_sae.kernels import above_bound, backend
 from faithful_sae.runs.schema import ParamsError
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.sae import SAEError
@@ -205,10 +206,8 @@ SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "featur
 SMOOTH += ["archetypal", "tilted", "mutual"]
 
 
-@pytest.mark.parametrize("few", [0.0, 1.0], ids=["everywhere", "chosen"])
 @pytest.mark.parametrize("name", SMOOTH)
-def test_gradients_by_differences(name, few, monkeypatch):
-    monkeypatch.setattr(places, "FEW", few)
+def test_gradients_by_differences(name):
     variant = EVERY[name]
     sae = some(variant)
     # which detaches nothing
@@ -222,13 +221,26 @@ def test_gradients_by_differences(name, few, monkeypatch):
 
 
 BOUNDED = {name: variant for name, variant in EVERY.items() if isinstance(variant, Bounded)}
+bounded = pytest.mark.parametrize("variant", BOUNDED.values(), ids=BOUNDED)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("variant", BOUNDED.values(), ids=BOUNDED)
-def test_chosen_latents_give_the_loss_and_the_gradients_of_all(variant, dtype, monkeypatch):
-    """By the kernels, and by what stands in for them elsewhere."""
+@pytest.fixture
+def few(monkeypatch):
+    """However many latents there are, and in any dtype, they are looked at alone."""
     monkeypatch.setattr(places, "FEW", 1.0)
+    monkeypatch.setattr(places, "compiled", lambda x: True)
+    monkeypatch.setattr(above_bound, "MOST", 100)
+
+
+@pytest.mark.parametrize("form", ["loops", "torch", "triton"])
+@bounded
+def test_chosen_latents_give_the_loss_and_the_gradients_of_all(variant, form, few, monkeypatch):
+    """By the kernels, and by what stands in for them elsewhere."""
+    if form == "triton":
+        if backend.triton is None:
+            pytest.skip("no Triton for this platform")
+        monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu"})
+    dtype = torch.float64 if form == "torch" else torch.float32
     sae = some(variant)
     for name, w in sae.tensors.items():
         setattr(sae, name, w.to(dtype))
@@ -240,7 +252,7 @@ def test_chosen_latents_give_the_loss_and_the_gradients_of_all(variant, dtype, m
     loss, error, counts = variant.loss_and_gradients(sae, x, at, gradients)
     every = {name: torch.full_like(w, torch.nan) for name, w in gradients.items()}
     expected = variant.differentiated(sae, every, lambda leaf: variant.loss(leaf, x, at))
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    tolerance = 1e-12 if form == "torch" else 1e-5
     assert loss.item() == pytest.approx(expected[0].item(), rel=tolerance)
     close(error, expected[1], 20 * tolerance)
     assert torch.equal(counts, expected[2])
@@ -249,15 +261,53 @@ def test_chosen_latents_give_the_loss_and_the_gradients_of_all(variant, dtype, m
 
 
 def test_where_many_latents_are_active_all_are_looked_at():
+    sae = ReLU().new(D, F, 1, "cpu")
+    x = X.float()
+    assert ReLU().chosen(sae, x) is None
+    sae.b_enc -= 9
+    assert isinstance(ReLU().chosen(sae, x), places.Chosen)
+    # one token with many would give all as many slots
+    sae.b_enc[:] = -1e3
+    x[0] = 1e4
+    assert ReLU().chosen(sae, x) is None
+
+
+def test_where_there_are_no_kernels_all_are_looked_at():
     sae = some(ReLU())
+    sae.b_enc -= 9
     assert ReLU().chosen(sae, X) is None
-    sae.b_enc = sae.b_enc - 10
-    assert isinstance(ReLU().chosen(sae, X), places.Chosen)
 
 
-def test_the_kb_largest_are_found_where_the_tokens_that_are_asked_have_large_ones(monkeypatch):
+@bounded
+def test_a_training_on_few_latents_is_that_on_all(variant, few, monkeypatch):
+    """But for rounding; and it goes on from its state to the same bytes."""
+    data = torch.randn(12, 30, D, generator=torch.Generator().manual_seed(3))
+
+    def training():
+        return Training(variant.new(D, F, 1, "cpu"), variant, 1e-3, RECIPES["default"], 12)
+
+    first, second = training(), training()
+    for i, x in enumerate(data):
+        assert i == 0 or variant.chosen(first.sae, x) is not None
+        first.step(i, x)
+        if i == 5:
+            tensors, numbers = first.state()
+            kept = {name: w.clone() for name, w in tensors.items()}
+            second.restore(kept, {**numbers, "log": [*numbers["log"]]})
+    for i in range(6, 12):
+        second.step(i, data[i])
+    monkeypatch.setattr(places, "FEW", 0.0)
+    dense = training()
+    for i, x in enumerate(data):
+        dense.step(i, x)
+    done, resumed, dense = (one.finish() for one in (first, second, dense))
+    for name, w in done.tensors.items():
+        assert torch.equal(getattr(resumed, name), w)
+        close(getattr(dense, name), w, 1e-4)
+
+
+def test_the_kb_largest_are_found_where_the_tokens_that_are_asked_have_large_ones(few):
     """What they leave is too little, so that less of them is asked, and then all is looked at."""
-    monkeypatch.setattr(places, "FEW", 1.0)
     variant = BatchTopK(K)
     sae = variant.new(D, F, 1, "cpu")
     x = torch.randn(256, D, generator=torch.Generator().manual_seed(4))

@@ -252,8 +252,8 @@ class _LlamaCpp:
             raise ValueError(f"llama.cpp cannot read {path}")
 
     def sample(self, bos_id, n_tokens, batch, seed):
-        """int32 [batch, n_tokens], each row behind BOS, by its own sampler at temperature 1: all
-        rows go through the model together, one token of each at a time.
+        """int32 [batch, n_tokens], each row behind BOS, by its sampler of the plain distribution:
+        all rows go through the model together, one token of each at a time.
         """
         library = self.library
         options = library.llama_context_default_params()
@@ -264,15 +264,16 @@ class _LlamaCpp:
         sampler = library.llama_sampler_init_dist(seed)
         step = library.llama_batch_init(batch, 0, 1)
         step.n_tokens = batch
+        for row in range(batch):
+            step.n_seq_id[row] = 1
+            step.seq_id[row][0] = row
+            step.logits[row] = True
         ids = np.empty((batch, n_tokens), np.int32)
         last = np.full(batch, bos_id)
         for place in range(n_tokens):
             for row in range(batch):
                 step.token[row] = int(last[row])
                 step.pos[row] = place
-                step.n_seq_id[row] = 1
-                step.seq_id[row][0] = row
-                step.logits[row] = True
             if library.llama_decode(context, step):
                 raise RuntimeError(f"llama.cpp cannot decode a batch of {batch}")
             last = [library.llama_sampler_sample(sampler, context, row) for row in range(batch)]

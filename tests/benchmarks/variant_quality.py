@@ -4,11 +4,11 @@
     python tests/benchmarks/variant_quality.py --model FOLDER --text FILE --layer 3
 
 Every trainer gets the same activations in the same order. It warms up and decays its learning rate
-as ours does, and its penalty over the first tenth of the steps. Where a variant has a penalty, or
-a target that it misses, it is looked for, with the first seed and at each learning rate, until L0
-is k within 5 %. The learning rate of the least FVU is then taken for the other seeds. L0 and FVU
-are of held-out text, of each SAE as it is in use. The libraries are given activations of unit mean
-squared norm, for which their penalties are meant.
+as ours does, and its penalty over the first tenth of the steps; SAELens and dictionary_learning
+scale activations first, each in its way, for which their penalties are meant. One seed, which is in
+no number, says which learning rate leaves least, and, at each, which penalty (or k, where there is
+none) gives an L0 of k. L0 and FVU are of held-out text, of each SAE as it is in use. A star is at
+L0s that are further than 5 % from k, or at a learning rate at an end of the grid.
 """
 
 import argparse
@@ -33,37 +33,38 @@ from faithful_sae.sae.variants import VARIANTS
 from faithful_sae.text.packing import pack, tokenize
 
 SEARCHES, WITHIN = 6, 0.05
-# {variant: {trainer: the penalty that is tried first}}; of jumprelu the target is k by it
+# {variant: {trainer: the penalty that is tried first}}; where there is none, k is divided by it
 PENALTIES = {
     "topk": {},
-    "batch_topk": {},
-    "matryoshka": {},
+    "batch_topk": {"dictionary_learning": 1.0, "SAELens": 1.0},
+    "matryoshka": {"dictionary_learning": 1.0, "SAELens": 1.0},
     "jumprelu": {"here": 1.0, "dictionary_learning": 1.0, "SAELens": 1.0},
     "relu": {"here": 0.3, "dictionary_learning": 0.3, "SAELens": 3.0},
     "gated": {"here": 0.3, "dictionary_learning": 0.3, "SAELens": 3.0},
 }
+CHOOSING = 100
 
 
 def here(variant, batches, d_sae, k, seed, lr, penalty):
     steps, batch_tokens, d_model = batches.shape
     kind = VARIANTS[variant]
-    settings = {"k": k} if "k" in kind.__dataclass_fields__ else {"l1": penalty}
-    if variant == "jumprelu":
-        settings = {"k": max(round(k / penalty), 1)}
+    settings = {"l1": penalty}
+    if "k" in kind.__dataclass_fields__:
+        settings = {"k": max(round(k / (penalty or 1)), 1)}
     sizes = ([seed], lr, steps * batch_tokens, batch_tokens)
     return train_saes(batches, d_model, d_sae, kind(**settings), *sizes)[0]
 
 
 def dictionary_learning(variant, batches, d_sae, k, seed, lr, penalty):
     steps = len(batches)
-    options = own("dictionary_learning", variant, d_sae, k)
     schedule = {"warmup_steps": warmed(steps), "decay_start": steps - decayed(steps)}
     if variant in ("jumprelu", "relu", "gated"):
         schedule["sparsity_warmup_steps"] = steps // 10
-        options |= {"target_l0": k / penalty} if variant == "jumprelu" else {"l1_penalty": penalty}
     elif variant != "topk":
-        # thresholds are means over steps, of which all but the first half are taken
-        schedule["threshold_start_step"] = steps // 2
+        # its threshold is a running mean, which begins at a step and is to forget where
+        schedule |= {"threshold_start_step": steps // 2, "threshold_beta": 0.99}
+    options = own("dictionary_learning", variant, d_sae, k)
+    options |= asked("dictionary_learning", variant, k, penalty)
     return train_dictionary_learning(
         batches, d_sae, k, seed, lr, variant, True, options, **schedule
     )
@@ -71,23 +72,26 @@ def dictionary_learning(variant, batches, d_sae, k, seed, lr, penalty):
 
 def sae_lens(variant, batches, d_sae, k, seed, lr, penalty):
     steps = len(batches)
-    options = own("SAELens", variant, d_sae, k)
+    options = own("SAELens", variant, d_sae, k) | asked("SAELens", variant, k, penalty)
     options["normalize_activations"] = "expected_average_only_in"
     if variant in ("relu", "gated"):
-        options |= {"l1_coefficient": penalty, "l1_warm_up_steps": steps // 10}
+        options["l1_warm_up_steps"] = steps // 10
     if variant == "jumprelu":
-        options |= {"target_l0": k / penalty, "l0_warm_up_steps": steps // 10}
-    return train_sae_lens(
-        batches,
-        d_sae,
-        k,
-        seed,
-        lr,
-        variant,
-        options,
-        lr_warm_up_steps=warmed(steps),
-        lr_decay_steps=decayed(steps),
-    )
+        options["l0_warm_up_steps"] = steps // 10
+    schedule = {"lr_warm_up_steps": warmed(steps), "lr_decay_steps": decayed(steps)}
+    return train_sae_lens(batches, d_sae, k, seed, lr, variant, options, **schedule)
+
+
+def asked(library, variant, k, penalty):
+    """What a library calls a penalty, or the k that stands in its place."""
+    if penalty is None:
+        return {}
+    if variant in ("relu", "gated"):
+        return {"l1_penalty" if library == "dictionary_learning" else "l1_coefficient": penalty}
+    if variant == "jumprelu":
+        return {"target_l0": k / penalty}
+    # dictionary_learning's is a whole number
+    return {"k": k / penalty if library == "SAELens" else max(round(k / penalty), 1)}
 
 
 TRAINERS = {"here": here, "dictionary_learning": dictionary_learning, "SAELens": sae_lens}
@@ -145,16 +149,16 @@ class Comparison:
 
     def row(self, variant, trainer, rates, seeds):
         """(FVU of each seed, L0 of each, the learning rate, the penalty)."""
-        at = {lr: self.searched(variant, trainer, lr, seeds[0]) for lr in rates}
+        at = {lr: self.searched(variant, trainer, lr, CHOOSING) for lr in rates}
         measured = self.fvu({lr: sae for lr, (sae, *_) in at.items()})
         # an SAE at another L0 is no better for what it explains
-        near = [lr for lr in rates if abs(excess(at[lr][1], self.k)) <= math.log(1.1)]
-        best = min(near or rates, key=measured.__getitem__)
-        _, l0, penalty = at[best]
-        others = {s: self.trained(variant, trainer, best, s, penalty) for s in seeds[1:]}
-        rest = self.fvu({s: sae for s, (sae, _) in others.items()})
-        fvu = [measured[best], *rest.values()]
-        return fvu, [l0, *(l0 for _, l0 in others.values())], best, penalty
+        off = {lr: abs(excess(at[lr][1], self.k)) for lr in rates}
+        near = [lr for lr in rates if off[lr] <= math.log(1 + WITHIN)]
+        best = min(near, key=measured.__getitem__) if near else min(rates, key=off.__getitem__)
+        penalty = at[best][2]
+        saes = {seed: self.trained(variant, trainer, best, seed, penalty) for seed in seeds}
+        fvu = self.fvu({seed: sae for seed, (sae, _) in saes.items()})
+        return [*fvu.values()], [l0 for _, l0 in saes.values()], best, penalty
 
 
 def main(arguments):
@@ -169,7 +173,7 @@ def main(arguments):
         f"{batches[..., 0].numel():,} activations, batch {arguments.batch}; {arguments.seeds} "
         f"seeds, {torch.get_num_threads()} thread\n"
     )
-    print("| variant | trainer | L0 | FVU | of the seeds | less than ours by | lr | penalty |")
+    print("| variant | trainer | L0 | FVU | of the seeds | ours less this | lr | penalty |")
     print("|---" * 8 + "|", flush=True)
     for variant in arguments.variant or PENALTIES:
         ours = []
@@ -177,10 +181,12 @@ def main(arguments):
             seeds = range(arguments.seeds)
             fvu, l0, lr, penalty = comparison.row(variant, trainer, arguments.lr, seeds)
             ours = ours or fvu
+            off = abs(excess(statistics.mean(l0), arguments.k)) > math.log(1 + WITHIN)
+            edge = lr in (min(arguments.lr), max(arguments.lr))
             print(
-                f"| {variant} | {trainer} | {statistics.mean(l0):.2f} | "
+                f"| {variant} | {trainer} | {statistics.mean(l0):.2f}{'*' * off} | "
                 f"{statistics.mean(fvu):.4f} | {min(fvu):.4f} to {max(fvu):.4f} | "
-                f"{'' if fvu is ours else difference(ours, fvu)} | {lr:g} | "
+                f"{'' if fvu is ours else difference(ours, fvu)} | {lr:g}{'*' * edge} | "
                 f"{'' if penalty is None else f'{penalty:.3g}'} |",
                 flush=True,
             )
@@ -205,7 +211,7 @@ if __name__ == "__main__":
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1_024_000)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--lr", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
+    parser.add_argument("--lr", type=float, nargs="+", default=[5e-4, 2e-3, 8e-3, 3.2e-2])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

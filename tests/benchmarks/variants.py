@@ -5,7 +5,7 @@ forward, backward and Adam, in units of the product x @ W_enc in float32.
 
 Steps are interleaved, so that all see the same noise of the machine. Variants with a penalty are
 measured as they are once it has done its work: biases are set so that as many latents are active as
-in TopK. `here, at first` is a step before that, where half of all latents are active. The libraries
+in TopK. `at first` is a step before that, where half of all latents are active. The libraries
 compute all latents, however few are active.
 """
 
@@ -70,29 +70,32 @@ def own(library, variant, d_sae, k):
 
 
 def theirs(d_model, d_sae, k):
-    """{(variant, library): its trainer's step} of libraries that can be imported."""
+    """{"variant, library": its trainer's step} of libraries that can be imported."""
     steps = {}
     for variant in peers.SAE_LENS:
-        try:
-            options = own("dictionary_learning", variant, d_sae, k)
-            config = peers.dictionary_learning_config(d_model, d_sae, STEPS, LR, variant, **options)
-            trainer = config.pop("trainer")(**config)
-            # its step 0 would only look for a median
-            steps[f"{variant}, dictionary_learning"] = functools.partial(_later, trainer)
-            sae = peers.sae_lens_sae(variant, d_model, d_sae, **own("SAELens", variant, d_sae, k))
-            trainer = peers.sae_lens_trainer(iter(()), sae, STEPS, 1, LR)
-            steps[f"{variant}, SAELens"] = functools.partial(_step, trainer)
-        except ImportError as error:
-            print(f"{variant} is left out: {error}", file=sys.stderr)
+        for library, make in LIBRARIES.items():
+            try:
+                step = make(variant, d_model, d_sae, own(library, variant, d_sae, k))
+                steps[f"{variant}, {library}"] = step
+            except ImportError as error:
+                print(f"{variant} of {library} is left out: {error}", file=sys.stderr)
     return steps
 
 
-def _later(trainer, i, x):
-    trainer.update(i + 1, x)
+def dictionary_learning(variant, d_model, d_sae, options):
+    config = peers.dictionary_learning_config(d_model, d_sae, STEPS, LR, variant, **options)
+    trainer = config.pop("trainer")(**config)
+    # its step 0 would only look for a median
+    return lambda i, x: trainer.update(i + 1, x)
 
 
-def _step(trainer, i, x):
-    trainer.step(x)
+def sae_lens(variant, d_model, d_sae, options):
+    sae = peers.sae_lens_sae(variant, d_model, d_sae, **options)
+    trainer = peers.sae_lens_trainer(iter(()), sae, STEPS, 1, LR)
+    return lambda i, x: trainer.step(x)
+
+
+LIBRARIES = {"dictionary_learning": dictionary_learning, "SAELens": sae_lens}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     values, indices = p_f and f where p_f >= bound_f, by rising f
 
 On a CPU the product p is only a screen (screen.py): a latent with p~ + e < bound is left out, and
-the others are computed again in float32. Elsewhere all of p is made.
+the others are computed again in float32. Elsewhere all of p is made. Whether they are too many is
+decided on those that the screen leaves, which are a few more.
 
 A token has as many slots as the one with most. Those that it does not need hold BELOW, a number
 that nothing is above, and latent 0. B tokens, K slots, F latents, D model.
@@ -20,6 +21,8 @@ from faithful_sae.kernels.screen import Screen, screened
 
 # finite, so that its product with 0 is 0
 BELOW = -1e30
+# times as many as on average a token may have: slots are as many as those of the one with most
+MOST = 4
 
 
 def compact(p: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +42,13 @@ def compact(p: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     values, places = p.new_full(shape, BELOW), place.new_zeros(shape)
     values[t, slot], places[t, slot] = p[t, place], place
     return values, places, counts
+
+
+def few(p: Tensor, chosen: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`compact`, or None where more than `most` are chosen as in `above`."""
+    counts = chosen.sum(1)
+    too_many = int(counts.sum()) > most * len(p) or int(counts.max()) > MOST * most
+    return None if too_many else compact(p, chosen)
 
 
 @loop
@@ -107,7 +117,8 @@ def _fill_loop(
         for i in range(count):
             f = left[i]
             product = dot(x[t], weight[f]) + b_enc[f]
-            if product >= bound[f]:
+            # the other loop may round a sum in another way
+            if product >= bound[f] and slot < values.shape[1]:
                 values[t, slot], indices[t, slot] = product, f
                 slot += 1
         counts[t] = slot
@@ -124,9 +135,9 @@ def _by_screening(x, weight, b_enc, b_dec, bound, most):
         given = (*products, *rows, b_enc, bound, *screen.columns, counts)
         over_rows(_count_loop, n, *given)
         left += int(counts.sum())
-        if left > most * len(x):
-            return None
         shape = n, int(counts.max())
+        if left > most * len(x) or shape[1] > MOST * most:
+            return None
         values, indices = torch.full(shape, BELOW), torch.zeros(shape, dtype=torch.int64)
         over_rows(_fill_loop, n, *given, x[part], weight, values, indices)
         found.append((values, indices, counts))
@@ -149,14 +160,13 @@ def above(
         b_enc: [F].
         b_dec: [D].
         bound: [F].
-        most: latents of a token, on average.
+        most: latents of a token, on average; no token may have more than MOST times as many.
 
     Returns:
         (values [B, K], indices int64 [B, K], how many of a token's slots are in use int64 [B]);
-        None where there are more than `most`.
+        None where there are more.
     """
     if compiled(x, weight, b_enc, b_dec, bound):
         return _by_screening(x, weight, b_enc, b_dec, bound.contiguous(), most)
     p = (x - b_dec) @ weight.T + b_enc
-    chosen = p >= bound
-    return compact(p, chosen) if int(chosen.sum()) <= most * len(x) else None
+    return few(p, p >= bound, most)

@@ -377,7 +377,9 @@ def _examples(task, package, docstring, names):
             # formulas
             if re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*){5,40}[.]", sentence):
                 label = int(_hash(sentence), 16) % 2
-                yield sentence if names[label] == "intact" else _altered(task, sentence), label
+                altered = _altered(task, sentence)
+                if altered != sentence:
+                    yield sentence if names[label] == "intact" else altered, label
 
 
 def _described(text, declaration):
@@ -396,8 +398,8 @@ def _altered(task, sentence):
     if task == "word_order":
         words.reverse()
     else:
-        pairs = len(words) // 2
+        pairs = [i for i in range(0, len(words) - 1, 2) if words[i] != words[i + 1]]
         rng = np.random.default_rng(int(_hash(sentence), 16))
-        for i in 2 * rng.permutation(pairs)[: max(round(pairs / 4), 1)]:
+        for i in rng.permutation(pairs)[: max(round(len(pairs) / 4), 1)]:
             words[i : i + 2] = words[i + 1], words[i]
     return " ".join([first, *words]) + "."

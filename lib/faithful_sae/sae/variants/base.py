@@ -26,7 +26,7 @@ from faithful_sae.sae.in_context import InContext
 from faithful_sae.sae.recipe import Recipe
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.settings import Settings
-from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere, few
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Places, most
 
 # rows of W_dec at a time: temporaries of this size stay in the cache
 BLOCK = 1024
@@ -200,12 +200,12 @@ class Bounded(Variant):
         """What z may be below and have no part in the loss, [F]: 0, unless a variant differs."""
         return torch.zeros_like(sae.b_enc)
 
-    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+    def latents(self, sae: TopKSAE, x: Tensor, at: Places = EVERYWHERE) -> Tensor:
         """Those of x [B, D] in training at some places: ReLU's, unless a variant differs."""
         return torch.relu(at.affine(sae, x, self.bias(sae)))
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places
     ) -> Tensor | float:
         """What is added to the mean of error^2: nothing, unless a variant differs.
 
@@ -217,7 +217,7 @@ class Bounded(Variant):
         return 0.0
 
     def loss_at(
-        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Places
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`loss`, which looks at latents at some places."""
         f = self.latents(sae, x, at)
@@ -234,10 +234,16 @@ class Bounded(Variant):
 
     def above(self, sae: TopKSAE, x: Tensor, bound: Tensor) -> Chosen | None:
         """The places where z is not below a bound [F]; None where they are many."""
+        found = self.found(sae, x, bound)
+        return Chosen(*found, sae.d_sae) if found else None
+
+    def found(self, sae: TopKSAE, x: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """z where it is not below a bound [F], as kernels.above_bound.above."""
+        if not (few := most(x, sae.d_sae)):
+            return None
         bias = self.bias(sae)
         bias = torch.zeros_like(sae.b_enc) if bias is None else bias
-        found = above(x, sae.W_enc.T.contiguous(), bias, sae.b_dec, bound, few(sae.d_sae))
-        return Chosen(*found, sae.d_sae) if found else None
+        return above(x, sae.W_enc.T.contiguous(), bias, sae.b_dec, bound, few)
 
     def loss_and_gradients(
         self, sae: TopKSAE, x: Tensor, moment: Moment, gradients: dict[str, Tensor]
@@ -247,10 +253,12 @@ class Bounded(Variant):
 
     @staticmethod
     def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:
-        """Eight arrays [B, F], of latents and gradients, or of the latents of the last batches; and
-        twelve [B, D], with those batches.
+        """Eight arrays [B, F], of latents and gradients, or of the latents of the last batches, and
+        twelve [B, D], with those batches; the screen's copy of W_enc, both gradients, and AuxK's
+        copies and gradients.
         """
-        return 4 * batch_tokens * (8 * d_sae + 12 * d_model)
+        weights = (2 + 2 * 4 + 4 * 4) * d_sae * d_model
+        return weights + 4 * batch_tokens * (8 * d_sae + 12 * d_model)
 
 
 def keep_to_the_sphere(gradient: Tensor, rows: Tensor) -> None:

@@ -13,11 +13,11 @@ In use a latent is active above a threshold of its own, that of m_i tokens of th
 import torch
 from torch import Tensor
 
-from faithful_sae.kernels.above_bound import compact
+from faithful_sae.kernels.above_bound import few
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, threshold_above
-from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere, few
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Places, most
 
 
 class FeatureChoice(settings.FeatureChoice, Bounded):
@@ -37,15 +37,16 @@ class FeatureChoice(settings.FeatureChoice, Bounded):
         return reached.diff(prepend=reached.new_zeros(1)).long().clamp(max=n_tokens)
 
     def chosen(self, sae: TopKSAE, x: Tensor) -> Chosen | None:
-        if self.k > few(sae.d_sae):
+        if self.k > most(x, sae.d_sae):
             return None
         p = sae.pre_activations(x)
-        return Chosen(*compact(p, self.choice(p)), sae.d_sae)
+        found = few(p, self.choice(p), most(x, sae.d_sae))
+        return Chosen(*found, sae.d_sae) if found else None
 
-    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+    def latents(self, sae: TopKSAE, x: Tensor, at: Places = EVERYWHERE) -> Tensor:
         p = super().latents(sae, x, at)
         # at other places they are chosen
-        return p if at is not EVERYWHERE else p * self.choice(p.detach())
+        return p if isinstance(at, Chosen) else p * self.choice(p.detach())
 
     def choice(self, p: Tensor) -> Tensor:
         """Which of p [B, F] are among the largest of their column: bool [B, F]."""

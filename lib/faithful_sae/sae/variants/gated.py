@@ -18,7 +18,7 @@ from torch import Tensor
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, Moment
-from faithful_sae.sae.variants.places import Everywhere
+from faithful_sae.sae.variants.places import Places
 from faithful_sae.sae.variants.relu import l1
 
 
@@ -43,7 +43,7 @@ class Gated(settings.Gated, Bounded):
         return -sae.b_gate
 
     def loss_at(
-        self, sae: Any, x: Tensor, moment: Moment, at: Everywhere
+        self, sae: Any, x: Tensor, moment: Moment, at: Places
     ) -> tuple[Tensor, Tensor, Tensor]:
         u = at.affine(sae, x, self.bias(sae))
         gate = torch.relu(u + at.each(sae.b_gate))

@@ -26,7 +26,7 @@ from torch import Tensor
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, Moment, spread, threshold_above
-from faithful_sae.sae.variants.places import Everywhere
+from faithful_sae.sae.variants.places import Places
 
 
 class JumpReLU(settings.JumpReLU, Bounded):
@@ -55,7 +55,7 @@ class JumpReLU(settings.JumpReLU, Bounded):
         return thresholds(sae) - 0.51 * self.width(x)
 
     def loss_at(
-        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Places
     ) -> tuple[Tensor, Tensor, Tensor]:
         z = at.affine(sae, x, self.bias(sae))
         width = self.width(x)

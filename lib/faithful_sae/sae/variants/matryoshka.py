@@ -17,7 +17,7 @@ from faithful_sae.sae.formats.source import SAEError
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.batch_topk import BatchTopK
-from faithful_sae.sae.variants.places import Everywhere
+from faithful_sae.sae.variants.places import Places
 from faithful_sae.sae.variants.topk import auxk
 
 
@@ -30,7 +30,7 @@ class Matryoshka(settings.Matryoshka, BatchTopK):
         return super().new(d_model, d_sae, seed, device)
 
     def loss_at(
-        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, moment: Moment, at: Places
     ) -> tuple[Tensor, Tensor, Tensor]:
         f = self.latents(sae, x, at)
         # each dictionary adds to the one before
@@ -38,3 +38,8 @@ class Matryoshka(settings.Matryoshka, BatchTopK):
         errors = parts.cumsum(0) + (sae.b_dec - x)
         loss = errors.square().mean((1, 2)).sum()
         return loss + auxk(sae, x, errors[-1], moment), errors[-1], at.counts(f)
+
+    @staticmethod
+    def bytes(d_model: int, d_sae: int, batch_tokens: int) -> int:
+        """BatchTopK's, and four arrays [B, D] for each of eight widths."""
+        return BatchTopK.bytes(d_model, d_sae, batch_tokens) + 8 * 4 * 4 * batch_tokens * d_model

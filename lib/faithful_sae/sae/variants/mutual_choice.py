@@ -20,7 +20,7 @@ from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Moment
 from faithful_sae.sae.variants.batch_topk import BatchTopK
-from faithful_sae.sae.variants.places import Everywhere
+from faithful_sae.sae.variants.places import Places
 from faithful_sae.sae.variants.topk import auxk
 
 
@@ -28,7 +28,7 @@ class MutualChoice(settings.MutualChoice, BatchTopK):
     """BatchTopK that revives seldom latents, too, not dead ones alone."""
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places
     ) -> Tensor | float:
         counts = at.counts(f)
         weak = counts < self.seldom * zipf(counts)

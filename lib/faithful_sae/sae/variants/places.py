@@ -10,38 +10,42 @@ B tokens, K slots, F latents, D model.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from faithful_sae.kernels.backend import compiled, on_triton
 from faithful_sae.kernels.firing_counts import firing_counts
 from faithful_sae.kernels.latent_sums import by_latent, latent_sums
 from faithful_sae.kernels.sparse_decode import decode, values_gradient
 from faithful_sae.sae.sae import TopKSAE
 
-# of all latents, on average of a token: where more are active, dense products are faster
+# of all latents, on average of a token: where more are active, dense products are faster on a CPU
 FEW = 1 / 16
 
 
-def few(d_sae: int) -> float:
-    """How many latents of a token, on average, are so few that they are looked at alone."""
-    return FEW * d_sae
+def most(x: Tensor, d_sae: int) -> float:
+    """How many latents of a token, on average, are so few that they are looked at alone: none on a
+    device or in a dtype that has no kernels, where each would take a row of D numbers.
+    """
+    return FEW * d_sae if on_triton(x) or compiled(x) else 0
 
 
-class Everywhere:
-    """All latents of all tokens."""
+class Places(ABC):
+    """Some latents of some tokens."""
 
+    @abstractmethod
     def affine(self, sae: TopKSAE, x: Tensor, bias: Tensor | None) -> Tensor:
         """z = (x - b_dec) W_enc, and `bias` [F] if there is one: [B, F], or [B, K] of `Chosen`."""
-        z = (x - sae.b_dec) @ sae.W_enc
-        return z if bias is None else z + bias
 
+    @abstractmethod
     def each(self, numbers: Tensor) -> Tensor:
         """The number of its latent [F] at each place, to be broadcast or [B, K]."""
-        return numbers
 
+    @abstractmethod
     def parts(self, f: Tensor, w_dec: Tensor, ends: Sequence[int]) -> Tensor:
         """f W_dec of the latents up to each end, from the one before on: [len(ends), B, D].
 
@@ -50,22 +54,41 @@ class Everywhere:
             w_dec: [F, D].
             ends: rising; the last is F.
         """
+
+    @abstractmethod
+    def decode(self, f: Tensor, w_dec: Tensor) -> Tensor:
+        """f W_dec: [B, D]."""
+
+    @abstractmethod
+    def counts(self, f: Tensor) -> Tensor:
+        """On how many tokens each latent is above 0, int64 [F]."""
+
+
+class Everywhere(Places):
+    """All latents of all tokens."""
+
+    def affine(self, sae: TopKSAE, x: Tensor, bias: Tensor | None) -> Tensor:
+        z = (x - sae.b_dec) @ sae.W_enc
+        return z if bias is None else z + bias
+
+    def each(self, numbers: Tensor) -> Tensor:
+        return numbers
+
+    def parts(self, f: Tensor, w_dec: Tensor, ends: Sequence[int]) -> Tensor:
         pairs = itertools.pairwise([0, *ends])
         return torch.stack([f[:, first:end] @ w_dec[first:end] for first, end in pairs])
 
     def decode(self, f: Tensor, w_dec: Tensor) -> Tensor:
-        """f W_dec: [B, D]."""
         return f @ w_dec
 
     def counts(self, f: Tensor) -> Tensor:
-        """On how many tokens each latent is above 0, int64 [F]."""
         return (f > 0).sum(0)
 
 
 EVERYWHERE = Everywhere()
 
 
-class Chosen(Everywhere):
+class Chosen(Places):
     """The latents of each token that may be active.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, Moment, spread
-from faithful_sae.sae.variants.places import EVERYWHERE, Everywhere
+from faithful_sae.sae.variants.places import EVERYWHERE, Places
 from faithful_sae.sae.variants.relu import l1
 
 
@@ -37,12 +37,12 @@ class ProLU(settings.ProLU, Bounded):
     def bound(self, sae: TopKSAE, x: Tensor) -> Tensor:
         return torch.relu(-sae.b_enc)
 
-    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
+    def latents(self, sae: TopKSAE, x: Tensor, at: Places = EVERYWHERE) -> Tensor:
         m = at.affine(sae, x, self.bias(sae))
         return Gate.apply(m, at.each(sae.b_enc), self.gradient, spread(x).clamp(min=1e-12))
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places
     ) -> Tensor:
         if self.sparsity == "sqrt":
             # no root of 0, which has no derivative; a token alone has no spread

@@ -14,7 +14,7 @@ from torch import Tensor
 from faithful_sae.sae import settings
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, Moment, spread
-from faithful_sae.sae.variants.places import Everywhere
+from faithful_sae.sae.variants.places import Places
 
 
 class ReLU(settings.ReLU, Bounded):
@@ -24,7 +24,7 @@ class ReLU(settings.ReLU, Bounded):
     in_units = ("b_enc", "b_dec")
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places
     ) -> Tensor:
         norms = at.each(sae.W_dec.norm(dim=-1))
         return moment.ramp(self.warmup) * self.l1 * l1(x, f * norms)

@@ -24,7 +24,7 @@ from faithful_sae.sae import settings
 from faithful_sae.sae.formats.source import SAEError
 from faithful_sae.sae.sae import TopKSAE
 from faithful_sae.sae.variants.base import Bounded, Moment, spread
-from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Everywhere
+from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Places
 
 
 class Switch(settings.Switch, Bounded):
@@ -58,7 +58,7 @@ class Switch(settings.Switch, Bounded):
         own = sae.d_sae // sae.router.shape[1]
         values = x.new_zeros(len(x), self.k)
         indices = torch.zeros(len(x), self.k, dtype=torch.int64, device=x.device)
-        for i, encoder in enumerate(sae.W_enc.T.split(own)):
+        for i, encoder in enumerate(sae.W_enc.T.contiguous().split(own)):
             tokens = (expert == i).nonzero()[:, 0]
             if len(tokens):
                 none = torch.zeros_like(encoder[:, 0])
@@ -69,13 +69,13 @@ class Switch(settings.Switch, Bounded):
         values, indices = values.gather(1, first), indices.gather(1, first)
         return Chosen(torch.where(values > 0, values, BELOW), indices, counts, sae.d_sae)
 
-    def latents(self, sae: TopKSAE, x: Tensor, at: Everywhere = EVERYWHERE) -> Tensor:
-        if at is EVERYWHERE:
+    def latents(self, sae: TopKSAE, x: Tensor, at: Places = EVERYWHERE) -> Tensor:
+        if not isinstance(at, Chosen):
             return sae.encode(x)
         return super().latents(sae, x, at) * sae.experts(x).max(-1, keepdim=True).values
 
     def penalty(
-        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Everywhere
+        self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places
     ) -> Tensor:
         return self.balance * spread(x).square() / sae.d_model * imbalance(sae.experts(x))
 
