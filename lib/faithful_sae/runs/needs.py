@@ -12,7 +12,7 @@ from faithful_sae.runs.stage import Stage
 from faithful_sae.text.packing import rows_disk
 
 # bytes of RAM of a notebook and its libraries; 0.6 to 0.8 GB measured on a CPU
-PROCESS = 1_000_000_000
+PROCESS = 800_000_000
 # bytes of GPU memory that CUDA takes for itself, and of RAM that its libraries take beside
 CUDA = 600_000_000
 CUDA_PROCESS = 2_000_000_000

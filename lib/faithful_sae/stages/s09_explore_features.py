@@ -100,10 +100,10 @@ class ExploreFeatures(Stage):
         scored = rows_at_once(length, shape.vocab_size) * length
         scoring = forward_bytes(shape, scored) + scored * shape.vocab_size * LOGIT
         device = weights(shape) + saes_bytes(run, shape) + max(reading, scoring)
-        # the state, as it is saved, and as it is written
+        # the state, and as it is saved; correlations come when it is saved no more
         state = index_bytes(run.features, d_sae, shape.vocab_size)
         related = relation_bytes(d_sae, _correlated(run) * (run.sae.k or d_sae))
-        return Memory(device, reading_bytes(run) + 3 * state + related)
+        return Memory(device, reading_bytes(run) + state + max(state, related))
 
     def disk(self, run: Run, shape: Shape) -> int:
         from faithful_sae.features.build import index_bytes
