@@ -195,16 +195,16 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
     run = make_run()
     said = []
     monkeypatch.setattr(
-        module.psutil, "virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9)
+        module.psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * 10**8, available=8 * 10**8)
     )
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     *memory, disk = check(run.file.parent, False, said.append)
     of = {line.split(": ")[1].split()[0]: line for line in memory}
     shape = model_shape(run)
-    large = [stage for stage in model_stages(run) if needs(run, shape, stage).memory > 10**9]
+    large = [stage for stage in model_stages(run) if needs(run, shape, stage).memory > 8 * 10**8]
     assert list(of) == [stage.name for stage in large]
     assert {"01", "02", "03", "04", "05", "06"} <= {name[:2] for name in of}
-    assert all("of RAM, and this machine has 1.0 GB" in line for line in memory)
+    assert all("of RAM, and this machine has 0.8 GB" in line for line in memory)
     assert of["06_probing"].endswith("lower probing.batch_rows")
     assert "of disk and a tenth to spare" in disk
 
