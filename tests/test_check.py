@@ -195,7 +195,9 @@ def test_what_is_too_large_for_the_machine(make_run, monkeypatch):
     run = make_run()
     said = []
     monkeypatch.setattr(
-        module.psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * 10**8, available=8 * 10**8)
+        module.psutil,
+        "virtual_memory",
+        lambda: SimpleNamespace(total=8 * 10**8, available=8 * 10**8),
     )
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     *memory, disk = check(run.file.parent, False, said.append)

@@ -12,6 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from faithful_sae.engine.check import check
 from faithful_sae.engine.problems import problems
 from faithful_sae.files import DiskFullError
 from faithful_sae.lm import gguf
@@ -253,6 +254,10 @@ def test_what_can_be_wrong_is_one_line_before_any_work(packaged, index, changes,
     assert problem.startswith(f"{run.file}: model: ")
     with pytest.raises(ModelError, match=why):
         prepare_model(run)
+    # sizes that are not known, since it cannot be read, are no second problem
+    said = []
+    assert check(run.file.parent, False, said.append) == [problem]
+    assert "  its sizes are not known" in said
 
 
 def test_the_hash_that_is_asked_for_is_checked_later_too(packaged, index):

@@ -68,8 +68,10 @@ def check(
     disk: dict[Path, int] = {}
     for run in map(on_this_machine, runs):
         well = not any(line.startswith(f"{run.file}: ") for line in problems)
-        named = any(line.startswith(f"{run.file}: model = ") for line in problems)
-        more, total, needed = _check_run(run, probe and well, show)
+        named = any(
+            line.startswith((f"{run.file}: model = ", f"{run.file}: model: ")) for line in problems
+        )
+        more, total, needed = _check_run(run, probe and well, show, named)
         problems += [
             line for line in more if not named or not line.startswith(f"{run.file}: model: ")
         ]
@@ -98,14 +100,16 @@ def _once_each(problems: list[str], runs: list[Run]) -> list[str]:
 
 
 def _check_run(
-    run: Run, probe: bool, show: Show
+    run: Run, probe: bool, show: Show, named: bool
 ) -> tuple[list[str], float | None, dict[Path, int]]:
-    """(problems, seconds or None, {folder: bytes}) of one run, after its table."""
+    """(problems, seconds or None, {folder: bytes}) of one run, after its table; `named`: whether it
+    is known what is wrong with its model.
+    """
     show(f"\n{run.label}  ({run.file.name}, {run.device})")
     try:
         shape = model_shape(run)
     except (hub.HubError, ModelError) as error:
-        show(f"  its sizes are not known: {error}")
+        show("  its sizes are not known" + ("" if named else f": {error}"))
         return [f"{run.file}: model: {error}", *_device_problems(run, {})], None, {}
     wanted = {stage: needs(run, shape, stage) for stage in model_stages(run)}
     problems = [*_device_problems(run, wanted), *_memory_problems(run, wanted)]

@@ -99,11 +99,12 @@ def _check(file, folder):
             f"{file}: not a whole GGUF file ({why}): is it one, and was it fetched to its end?"
         ) from error
     architecture = _said(reader, "general.architecture")
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        known = ", ".join(GGUF_SUPPORTED_ARCHITECTURES)
+    # its table has sections for what is no architecture, too
+    known = [name for name in GGUF_SUPPORTED_ARCHITECTURES if name not in ("general", "tokenizer")]
+    if architecture not in known:
         raise ModelError(
             f"{file}: its architecture {architecture!r} is none that transformers reads from GGUF "
-            f"({known}): take the model's safetensors folder instead"
+            f"({', '.join(known)}): take the model's safetensors folder instead"
         )
     needed = TOKENIZERS.get(_said(reader, "tokenizer.ggml.model") or "")
     for part in ("tokens", needed):
