@@ -140,7 +140,7 @@ class Benchmark:
                 f"{name}, lr {lr or 'its own'}, seed {seed}: {time.perf_counter() - start:.0f} s",
                 file=sys.stderr,
             )
-        found = fidelity_of_all(saes, self.lm, self.heldout, modes=(False,))
+        found, _ = fidelity_of_all(saes, self.lm, self.heldout, modes=(False,))
         return {
             job: (1 - found[job, False].explained_variance, found[job, False].ce_diff, *rest)
             for job, rest in measured.items()

@@ -144,7 +144,7 @@ class Comparison:
         return *found[best], best
 
     def fvu(self, saes):
-        found = fidelity_of_all(saes, self.lm, self.heldout, modes=(False,))
+        found, _ = fidelity_of_all(saes, self.lm, self.heldout, modes=(False,))
         return {name: 1 - found[name, False].explained_variance for name in saes}
 
     def row(self, variant, trainer, rates, seeds):
