@@ -51,6 +51,7 @@ from faithful_sae.stages.s10_architectures import (
     penalised,
     planted_ladder,
     point_at,
+    train_elsewhere,
     train_variants,
 )
 
@@ -124,6 +125,18 @@ Image(save_figure(run, "architecture_curves", shown.curves(run, rows), plots.cur
 
 # %%
 Image(save_figure(run, "architecture_firing", shown.spectra(run, rows), plots.spectra), retina=True)
+
+# %% [markdown]
+# ## Another place of the block
+#
+# Paulo and Belrose compare SAEs of the MLP's output with those of the residual stream. Where
+# `architectures.hook` names another place of the block, SAEs of `sae` are trained there, too, on
+# the first corpus. Below is what each pair of seeds shares, by the decoders alone and by both
+# matchings, and how much of the variance the worse of the two explains.
+
+# %%
+rows["variant_hook"] = train_elsewhere(run)
+rows["variant_hook"].round(3)
 
 # %% [markdown]
 # ## Verdicts

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from faithful_sae import load_sae
 from faithful_sae.engine import plan
 from faithful_sae.files import file_hash
 from faithful_sae.metrics.ffr import fake_feature_ratio
@@ -20,6 +21,7 @@ from faithful_sae.paper.plots import architectures as plots
 from faithful_sae.paper.verdicts import AGREES, DISAGREES, NOT_TESTABLE
 from faithful_sae.runs.params import ParamsError
 from faithful_sae.runs.rows import read_rows
+from faithful_sae.sae.formats.hooks import hook_name
 from faithful_sae.sae.penalty import STEP, next_penalty
 from faithful_sae.stages.corpus import corpus
 from faithful_sae.stages.model import open_model
@@ -28,9 +30,11 @@ from faithful_sae.stages.s03_sfr import heldout_activations
 from faithful_sae.stages.s10_architectures import (
     PLANTED_L0,
     _pairs,
+    elsewhere,
     folder,
     measure_variants,
     planted_ladder,
+    train_elsewhere,
     train_variants,
 )
 from faithful_sae.stages.training import train_all
@@ -96,6 +100,7 @@ STUDY = {
     "searches": 2,
     "within": 0.01,
     "rows": 6,
+    "hook": "mlp",
     "planted": 1000,
 }
 TEXT = {"role": None, "path": "text.jsonl", "text_key": "text"}
@@ -113,6 +118,7 @@ def studied(make_run):
     lm = open_model(run)
     saes, summary = train_variants(run, lm)
     rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
+    rows["variant_hook"] = train_elsewhere(run)
     rows["variant_planted"] = planted_ladder(run)
     return run, lm, saes, rows
 
@@ -136,6 +142,15 @@ def test_a_study_from_training_to_tables(studied):
         assert file_hash(here) == file_hash(there)
 
     assert not rows["variant_sfr"].coupled.any()
+
+    # at the other place of the block they are those that a run hooked there trains
+    (row,) = rows["variant_hook"].to_dict("records")
+    assert (row["hook"], row["corpus"], row["seed_a"], row["seed_b"]) == ("mlp", "text", 42, 49)
+    one, other = (load_sae(elsewhere(run) / "topk" / "L04" / f"seed{s}") for s in (42, 49))
+    assert row["sfr"] == shared_feature_ratio(one, other, run.sfr.threshold)
+    assert one.metadata["hook_name"] == hook_name("mlp", run.layer)
+    curves = pd.read_csv(elsewhere(run) / "training.csv").groupby("name").last()
+    assert row["explained"] == pytest.approx(1 - curves.fvu.max())
 
     # each measure is that of its own notebook
     topk = saes["topk", "text", "L0 4", 42]
@@ -233,7 +248,16 @@ def test_a_study_without_massive_activations_shows_both(make_run):
 SEEDS = [42, 49, 1, 2]
 
 
-def planted(run, sfr, ffr, l0=None, explained=None, recovered=0.9):
+def planted(
+    run,
+    sfr,
+    ffr,
+    l0=None,
+    explained=None,
+    recovered=0.9,
+    elsewhere_more=0.0,
+    elsewhere_explained=0.8,
+):
     """Rows of a study with given numbers: {(variant, corpus): mean}, with some noise over seeds
     that is another for each.
     """
@@ -279,6 +303,12 @@ def planted(run, sfr, ffr, l0=None, explained=None, recovered=0.9):
         "variant_sfr": pairs,
         "variant_measures": pd.DataFrame(measures),
         "variant_fidelity": pd.DataFrame(fidelity),
+        "variant_hook": pairs.loc[(pairs.variant == "topk") & (pairs.corpus == "again")].assign(
+            hook="mlp",
+            corpus="text",
+            sfr_encoder_decoder=lambda rows: rows.sfr_encoder_decoder + elsewhere_more,
+            explained=elsewhere_explained,
+        ),
     }
 
 
@@ -293,6 +323,31 @@ KEYS = list(itertools.product(STUDY["variants"], STUDY["corpora"]))
 def verdicts(run, **numbers):
     table = architectures.findings(run, planted(run, **numbers))
     return dict(zip(table.question, table.verdict, strict=True))
+
+
+@pytest.mark.parametrize(
+    "more, explained, verdict",
+    [(0.2, 0.8, AGREES), (-0.2, 0.8, DISAGREES), (0.2, 0.4, NOT_TESTABLE)],
+)
+def test_whether_seeds_share_more_at_another_place(run, more, explained, verdict):
+    sfr = dict.fromkeys(KEYS, 0.5)
+    given = {"elsewhere_more": more, "elsewhere_explained": explained}
+    told = verdicts(run, sfr=sfr, ffr=dict.fromkeys(KEYS, 2.0), **given)
+    question = "SAEs on the MLP output overlap more than on the residual stream"
+    assert told[f"{question} (Paulo and Belrose 2025, Fig. 4)"] == verdict
+
+
+@pytest.mark.parametrize(
+    "hook, variants, why",
+    [
+        ("residual", STUDY["variants"], "= residual is what `hook` says"),
+        ("mlp", {"relu": {"name": "relu"}}, "compares SAEs of topk .* name it in"),
+    ],
+)
+def test_another_place_needs_something_to_compare_with(make_run, hook, variants, why):
+    study = STUDY | {"hook": hook, "variants": variants}
+    with pytest.raises(ParamsError, match=f"architectures.hook {why}"):
+        make_run(CHANGES | {"architectures": study})
 
 
 def test_planted_effects_are_told_and_their_opposites(run):
@@ -327,7 +382,8 @@ def test_coupled_seeds_are_shown_apart_and_decide_nothing(make_run):
 
 
 def test_seeds_of_a_group_are_said_to_be_coupled(make_run):
-    study = STUDY | {"variants": {"mutual": {"name": "mutual"}}, "seeds": SEEDS, "tokens": 200}
+    alone = {"variants": {"mutual": {"name": "mutual"}}, "hook": None}
+    study = STUDY | alone | {"seeds": SEEDS, "tokens": 200}
     run = make_run(CHANGES | {"sae.seeds": SEEDS, "architectures": study})
     saes, _ = train_variants(run, open_model(run))
     # at its own L0 alone: the first seed has no others elsewhere
@@ -341,10 +397,10 @@ def test_seeds_of_a_group_are_said_to_be_coupled(make_run):
 def test_relu_against_topk_is_by_both_matchings(run):
     sfr = {key: 0.7 if key[0] == "relu" else 0.4 for key in KEYS}
     ffr = dict.fromkeys(KEYS, 3.0)
-    (verdict,) = (v for q, v in verdicts(run, sfr=sfr, ffr=ffr).items() if "Paulo" in q)
+    (verdict,) = (v for q, v in verdicts(run, sfr=sfr, ffr=ffr).items() if "ReLU" in q)
     assert verdict == AGREES
     table = architectures.findings(run, planted(run, sfr=sfr, ffr=ffr))
-    effect = table.set_index("question").filter(like="Paulo", axis=0).effect.item()
+    effect = table.set_index("question").filter(like="ReLU", axis=0).effect.item()
     assert effect == pytest.approx(0.15, abs=0.01)
 
 
@@ -355,7 +411,7 @@ def test_saes_that_are_not_at_one_l0_are_not_compared(run):
     verdict = {question.split(":")[0]: v for question, v in found.items() if "SFR is h" in question}
     assert verdict["relu"] == NOT_TESTABLE
     assert verdict["topk"] == AGREES
-    (other,) = (v for question, v in found.items() if "Paulo" in question)
+    (other,) = (v for question, v in found.items() if "ReLU" in question)
     assert other == NOT_TESTABLE
 
 

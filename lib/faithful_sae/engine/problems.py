@@ -205,8 +205,10 @@ def _model_problems(run: Run, files: list[str], config: Path, where: str) -> lis
     found = []
     if why := not_sampled(record):
         found.append(f"{run.file}: model = {run.model_name!r}: {why}")
-    if why := not_hooked(record.get("model_type"), run.hook):
-        found.append(f"{run.file}: {why}")
+    study = run.architectures
+    for hook in (run.hook, *([study.hook] if study and study.hook else [])):
+        if why := not_hooked(record.get("model_type"), hook):
+            found.append(f"{run.file}: {why}")
     if not any(file.endswith(".safetensors") for file in files):
         found.append(f"{run.file}: model = {run.model_name!r}: no *.safetensors weights in {where}")
     if not {"tokenizer.json", "tokenizer_config.json"} & set(files):

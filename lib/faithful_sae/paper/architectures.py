@@ -11,6 +11,7 @@ import pandas as pd
 from faithful_sae.metrics.uncertainty import Estimate, mean_over_seeds
 from faithful_sae.paper.estimates import MODERATE, cells_by, values_by
 from faithful_sae.paper.names import heading, named
+from faithful_sae.paper.seed_claims import WORDS
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
@@ -31,6 +32,7 @@ SYNTH_SAE_BENCH = {
     "jumprelu": {"mcc": 0.753, "f1": 0.732, "explained_variance": 0.795, "l0": 25.0},
     "relu": {"mcc": 0.604, "f1": 0.556, "explained_variance": 0.765, "l0": 25.0},
 }
+PAULO = "(Paulo and Belrose 2025, Fig. 4)"
 # columns of rows `variant_measures`
 PER_SAE = ("l0", "error_median", "error_p99", "dead", "duplicates", "ffr")
 
@@ -243,8 +245,13 @@ def findings(run: Run, rows: Rows) -> pd.DataFrame:
             table.append({"question": f"{case.name}: {says}"} | judged)
         most = f"For most variants {says}"
         table.append({"question": most} | judge(cases, most=True, margin=margin))
-    question = "SAEs with ReLU and L1 overlap more than TopK SAEs (Paulo and Belrose 2025, Fig. 4)"
+    question = f"SAEs with ReLU and L1 overlap more than TopK SAEs {PAULO}"
     table.append({"question": question} | judge(list(_relu_over_topk(run, values))))
+    if hook := run.architectures.hook:
+        places = (WORDS[hook][0], WORDS[run.hook][0])
+        question = "SAEs on the {} overlap more than on the {} ".format(*places) + PAULO
+        judged = judge([_elsewhere(run, values, rows["variant_hook"])], margin=SHARE)
+        table.append({"question": question} | judged)
     return table_of(table)
 
 
@@ -283,3 +290,18 @@ def _relu_over_topk(run, values) -> Iterator[Case]:
         which = [(a, corpus), (b, corpus)]
         name = heading(run, corpus)
         yield _case(run, values, name, which, Difference("ReLU above TopK", difference))
+
+
+def _elsewhere(run, values, pairs):
+    """Both matchings agree, as in _relu_over_topk; TopK's L0 is k at every place."""
+    corpus = run.architectures.corpora[0]
+    own = next(n for n, v in run.architectures.variants.items() if v == run.sae.variant)
+    column = "sfr_encoder_decoder"
+    there = values_by(pairs, ["hook"], column)[run.architectures.hook]
+    difference = mean_over_seeds(there, values[column][own, corpus])
+    explained = pairs.explained.mean()
+    excluded = None
+    if explained < EXPLAINED:
+        excluded = f"explains {explained:.2f} of the variance: trained too shortly to compare"
+    name = f"{run.architectures.hook} above {run.hook}"
+    return Case(heading(run, corpus), (Difference(name, difference),), excluded=excluded)

@@ -18,7 +18,18 @@ from faithful_sae.files import (
 from faithful_sae.lm.architectures import Shape, weights
 from faithful_sae.runs.keys import Fingerprint, settings
 from faithful_sae.runs.rows import write_rows
-from faithful_sae.runs.schema import Count, Ints, Names, Need, Positive, Run, Section, key, plain
+from faithful_sae.runs.schema import (
+    Count,
+    Hook,
+    Ints,
+    Names,
+    Need,
+    Positive,
+    Run,
+    Section,
+    key,
+    plain,
+)
 from faithful_sae.runs.stage import MODEL, ROWS_OF_TEXT, Artefact, Memory, Rates, Stage
 from faithful_sae.sae.settings import SETTINGS, batch_problem
 from faithful_sae.stages.budget import (
@@ -61,6 +72,12 @@ class Architectures(Section):
     searches: Count = key("trainings in which a penalty is looked for, at most", 6)
     within: Positive = key("how far L0 may be from sae.k when the search ends, as a share", 0.05)
     rows: Count = key("held-out rows of each corpus for explained variance and CE", 64)
+    hook: Hook | None = key(
+        "another place of the block, where SAEs of sae.variant are trained on the first corpus, to "
+        "compare what seeds share; null: none",
+        None,
+        later=True,
+    )
     planted: Count = key(
         "tokens of each world with known features that variants are trained on, too",
         120_000,
@@ -98,6 +115,11 @@ class Architectures(Section):
             group = group_of(variant)
             why = f"= {group} must divide the number of seeds, {seeds}: each is in a group"
             need(seeds % group == 0, f"architectures.variants.{name}.group", why)
+        why = f"= {self.hook} is what `hook` says: name another place, or null"
+        need(self.hook != run.hook, "architectures.hook", why)
+        there = self.hook is None or s.variant in self.variants.values()
+        why = f"compares SAEs of {s.variant.name} (sae.variant): name it in architectures.variants"
+        need(there, "architectures.hook", why)
         alone = all(map(in_context, self.variants.values()))
         why = "are all trained on whole rows: name one, topk or another, that is not, beside them"
         need(not alone, "architectures.variants", why)
@@ -125,6 +147,7 @@ class ArchitectureStudy(Stage):
         "variant_fidelity",
         "variant_fidelity_rows",
         "variant_firing",
+        "variant_hook",
         "variant_planted",
     )
     # for the model's own text, which 01 writes
@@ -150,6 +173,9 @@ class ArchitectureStudy(Stage):
         for name in run.architectures.corpora:
             for whole_rows in streams_of(run):
                 yield Artefact(folder(run, name, whole_rows), settings(run, VARIED), rows)
+        if hook := run.architectures.hook:
+            at = run.changed(hook=hook)
+            yield Artefact(elsewhere(run), settings(at, VARIED), rows)
 
     def memory(self, run: Run, shape: Shape) -> Memory:
         from faithful_sae.sae.sae import sae_bytes
@@ -165,8 +191,10 @@ class ArchitectureStudy(Stage):
         saes = len(self.corpora(run)) * n * one
         measuring = max(scoring_bytes(run, shape), random_tokens_bytes(run, shape))
         work = max(group_bytes(run, shape) + training, measuring)
+        models = 2 if run.architectures.hook else 1
         return Memory(
-            weights(shape) + saes + work, reading_bytes(run) + saving_bytes(run, 3 * n * one)
+            models * weights(shape) + saes + work,
+            reading_bytes(run) + saving_bytes(run, 3 * n * one),
         )
 
     def disk(self, run: Run, shape: Shape) -> int:
@@ -179,12 +207,14 @@ class ArchitectureStudy(Stage):
         kinds = _trained_together(run)
         beside = training_disk(shape.d_model, [run.sae.d_sae] * len(kinds), kinds)
         kept = len(a.corpora) * (len(kinds) * one + looked + kept_bytes(run, shape))
+        if a.hook:
+            kept += len(seeds_of(run)) * one + kept_bytes(run, shape)
         return kept + beside
 
     def tokens(self, run: Run) -> int:
         a = run.architectures
         searched = a.searches * bool(penalised(run))
-        streams = len(a.corpora) * (len(streams_of(run)) + searched)
+        streams = len(a.corpora) * (len(streams_of(run)) + searched) + bool(a.hook)
         measured = len(a.corpora) * (a.rows * run.sequence_length + run.sfr.tokens)
         return streams * tokens_read(run, a.tokens) + measured + run.ffr.tokens
 
@@ -199,6 +229,8 @@ class ArchitectureStudy(Stage):
             step = rates.sae_step(run.sae.d_sae, run.sae.k, n_tokens, variant)
             looked = a.searches if name in penalised(run) else 0
             total += (len(a.corpora) * (seeds + looked) + len(a.l0)) * steps * step
+        if a.hook:
+            total += seeds * steps * rates.sae_step(run.sae.d_sae, run.sae.k, n_tokens)
         return total
 
 
@@ -245,6 +277,11 @@ def folder(run: Run, corpus: str, in_context: bool = False) -> Path:
     """The artefact with the compared SAEs of a corpus, those trained on whole rows apart."""
     place = "in_context" if in_context else "saes"
     return run.artifacts / "architectures" / corpus / place
+
+
+def elsewhere(run: Run) -> Path:
+    """The artefact with the SAEs of the other place of the block."""
+    return run.artifacts / "architectures" / run.architectures.corpora[0] / "elsewhere"
 
 
 def _trained_together(run):
@@ -371,6 +408,39 @@ def _penalties(run, name, lm, text):
             tried[row["variant"]][row["l1"]] = row["l0"]
     best = {v: min(found, key=lambda l1: off(found[l1])) for v, found in tried.items()}
     return best, saes, tables
+
+
+def train_elsewhere(run: Run) -> pd.DataFrame:
+    """Train (or reuse) SAEs of `sae` at the other place of the block, on the first corpus; writes
+    and returns the rows `variant_hook`: every pair of seeds, as rows `variant_sfr`, and of the two
+    the smaller share of the variance that is explained at the end of the training. None without
+    such a place.
+    """
+    from faithful_sae.metrics.sfr import match_seeds
+    from faithful_sae.stages.corpus import corpus
+    from faithful_sae.stages.model import open_model
+
+    rows = []
+    if hook := run.architectures.hook:
+        at = run.changed(hook=hook)
+        lm = open_model(at)
+        name = run.architectures.corpora[0]
+        own = next(n for n, v in run.architectures.variants.items() if v == run.sae.variant)
+        wanted = [_entry(at, own, run.sae.k, seed) for seed in seeds_of(run)]
+        text = corpus(at, name, lm)
+        saes, summary = _trained(at, name, lm, text, elsewhere(run), wanted)
+        left = summary.set_index("seed").fvu
+        found = match_seeds({which[-1]: sae for which, sae in saes.items()})
+        rows = [
+            {"hook": hook, "corpus": name, "seed_a": a, "seed_b": b}
+            | _shared(run, *matched)
+            | {"explained": 1 - max(left[a], left[b])}
+            for (a, b), matched in found.items()
+        ]
+    columns = ["hook", "corpus", "seed_a", "seed_b", "sfr", "sfr_encoder_decoder"]
+    table = pd.DataFrame(rows, columns=[*columns, "mean_cosine", "explained"])
+    write_rows(run, "variant_hook", table)
+    return table
 
 
 def measure_variants(run: Run, saes: dict[tuple, Any], lm: Any) -> dict[str, pd.DataFrame]:
@@ -519,9 +589,8 @@ def _at_one_l0(run, saes):
 
 
 def _pairs(run, saes):
-    from faithful_sae.metrics.sfr import match_seeds, shared
+    from faithful_sae.metrics.sfr import match_seeds
 
-    threshold = run.sfr.threshold
     rows = []
     for (variant, name), group in _at_one_l0(run, saes).items():
         # of the SAEs that each is coupled with
@@ -535,14 +604,24 @@ def _pairs(run, saes):
                     "seed_a": a,
                     "seed_b": b,
                     "coupled": number[a] == number[b],
-                    "sfr": shared(decoder, None, threshold).mean(),
-                    "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
-                    "mean_cosine": decoder.cosine.mean(),
+                    **_shared(run, decoder, encoder),
                 }
             )
     columns = ["variant", "corpus", "seed_a", "seed_b", "coupled"]
     columns += ["sfr", "sfr_encoder_decoder", "mean_cosine"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _shared(run, decoder, encoder):
+    """What two SAEs share, of their matchings."""
+    from faithful_sae.metrics.sfr import shared
+
+    threshold = run.sfr.threshold
+    return {
+        "sfr": shared(decoder, None, threshold).mean(),
+        "sfr_encoder_decoder": shared(decoder, encoder, threshold).mean(),
+        "mean_cosine": decoder.cosine.mean(),
+    }
 
 
 def _spectra(run, saes):
