@@ -154,14 +154,19 @@ class Benchmark:
         return 1 - fired.float().mean().item()
 
 
-def main(arguments):
-    steps = arguments.tokens // arguments.batch
+def given(arguments):
+    """(LanguageModel, training batches as `stream`, held-out rows)."""
     lm, texts = language_model(arguments.model, arguments.text, arguments.layer)
     rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, 128, 700_000)
     cut = len(rows) - len(rows) // 10
-    batches = stream(lm, rows[:cut], steps * arguments.batch, arguments.batch)
-    benchmark = Benchmark(lm, rows[cut:], batches, arguments.d_sae, arguments.k)
-    trains = contestants(steps)
+    n_tokens = arguments.tokens // arguments.batch * arguments.batch
+    return lm, stream(lm, rows[:cut], n_tokens, arguments.batch), rows[cut:]
+
+
+def main(arguments):
+    lm, batches, heldout = given(arguments)
+    benchmark = Benchmark(lm, heldout, batches, arguments.d_sae, arguments.k)
+    trains = contestants(len(batches))
     first, *others = range(arguments.seeds)
     results = benchmark.measure(
         {(name, lr, first): train for name, train in trains.items() for lr in (None, *arguments.lr)}
@@ -173,9 +178,8 @@ def main(arguments):
 
     print(
         f"\nd_model {lm.d_model}, d_sae {arguments.d_sae}, k {arguments.k}: "
-        f"{batches[..., 0].numel():,} activations of {cut * 127:,} tokens, batch "
-        f"{arguments.batch}; held out {(len(rows) - cut) * 127:,}; {arguments.seeds} seeds, "
-        f"{torch.get_num_threads()} thread(s)\n"
+        f"{batches[..., 0].numel():,} activations, batch {arguments.batch}; held out "
+        f"{heldout[:, 1:].size:,} tokens; {arguments.seeds} seeds, {torch.get_num_threads()} thread(s)\n"
     )
     print(
         f"FVU of the first seed\n\n| | {' | '.join(f'{lr:g}' for lr in arguments.lr)} "

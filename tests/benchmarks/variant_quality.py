@@ -21,7 +21,7 @@ import sys
 
 import torch
 from peers import train_dictionary_learning, train_sae_lens
-from quality import language_model, stream
+from quality import given, stream
 from scipy.stats import ttest_ind
 from variants import own
 
@@ -30,7 +30,6 @@ from faithful_sae.metrics.fidelity import fidelity_of_all
 from faithful_sae.sae.penalty import excess, next_penalty
 from faithful_sae.sae.recipe import RECIPES
 from faithful_sae.sae.variants import VARIANTS
-from faithful_sae.text.packing import pack, tokenize
 
 SEARCHES, WITHIN = 6, 0.05
 # {variant: {trainer: the penalty that is tried first}}; where there is none, k is divided by it
@@ -162,12 +161,8 @@ class Comparison:
 
 
 def main(arguments):
-    steps = arguments.tokens // arguments.batch
-    lm, texts = language_model(arguments.model, arguments.text, arguments.layer)
-    rows = pack(tokenize(texts, lm.tokenizer), lm.bos_id, 128, 700_000)
-    cut = len(rows) - len(rows) // 10
-    batches = stream(lm, rows[:cut], steps * arguments.batch, arguments.batch)
-    comparison = Comparison(lm, rows[cut:], batches, arguments.d_sae, arguments.k)
+    lm, batches, heldout = given(arguments)
+    comparison = Comparison(lm, heldout, batches, arguments.d_sae, arguments.k)
     print(
         f"\nd_model {lm.d_model}, d_sae {arguments.d_sae}, k {arguments.k}: "
         f"{batches[..., 0].numel():,} activations, batch {arguments.batch}; {arguments.seeds} "
