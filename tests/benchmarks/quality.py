@@ -179,7 +179,8 @@ def main(arguments):
     print(
         f"\nd_model {lm.d_model}, d_sae {arguments.d_sae}, k {arguments.k}: "
         f"{batches[..., 0].numel():,} activations, batch {arguments.batch}; held out "
-        f"{heldout[:, 1:].size:,} tokens; {arguments.seeds} seeds, {torch.get_num_threads()} thread(s)\n"
+        f"{heldout[:, 1:].size:,} tokens; {arguments.seeds} seeds, "
+        f"{torch.get_num_threads()} thread(s)\n"
     )
     print(
         f"FVU of the first seed\n\n| | {' | '.join(f'{lr:g}' for lr in arguments.lr)} "
