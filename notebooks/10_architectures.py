@@ -90,8 +90,8 @@ searched.sort_values("variant", kind="stable").round(3)
 # another latent of the same SAE in (almost) the same direction.
 #
 # A mean hides what is rare. So the last table has what is left unexplained of the median token, and
-# what 99 tokens of 100 stay below. `tilted`, which weighs badly reconstructed tokens more, should
-# have the smaller of the latter.
+# what 99 tokens of 100 stay below. `tilted` weighs badly reconstructed tokens more, to make the
+# latter smaller: the table says whether it does, at what it costs the others.
 
 # %%
 rows = measure_variants(run, saes, lm) | {"variant_saes": summary}
