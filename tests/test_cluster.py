@@ -197,7 +197,7 @@ def test_what_a_job_asks_for(make_run):
     for stage in model_stages(run):
         most = needs(run, shape, stage).memory + cluster.SNAKEMAKE
         assert megabytes(run, stage) * 1_000_000 >= most
-    assert megabytes(run, stages()["07_paper"]) == 1600
+    assert megabytes(run, stages()["07_paper"]) == 1400
 
 
 def test_hours_are_positive_and_nothing_depends_on_them(make_run):
