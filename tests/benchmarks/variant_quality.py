@@ -21,7 +21,7 @@ import sys
 
 import torch
 from peers import train_dictionary_learning, train_sae_lens
-from quality import given, stream
+from quality import Benchmark, given, stream
 from scipy.stats import ttest_ind
 from variants import own
 
@@ -104,16 +104,13 @@ def decayed(steps):
     return round(RECIPES["default"].decay * steps)
 
 
-class Comparison:
-    """Trains SAEs on one text and measures them on another."""
+class Comparison(Benchmark):
+    """Trains SAEs of one variant after another, at one L0."""
 
-    def __init__(self, lm, heldout, batches, d_sae, k):
-        self.lm = lm
-        self.heldout = heldout
-        self.batches = batches
-        self.d_sae = d_sae
-        self.k = k
-        self.x = stream(lm, heldout, 16_384, batches.shape[1]).flatten(0, 1)
+    def __init__(self, *given):
+        super().__init__(*given)
+        n_tokens = self.batches.shape[1]
+        self.x = stream(self.lm, self.heldout, 16_384, n_tokens).flatten(0, 1)
 
     def trained(self, variant, trainer, lr, seed, penalty=None):
         """(SAE, its L0)."""

@@ -15,7 +15,7 @@ from faithful_sae.paper.seed_claims import WORDS
 from faithful_sae.paper.tables import Record, cell
 from faithful_sae.paper.verdicts import PERCENT, SHARE, Case, Difference, judge, table_of
 from faithful_sae.runs.schema import Run
-from faithful_sae.stages.s10_architectures import keeps_variance, point_at, seeds_of
+from faithful_sae.stages.s10_architectures import keeps_variance, own_variant, point_at, seeds_of
 
 Rows = dict[str, pd.DataFrame]
 # SAEs whose L0 in use is further from the wanted one than this share are not at one L0
@@ -295,10 +295,9 @@ def _relu_over_topk(run, values) -> Iterator[Case]:
 def _elsewhere(run, values, pairs):
     """Both matchings agree, as in _relu_over_topk; TopK's L0 is k at every place."""
     corpus = run.architectures.corpora[0]
-    own = next(n for n, v in run.architectures.variants.items() if v == run.sae.variant)
     column = "sfr_encoder_decoder"
     there = values_by(pairs, ["hook"], column)[run.architectures.hook]
-    difference = mean_over_seeds(there, values[column][own, corpus])
+    difference = mean_over_seeds(there, values[column][own_variant(run), corpus])
     explained = pairs.explained.mean()
     excluded = None
     if explained < EXPLAINED:

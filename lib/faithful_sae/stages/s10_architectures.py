@@ -245,6 +245,11 @@ def seeds_of(run: Run) -> tuple[int, ...]:
     return run.architectures.seeds or run.sae.seeds
 
 
+def own_variant(run: Run) -> str:
+    """What the study calls the variant of `sae`, which it has where it looks at another place."""
+    return next(n for n, v in run.architectures.variants.items() if v == run.sae.variant)
+
+
 def group_of(variant: AnyVariant) -> int:
     """How many seeds of a variant are coupled in training."""
     return getattr(variant, "group", 1)
@@ -425,8 +430,7 @@ def train_elsewhere(run: Run) -> pd.DataFrame:
         at = run.changed(hook=hook)
         lm = open_model(at)
         name = run.architectures.corpora[0]
-        own = next(n for n, v in run.architectures.variants.items() if v == run.sae.variant)
-        wanted = [_entry(at, own, run.sae.k, seed) for seed in seeds_of(run)]
+        wanted = [_entry(at, own_variant(run), run.sae.k, seed) for seed in seeds_of(run)]
         text = corpus(at, name, lm)
         saes, summary = _trained(at, name, lm, text, elsewhere(run), wanted)
         left = summary.set_index("seed").fvu

@@ -138,7 +138,7 @@ class Chosen(Places):
     def counts(self, f: Tensor) -> Tensor:
         return firing_counts(f, self.indices, self.d_sae)
 
-    def by_latent(self, to: Tensor) -> Tensor:
+    def summed(self, to: Tensor) -> Tensor:
         """Sums of numbers [B, K] over the places of each latent, [F]."""
         return latent_sums(to, self.start, self.order, torch.ones_like(to[:, :1]))[:, 0]
 
@@ -160,8 +160,8 @@ class _Affine(torch.autograd.Function):
         w_enc, b_dec, x = ctx.saved_tensors
         at = ctx.at
         to_w = latent_sums(to[0], at.start, at.order, x - b_dec)
-        by_latent = at.by_latent(to[0])
-        return to_w.T, by_latent if ctx.biased else None, -(w_enc @ by_latent), None, None
+        summed = at.summed(to[0])
+        return to_w.T, summed if ctx.biased else None, -(w_enc @ summed), None, None
 
 
 class _Each(torch.autograd.Function):
@@ -172,7 +172,7 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *to: Tensor) -> tuple[Tensor, None]:
-        return ctx.at.by_latent(to[0]), None
+        return ctx.at.summed(to[0]), None
 
 
 class _Decode(torch.autograd.Function):
