@@ -24,7 +24,8 @@
 # fakes as a loss of quality. If that is so, one should be able to see it: shared latents should be
 # easier to read than orphans.
 #
-# **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
+# **Exhibits.** `features`, `feature_examples`, `feature_histograms`, `feature_agreement`,
+# `feature_steering`.
 
 # %% tags=["parameters"]
 params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
@@ -38,6 +39,7 @@ run = start("09_explore_features", params)
 # %%
 from IPython.display import Image, Markdown
 
+from faithful_sae.features.examples import names
 from faithful_sae.features.explorer.widget import Explorer
 from faithful_sae.features.steering import continuation
 from faithful_sae.features.text import features_of_text
@@ -141,6 +143,29 @@ page["explanations"]
 # %%
 note = explore.mut_info_note(index)
 Markdown(filename=save_table(run, "features", explore.describe(index, picked), note=note))
+
+# %% [markdown]
+# ## Which can one name?
+#
+# The simplest name of a latent is the token at which it is strongest. The *share that fits* says how
+# often that is so, over contexts of all levels of activation. Below are the twenty latents whose
+# names fit best, one for each name. Beside them are twenty drawn at random from all that fire: what
+# a latent is like that nobody chose. A latent for a meaning with many words has no such name, even
+# if its contexts are easy to read.
+
+# %%
+shown = explore.example_features(index)
+Markdown(filename=save_table(run, "feature_examples", shown))
+
+# %% [markdown]
+# How well do names fit, at random and over all latents that fire? Where most fit, a dictionary is
+# close to a list of tokens.
+
+# %%
+every = names(index).share
+drawn = shown.loc[shown.group == "random", "fits, %"].mean()
+print(f"a name fits {drawn:.0f} % of the contexts of a latent drawn at random")
+print(f"{(every >= 0.9).mean():.0%} of {len(every)} latents have a name that fits 90 %")
 
 # %% [markdown]
 # ## How strongly do they fire?

@@ -240,6 +240,23 @@ def test_without_a_threshold_nothing_is_compared(tmp_path):
     assert (found["anywhere"], found["elsewhere"]) == (0, {})
 
 
+def test_examples_have_names_and_readings(indices):
+    found = data.set_examples(indices[0])
+    assert {group: len(rows) for group, rows in found.items()} == {"named": 20, "random": 20}
+    latent, name, share, readings = found["named"][0]
+    # each latent's word is at the peak of all its contexts
+    assert (name, share) == (f"word{latent}", 1)
+    words = data.set_rows(indices[0], latent // 128)["words"][latent % 128]
+    assert readings == words.split("\n")[:4]
+
+
+def test_a_latent_without_sampled_contexts_has_no_name(tmp_path):
+    index = FeatureIndex(write_index(tmp_path, sampled=0))
+    found = data.set_examples(index)
+    assert found["named"] == []
+    assert [row[1:3] for row in found["random"]] == [[None, None]] * 20
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 

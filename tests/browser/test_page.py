@@ -316,7 +316,7 @@ def test_corpora_side_by_side(browser, tmp_path):
     )
     with watched_page(browser) as page:
         page.goto(f"file://{tmp_path}/page/index.html")
-        overview = page.locator(".fx-overview")
+        overview = page.locator(".fx-overview").first
         overview.locator("td").first.wait_for()
         lines = [text.split("\t") for text in overview.locator("table").inner_text().split("\n")]
         assert lines[0][1:] == ["faithful", "a library"]
@@ -335,6 +335,21 @@ def test_corpora_side_by_side(browser, tmp_path):
         page.reload()
         heading(page, f"Feature {latents[0]} ")
         assert overview.locator("table").count() == 0
+
+
+def test_features_with_a_name_and_at_random(page):
+    panel = page.locator(".fx-overview").last
+    panel.locator("summary").click()
+    named = panel.get_by_role("region", name="With a name")
+    named.locator("li").first.wait_for()
+    assert panel.get_by_role("region", name="At random").locator("li").count() == 20
+    latents = named.locator("a").all_text_contents()
+    assert len(latents) == 20
+    words = named.locator("li").first.locator("b").text_content()
+    assert words == f"word{latents[0]}"
+    assert page.evaluate(CONTRAST) == []
+    named.locator("a").nth(1).click()
+    heading(page, f"Feature {latents[1]} ")
 
 
 def test_where_contexts_are_and_what_ablation_does(page):

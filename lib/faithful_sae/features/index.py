@@ -108,6 +108,8 @@ META = (
 JUDGED = ("latent", "judge", "scored", "text", *SCORES)
 # whose explanations are tokens
 TOKEN_METHODS = ("VocabProj", "MutInfo")
+# fires on more than this share of the corpus' tokens
+DENSE = 0.1
 
 
 class FeatureError(ValueError):
@@ -296,6 +298,18 @@ class FeatureIndex:
                 rows = file.read_row_group(group, use_threads=False).to_pylist()
             for latent, own in itertools.groupby(rows, key=lambda row: row["latent"]):
                 yield latent, [self._with_text(row) for row in own]
+
+    def strongest_tokens(self) -> pd.DataFrame:
+        """Of every context its latent, kind, and token: the text of its strongest token."""
+        name, file, *_ = self._contexts
+        with self._blaming(name):
+            table = file.read(["latent", "kind", "position", "tokens"], use_threads=False)
+        lists = table["tokens"].combine_chunks()
+        first = lists.offsets.to_numpy()[:-1]
+        ids = lists.values.to_numpy()[first + table["position"].to_numpy()]
+        # most tokens are the strongest of many contexts
+        text = pd.Series(self.vocabulary, dtype=object).take(ids).to_numpy()
+        return table.select(["latent", "kind"]).to_pandas().assign(token=text)
 
     def explanations(self) -> pd.DataFrame:
         """All of explanations.parquet: latent, method, rank, text, value."""

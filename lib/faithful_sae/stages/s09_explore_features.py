@@ -383,6 +383,20 @@ def describe(index: Any, latents: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def example_features(index: Any) -> pd.DataFrame:
+    """For a table: the features of examples.py, those with a name and those at random."""
+    from faithful_sae.features.examples import examples
+    from faithful_sae.features.vocabulary import visible
+
+    found = examples(index)
+    said = describe(index, found)
+    name = found.name.map(visible, na_action="ignore")
+    return said[["group", "latent"]].assign(
+        **{"name": name, "fits, %": 100 * found.share},
+        **said[["fires on, %", "cosine", "strongest context", "VocabProj"]],
+    )
+
+
 def mut_info_note(index: Any) -> str:
     """For the caption of what shows MutInfo: what is lost where its counts are not exact, and
     nothing where they are.

@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.examples import examples
+from faithful_sae.features.index import DENSE, FeatureIndex
 from faithful_sae.features.judging import SCORES
 from faithful_sae.features.vocabulary import visible
 
 # features of the list read at a time
 ROWS = 128
-# fires on more than this share of the corpus' tokens
-DENSE = 0.1
 # in the order the list shows them: what speaks for a latent, so not VocabProjNegative
 METHODS = ("PruningMaxAct", "MutInfo", "VocabProj", "MaxAct")
-# features without a counterpart that are named, and readings of each
+# features without a counterpart that are shown, and readings of each
 ALONE, READINGS = 10, 4
 # fake, orphan, shared, dead, dense
 FLAGS = "fosdn"
 STATIC = Path(__file__).parent / "static"
 # the explorer itself, in this order; then its host's
 SCRIPTS = (
-    *("dom.js", "find.js", "list.js", "feature.js", "steering.js", "reader.js", "overview.js"),
+    *("dom.js", "find.js", "list.js", "feature.js", "steering.js", "reader.js"),
+    *("overview.js", "examples.js"),
     "app.js",
 )
 
@@ -163,6 +163,19 @@ def set_overview(index: FeatureIndex) -> dict[str, Any]:
             "elsewhere": elsewhere,
         }
     )
+
+
+def set_examples(index: FeatureIndex) -> dict[str, list]:
+    """{group: [[latent, its name, the share of its contexts that it fits, readings], ...]} of
+    examples.py.
+    """
+    found = {"named": [], "random": []}
+    for row in examples(index).to_dict("records"):
+        # one without sampled contexts has no name
+        name = visible(row["name"]) if row["contexts"] > 0 else None
+        readings = _words(index)[row["latent"]].split("\n")[:READINGS]
+        found[row["group"]].append([row["latent"], name, row["share"], readings])
+    return shorten(found)
 
 
 def flags(row: Mapping[str, Any]) -> str:

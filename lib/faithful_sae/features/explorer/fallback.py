@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from faithful_sae.features.explorer.data import DENSE, METHODS, flags, set_key
-from faithful_sae.features.index import FeatureIndex
+from faithful_sae.features.explorer.data import METHODS, flags, set_key
+from faithful_sae.features.index import DENSE, FeatureIndex
 from faithful_sae.features.vocabulary import visible
 
 NAMES = {"f": "fake", "o": "orphan", "s": "shared", "d": "dead", "n": "dense"}

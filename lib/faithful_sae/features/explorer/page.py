@@ -4,6 +4,7 @@
     data/index.js                                every set there is
     data/<run>/<corpus>/seed<seed>/meta.js       what the set is
     data/<run>/<corpus>/seed<seed>/overview.js   what it has that other corpora have not
+    data/<run>/<corpus>/seed<seed>/examples.js   some with a name, some at random (examples.py)
     data/<run>/<corpus>/seed<seed>/labels.js     what somebody called its features
     data/<run>/<corpus>/seed<seed>/words.js      the first word of each chunk of them (words.py)
     data/<run>/<corpus>/seed<seed>/words/<n>.js  words, and the features whose contexts have them
@@ -65,6 +66,7 @@ def _write_set(folder, index, key):
     size = max(1, CHUNK // largest)
     _write(folder, f"{key}/meta", json_script(data.set_meta(index) | {"pages_per_chunk": size}))
     _write(folder, f"{key}/overview", json_script(data.set_overview(index)))
+    _write(folder, f"{key}/examples", json_script(data.set_examples(index)))
     _write(folder, f"{key}/labels", json_script(read_labels(index)))
     words = Words(index)
     _write(folder, f"{key}/words", json_script(words.starts))

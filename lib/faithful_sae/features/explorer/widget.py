@@ -96,17 +96,17 @@ class Explorer(anywidget.AnyWidget):
         """What the browser asks for.
 
         Args:
-            path: <run>/<corpus>/seed<seed>/ and then `meta`, `overview`, `rows/<chunk>`,
-                `page/<latent>`, `words`, `words/<chunk>`, `labels`, `label/<latent>`, `text` or
-                `steer/<latent>/<dose>`.
+            path: <run>/<corpus>/seed<seed>/ and then `meta`, `overview`, `examples`,
+                `rows/<chunk>`, `page/<latent>`, `words`, `words/<chunk>`, `labels`,
+                `label/<latent>`, `text` or `steer/<latent>/<dose>`.
             text: that was typed in: a text to read or to go on with, or the label of a latent to
                 keep.
 
         Returns:
-            set_meta, set_overview, set_rows or set_page of data.py; starts or a chunk of words.py;
-            labels as labels.py has them; for text {tokens: [{token, features: [[latent,
-            activation], ...]}]}; for steer {before, after}: how the text goes on as the model
-            writes it, and with `dose` times the latent's largest activation added.
+            set_meta, set_overview, set_examples, set_rows or set_page of data.py; starts or a chunk
+            of words.py; labels as labels.py has them; for text {tokens: [{token, features:
+            [[latent, activation], ...]}]}; for steer {before, after}: how the text goes on as the
+            model writes it, and with `dose` times the latent's largest activation added.
 
         Raises:
             KeyError: no such set here.
@@ -126,6 +126,8 @@ class Explorer(anywidget.AnyWidget):
             return data.set_meta(index) | {"can_read": key in self._models}
         if what == "overview":
             return data.set_overview(index)
+        if what == "examples":
+            return data.set_examples(index)
         if what == "rows":
             return data.set_rows(index, int(which[0]))
         if what == "page":

@@ -1,7 +1,7 @@
 // The explorer itself. A host gives it `source`: sets (what there is: {key, run, label, corpus, seed}), ask(path, text) -> Promise,
 // went({key, latent, query, how}) (told where one is; how: arrived, browsed or opened), address(key, latent, query) (where there are addresses),
 // keys (whose keys it hears; by default its own element's), embed(address) (the code that shows a feature in another page, where there is one).
-// Paths: <set>/meta, overview, rows/<n>, page/<latent>, words, words/<n>, labels, label/<latent>, text, steer/<latent>/<dose>.
+// Paths: <set>/meta, overview, examples, rows/<n>, page/<latent>, words, words/<n>, labels, label/<latent>, text, steer/<latent>/<dose>.
 
 function mountExplorer(root, source) {
   let meta, latent = -1, version = 0, showing = 0;   // the last go and the last show: an answer to an earlier one comes too late
@@ -16,13 +16,15 @@ function mountExplorer(root, source) {
   const facts = h("p", { class: "fx-facts" });
   const values = h("button", { type: "button", class: "fx-chip", "aria-pressed": "false", title: "show every activation as a number (v)", onclick: () => toggleValues() }, "values");
   const reader = textReader({ read: (text) => (meta.can_read ? ask(`${meta.key}/text`, text) : readByWords((path) => ask(`${meta.key}/${path}`), text)), words: list.words, open: list.select });
-  const corpora = h("div", {});
-  const overview = h("details", { class: "fx-overview", ontoggle: () => drawOverview() }, h("summary", {}, h("h2", {}, "Corpora side by side")), corpora);
+  // of the same model and seed, the one that is shown first
+  const across = () => [meta, ...source.sets].filter((set, i, all) => set.run === meta.run && set.seed === meta.seed && all.findIndex((other) => other.key === set.key) === i);
+  const overview = panel("Corpora side by side", () => corporaSideBySide(across(), ask, to), () => across().length > 1);
+  const some = panel("Features that have a name, and features drawn at random", () => namedAndDrawn(meta, ask, to), () => true);
   root.classList.add("fx");
   root.setAttribute("data-lm-suppress-shortcuts", "true");   // JupyterLab's one-letter commands stay out of it
   root.replaceChildren(
     h("header", { class: "fx-head" }, h("h1", {}, "Feature explorer"), choices, values, h("span", { class: "fx-help" }, h("kbd", {}, "/"), " search ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " browse ", h("kbd", {}, "t"), " twin ", h("kbd", {}, "v"), " values")),
-    facts, status, overview, reader.root, h("div", { class: "fx-main" }, list.root, detail));
+    facts, status, overview.root, some.root, reader.root, h("div", { class: "fx-main" }, list.root, detail));
   keys.addEventListener("keydown", onKey);
 
   function onKey(event) {
@@ -48,18 +50,19 @@ function mountExplorer(root, source) {
     choices.replaceChildren(pick("run", "model", []), pick("corpus", "corpus", ["run"]), pick("seed", "seed", ["run", "corpus"]));
   }
 
-  // of the same model and seed, the one that is shown first
-  const across = () => [meta, ...source.sets].filter((set, i, all) => set.run === meta.run && set.seed === meta.seed && all.findIndex((other) => other.key === set.key) === i);
-
-  // read when it is opened, and again for another set
-  async function drawOverview() {
-    if (!overview.open || !meta || corpora.dataset.key === meta.key) return;   // opened before there is a set
-    const { key } = meta;
-    corpora.dataset.key = key;
-    try {
-      const found = await corporaSideBySide(across(), ask, to);
-      if (key === meta.key) corpora.replaceChildren(...found);
-    } catch (error) { delete corpora.dataset.key; say(error.message); }
+  // what is said of a set as a whole: read when it is opened, and again for another set
+  function panel(title, make, there) {
+    const body = h("div", {}), root = h("details", { class: "fx-overview", ontoggle: () => draw() }, h("summary", {}, h("h2", {}, title)), body);
+    async function draw() {
+      if (!root.open || !meta || body.dataset.key === meta.key) return;   // opened before there is a set
+      const { key } = meta;
+      body.dataset.key = key;
+      try {
+        const found = await make();
+        if (key === meta.key) body.replaceChildren(...found);
+      } catch (error) { delete body.dataset.key; say(error.message); }
+    }
+    return { root, show() { root.hidden = !there(); draw(); } };
   }
 
   // another model has perhaps not this corpus or seed: then the first it has
@@ -85,8 +88,8 @@ function mountExplorer(root, source) {
         facts.textContent = [`${count(meta.d_sae)} features`, meta.k != null && `${meta.k} active per token`, meta.layer != null && `layer ${meta.layer}`, meta.hook && `${meta.hook} output`,
           meta.tokens != null && `indexed on ${count(meta.tokens)} tokens`].filter(Boolean).join(" · ");
         reader.clear();
-        overview.hidden = across().length < 2;
-        drawOverview();
+        overview.show();
+        some.show();
         if (!named.has(key)) ask(`${key}/labels`).then((found) => { named.set(key, found); nameIt(); list.draw(); }, () => {});
         await list.show(meta, query);
       } else if (query !== null && query !== list.query()) await list.show(meta, query);
@@ -188,5 +191,5 @@ function mountExplorer(root, source) {
       actions: [h("button", { type: "button", class: "fx-follow", title: "make it the feature shown (t)", onclick: () => go(twinKey, page.twin).then(focusDetail) }, "open twin")] });
   }
 
-  return { go, compare: () => { overview.open = true; }, destroy: () => { list.destroy(); keys.removeEventListener("keydown", onKey); } };
+  return { go, compare: () => { overview.root.open = true; }, destroy: () => { list.destroy(); keys.removeEventListener("keydown", onKey); } };
 }
