@@ -268,7 +268,7 @@ def test_where_many_latents_are_active_all_are_looked_at():
     assert isinstance(ReLU().chosen(sae, x), places.Chosen)
     # one token with many would give all as many slots
     sae.b_enc[:] = -1e3
-    x[0] = 1e4
+    x[0] = 1e5
     assert ReLU().chosen(sae, x) is None
 
 

@@ -188,7 +188,12 @@ class Bounded(Variant):
     """
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
-        return TopKSAE(d_model, d_sae, None, seed, device)
+        """Latents are small at first (Conerly et al. 2024): Adam moves rows of any norm by as much,
+        so the penalty would close those of long rows before these have turned to the tokens.
+        """
+        sae = TopKSAE(d_model, d_sae, None, seed, device)
+        sae.W_enc *= 0.1
+        return sae
 
     def bias(self, sae: TopKSAE) -> Tensor | None:
         """What is added to the products z of tokens and latents, [F]: b_enc, unless a variant
