@@ -187,7 +187,7 @@ def test_the_scale_of_the_activations_does_not_matter(variant):
         close(large[1][name], gradient * units, 1e-9)
 
 
-@pytest.mark.parametrize("name", ["relu", "gated", "prolu", "jumprelu"])
+@pytest.mark.parametrize("name", ["relu", "gated", "prolu", "jumprelu", "switch"])
 def test_a_training_on_larger_tokens_is_the_same_but_for_their_unit(name):
     """Adam moves all parameters by as much: biases would lag behind where tokens are large."""
     data = X.float().repeat(5, 1)
@@ -196,10 +196,9 @@ def test_a_training_on_larger_tokens_is_the_same_but_for_their_unit(name):
         train_saes((c * data).split(50), D, F, variant, [5], 1e-2, len(data), 50)[0]
         for c in (1, 64)
     )
-    for same in ("W_enc", "W_dec"):
-        close(getattr(large, same), getattr(one, same), 1e-3)
-    for scaled in ("b_enc", "b_dec", "threshold"):
-        close(getattr(large, scaled) / 64, getattr(one, scaled), 1e-3)
+    units = dict.fromkeys(("b_enc", "b_dec", "threshold", "b_router"), 64) | {"router": 1 / 64}
+    for part in one.tensors:
+        close(getattr(large, part) / units.get(part, 1), getattr(one, part), 1e-3)
 
 
 SMOOTH = ["relu", "batch_topk", "matryoshka", "switch", "mutual_choice", "feature_choice_zipf"]

@@ -64,10 +64,12 @@ class Training:
             w.grad = torch.zeros_like(w)
             self.gradients[name] = w.grad.T if name == "W_enc" else w.grad
         moved = [name for name in self.parameters if name != "b_enc" or recipe.train_b_enc]
-        in_units = [name for name in moved if name in variant.in_units]
-        groups = [[name for name in moved if name not in in_units], in_units]
+        powers = {name: variant.in_units.get(name, 0) for name in moved}
+        # of s, that of each group's unit
+        self.powers = sorted({*powers.values()})
+        groups = [[self.parameters[n] for n in moved if powers[n] == p] for p in self.powers]
         self.optimiser = torch.optim.Adam(
-            [{"params": [self.parameters[name] for name in group]} for group in groups if group],
+            [{"params": group} for group in groups],
             lr=lr,
             betas=recipe.betas,
             fused=True,
@@ -130,8 +132,8 @@ class Training:
             (i + 1) / max(recipe.warmup * self.n_steps, 1),
             (self.n_steps - i) / max(recipe.decay * self.n_steps, 1),
         )
-        for group, unit in zip(self.optimiser.param_groups, (1.0, self.unit), strict=False):
-            group["lr"] = rate * unit
+        for group, power in zip(self.optimiser.param_groups, self.powers, strict=True):
+            group["lr"] = rate * self.unit**power
         loss, error, counts = self.evaluate(i, x, in_context)
         if not torch.isfinite(loss):
             saved = f"; {checkpoint}" if checkpoint else ""

@@ -14,7 +14,7 @@ al. 2024). The loss itself is that of TopK, a mean over tokens and dimensions.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,14 +79,14 @@ class Variant(Settings, ABC):
         unit_rows: whether the training keeps rows of W_dec to unit norm. Without it, `finish` has
             to see to it.
         calibration: how many of the training's last batches `finish` is given.
-        in_units: those of `parameters` that are trained in units of s, as if the tokens had been
-            scaled to a spread of 1: Adam moves all that it trains by as much, and where s is large,
-            biases that decide what is active would never get there.
+        in_units: {name: power} of those `parameters` that are trained in units of a power of s, as
+            if the tokens had been scaled to a spread of 1: Adam moves all that it trains by as
+            much, and where s is large, biases that decide what is active would never get there.
     """
 
     unit_rows: ClassVar[bool] = True
     calibration: ClassVar[int] = 0
-    in_units: ClassVar[tuple[str, ...]] = ()
+    in_units: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:

@@ -10,7 +10,7 @@ before the encoder it does. H has no derivative. r, b_gate and b_enc are vectors
 use it is the JumpReLU SAE that it equals: W_enc e^r, b_enc, and a threshold of b_enc - e^r b_gate.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from faithful_sae.sae.variants.relu import l1
 class Gated(settings.Gated, Bounded):
     """Gates that an L1 penalty closes, and magnitudes that it does not shrink."""
 
-    in_units = ("b_enc", "b_gate", "b_dec")
+    in_units: ClassVar = {"b_enc": 1, "b_gate": 1, "b_dec": 1}
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         sae: Any = super().new(d_model, d_sae, seed, device)

@@ -18,7 +18,7 @@ t < e / 2. Adam moves t itself, not its logarithm, whose steps are too small whi
 begin where k latents per token are active on the first batch.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from faithful_sae.sae.variants.places import Places
 class JumpReLU(settings.JumpReLU, Bounded):
     """Latents above thresholds that are trained to leave k active per token on average."""
 
-    in_units = ("b_enc", "threshold", "b_dec")
+    in_units: ClassVar = {"b_enc": 1, "threshold": 1, "b_dec": 1}
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         sae = TopKSAE(d_model, d_sae, self.k, seed, device)

@@ -14,7 +14,7 @@ The derivative for b_enc is 0 almost everywhere, so one is made up. With G = 1 w
 use it is the JumpReLU SAE that it equals: without b_enc, and a threshold of -b_enc.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from faithful_sae.sae.variants.relu import l1
 class ProLU(settings.ProLU, Bounded):
     """Latents whose bias decides whether they are active, and is not added."""
 
-    in_units = ("b_enc", "b_dec")
+    in_units: ClassVar = {"b_enc": 1, "b_dec": 1}
 
     def bias(self, sae: TopKSAE) -> None:
         """It is not added."""

@@ -9,6 +9,8 @@ and W_dec grows. In use the norms are in the encoder, and rows have unit norm. A
 size a is found as a - l1 s / 2.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from faithful_sae.sae import settings
@@ -21,7 +23,7 @@ class ReLU(settings.ReLU, Bounded):
     """All positive latents, and an L1 penalty."""
 
     unit_rows = False
-    in_units = ("b_enc", "b_dec")
+    in_units: ClassVar = {"b_enc": 1, "b_dec": 1}
 
     def penalty(
         self, sae: TopKSAE, x: Tensor, error: Tensor, f: Tensor, moment: Moment, at: Places

@@ -12,7 +12,7 @@ from x_hat through p_j. In training a token is encoded by its own expert alone; 
 then all but one are left out. The paper has no AuxK.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from faithful_sae.sae.variants.places import EVERYWHERE, Chosen, Places
 
 class Switch(settings.Switch, Bounded):
     """TopK in the one of several experts that a router picks for the token."""
+
+    in_units: ClassVar = {"router": -1, "b_router": 1, "b_dec": 1}
 
     def new(self, d_model: int, d_sae: int, seed: int, device: torch.device | str) -> TopKSAE:
         if problem := self.problem(d_sae):
