@@ -24,8 +24,7 @@
 # fakes as a loss of quality. If that is so, one should be able to see it: shared latents should be
 # easier to read than orphans.
 #
-# **Exhibits.** `features`, `feature_examples`, `feature_histograms`, `feature_agreement`,
-# `feature_steering`.
+# **Exhibits.** `features`, `feature_histograms`, `feature_agreement`, `feature_steering`.
 
 # %% tags=["parameters"]
 params = "smoke/neox"  # or laptop/neox, laptop (its first model), or a parameter file
@@ -155,7 +154,8 @@ Markdown(filename=save_table(run, "features", explore.describe(index, picked), n
 
 # %%
 shown = explore.example_features(index)
-Markdown(filename=save_table(run, "feature_examples", shown))
+# the same bytes every time, and contexts in full
+shown.style.set_uuid("examples").hide().format(escape="html", precision=3, na_rep="")
 
 # %% [markdown]
 # How well do names fit, at random and over all latents that fire? Where most fit, a dictionary is

@@ -264,7 +264,7 @@ def test_a_run_without_the_section_has_no_09(make_run):
     without, with_it = make_run(name="a"), make_run({"features": FEATURES}, name="b")
     assert plan.stages([without]) == [s for s in plan.stages([with_it]) if s != explore.STAGE]
     assert not notebook_exhibits(without, explore.STAGE.name)
-    assert len(notebook_exhibits(with_it, explore.STAGE.name)) == 5
+    assert len(notebook_exhibits(with_it, explore.STAGE.name)) == 4
     needed = {path.rpartition("/")[2] for path in plan.stage_inputs(with_it, explore.STAGE)}
     assert needed == {"saes.csv", "sfr.csv", "matching.csv", "firing.csv", "text.jsonl"}
     waits = {path for path in plan.paper_inputs([without, with_it]) if "features" in path}
