@@ -36,7 +36,7 @@ from faithful_sae.runs.start import start
 run = start("09_explore_features", params)
 
 # %%
-from IPython.display import Image, Markdown
+from IPython.display import HTML, Image, Markdown
 
 from faithful_sae.features.examples import names
 from faithful_sae.features.explorer.widget import Explorer
@@ -154,8 +154,9 @@ Markdown(filename=save_table(run, "features", explore.describe(index, picked), n
 
 # %%
 shown = explore.example_features(index)
-# the same bytes every time, and contexts in full
-shown.style.set_uuid("examples").hide().format(escape="html", precision=3, na_rep="")
+# contexts in full, and the same bytes every time
+styled = shown.style.set_uuid("examples").hide().format(escape="html", precision=3, na_rep="")
+HTML(styled.to_html())
 
 # %% [markdown]
 # How well do names fit, at random and over all latents that fire? Where most fit, a dictionary is
