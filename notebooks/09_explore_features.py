@@ -155,7 +155,7 @@ Markdown(filename=save_table(run, "features", explore.describe(index, picked), n
 # %%
 shown = explore.example_features(index)
 # contexts in full, and the same bytes every time
-styled = shown.style.set_uuid("examples").hide().format(escape="html", precision=3, na_rep="")
+styled = shown.style.set_uuid("examples").hide().format(escape="html", precision=2, na_rep="")
 HTML(styled.to_html())
 
 # %% [markdown]
