@@ -8,7 +8,7 @@ async function namedAndDrawn(meta, read, to) {
       h("span", { class: "fx-words" }, name != null && h("b", {}, name), name != null && " · ", readings.map((reading) => visible(reading, true)).join(" · ")), h("span", { class: "fx-value" }, percent(share)))))
       : h("p", { class: "fx-note" }, "None: no feature fires often enough."));
   return [
-    h("p", { class: "fx-note" }, "A name is the token at which most contexts of a feature are strongest, of contexts of all levels of activation. On the left the features whose names fit best, one for each name, fake and dense ones left out. ",
-      "On the right some of all that fire, each as likely: what a feature is like that nobody chose."),
+    h("p", { class: "fx-note" }, "A name is the token at which most contexts of a feature are strongest, of contexts of all levels of activation. With a name: the features whose names fit best, one for each name, fake and dense ones left out. ",
+      "At random: some of all that fire, each as likely, to see what a feature is like that nobody chose."),
     h("div", { class: "fx-alone" }, list("With a name", found.named), list("At random", found.random))];
 }
