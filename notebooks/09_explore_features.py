@@ -123,8 +123,8 @@ index.find(shared=True, dead=False, order="max", descending=True).drop(columns="
 # The first three read the input, the last reads the output. They need not agree: a latent may stand
 # for *what was just read* or for *what comes next*.
 #
-# The survey has MutInfo among the methods that read the output (3.2): its equations 7 and 8 estimate
-# the probabilities from output embeddings. Here it reads the input: they are counted on the corpus.
+# The survey has MutInfo among the methods that read the output (3.2): its equations 7 and 8
+# estimate the probabilities from output embeddings. Here it reads the input: they are counted on the corpus.
 # The counts are exact where those of every token and latent fit in memory. Where they do not, they
 # may be too low, which may change which tokens a list has and their order, and captions say so.
 
@@ -146,8 +146,8 @@ Markdown(filename=save_table(run, "features", explore.describe(index, picked), n
 # %% [markdown]
 # ## Which can one name?
 #
-# The simplest name of a latent is the token at which it is strongest. The *share that fits* says how
-# often that is so, over contexts of all levels of activation. Below are the twenty latents whose
+# The simplest name of a latent is the token at which it is strongest. The *share that fits* says
+# how often that is so, over contexts of all levels of activation. Below are the twenty latents whose
 # names fit best, one for each name. Beside them are twenty drawn at random from all that fire: what
 # a latent is like that nobody chose. A latent for a meaning with many words has no such name, even
 # if its contexts are easy to read.
@@ -234,7 +234,8 @@ fires.groupby("position").head(3).head(12).round(3)
 #
 # A pass counts each activation once, in the histogram as in the frequency. TopK allows no more than
 # $k$ active latents on a token. Both indexes must agree on who is whose twin, and the share of
-# shared latents is SFR of notebook 03 (with one seed there are no twins). A dose of 0 changes nothing at all.
+# shared latents is SFR of notebook 03 (with one seed there are no twins). A dose of 0
+# changes nothing at all.
 
 # %%
 counted = index.latents.histogram.map(sum)

@@ -9,7 +9,8 @@ latent responds to, word for word; a meaning that has many words stays without o
 import numpy as np
 import pandas as pd
 
-from faithful_sae.features.index import DENSE, FeatureIndex
+from faithful_sae.features.index import FeatureIndex, ordinary
+from faithful_sae.features.vocabulary import folded
 
 EXAMPLES = 20
 # contexts without which a share says nothing
@@ -24,7 +25,7 @@ def names(index: FeatureIndex) -> pd.DataFrame:
     """
     strongest = index.strongest_tokens()
     sample = strongest.loc[strongest.kind == "sample", ["latent", "token"]]
-    word = sample.token.str.strip().str.casefold()
+    word = folded(sample.token)
     named = sample.assign(name=word.where(word != "", sample.token))
     counts = named.groupby(["latent", "name"], as_index=False).agg(times=("token", "size"))
     first = counts.sort_values(["latent", "times", "name"], ascending=[True, False, True])
@@ -42,11 +43,10 @@ def examples(index: FeatureIndex, n: int = EXAMPLES) -> pd.DataFrame:
     fake and dense latents, and those with fewer than ENOUGH contexts, are left out. "random": of
     all that fire, each as likely, the same ones at every call.
     """
-    latents = index.latents
-    called = latents.merge(names(index), on="latent", how="left")
+    called = index.latents.merge(names(index), on="latent", how="left")
     alive = called.loc[~called.dead]
-    fake = alive.fake.map(lambda fake: fake is True)
-    clear = alive.loc[~fake & (alive.frequency <= DENSE) & (alive.contexts >= ENOUGH)]
+    clear = ordinary(called)
+    clear = clear.loc[clear.contexts >= ENOUGH]
     ranked = clear.sort_values(["share", "frequency", "latent"], ascending=[False, False, True])
     named = ranked.drop_duplicates("name").head(n)
     drawn = np.random.default_rng(0).permutation(len(alive))[:n]

@@ -42,6 +42,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from faithful_sae.features.index import FeatureError
+from faithful_sae.features.vocabulary import folded
 from faithful_sae.lm.architectures import last_normalisation
 from faithful_sae.lm.model import LanguageModel
 from faithful_sae.sae.sae import TopKSAE
@@ -252,7 +253,7 @@ def token_agreement(explanations: pd.DataFrame, n: int) -> pd.Series:
     part = explanations[
         (explanations["rank"] < n) & explanations.method.isin(("MutInfo", "VocabProj"))
     ]
-    part = part.assign(text=part.text.str.strip().str.casefold())
+    part = part.assign(text=folded(part.text))
     sets = part.groupby(["method", "latent"]).text.agg(set)
     inputs, outputs = (
         sets.xs(name) if name in sets.index.get_level_values(0) else pd.Series(dtype=object)

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from faithful_sae.features.judging import SCORES
+from faithful_sae.features.vocabulary import folded
 from faithful_sae.files import read_json
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ class FeatureIndex:
         """{token, stripped and casefolded: latents that it explains}."""
         table = self.explanations()
         table = table[table.method.isin(TOKEN_METHODS)]
-        return table.latent.groupby(table.text.str.strip().str.casefold()).unique().to_dict()
+        return table.latent.groupby(folded(table.text)).unique().to_dict()
 
     def _with_text(self, context):
         return context | {"tokens": [self.vocabulary[i] for i in context["tokens"]]}
@@ -406,6 +407,12 @@ class FeatureIndex:
         return FeatureError(
             f"{self.folder / name}: damaged ({why}): delete {self.folder} and build the index again"
         )
+
+
+def ordinary(latents: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `latents` that fire, and are neither dense nor known to be fake."""
+    fake = latents.fake.map(lambda fake: fake is True)
+    return latents.loc[~latents.dead & (latents.frequency <= DENSE) & ~fake]
 
 
 def sae_checksum(sae: TopKSAE) -> str:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 
 def display_strings(tokenizer: Any, ids: Sequence[int] | None = None) -> list[str]:
     """One string per id, of those given or of all, 0 to len(tokenizer) - 1.
@@ -38,6 +40,11 @@ def visible(text: str, blanks: bool = True) -> str:
     if not blanks:
         return shown
     return re.sub("^ +| +$", lambda match: "␣" * len(match[0]), shown)
+
+
+def folded(tokens: pd.Series) -> pd.Series:
+    """Tokens by which they are compared: blanks around them and capitals do not count."""
+    return tokens.str.strip().str.casefold()
 
 
 def _from_bytes(piece):

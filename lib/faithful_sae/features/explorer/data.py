@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from faithful_sae.features.examples import examples
-from faithful_sae.features.index import DENSE, FeatureIndex
+from faithful_sae.features.index import DENSE, FeatureIndex, ordinary
 from faithful_sae.features.judging import SCORES
 from faithful_sae.features.vocabulary import visible
 
@@ -137,9 +137,8 @@ def set_overview(index: FeatureIndex) -> dict[str, Any]:
     if threshold is None:
         nearest = nearest.head(0)
     near = nearest.loc[nearest.value >= (threshold or 0)]
-    fake = latents.fake.map(lambda fake: fake is True)
-    shown = latents.loc[~latents.dead & (latents.frequency <= DENSE) & ~fake]
-    ranked = shown.sort_values(["frequency", "latent"], ascending=[False, True]).latent
+    shown = ordinary(latents).sort_values(["frequency", "latent"], ascending=[False, True])
+    ranked = shown.latent
     elsewhere = {}
     for name, own in nearest.groupby("sae", sort=False):
         found = near.latent[near.sae == name]
